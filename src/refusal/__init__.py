@@ -1,0 +1,109 @@
+"""Find the direction in a chat model that mediates refusal, show what it does, measure how robust refusal is.
+
+    model = refusal.load("embedded")
+    prompts = refusal.load_prompts("builtin")
+    candidates = refusal.difference_in_means(refusal.collect(model, prompts.train))
+    selection = refusal.select(model, candidates, prompts.val)
+    with model.apply(refusal.Ablate(selection.direction)):
+        model.generate(["Describe the water cycle."])
+"""
+
+from refusal.activations import collect
+from refusal.candidates import difference_in_means
+from refusal.config import RunConfig, make_config
+from refusal.errors import (
+    ChatTemplateError,
+    ConfigError,
+    DirectionError,
+    Error,
+    ModelLoadError,
+    NoCandidateError,
+    NonFiniteError,
+    OutOfMemoryError,
+    PromptError,
+    RunFailure,
+    RunFolderError,
+    StorageError,
+    TooFewPromptsError,
+    UnsupportedModelError,
+    UsageError,
+)
+from refusal.evaluate import evaluate
+from refusal.evaluate.detector import paper_substring_match, refusal_verdict
+from refusal.interventions import Ablate, Add
+from refusal.metrics import kl_divergence, refusal_metric
+from refusal.model import ChatModel, load
+from refusal.prompts import load_prompts
+from refusal.records import (
+    Activations,
+    Candidates,
+    CandidateScore,
+    Completion,
+    Direction,
+    Evaluation,
+    Metric,
+    Prompt,
+    PromptPair,
+    PromptSplits,
+    RefusalTokens,
+    Selection,
+    Verdict,
+)
+from refusal.refusal_tokens import tokens_for
+from refusal.run import RunResult, run
+from refusal.selection import Rule, choose, select
+from refusal.sites import SiteReport, Sites, find_sites
+
+__all__ = [
+    "Ablate",
+    "Activations",
+    "Add",
+    "CandidateScore",
+    "Candidates",
+    "ChatModel",
+    "ChatTemplateError",
+    "Completion",
+    "ConfigError",
+    "Direction",
+    "DirectionError",
+    "Error",
+    "Evaluation",
+    "Metric",
+    "ModelLoadError",
+    "NoCandidateError",
+    "NonFiniteError",
+    "OutOfMemoryError",
+    "Prompt",
+    "PromptError",
+    "PromptPair",
+    "PromptSplits",
+    "RefusalTokens",
+    "Rule",
+    "RunConfig",
+    "RunFailure",
+    "RunFolderError",
+    "RunResult",
+    "Selection",
+    "SiteReport",
+    "Sites",
+    "StorageError",
+    "TooFewPromptsError",
+    "UnsupportedModelError",
+    "UsageError",
+    "Verdict",
+    "choose",
+    "collect",
+    "difference_in_means",
+    "evaluate",
+    "find_sites",
+    "kl_divergence",
+    "load",
+    "load_prompts",
+    "make_config",
+    "paper_substring_match",
+    "refusal_metric",
+    "refusal_verdict",
+    "run",
+    "select",
+    "tokens_for",
+]

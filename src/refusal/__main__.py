@@ -1,0 +1,5 @@
+"""``python -m refusal``."""
+
+from refusal.cli import entry
+
+entry()

@@ -1,0 +1,103 @@
+"""Render an instruction through the tokenizer's own chat template, and find the post-instruction tokens.
+
+The template renders BOS itself, so tokenisation adds no special tokens; thinking is switched off where the template
+has the switch. Positions are found by tokenising several very different instructions, never by slicing strings.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from refusal.errors import ChatTemplateError
+
+# Very different first and last characters, so that what they share can only come from the template.
+_PROBES = ("a", "Who are you?", "12 + 7 = 19", "«¡Olé!»", "Compare:\n- x\n- y", "日本語の文", "END.", "(x)")
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What surrounds an instruction in a prompt of this tokenizer.
+
+    ``prefix`` and ``suffix`` are token ids: what every prompt starts with, and the post-instruction tokens.
+    """
+
+    system: str | None
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    suffix_tokens: tuple[str, ...]
+    thinking_switch: bool
+    starts_with_bos: bool
+
+
+def render(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None = None) -> str:
+    """The prompt text for one user turn, generation prompt included.
+
+    Raises:
+        ChatTemplateError: there is no template, or it rejects the conversation (a system role, say).
+    """
+    if not tokenizer.chat_template:
+        raise ChatTemplateError(
+            "The tokenizer has no chat template: this looks like a base model. "
+            "Use an instruction-tuned model, or set tokenizer.chat_template."
+        )
+    turns = [{"role": "user", "content": instruction}]
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": system})
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        what = "a system prompt" if system is not None else "a single user turn"
+        mend = "Run without --system." if system is not None else "Check the model's chat template."
+        raise ChatTemplateError(f"The chat template rejects {what} ({error}). {mend}") from error
+    return str(text)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of rendered text; the template has already written BOS."""
+    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [int(i) for i in ids]
+
+
+def find_format(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> ChatFormat:
+    """The common prefix and suffix of prompts, in tokens.
+
+    The suffix is the longest one that all probes share, and it must decode to the end of the template's own text
+    after the instruction.
+
+    Raises:
+        ChatTemplateError: no template, or nothing follows the instruction.
+    """
+    texts = [render(tokenizer, probe, system) for probe in _PROBES]
+    ids = [tokenize(tokenizer, text) for text in texts]
+    prefix = _common_prefix(ids)
+    suffix = _common_suffix(ids)
+    template_end = "".join(_common_suffix([list(text) for text in texts]))
+    decoded = tokenizer.decode(list(suffix), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if not suffix or not template_end.endswith(decoded.lstrip(" ")):
+        raise ChatTemplateError(
+            f"No post-instruction tokens were found: prompts share the text {template_end!r} after the instruction "
+            f"but the tokens {decoded!r}. The method reads activations there; use a template that closes the user turn."
+        )
+    bos = tokenizer.bos_token_id
+    return ChatFormat(
+        system=system,
+        prefix=tuple(prefix),
+        suffix=tuple(suffix),
+        suffix_tokens=tuple(tokenizer.convert_ids_to_tokens(list(suffix))),
+        thinking_switch="enable_thinking" in str(tokenizer.chat_template),
+        starts_with_bos=bos is not None and bool(prefix) and prefix[0] == bos,
+    )
+
+
+def _common_prefix(rows: Sequence[list[Any]]) -> list[Any]:
+    return list(os.path.commonprefix(rows))  # works on any lists, not only on paths
+
+
+def _common_suffix(rows: Sequence[list[Any]]) -> list[Any]:
+    return _common_prefix([row[::-1] for row in rows])[::-1]

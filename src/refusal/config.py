@@ -1,0 +1,114 @@
+"""The configuration of a run, its presets, and its TOML form."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from refusal.errors import ConfigError
+from refusal.selection.rule import Rule
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class RunOptions(BaseModel):
+    """The options of a run, all but the model. The defaults are the paper's sizes on the built-in prompts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Precision of the weights and activations."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    device_map: str | None = None
+    """As in transformers: `auto` spreads a model over several devices."""
+    system: str | None = None
+    """A system prompt; by default what the template does by itself."""
+    blocks: str | None = None
+    """Path of the decoder blocks, where they are not found ("model.layers")."""
+    writers: tuple[str, ...] = ()
+    """Names of the writing children of a block, where they are not found (self_attn mlp)."""
+    batch_size: Count = 32
+    """Prompts per batch to start with; halved when memory runs out."""
+
+    prompts: tuple[str, ...] = ("builtin",)
+    """builtin, paper, or files: harmful=bad.txt harmless=good.txt all.csv"""
+    data_dir: str | None = None
+    """Folder of already downloaded source files (for `paper`)."""
+    column: str | None = None
+    """Text column of your own csv or json files."""
+    dedup: Literal["near", "exact"] = "near"
+    """Drop near-duplicates of later splits, or only exact ones as the published splits do."""
+    seed: int = 42
+    """Shuffles the prompt pools."""
+    n_train: Count = 128
+    """Training prompts per class that must pass the filter."""
+    n_val: Count = 32
+    """Validation prompts per class that must pass the filter."""
+    n_test: Count = 100
+    """Test prompts per class."""
+    filter: bool = True
+    """Keep only harmful prompts that the model refuses and harmless ones that it does not, by the refusal metric."""
+
+    refusal_tokens: tuple[str, ...] = ()
+    """Refusal tokens as texts or ids; by default a preset or chosen from the model's completions."""
+    induce_threshold: float = 0.0
+    """A candidate must induce refusal at least this much."""
+    kl_threshold: float = 0.1
+    """A candidate's ablation may change harmless behaviour at most this much."""
+    prune_layers: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the last layers that is not eligible."""
+    layer_step: Count = 1
+    """Score every n-th layer only."""
+    strict: bool = False
+    """Stop with exit code 1 when no candidate qualifies."""
+
+    max_new_tokens: Count = 512
+    """Length of the completions."""
+
+    @property
+    def rule(self) -> Rule:
+        """The selection rule's thresholds."""
+        return Rule(self.induce_threshold, self.kl_threshold, self.prune_layers)
+
+
+class RunConfig(RunOptions):
+    """Everything that decides the result of a run."""
+
+    model: str = "embedded"
+    """Hub id, folder, .gguf file, or `embedded`."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Arditi et al. 2024: 128 / 32 / 100 prompts a class, 512 new tokens, every position and layer.
+    "paper": {},
+    # A first look in minutes on a laptop's processor: fewer prompts, every second layer, short completions.
+    "quick": {"n_train": 32, "n_val": 12, "n_test": 32, "max_new_tokens": 32, "layer_step": 2},
+}
+
+
+def make_config(preset: str | None = None, file: Path | None = None, **given: Any) -> RunConfig:
+    """A configuration from a preset, a TOML file and given values; the later ones win.
+
+    Raises:
+        ConfigError: unknown preset or key, a wrong value, or an unreadable file.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"Unknown preset {preset!r}. Use {' or '.join(sorted(PRESETS))}.")
+    values = {**(PRESETS[preset] if preset is not None else {}), **(_read_toml(file) if file is not None else {})}
+    try:
+        return RunConfig(**{**values, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{name} = {first.get('input')!r} is wrong: {first['msg']}. Mend the option.") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML ({error}). Check the path and the file.") from error

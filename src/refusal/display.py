@@ -1,0 +1,169 @@
+"""Everything that is printed: tables and progress to stderr, results to stdout."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from refusal.progress import Advance, listening
+from refusal.records import Metric, RefusalTokens, Selection, to_json
+from refusal.run import RunResult
+
+err = Console(stderr=True)
+out = Console()
+
+
+class _Rate(ProgressColumn):
+    """Steps per second, or seconds per step when slow."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        shown = f"{speed:.1f} {task.fields['unit']}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
+        return Text(shown, style="cyan")
+
+
+@contextmanager
+def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
+    """Show progress, warnings (and with ``verbose`` notes) on stderr; progress only on a terminal."""
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    handler = RichHandler(console=err, show_path=False, show_time=verbose, markup=False)
+    logger = logging.getLogger("refusal")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        if quiet or not err.is_terminal:
+            yield
+        else:
+            with _progress() as progress, listening(_listener(progress)):
+                yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        _Rate(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    return Progress(*columns, console=err)
+
+
+def _listener(progress: Progress) -> Any:
+    @contextmanager
+    def listener(name: str, total: int, unit: str) -> Iterator[Advance]:
+        task = progress.add_task(name, total=total, unit=unit)
+        try:
+            yield lambda n: progress.advance(task, n)
+        finally:
+            progress.update(task, total=progress.tasks[progress.task_ids.index(task)].completed)
+
+    return listener
+
+
+def show_result(result: RunResult) -> None:
+    """The tokens, the direction and the table of rates, whatever of it the run has."""
+    show_tokens(result.tokens)
+    if result.selection is not None:
+        show_selection(result.selection)
+    if result.metrics:
+        err.print(rates_table(result.metrics))
+    out.print(f"Run folder: {result.folder}", highlight=False, soft_wrap=True)
+
+
+def show_tokens(tokens: RefusalTokens) -> None:
+    """The refusal tokens with their probabilities, and how well the metric tells refusals apart."""
+    chances = tokens.probabilities or (None,) * len(tokens.ids)
+    shown = ", ".join(
+        f"{text!r} ({id}{'' if p is None else f', p {p:.2f}'})"
+        for id, text, p in zip(tokens.ids, tokens.texts, chances, strict=True)
+    )
+    quality = "" if tokens.auroc is None else f"; AUROC {tokens.auroc:.2f} on {tokens.judged} judged completions"
+    err.print(f"Refusal tokens ({tokens.source}): {shown}{quality}", highlight=False, markup=False)
+
+
+def show_selection(selection: Selection) -> None:
+    """The chosen direction with its three scores, or what was missed."""
+    s = selection.score
+    if selection.qualified:
+        err.print(f"Direction: position {s.position}, layer {s.layer}", style="bold", highlight=False)
+    else:
+        err.print(f"UNQUALIFIED direction: position {s.position}, layer {s.layer}", style="bold red", highlight=False)
+    baseline = selection.harmful_count.mean_metric, selection.harmless_count.mean_metric
+    err.print(
+        f"  bypass {s.bypass:+.2f} (baseline {baseline[0]:+.2f}), induce {s.induce:+.2f} (baseline {baseline[1]:+.2f}), "
+        f"KL {s.kl:.3f}",
+        highlight=False,
+    )
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(selection.rejected.items()))
+    err.print(f"  {len(selection.scores)} candidates; rejected by {reasons or 'nothing'}", highlight=False)
+    if not selection.qualified:
+        for miss in selection.nearest_misses(3):
+            kl = "not scored" if miss.kl is None else f"{miss.kl:.3f}"
+            err.print(f"  near miss ({miss.position}, {miss.layer}): induce {miss.induce:+.2f}, KL {kl}", highlight=False)
+
+
+def rates_table(metrics: tuple[Metric, ...]) -> Table:
+    """Refusal rate with its interval by condition, beside the share of degenerate completions."""
+    table = Table(title="Share of completions that refuse (95 % interval)", title_justify="left")
+    for name in ("prompts", "condition", "refusal rate", "interval", "degenerate", "n"):
+        table.add_column(name, justify="left" if name in ("prompts", "condition") else "right")
+    degenerate = {(m.set, m.condition): m.value for m in metrics if m.name == "degenerate_rate"}
+    for m in metrics:
+        if m.name == "refusal_rate":
+            row = (f"{m.value:.0%}", f"{m.low:.0%} to {m.high:.0%}", f"{degenerate[m.set, m.condition]:.0%}", str(m.n))
+            table.add_row(m.set, m.condition, *row)
+    return table
+
+
+def print_json(result: RunResult) -> None:
+    """The result as one JSON value on stdout."""
+    selection = result.selection
+    value = {
+        "folder": str(result.folder),
+        "model": result.config.model,
+        "refusal_tokens": to_json(result.tokens),
+        "selection": None
+        if selection is None
+        else {
+            **to_json(selection.score),
+            "qualified": selection.qualified,
+            "norm": selection.direction.norm,
+            "rejected": selection.rejected,
+        },
+        "metrics": to_json(result.metrics),
+    }
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def show_error(error: BaseException) -> None:
+    """One message, no traceback."""
+    err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True, highlight=False)
+
+
+def show_notice(text: str) -> None:
+    """A line on stderr."""
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_reply(text: str) -> None:
+    """A model's reply in the chat, control characters made visible."""
+    out.print("".join(c if c.isprintable() or c in "\n\t" else "�" for c in text), markup=False, highlight=False)

@@ -1,0 +1,81 @@
+"""The one context manager that touches a model's forward pass; nothing else registers hooks.
+
+An ``Edit`` names a module, a side and a function of the hidden states: what it returns replaces them, ``None`` leaves
+them as they are (a read). Functions must not change their argument in place.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Edit_fn = Callable[[Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Read or replace the hidden states at one side of a module."""
+
+    module: nn.Module
+    side: Literal["input", "output"]
+    fn: Edit_fn
+
+
+@contextmanager
+def hooked(edits: Iterable[Edit]) -> Iterator[None]:
+    """Install ``edits`` for the duration of the block; they are gone afterwards, also after an exception.
+
+    Edits at the same place run in the order given; an inner ``hooked`` runs after an outer one.
+    """
+    with ExitStack() as stack:
+        for edit in edits:
+            if edit.side == "input":
+                handle = edit.module.register_forward_pre_hook(_input_hook(edit.fn), with_kwargs=True)
+            else:
+                handle = edit.module.register_forward_hook(_output_hook(edit.fn))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def skipped(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Make ``modules`` return their hidden states unchanged for the duration of the block."""
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(_restore_forward, module, module.__dict__.get("forward"))
+            module.forward = _pass_through
+        yield
+
+
+def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _restore_forward(module: nn.Module, own: Any) -> None:
+    if own is None:
+        del module.forward  # back to the class's method
+    else:
+        module.forward = own  # accelerate had put its own wrapper on the instance
+
+
+def _input_hook(fn: Edit_fn) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            new = fn(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        new = fn(kwargs["hidden_states"])
+        return None if new is None else (args, {**kwargs, "hidden_states": new})
+
+    return hook
+
+
+def _output_hook(fn: Edit_fn) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):  # attention returns (hidden states, weights)
+            new = fn(output[0])
+            return None if new is None else (new, *output[1:])
+        return fn(output)
+
+    return hook

@@ -1,0 +1,190 @@
+"""Load a chat model, and the object that the rest of the package works on.
+
+A model is named by a hub id, a local folder, a ``.gguf`` file, or ``embedded`` (the model from the package registry).
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from refusal import embedded
+from refusal.batches import BatchSize
+from refusal.chat import ChatFormat, find_format, render, tokenize
+from refusal.errors import ConfigError, ModelLoadError, UnsupportedModelError
+from refusal.gguf import converted_folder
+from refusal.hooks import hooked
+from refusal.interventions import Intervention, all_edits
+from refusal.sites import Sites, find_sites
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+DEFAULT_BATCH = 32
+
+
+class ChatModel:
+    """A causal language model with its chat format and its residual-stream sites.
+
+    Attributes:
+        hf: the transformers model, in eval mode.
+        tokenizer: its tokenizer.
+        name, revision: what it was loaded from.
+        chat: the chat format: prefix and post-instruction tokens.
+        sites: blocks and writers, verified.
+        batch_size: rows per batch; halved when memory runs out.
+        share_prefix: run the template's leading tokens once per batch (exact; off only for tests and comparisons).
+        forward_tokens: tokens run through the model so far, padding included.
+    """
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str = "",
+        *,
+        revision: str | None = None,
+        system: str | None = None,
+        sites: Sites | None = None,
+        batch_size: int = DEFAULT_BATCH,
+    ) -> None:
+        self.hf = hf.eval()
+        self.tokenizer = tokenizer
+        self.name = name or hf.name_or_path
+        self.revision = revision
+        self.chat: ChatFormat = find_format(tokenizer, system)
+        self.sites: Sites = sites if sites is not None else find_sites(hf)
+        self.batch_size = BatchSize(batch_size)
+        self.share_prefix = True
+        self.forward_tokens = 0
+
+    def __repr__(self) -> str:
+        return f"ChatModel({self.name!r}, {self.hf.dtype}, {self.device}, {self.sites})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the embedding."""
+        return self.hf.get_input_embeddings().weight.device
+
+    def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole prompts: each instruction as one user turn, generation prompt included."""
+        return [tokenize(self.tokenizer, render(self.tokenizer, text, self.chat.system)) for text in instructions]
+
+    @contextmanager
+    def apply(self, *interventions: Intervention) -> Iterator["ChatModel"]:
+        """Run the model under ``interventions`` inside the block; nests, and nothing stays behind."""
+        with hooked(all_edits(interventions, self.hf, self.sites)):
+            yield self
+
+    def generate(self, instructions: Sequence[str], max_new_tokens: int = 128) -> list[str]:
+        """Greedy completions, one per instruction, without the end-of-turn token."""
+        from refusal.generation import complete  # generation is built on this class
+
+        return complete(self, instructions, max_new_tokens)
+
+    def weight_hash(self, samples: int = 4096) -> str:
+        """Sha256 over every tensor's name, shape and up to ``samples`` evenly spaced values.
+
+        Any edit of the weights changes it; hashing all of a large model would take longer than loading it.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            flat = tensor.detach().reshape(-1)
+            values = flat[:: max(1, flat.numel() // samples)][:samples].float().cpu()
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load(
+    name: str = "embedded",
+    *,
+    revision: str | None = None,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+    device_map: str | None = None,
+    system: str | None = None,
+    blocks: str | None = None,
+    writers: Sequence[str] | None = None,
+    batch_size: int = DEFAULT_BATCH,
+) -> ChatModel:
+    """Load a chat model.
+
+    Args:
+        name: hub id, folder, ``.gguf`` file, or ``embedded``.
+        revision: branch, tag or commit of a hub model.
+        dtype: ``bfloat16``, ``float32`` or ``float16``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device_map: as in transformers ("auto" spreads a model over devices); overrides ``device``.
+        system: a system prompt; by default what the template does by itself.
+        blocks, writers: where discovery fails, see ``find_sites``.
+        batch_size: rows per batch to start with.
+
+    Raises:
+        ModelLoadError: not found, no network, or not readable.
+        ChatTemplateError: no chat template, or it rejects the system prompt.
+        UnsupportedModelError: blocks or writers not found.
+        ConfigError: unknown dtype or device.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"Unknown dtype {dtype!r}. Use one of {', '.join(DTYPES)}.")
+    where = _device(device)
+    source = _resolve(name)
+    options = {"revision": revision} if revision is not None else {}
+    placement = {"device_map": device_map} if device_map is not None else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        hf = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelLoadError(_load_message(name, error)) from error
+    if device_map is None:
+        hf = hf.to(where)
+    sites = find_sites(hf, blocks, writers)
+    return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size)
+
+
+def _resolve(name: str) -> str:
+    """What transformers should load: a folder, or a hub id as it is."""
+    if name == embedded.NAME:
+        return str(embedded.folder())
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelLoadError(f"There is no file {name}. Check the path, or use `embedded`.")
+        return str(converted_folder(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(f"The folder {name} holds no config.json. Give a folder in transformers' format.")
+        return str(path)
+    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") != 1:
+        raise ModelLoadError(
+            f"{name!r} is neither a folder, a .gguf file nor a hub id (owner/name). Check it, or use `embedded`."
+        )
+    return name
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device {device!r}. Use auto, cpu, cuda, cuda:1 or mps.") from error
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(where.type, False):
+        raise ConfigError(f"The device {device!r} is not available here. Use --device auto or cpu.")
+    return where
+
+
+def _load_message(name: str, error: BaseException) -> str:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"The model {name!r} could not be loaded: {first_line} "
+        "Check the id and the network, give a local folder or a .gguf file, or use `embedded`."
+    )

@@ -1,0 +1,34 @@
+"""How library code reports progress without knowing who listens.
+
+A stage opens ``with task("collect", total=256) as advance`` and calls ``advance(n)``. By default nobody listens;
+``display`` installs a listener for the terminal.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+
+Advance = Callable[[int], None]
+Listener = Callable[[str, int, str], AbstractContextManager[Advance]]
+
+
+def _silent(name: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+    return nullcontext(lambda n: None)
+
+
+_listener: ContextVar[Listener] = ContextVar("refusal_progress", default=_silent)
+
+
+def task(name: str, total: int, unit: str = "prompts") -> AbstractContextManager[Advance]:
+    """Open a unit of work of ``total`` steps; yields ``advance(n)``."""
+    return _listener.get()(name, total, unit)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Route every ``task`` opened inside to ``listener``."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)

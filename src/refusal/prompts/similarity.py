@@ -1,0 +1,55 @@
+"""Near-duplicates: prompts whose sets of words overlap by a Jaccard similarity of at least 0.6.
+
+Exact, and fast enough for tens of thousands of prompts: two sets can only be that similar if they share one of their
+few rarest words, so only those are looked up (prefix filtering, Chaudhuri et al. 2006).
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from refusal.records import Prompt
+
+THRESHOLD = 0.6
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+
+
+def words(text: str) -> frozenset[str]:
+    """The set of lower-cased words of a text; the text itself where it has none."""
+    return frozenset(_WORD.findall(text.lower())) or frozenset([text])
+
+
+def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    """Size of the intersection over size of the union."""
+    return len(a & b) / len(a | b)
+
+
+def drop_near_duplicates(
+    prompts: Sequence[Prompt], others: Sequence[Prompt], threshold: float = THRESHOLD
+) -> tuple[tuple[Prompt, ...], int]:
+    """``prompts`` without those as similar as ``threshold`` to any of ``others``, and how many went."""
+    sets, other_sets = [words(p.text) for p in prompts], [words(p.text) for p in others]
+    frequency = Counter(word for group in (*sets, *other_sets) for word in group)
+
+    def rarest(group: frozenset[str]) -> list[str]:
+        keep = len(group) - math.ceil(threshold * len(group)) + 1
+        return sorted(group, key=lambda word: (frequency[word], word))[:keep]
+
+    index: dict[str, list[frozenset[str]]] = defaultdict(list)
+    for group in other_sets:
+        for word in rarest(group):
+            index[word].append(group)
+    kept = tuple(
+        prompt
+        for prompt, group in zip(prompts, sets, strict=True)
+        if not any(jaccard(group, other) >= threshold for word in rarest(group) for other in index[word])
+    )
+    return kept, len(prompts) - len(kept)
+
+
+def drop_exact_duplicates(prompts: Sequence[Prompt], others: Sequence[Prompt]) -> tuple[tuple[Prompt, ...], int]:
+    """``prompts`` without those whose text occurs in ``others``, as the published splits do."""
+    texts = {p.text for p in others}
+    kept = tuple(p for p in prompts if p.text not in texts)
+    return kept, len(prompts) - len(kept)

@@ -1,0 +1,76 @@
+"""The one place that writes files: whole or not at all.
+
+Everything is written under a temporary name in the target folder and renamed, so that an interruption or a full disk
+never leaves half a file behind.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from platformdirs import user_cache_path
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from refusal.errors import StorageError
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write safetensors."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    _replace(path, lambda temporary: save_file(contiguous, temporary, metadata=dict(metadata or {})))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, keys in the order given; NaN is refused, since JSON has none."""
+    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write one JSON value a line."""
+    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_toml(path: Path, value: Mapping[str, Any]) -> None:
+    """Write TOML; ``None`` values are left out, since TOML has none."""
+    _write_text(path, tomli_w.dumps({key: item for key, item in value.items() if item is not None}))
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_root() -> Path:
+    """Folder for converted models and downloads: ``$REFUSAL_CACHE``, else the platform's user cache."""
+    return Path(os.environ.get("REFUSAL_CACHE") or user_cache_path("refusal"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    _replace(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[str], object]) -> None:
+    """Call ``write`` with a temporary name beside ``path``, then rename it over ``path``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            write(temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{path} could not be written ({error}). Free some space or give another folder with --out."
+        ) from error
