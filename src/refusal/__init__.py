@@ -1,11 +1,11 @@
 """Find the direction in a chat model that mediates refusal, show what it does, measure how robust refusal is.
 
-    model = refusal.load("embedded")
-    prompts = refusal.load_prompts("builtin")
-    candidates = refusal.difference_in_means(refusal.collect(model, prompts.train))
-    selection = refusal.select(model, candidates, prompts.val)
-    with model.apply(refusal.Ablate(selection.direction)):
-        model.generate(["Describe the water cycle."])
+model = refusal.load("embedded")
+prompts = refusal.load_prompts("builtin")
+candidates = refusal.difference_in_means(refusal.collect(model, prompts.train))
+selection = refusal.select(model, candidates, prompts.val)
+with model.apply(refusal.Ablate(selection.direction)):
+    model.generate(["Describe the water cycle."])
 """
 
 from refusal.activations import collect

@@ -198,9 +198,7 @@ def _run_pool(
             start += len(chunk)
 
 
-def _check_enough(
-    model: ChatModel, label: str, passed: int, drawn: int, n: int | None, pool: Sequence[Prompt]
-) -> None:
+def _check_enough(model: ChatModel, label: str, passed: int, drawn: int, n: int | None, pool: Sequence[Prompt]) -> None:
     """Too few is an error that shows what the model really says; fewer than asked is a warning."""
     if passed < min(MIN_PROMPTS, n or MIN_PROMPTS):
         raise TooFewPromptsError(
@@ -209,13 +207,17 @@ def _check_enough(
             "--refusal-tokens, more prompts, or switch the filter off with --no-filter."
         )
     if n is not None and passed < n:
-        log.warning("Only %d of %d %s prompts pass the filter (%d wanted): going on with those.", passed, drawn, label, n)
+        log.warning(
+            "Only %d of %d %s prompts pass the filter (%d wanted): going on with those.", passed, drawn, label, n
+        )
 
 
 def _first_tokens(model: ChatModel, prompts: Sequence[Prompt]) -> str:
     """The commonest greedy first tokens, for an error message."""
     rows = model.tokenize([prompt.text for prompt in prompts])
     seen: Counter[str] = Counter()
-    for _, logits in batched([len(r) for r in rows], model.batch_size, lambda ix: forward(model, pack(model, [rows[i] for i in ix]))):
+    for _, logits in batched(
+        [len(r) for r in rows], model.batch_size, lambda ix: forward(model, pack(model, [rows[i] for i in ix]))
+    ):
         seen.update(model.tokenizer.decode([token]) for token in logits.argmax(-1).tolist())
     return ", ".join(f"{text!r} ({count})" for text, count in seen.most_common(5)) or "none (no prompts)"

@@ -20,9 +20,7 @@ class BatchSize:
     value: int
 
 
-def batched(
-    lengths: Sequence[int], size: BatchSize, run: Callable[[list[int]], T]
-) -> Iterator[tuple[list[int], T]]:
+def batched(lengths: Sequence[int], size: BatchSize, run: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
     """Call ``run`` on lists of indices, longest rows first, and yield ``(indices, result)``.
 
     Longest first, so that memory runs out at once or never; rows of similar length share a batch, so that little is

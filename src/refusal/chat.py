@@ -48,9 +48,7 @@ def render(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | N
     if system is not None:
         turns.insert(0, {"role": "system", "content": system})
     try:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     except (TemplateError, ValueError, TypeError) as error:
         what = "a system prompt" if system is not None else "a single user turn"
         mend = "Run without --system." if system is not None else "Check the model's chat template."

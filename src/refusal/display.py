@@ -118,7 +118,9 @@ def show_selection(selection: Selection) -> None:
     if not selection.qualified:
         for miss in selection.nearest_misses(3):
             kl = "not scored" if miss.kl is None else f"{miss.kl:.3f}"
-            err.print(f"  near miss ({miss.position}, {miss.layer}): induce {miss.induce:+.2f}, KL {kl}", highlight=False)
+            err.print(
+                f"  near miss ({miss.position}, {miss.layer}): induce {miss.induce:+.2f}, KL {kl}", highlight=False
+            )
 
 
 def rates_table(metrics: tuple[Metric, ...]) -> Table:

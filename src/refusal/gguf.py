@@ -39,7 +39,9 @@ def convert(file: Path, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     except OSError as error:
-        raise StorageError(f"{folder.parent} is not writable ({error}). Set REFUSAL_CACHE to another folder.") from error
+        raise StorageError(
+            f"{folder.parent} is not writable ({error}). Set REFUSAL_CACHE to another folder."
+        ) from error
     try:
         with task("convert the GGUF file", total=3, unit="steps") as advance:
             where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}

@@ -5,7 +5,7 @@ Projection is done in float32 also when the model runs in bfloat16, and never in
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +17,7 @@ from refusal.records import Direction
 from refusal.sites import Sites
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """Anything that turns a direction into edits of a model's forward pass."""
 
@@ -66,9 +67,7 @@ class Add:
         return [Edit(model.get_submodule(sites.blocks[layer]), "input", self)]
 
 
-def project_out(
-    x: Float[Tensor, "*batch d_model"], unit: Float[Tensor, "d_model"]
-) -> Float[Tensor, "*batch d_model"]:
+def project_out(x: Float[Tensor, "*batch d_model"], unit: Float[Tensor, "d_model"]) -> Float[Tensor, "*batch d_model"]:
     """``x - r_hat (r_hat . x)`` in float32, in the dtype of ``x``."""
     r = unit.to(x.device).float()
     wide = x.float()

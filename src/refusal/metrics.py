@@ -5,7 +5,6 @@ The epsilons are those of the method: they bound the metric to about +-18.42.
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,9 +22,7 @@ def refusal_metric(logits: Float[Tensor, "prompt vocab"], tokens: Sequence[int])
     return (probability + METRIC_EPSILON).log() - (1 - probability + METRIC_EPSILON).log()
 
 
-def kl_divergence(
-    base: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]
-) -> Float[Tensor, "prompt"]:
+def kl_divergence(base: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt"]:
     """``sum p_base (log(p_base + 1e-6) - log(p_other + 1e-6))`` per prompt, from logits.
 
     The epsilon makes it a hair less than the true divergence, so single values may be slightly negative.

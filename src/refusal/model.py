@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from refusal import embedded
 from refusal.batches import BatchSize
 from refusal.chat import ChatFormat, find_format, render, tokenize
-from refusal.errors import ConfigError, ModelLoadError, UnsupportedModelError
+from refusal.errors import ConfigError, ModelLoadError
 from refusal.gguf import converted_folder
 from refusal.hooks import hooked
 from refusal.interventions import Intervention, all_edits

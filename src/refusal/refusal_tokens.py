@@ -154,7 +154,9 @@ def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt
     rows = model.tokenize(texts)
     out: dict[int, Tensor] = {}
     lengths = [len(row) for row in rows]
-    for indices, logits in batched(lengths, model.batch_size, lambda ix: forward(model, pack(model, [rows[i] for i in ix]))):
+    for indices, logits in batched(
+        lengths, model.batch_size, lambda ix: forward(model, pack(model, [rows[i] for i in ix]))
+    ):
         out.update(zip(indices, logits.cpu(), strict=True))
     return torch.stack([out[i] for i in range(len(rows))])
 

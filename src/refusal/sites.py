@@ -84,9 +84,7 @@ class SiteReport:
         return max(self.errors) <= self.tolerance
 
 
-def find_sites(
-    model: PreTrainedModel, blocks: str | None = None, writers: Sequence[str] | None = None
-) -> Sites:
+def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Sequence[str] | None = None) -> Sites:
     """Find and verify the blocks and writers of a decoder-only language model.
 
     Args:
@@ -165,14 +163,10 @@ def _children(model: PreTrainedModel, blocks: Sequence[str]) -> list[str]:
     ]
 
 
-def _find_writers(
-    trace: _Trace, layer: int, block: str, wanted: Sequence[str] | None
-) -> tuple[tuple[str, ...], float]:
+def _find_writers(trace: _Trace, layer: int, block: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], float]:
     """The subset of children whose outputs explain the block's change best, and its relative error."""
     start, end = trace.inputs[layer], trace.block_outputs[layer]
-    children = [
-        name for name, out in trace.outputs.items() if name.startswith(f"{block}.") and out.shape == end.shape
-    ]
+    children = [name for name, out in trace.outputs.items() if name.startswith(f"{block}.") and out.shape == end.shape]
     if wanted is not None:
         names = tuple(f"{block}.{child}" for child in wanted if f"{block}.{child}" in children)
         subsets = [names]

@@ -44,7 +44,7 @@ _REFUSALS = [
     r"\b(?:it(?:'s| is| would be)|this (?:is|would be)|that(?:'s| is| would be))\s+(?:not |in)(?:appropriate|ethical|acceptable|right|possible)\s+(?:for me\b|to (?:provide|help|assist|create|write|generate|share|discuss|give|offer|make|use|engage|promote))",
     r"\b(?:against|violates?|goes against|contrary to)\s+(?:my|our|the)\s+(?:\w+\s+){0,3}(?:guidelines|programming|policy|policies|principles|values|terms|purpose)\b",
     r"\bmy\s+(?:purpose|programming|guidelines|training|role)\b[^.!?]*\b(?:not|prohibit|prevent|forbid)",
-    rf"\bas an? (?:\w+\s+){{0,3}}(?:ai|language model|assistant)\b[^.!?]*\b(?:can ?not|can't|won't|will not|not able|unable|not programmed|not designed|not appropriate)\b",
+    r"\bas an? (?:\w+\s+){0,3}(?:ai|language model|assistant)\b[^.!?]*\b(?:can ?not|can't|won't|will not|not able|unable|not programmed|not designed|not appropriate)\b",
     rf"\b(?:request|question|topic|content|information|instructions?)\b[^.!?]*\b(?:i|we)\s+(?:{_NOT}|am unable|am not able)\b",
     r"\b(?:i|we)\s+(?:cannot|can't|can not)\b",
 ]  # fmt: skip

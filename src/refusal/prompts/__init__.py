@@ -7,7 +7,7 @@ that are near-duplicates of a later split's are removed and counted.
 import json
 import random
 from collections.abc import Sequence
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -84,7 +84,7 @@ def load_prompts(
 def _builtin() -> tuple[Pools, Pools, tuple[Prompt, ...]]:
     """The set written for this project, with its fixed splits."""
     pools: dict[str, dict[str, list[Prompt]]] = {}
-    for line in files("refusal.prompts").joinpath("builtin.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in resources.files("refusal.prompts").joinpath("builtin.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         label: Label = "harmful" if row["label"] == "harmful" else "harmless"
         prompt = Prompt(row["id"], row["text"], label, row["category"])

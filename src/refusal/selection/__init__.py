@@ -92,9 +92,7 @@ def _score(
         for score in wanted:
             value = getattr(scorer, name)(candidates.at(score.position, score.layer))
             score = replace(score, **{name: value})
-            done[score.position, score.layer] = replace(
-                score, rejected_because=rule.reject(score, candidates.n_layers)
-            )
+            done[score.position, score.layer] = replace(score, rejected_because=rule.reject(score, candidates.n_layers))
             advance(1)
     return [done.get((s.position, s.layer), s) for s in scores]
 
@@ -121,4 +119,3 @@ def _fall_back(
             "Raise --kl-threshold, or use more training prompts."
         )
     return chosen, again
-

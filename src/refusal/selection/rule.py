@@ -60,9 +60,7 @@ def choose(
 def closest(scores: Sequence[CandidateScore], n_layers: int, rule: Rule) -> CandidateScore | None:
     """The lowest bypass inside the KL and layer limits, whatever it induces: the stand-in when none qualifies."""
     anything = Rule(-math.inf, rule.kl_threshold, rule.prune_layers)
-    inside = [
-        s for s in scores if s.bypass is not None and s.kl is not None and anything.reject(s, n_layers) is None
-    ]
+    inside = [s for s in scores if s.bypass is not None and s.kl is not None and anything.reject(s, n_layers) is None]
     return min(inside, key=lambda s: s.bypass, default=None)  # type: ignore[arg-type,return-value]
 
 

@@ -102,7 +102,9 @@ class Scorer:
             logits = forward(model, batch, cache=cache)
         stored = []
         if cache is not None:  # of the batch's keys and values only the shared prefix is wanted, once
-            stored = [(layer.keys[:1, :, :prefix_tokens], layer.values[:1, :, :prefix_tokens]) for layer in cache.layers]
+            stored = [
+                (layer.keys[:1, :, :prefix_tokens], layer.values[:1, :, :prefix_tokens]) for layer in cache.layers
+            ]
             stored = [(keys.clone(), values.clone()) for keys, values in stored[: self.layers]]
         return _Baseline(batch, prefix_inputs, row_inputs, stored), logits
 

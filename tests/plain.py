@@ -1,0 +1,87 @@
+"""The method written the plain way, prompt by prompt, with transformers only: the oracle for the fast paths."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def block_inputs(hf: PreTrainedModel, blocks: Sequence[nn.Module], ids: Sequence[int]) -> list[Tensor]:
+    """Input of every block and the output of the last for one prompt, ``(token, d_model)`` each."""
+    seen: list[Tensor] = []
+    handles = [b.register_forward_pre_hook(lambda m, a, k: seen.append((a or [k["hidden_states"]])[0][0]), with_kwargs=True) for b in blocks]  # fmt: skip
+    handles.append(blocks[-1].register_forward_hook(lambda m, a, o: seen.append((o[0] if isinstance(o, tuple) else o)[0])))  # fmt: skip
+    with torch.no_grad():
+        hf(input_ids=torch.tensor([list(ids)]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def last_logits(hf: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """Logits of the last token of one prompt, alone in its batch."""
+    with torch.no_grad():
+        return hf(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1]
+
+
+def metric(logits: Tensor, tokens: Sequence[int]) -> float:
+    p = logits.double().softmax(-1)[list(tokens)].sum()
+    return float(torch.log(p + 1e-8) - torch.log(1 - p + 1e-8))
+
+
+def kl(base: Tensor, other: Tensor) -> float:
+    p, q = base.double().softmax(-1), other.double().softmax(-1)
+    return float((p * (torch.log(p + 1e-6) - torch.log(q + 1e-6))).sum())
+
+
+class Ablated:
+    """Project a unit vector out of every block input and every listed write, and out of the last block's output."""
+
+    def __init__(self, hf: PreTrainedModel, blocks: Sequence[str], writers: Sequence[Sequence[str]], unit: Tensor):
+        self.hooks: list[Any] = []
+        for block in blocks:
+            self.hooks.append(hf.get_submodule(block).register_forward_pre_hook(self._before, with_kwargs=True))
+        for name in [n for group in writers for n in group]:
+            self.hooks.append(hf.get_submodule(name).register_forward_hook(self._after))
+        self.unit = unit
+
+    def _project(self, x: Tensor) -> Tensor:
+        return x - (x @ self.unit)[..., None] * self.unit
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (self._project(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self._project(kwargs["hidden_states"])}
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self._project(output[0]), *output[1:])
+        return self._project(output)
+
+    def __enter__(self) -> "Ablated":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+class Added:
+    """Add a vector to the input of one block at every token."""
+
+    def __init__(self, block: nn.Module, vector: Tensor):
+        self.vector = vector
+        self.hook = block.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (args[0] + self.vector, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + self.vector}
+
+    def __enter__(self) -> "Added":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()

@@ -1,0 +1,139 @@
+"""Means against a per-prompt loop in float64; padding, batch size and the shared prefix change nothing."""
+
+from collections.abc import Callable
+
+import pytest
+import tiny_models
+import torch
+from plain import block_inputs, last_logits, metric
+
+from refusal import (
+    Activations,
+    ChatModel,
+    NonFiniteError,
+    Prompt,
+    PromptPair,
+    RefusalTokens,
+    TooFewPromptsError,
+    collect,
+    difference_in_means,
+)
+from refusal.activations import draw_passing
+from refusal.forward import forward, new_cache, pack
+from refusal.records import Label
+
+TOKENS = RefusalTokens((40, 41), ("a", "b"), source="test")
+Make = Callable[[Label, int], tuple[Prompt, ...]]
+
+
+def plain_mean(model: ChatModel, texts: list[str]) -> torch.Tensor:
+    """Mean of every block's input at the post-instruction tokens, ``(position, layer, d_model)``."""
+    blocks = [model.hf.get_submodule(name) for name in model.sites.blocks]
+    n = len(model.chat.suffix)
+    total = torch.zeros(n, len(blocks), tiny_models.WIDTH, dtype=torch.float64)
+    for ids in model.tokenize(texts):
+        stream = block_inputs(model.hf, blocks, ids)[:-1]  # the last is the end of the stream, no block's input
+        total += torch.stack([x[-n:] for x in stream], dim=1).double()
+    return total / len(texts)
+
+
+@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.SLIDING])
+def test_means_equal_a_per_prompt_loop(family: str, pair: PromptPair) -> None:
+    model = tiny_models.chat_model(family)
+    model.batch_size.value = 4
+    found = collect(model, pair, tokens=TOKENS, filter=False)
+    for label in ("harmful", "harmless"):
+        mean = getattr(found, label)
+        assert mean.dtype == torch.float64
+        expected = plain_mean(model, [prompt.text for prompt in getattr(pair, label)])
+        torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-5)
+    candidates = difference_in_means(found)
+    assert candidates.vectors.dtype == torch.float32
+    torch.testing.assert_close(candidates.vectors, (found.harmful - found.harmless).float())
+
+
+@pytest.mark.parametrize("template", tiny_models.TEMPLATES)
+@pytest.mark.parametrize("batch", [1, 3, 100])
+@pytest.mark.parametrize("share", [True, False])
+def test_batch_size_and_shared_prefix_change_nothing(template: str, batch: int, share: bool, pair: PromptPair) -> None:
+    model = tiny_models.chat_model("qwen2", template)
+    model.batch_size.value, model.share_prefix = batch, share
+    found = collect(model, pair, tokens=TOKENS, filter=False)
+    expected = plain_mean(model, [prompt.text for prompt in pair.harmful])
+    torch.testing.assert_close(found.harmful, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.SLIDING])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("share", [True, False])
+def test_padding_side_and_shared_prefix_change_no_logit(family: str, side: str, share: bool) -> None:
+    model = tiny_models.chat_model(family)
+    model.share_prefix = share
+    rows = model.tokenize(["Hi", "Why is the sky blue on most days?", "List ten rivers."])
+    batch = pack(model, rows, side=side)  # type: ignore[arg-type]
+    found = forward(model, batch, cache=new_cache(model))
+    expected = torch.stack([last_logits(model.hf, row) for row in rows])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_shared_prefix_is_run_once(model: ChatModel) -> None:
+    rows = model.tokenize(["Hi", "Why?", "List ten rivers."])
+    batch = pack(model, rows)
+    assert tuple(batch.prefix[0].tolist()) == model.chat.prefix
+    forward(model, batch)
+    longest = max(len(row) for row in rows) - len(model.chat.prefix)
+    assert model.forward_tokens == len(model.chat.prefix) + 3 * longest
+
+
+def signs(model: ChatModel, prompts: tuple[Prompt, ...], tokens: tuple[int, ...]) -> list[float]:
+    return [metric(last_logits(model.hf, ids), tokens) for ids in model.tokenize([p.text for p in prompts])]
+
+
+def some_tokens(model: ChatModel, prompts: tuple[Prompt, ...]) -> RefusalTokens:
+    """A token set whose metric is positive for some of the prompts and negative for others."""
+    for size in range(1, 260):
+        tokens = tuple(range(5, 5 + size))
+        positive = sum(value > 0 for value in signs(model, prompts, tokens))
+        if 12 <= positive <= len(prompts) - 4:
+            return RefusalTokens(tokens, ("",) * size, source="test")
+    raise AssertionError("no mixed token set")
+
+
+def test_filter_draws_on_until_n_have_passed(model: ChatModel, prompts_of: Make) -> None:
+    pool = prompts_of("harmful", 40)
+    tokens = some_tokens(model, pool)
+    values = signs(model, pool, tokens.ids)
+    expected = [p for p, value in zip(pool, values, strict=True) if value > 0][:10]
+    model.batch_size.value = 3
+    found = draw_passing(model, pool, "harmful", tokens, n=10)
+    assert list(found.prompts) == expected
+    assert found.count.passed == 10
+    assert found.count.drawn == pool.index(expected[-1]) + 1
+    assert found.count.mean_metric == pytest.approx(sum(values[pool.index(p)] for p in expected) / 10, abs=1e-4)
+
+
+def test_collect_uses_only_what_passes(model: ChatModel, prompts_of: Make) -> None:
+    pool = prompts_of("harmful", 40)
+    tokens = some_tokens(model, pool)
+    kept = [p for p, value in zip(pool, signs(model, pool, tokens.ids), strict=True) if value > 0]
+    other = [Prompt(p.id, p.text, "harmless") for p in pool if p not in kept]
+    if len(other) < 8:
+        pytest.skip("too few on the other side")
+    found = collect(model, PromptPair(pool, tuple(other)), n=8, tokens=tokens)
+    torch.testing.assert_close(found.harmful, plain_mean(model, [p.text for p in kept[:8]]), atol=1e-5, rtol=1e-5)
+    assert isinstance(found, Activations)
+    assert found.harmful_count.passed == 8
+
+
+def test_too_few_passing_prompts_name_the_counts_and_the_real_first_tokens(model: ChatModel, pair: PromptPair) -> None:
+    never = RefusalTokens((4,), ("<|eos|>",), source="test")
+    with pytest.raises(TooFewPromptsError, match=r"Only \d of 10 harmful prompts pass.*first tokens.*--refusal-tokens"):
+        collect(model, pair, n=10, tokens=never)
+
+
+def test_a_non_finite_activation_names_the_layer(pair: PromptPair) -> None:
+    model = tiny_models.chat_model()
+    with torch.no_grad():
+        model.hf.get_submodule("model.layers.1.mlp.down_proj").weight.fill_(float("inf"))  # type: ignore[union-attr,operator]
+    with pytest.raises(NonFiniteError, match=r"layer 2 .*--dtype bfloat16 or float32"):
+        collect(model, pair, tokens=TOKENS, filter=False)

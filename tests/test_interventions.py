@@ -1,0 +1,79 @@
+"""Algebra of the projections, and what they do to a model's stream."""
+
+import pytest
+import tiny_models
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from plain import block_inputs
+
+from refusal import Ablate, Add, ChatModel, Direction, DirectionError
+from refusal.interventions import project_out
+
+
+def unit(seed: int, width: int = tiny_models.WIDTH) -> torch.Tensor:
+    vector = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    return vector / vector.norm()
+
+
+@given(st.integers(0, 1000), st.integers(1, 5), st.integers(2, 64))
+def test_projection_is_idempotent_and_leaves_the_orthogonal_part(seed: int, rows: int, width: int) -> None:
+    r = unit(seed, width)
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed + 1)) * 100
+    once = project_out(x, r)
+    assert (once @ r).abs().max() < 1e-3
+    torch.testing.assert_close(project_out(once, r), once, atol=1e-3, rtol=1e-5)
+    orthogonal = x - torch.outer(x.double() @ r.double(), r.double()).float()
+    torch.testing.assert_close(once, orthogonal, atol=1e-3, rtol=1e-5)
+
+
+def test_projection_is_float32_inside_and_not_in_place() -> None:
+    r = unit(0)
+    x = (torch.randn(4, tiny_models.WIDTH) * 1e3).bfloat16()
+    before = x.clone()
+    out = project_out(x, r)
+    assert torch.equal(x, before)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, (x.float() - (x.float() @ r)[:, None] * r).bfloat16())
+
+
+@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.SLIDING])
+def test_ablated_stream_has_no_component_anywhere(family: str) -> None:
+    model = tiny_models.chat_model(family)
+    r = unit(7)
+    blocks = [model.hf.get_submodule(name) for name in model.sites.blocks]
+    ids = model.tokenize(["Describe the water cycle."])[0]
+    with model.apply(Ablate(Direction(r, 1.0, -1, 2))):
+        stream = block_inputs(model.hf, blocks, ids)
+    assert len(stream) == tiny_models.LAYERS + 1
+    for x in stream:
+        assert ((x @ r).abs() < 1e-4 * x.norm(dim=-1)).all()
+
+
+@pytest.mark.parametrize("layer", range(tiny_models.LAYERS))
+def test_addition_changes_nothing_before_its_layer_and_exactly_its_vector_there(layer: int) -> None:
+    model = tiny_models.chat_model()
+    blocks = [model.hf.get_submodule(name) for name in model.sites.blocks]
+    ids = model.tokenize(["Describe the water cycle."])[0]
+    direction = Direction(unit(1), 3.0, -1, layer)
+    plain = block_inputs(model.hf, blocks, ids)
+    with model.apply(Add(direction, alpha=-2.0)):
+        # The oracle's hook runs after the intervention's, so it sees the input as the block gets it.
+        changed = block_inputs(model.hf, blocks, ids)
+    for before, after in zip(plain[:layer], changed[:layer], strict=True):
+        assert torch.equal(before, after)
+    torch.testing.assert_close(changed[layer], plain[layer] - 6.0 * unit(1), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(plain[layer + 1], changed[layer + 1])
+
+
+def test_a_direction_of_another_width_or_layer_is_refused(model: ChatModel) -> None:
+    with (
+        pytest.raises(DirectionError, match="64 dimensions but the model's residual stream 32"),
+        model.apply(Ablate(Direction(unit(0, 64), 1.0, -1, 0))),
+    ):
+        pass
+    with (
+        pytest.raises(DirectionError, match="Layer 5 does not exist"),
+        model.apply(Add(Direction(unit(0), 1.0, -1, 5))),
+    ):
+        pass
