@@ -11,8 +11,15 @@ from transformers import PreTrainedModel
 def block_inputs(hf: PreTrainedModel, blocks: Sequence[nn.Module], ids: Sequence[int]) -> list[Tensor]:
     """Input of every block and the output of the last for one prompt, ``(token, d_model)`` each."""
     seen: list[Tensor] = []
-    handles = [b.register_forward_pre_hook(lambda m, a, k: seen.append((a or [k["hidden_states"]])[0][0]), with_kwargs=True) for b in blocks]  # fmt: skip
-    handles.append(blocks[-1].register_forward_hook(lambda m, a, o: seen.append((o[0] if isinstance(o, tuple) else o)[0])))  # fmt: skip
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append((args[0] if args else kwargs["hidden_states"])[0])
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output)[0])
+
+    handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
+    handles.append(blocks[-1].register_forward_hook(after))
     with torch.no_grad():
         hf(input_ids=torch.tensor([list(ids)]), use_cache=False)
     for handle in handles:
@@ -23,7 +30,8 @@ def block_inputs(hf: PreTrainedModel, blocks: Sequence[nn.Module], ids: Sequence
 def last_logits(hf: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     """Logits of the last token of one prompt, alone in its batch."""
     with torch.no_grad():
-        return hf(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1]
+        logits: Tensor = hf(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1]
+    return logits
 
 
 def metric(logits: Tensor, tokens: Sequence[int]) -> float:

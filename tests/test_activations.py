@@ -134,6 +134,6 @@ def test_too_few_passing_prompts_name_the_counts_and_the_real_first_tokens(model
 def test_a_non_finite_activation_names_the_layer(pair: PromptPair) -> None:
     model = tiny_models.chat_model()
     with torch.no_grad():
-        model.hf.get_submodule("model.layers.1.mlp.down_proj").weight.fill_(float("inf"))  # type: ignore[union-attr,operator]
+        model.hf.get_submodule("model.layers.1.mlp.down_proj").weight.fill_(float("inf"))  # type: ignore[operator]
     with pytest.raises(NonFiniteError, match=r"layer 2 .*--dtype bfloat16 or float32"):
         collect(model, pair, tokens=TOKENS, filter=False)

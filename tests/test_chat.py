@@ -33,7 +33,7 @@ def test_thinking_is_switched_off_where_the_template_can() -> None:
     tok = tiny_models.tokenizer("chatml")
     found = find_format(tok)
     assert found.thinking_switch
-    assert tok.decode(list(found.suffix)).endswith("<think>\n\n</think>\n\n")
+    assert str(tok.decode(list(found.suffix))).endswith("<think>\n\n</think>\n\n")
     assert not find_format(tiny_models.tokenizer("bare")).thinking_switch
 
 

@@ -1,7 +1,5 @@
 """The context manager leaves nothing behind and composes."""
 
-from collections.abc import Iterator
-
 import pytest
 import tiny_models
 import torch
@@ -17,15 +15,15 @@ def hooks_of(model: nn.Module) -> int:
 
 
 @pytest.fixture
-def direction() -> Iterator[Direction]:
+def direction() -> Direction:
     torch.manual_seed(3)
     vector = torch.randn(tiny_models.WIDTH)
-    yield Direction(vector / vector.norm(), 2.5, -1, 2)
+    return Direction(vector / vector.norm(), 2.5, -1, 2)
 
 
 def test_hooks_are_gone_after_an_exception(model: ChatModel, direction: Direction) -> None:
     before = hooks_of(model.hf)
-    with pytest.raises(RuntimeError, match="boom"), model.apply(Ablate(direction), Add(direction)):
+    with pytest.raises(RuntimeError, match="boom"), model.apply(Ablate(direction), Add(direction)):  # noqa: PT012
         assert hooks_of(model.hf) > before
         raise RuntimeError("boom")
     assert hooks_of(model.hf) == before
@@ -76,7 +74,7 @@ def test_tuple_outputs_keep_their_other_parts() -> None:
 def test_skipped_blocks_pass_their_input_on_and_come_back(model: ChatModel) -> None:
     block = model.hf.get_submodule(model.sites.blocks[0])
     x = torch.randn(1, 3, tiny_models.WIDTH)
-    with pytest.raises(RuntimeError), skipped([block]):
+    with pytest.raises(RuntimeError), skipped([block]):  # noqa: PT012
         assert torch.equal(block(x), x)
         raise RuntimeError
     assert "forward" not in block.__dict__

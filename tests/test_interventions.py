@@ -13,7 +13,8 @@ from refusal.interventions import project_out
 
 def unit(seed: int, width: int = tiny_models.WIDTH) -> torch.Tensor:
     vector = torch.randn(width, generator=torch.Generator().manual_seed(seed))
-    return vector / vector.norm()
+    normed: torch.Tensor = vector / vector.norm()
+    return normed
 
 
 @given(st.integers(0, 1000), st.integers(1, 5), st.integers(2, 64))

@@ -82,7 +82,8 @@ def network(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedM
         extra = FAMILIES[family]
     config = AutoConfig.for_model(family, **{**_COMMON, **extra, **changes})
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.3 if parameter.dim() == 1 else 1.5 / parameter.shape[-1] ** 0.5

@@ -6,7 +6,7 @@ running sums. No per-prompt activation outlives its batch.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,9 @@ from refusal.refusal_tokens import tokens_for
 log = logging.getLogger(__name__)
 
 MIN_PROMPTS = 8
+
+# What to read in the rows of a batch: edits that fill a store of activations by layer.
+Reads = Callable[[Batch, dict[int, Tensor]], list[Edit]]
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def _run_pool(
     n: int | None,
     filter: bool,
     name: str,
-    reads,
+    reads: Reads | None,
 ) -> Iterator[tuple[Prompt, float, Tensor | None]]:
     """Yield ``(prompt, metric, activations)`` in drawing order; runs a little ahead of what is taken."""
     start, taken = 0, 0
@@ -219,5 +222,5 @@ def _first_tokens(model: ChatModel, prompts: Sequence[Prompt]) -> str:
     for _, logits in batched(
         [len(r) for r in rows], model.batch_size, lambda ix: forward(model, pack(model, [rows[i] for i in ix]))
     ):
-        seen.update(model.tokenizer.decode([token]) for token in logits.argmax(-1).tolist())
+        seen.update(str(model.tokenizer.decode([token])) for token in logits.argmax(-1).tolist())
     return ", ".join(f"{text!r} ({count})" for text, count in seen.most_common(5)) or "none (no prompts)"

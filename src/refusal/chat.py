@@ -4,9 +4,9 @@ The template renders BOS itself, so tokenisation adds no special tokens; thinkin
 has the switch. Positions are found by tokenising several very different instructions, never by slicing strings.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -76,7 +76,7 @@ def find_format(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -
     prefix = _common_prefix(ids)
     suffix = _common_suffix(ids)
     template_end = "".join(_common_suffix([list(text) for text in texts]))
-    decoded = tokenizer.decode(list(suffix), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    decoded = str(tokenizer.decode(list(suffix), skip_special_tokens=False, clean_up_tokenization_spaces=False))
     if not suffix or not template_end.endswith(decoded.lstrip(" ")):
         raise ChatTemplateError(
             f"No post-instruction tokens were found: prompts share the text {template_end!r} after the instruction "
@@ -94,7 +94,8 @@ def find_format(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -
 
 
 def _common_prefix(rows: Sequence[list[Any]]) -> list[Any]:
-    return list(os.path.commonprefix(rows))  # works on any lists, not only on paths
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return [column[0] for column in same]
 
 
 def _common_suffix(rows: Sequence[list[Any]]) -> list[Any]:

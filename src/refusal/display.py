@@ -109,8 +109,8 @@ def show_selection(selection: Selection) -> None:
         err.print(f"UNQUALIFIED direction: position {s.position}, layer {s.layer}", style="bold red", highlight=False)
     baseline = selection.harmful_count.mean_metric, selection.harmless_count.mean_metric
     err.print(
-        f"  bypass {s.bypass:+.2f} (baseline {baseline[0]:+.2f}), induce {s.induce:+.2f} (baseline {baseline[1]:+.2f}), "
-        f"KL {s.kl:.3f}",
+        f"  bypass {s.bypass:+.2f} (baseline {baseline[0]:+.2f}), "
+        f"induce {s.induce:+.2f} (baseline {baseline[1]:+.2f}), KL {s.kl:.3f}",
         highlight=False,
     )
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(selection.rejected.items()))

@@ -34,6 +34,7 @@ class Batch:
 
     @property
     def rows(self) -> int:
+        """Number of prompts."""
         return self.ids.shape[0]
 
 

@@ -4,7 +4,6 @@ transformers can read GGUF, but unpacking takes a minute each time; the converte
 """
 
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -53,7 +52,7 @@ def convert(file: Path, folder: Path) -> None:
             advance(1)
             model.save_pretrained(temporary)
             advance(1)
-        os.replace(temporary, folder)
+        temporary.replace(folder)
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelLoadError(
             f"transformers cannot read {file.name} ({error}). Give the model as a folder of safetensors instead."

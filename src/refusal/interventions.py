@@ -21,7 +21,9 @@ from refusal.sites import Sites
 class Intervention(Protocol):
     """Anything that turns a direction into edits of a model's forward pass."""
 
-    def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]: ...
+    def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
+        """What to do at which modules."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,11 @@ class Ablate:
     direction: Direction
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """``x`` without its component along the direction."""
         return project_out(x, self.direction.vector)
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
+        """Project the input of block 0 and every write."""
         _check_width(self.direction, sites)
         first = Edit(model.get_submodule(sites.blocks[0]), "input", self)
         return [first] + [Edit(model.get_submodule(n), "output", self) for names in sites.writers for n in names]
@@ -56,10 +60,12 @@ class Add:
     layer: int | None = None
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """``x`` moved along the direction."""
         step = self.direction.vector.to(x.device).float() * (self.alpha * self.direction.norm)
         return (x.float() + step).to(x.dtype)
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
+        """Add at the input of the block."""
         _check_width(self.direction, sites)
         layer = self.direction.layer if self.layer is None else self.layer
         if not 0 <= layer < sites.n_layers:

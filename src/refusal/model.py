@@ -52,9 +52,10 @@ class ChatModel:
         sites: Sites | None = None,
         batch_size: int = DEFAULT_BATCH,
     ) -> None:
-        self.hf = hf.eval()
+        hf.eval()
+        self.hf = hf
         self.tokenizer = tokenizer
-        self.name = name or hf.name_or_path
+        self.name = name or str(hf.name_or_path)
         self.revision = revision
         self.chat: ChatFormat = find_format(tokenizer, system)
         self.sites: Sites = sites if sites is not None else find_sites(hf)
@@ -68,7 +69,7 @@ class ChatModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the embedding."""
-        return self.hf.get_input_embeddings().weight.device
+        return next(self.hf.get_input_embeddings().parameters()).device
 
     def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of whole prompts: each instruction as one user turn, generation prompt included."""
@@ -142,7 +143,7 @@ def load(
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelLoadError(_load_message(name, error)) from error
     if device_map is None:
-        hf = hf.to(where)
+        hf.to(where)  # type: ignore[arg-type]  # transformers wraps the signature away
     sites = find_sites(hf, blocks, writers)
     return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size)
 

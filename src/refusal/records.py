@@ -105,10 +105,12 @@ class Candidates:
 
     @property
     def n_positions(self) -> int:
+        """Number of post-instruction tokens."""
         return self.vectors.shape[0]
 
     @property
     def n_layers(self) -> int:
+        """Number of decoder blocks."""
         return self.vectors.shape[1]
 
     def at(self, position: int, layer: int) -> "Direction":

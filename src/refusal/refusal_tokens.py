@@ -74,7 +74,7 @@ def given_tokens(model: ChatModel, wanted: Sequence[str | int]) -> RefusalTokens
             ids.append(int(item))
         else:
             ids.append(_first_token(model, item))
-    size = model.hf.get_input_embeddings().weight.shape[0]
+    size = model.hf.config.get_text_config().vocab_size
     if bad := [i for i in ids if not 0 <= i < size]:
         raise ConfigError(f"Token id {bad[0]} is outside the vocabulary of {size}. Give ids below that, or texts.")
     return RefusalTokens(tuple(ids), _texts(model, ids), source="given")

@@ -38,6 +38,7 @@ class Sites:
 
     @property
     def n_layers(self) -> int:
+        """Number of decoder blocks."""
         return len(self.blocks)
 
     def verify(self, model: PreTrainedModel) -> "SiteReport":
@@ -81,6 +82,7 @@ class SiteReport:
 
     @property
     def ok(self) -> bool:
+        """Whether every error is within the tolerance."""
         return max(self.errors) <= self.tolerance
 
 
@@ -200,7 +202,7 @@ def _trace(model: PreTrainedModel, blocks: Sequence[str], children: set[str]) ->
         edits.append(Edit(module, "input", _keep(trace.inputs, layer)))
         edits.append(Edit(module, "output", _keep(trace.block_outputs, layer)))
     edits += [Edit(model.get_submodule(name), "output", _keep(trace.outputs, name)) for name in sorted(children)]
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.config.get_text_config().vocab_size
     ids = torch.arange(1, PROBE_TOKENS + 1).mul(7919).remainder(vocabulary)[None]
     with torch.inference_mode(), hooked(edits):
         model(input_ids=ids.to(model.device), use_cache=False)

@@ -65,8 +65,8 @@ def _replace(path: Path, write: Callable[[str], object]) -> None:
         os.close(handle)
         try:
             write(temporary)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

@@ -81,7 +81,8 @@ def evaluate(
         n: prompts per class; default all.
         max_new_tokens: length of the completions; short ones hide refusals that come late.
     """
-    completions, metrics = {}, []
+    completions: dict[tuple[str, str], tuple[Completion, ...]] = {}
+    metrics: list[Metric] = []
     for set, condition in conditions:
         pool = prompts.harmful if set == "harmful" else prompts.harmless
         done = complete_under(model, direction, pool[:n], condition, max_new_tokens)

@@ -1,7 +1,7 @@
 """Which rows of AdvBench (0-based) the published training split holds.
 
-The paper drew 128 of the 520 rows without a seed and dropped those that also occur in a test set; what was left can only
-be written down.
+The paper drew 128 of the 520 rows without a seed and dropped those that also occur in a test set; what was left can
+only be written down.
 """
 
 ADVBENCH_ROWS = (
