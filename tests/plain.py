@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from refusal import CandidateScore
+
 
 def block_inputs(hf: PreTrainedModel, blocks: Sequence[nn.Module], ids: Sequence[int]) -> list[Tensor]:
     """Input of every block and the output of the last for one prompt, ``(token, d_model)`` each."""
@@ -93,3 +95,34 @@ class Added:
 
     def __exit__(self, *_: object) -> None:
         self.hook.remove()
+
+
+def bypass_values(
+    hf: PreTrainedModel, blocks: Sequence[str], writers: Sequence[Sequence[str]], rows: Any, direction: Any, tokens: Any
+) -> list[float]:
+    """Refusal metric of each prompt with the direction projected out everywhere."""
+    with Ablated(hf, blocks, writers, direction.vector):
+        return [metric(last_logits(hf, row), tokens) for row in rows]
+
+
+def scores(
+    hf: PreTrainedModel,
+    blocks: Sequence[str],
+    writers: Sequence[Sequence[str]],
+    harmful: Sequence[Sequence[int]],
+    harmless: Sequence[Sequence[int]],
+    directions: Sequence[Any],
+    tokens: Sequence[int],
+) -> list[CandidateScore]:
+    """The triple loop: every candidate, every prompt alone, every score."""
+    base = [last_logits(hf, row) for row in harmless]
+    out = []
+    for direction in directions:
+        bypass = bypass_values(hf, blocks, writers, harmful, direction, tokens)
+        with Ablated(hf, blocks, writers, direction.vector):
+            drift = [kl(b, last_logits(hf, row)) for b, row in zip(base, harmless, strict=True)]
+        with Added(hf.get_submodule(blocks[direction.layer]), direction.vector * direction.norm):
+            induce = [metric(last_logits(hf, row), tokens) for row in harmless]
+        means = [sum(values) / len(values) for values in (bypass, induce, drift)]
+        out.append(CandidateScore(direction.position, direction.layer, *means))
+    return out

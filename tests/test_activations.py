@@ -19,7 +19,6 @@ from refusal import (
     difference_in_means,
 )
 from refusal.activations import draw_passing
-from refusal.forward import forward, new_cache, pack
 from refusal.records import Label
 
 TOKENS = RefusalTokens((40, 41), ("a", "b"), source="test")
@@ -40,7 +39,7 @@ def plain_mean(model: ChatModel, texts: list[str]) -> torch.Tensor:
 @pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.SLIDING])
 def test_means_equal_a_per_prompt_loop(family: str, pair: PromptPair) -> None:
     model = tiny_models.chat_model(family)
-    model.batch_size.value = 4
+    model.token_budget.value = 200
     found = collect(model, pair, tokens=TOKENS, filter=False)
     for label in ("harmful", "harmless"):
         mean = getattr(found, label)
@@ -53,36 +52,14 @@ def test_means_equal_a_per_prompt_loop(family: str, pair: PromptPair) -> None:
 
 
 @pytest.mark.parametrize("template", tiny_models.TEMPLATES)
-@pytest.mark.parametrize("batch", [1, 3, 100])
-@pytest.mark.parametrize("share", [True, False])
-def test_batch_size_and_shared_prefix_change_nothing(template: str, batch: int, share: bool, pair: PromptPair) -> None:
+@pytest.mark.parametrize("budget", [1, 150, 10_000])
+@pytest.mark.parametrize("packs", [True, False])
+def test_batch_size_and_packing_change_nothing(template: str, budget: int, packs: bool, pair: PromptPair) -> None:
     model = tiny_models.chat_model("qwen2", template)
-    model.batch_size.value, model.share_prefix = batch, share
+    model.token_budget.value, model.packs = budget, packs
     found = collect(model, pair, tokens=TOKENS, filter=False)
     expected = plain_mean(model, [prompt.text for prompt in pair.harmful])
     torch.testing.assert_close(found.harmful, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.SLIDING])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("share", [True, False])
-def test_padding_side_and_shared_prefix_change_no_logit(family: str, side: str, share: bool) -> None:
-    model = tiny_models.chat_model(family)
-    model.share_prefix = share
-    rows = model.tokenize(["Hi", "Why is the sky blue on most days?", "List ten rivers."])
-    batch = pack(model, rows, side=side)  # type: ignore[arg-type]
-    found = forward(model, batch, cache=new_cache(model))
-    expected = torch.stack([last_logits(model.hf, row) for row in rows])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_the_shared_prefix_is_run_once(model: ChatModel) -> None:
-    rows = model.tokenize(["Hi", "Why?", "List ten rivers."])
-    batch = pack(model, rows)
-    assert tuple(batch.prefix[0].tolist()) == model.chat.prefix
-    forward(model, batch)
-    longest = max(len(row) for row in rows) - len(model.chat.prefix)
-    assert model.forward_tokens == len(model.chat.prefix) + 3 * longest
 
 
 def signs(model: ChatModel, prompts: tuple[Prompt, ...], tokens: tuple[int, ...]) -> list[float]:
@@ -104,7 +81,7 @@ def test_filter_draws_on_until_n_have_passed(model: ChatModel, prompts_of: Make)
     tokens = some_tokens(model, pool)
     values = signs(model, pool, tokens.ids)
     expected = [p for p, value in zip(pool, values, strict=True) if value > 0][:10]
-    model.batch_size.value = 3
+    model.token_budget.value = 200
     found = draw_passing(model, pool, "harmful", tokens, n=10)
     assert list(found.prompts) == expected
     assert found.count.passed == 10

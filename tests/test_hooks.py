@@ -7,7 +7,7 @@ from torch import nn
 
 from refusal import Ablate, Add, ChatModel, Direction
 from refusal.hooks import Edit, hooked, skipped
-from refusal.refusal_tokens import last_logits
+from refusal.forward import last_logits
 
 
 def hooks_of(model: nn.Module) -> int:

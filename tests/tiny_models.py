@@ -56,6 +56,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm": {"use_qkv_bias": True},
     "starcoder2": {"sliding_window": None},
 }
+# Not attention over positions the caller gives: these cannot share rows.
+OTHERS: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 4, "time_step_rank": 4},
+}
 SLIDING = {"mistral-sliding": ("mistral", {"sliding_window": 8})}
 
 
@@ -79,7 +83,7 @@ def network(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedM
     if family in SLIDING:
         family, extra = SLIDING[family]
     else:
-        extra = FAMILIES[family]
+        extra = {**FAMILIES, **OTHERS}[family]
     config = AutoConfig.for_model(family, **{**_COMMON, **extra, **changes})
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -6,16 +6,15 @@ running sums. No per-prompt activation outlives its batch.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.batches import batched
 from refusal.errors import NonFiniteError, TooFewPromptsError
-from refusal.forward import Batch, forward, pack
+from refusal.forward import Batch, last_logits, read, run_batches
 from refusal.hooks import Edit
 from refusal.metrics import refusal_metric
 from refusal.model import ChatModel
@@ -26,9 +25,7 @@ from refusal.refusal_tokens import tokens_for
 log = logging.getLogger(__name__)
 
 MIN_PROMPTS = 8
-
-# What to read in the rows of a batch: edits that fill a store of activations by layer.
-Reads = Callable[[Batch, dict[int, Tensor]], list[Edit]]
+CHUNK_PROMPTS = 128  # read at once: enough to fill batches, few enough to hold their activations for a moment
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,10 @@ def collect(
     for label, pool in (("harmful", prompts.harmful), ("harmless", prompts.harmless)):
         total = _Sum(model)
         kept, metrics, drawn = [], [], 0
-        for prompt, metric, activation in _run_pool(model, pool, tokens, n, filter, f"collect {label}", total.reads):
+        for prompt, metric, activation in _run_pool(model, pool, tokens, n, filter, f"collect {label}", True):
             drawn += 1
             if not filter or passes(prompt.label, metric):
+                assert activation is not None
                 total.add(activation)
                 kept.append(prompt)
                 metrics.append(metric)
@@ -98,7 +96,7 @@ def draw_passing(
         TooFewPromptsError: fewer than 8 pass.
     """
     kept, metrics, drawn = [], [], 0
-    for prompt, metric, _ in _run_pool(model, pool, tokens, n, filter, f"filter {label}", None):
+    for prompt, metric, _ in _run_pool(model, pool, tokens, n, filter, f"filter {label}", False):
         drawn += 1
         if not filter or passes(prompt.label, metric):
             kept.append(prompt)
@@ -115,42 +113,37 @@ def passes(label: Label, metric: float) -> bool:
 
 
 def post_instruction_reads(
-    model: ChatModel, batch: Batch, store: dict[int, Float[Tensor, "row position d_model"]]
+    model: ChatModel, batch: Batch, store: dict[int, Float[Tensor, "prompt position d_model"]]
 ) -> list[Edit]:
     """Edits that put every block's input at the post-instruction tokens into ``store``, by layer."""
-    n_positions = len(model.chat.suffix)
-    offsets = torch.arange(-n_positions + 1, 1, device=batch.last.device)
+    offsets = torch.arange(-len(model.chat.suffix) + 1, 1, device=batch.last.device)
     index = batch.last[:, None] + offsets[None]
-    rows = torch.arange(batch.rows, device=batch.last.device)[:, None]
+    rows = batch.row[:, None]
 
-    def read(layer: int) -> Edit:
+    def read_at(layer: int) -> Edit:
         def keep(x: Tensor) -> None:
             store[layer] = x[rows.to(x.device), index.to(x.device)]
 
         return Edit(model.hf.get_submodule(model.sites.blocks[layer]), "input", keep)
 
-    return [read(layer) for layer in range(model.sites.n_layers)]
+    return [read_at(layer) for layer in range(model.sites.n_layers)]
 
 
 class _Sum:
     """A float64 running sum on the CPU (Apple's GPUs have no float64)."""
 
     def __init__(self, model: ChatModel) -> None:
-        self.model = model
+        self.dtype = model.hf.dtype
         self.n = 0
         shape = (len(model.chat.suffix), model.sites.n_layers, model.sites.d_model)
         self.total: Float[Tensor, "position layer d_model"] = torch.zeros(shape, dtype=torch.float64)
 
-    def reads(self, batch: Batch, store: dict[int, Tensor]) -> list[Edit]:
-        return post_instruction_reads(self.model, batch, store)
-
-    def add(self, activation: Float[Tensor, "position layer d_model"] | None) -> None:
-        assert activation is not None
+    def add(self, activation: Float[Tensor, "position layer d_model"]) -> None:
         finite = activation.isfinite().all(-1).all(0)
         if not finite.all():
             layer = int((~finite).nonzero()[0, 0])
             raise NonFiniteError(
-                f"The activations at layer {layer} are not finite in {self.model.hf.dtype}. "
+                f"The activations at layer {layer} are not finite in {self.dtype}. "
                 "Run with --dtype bfloat16 or float32."
             )
         self.total += activation.double()
@@ -167,37 +160,37 @@ def _run_pool(
     n: int | None,
     filter: bool,
     name: str,
-    reads: Reads | None,
+    keep_activations: bool,
 ) -> Iterator[tuple[Prompt, float, Tensor | None]]:
     """Yield ``(prompt, metric, activations)`` in drawing order; runs a little ahead of what is taken."""
+
+    def run(batch: Batch) -> list[tuple[float, Tensor | None]]:
+        store: dict[int, Tensor] = {}
+        logits = read(model, batch, post_instruction_reads(model, batch, store) if keep_activations else ())[0]
+        metrics = refusal_metric(logits, tokens.ids).tolist()
+        if not keep_activations:
+            return [(metric, None) for metric in metrics]
+        stacked = torch.stack([store[layer].cpu() for layer in range(len(store))], dim=2)
+        return list(zip(metrics, stacked, strict=True))
+
     start, taken = 0, 0
     with task(name, total=len(pool) if n is None else n) as advance:
         while start < len(pool) and (n is None or taken < n):
             missing = len(pool) - start if n is None else n - taken
-            size = min(missing + (missing // 8 + 2 if filter and n is not None else 0), 4 * model.batch_size.value)
-            chunk = pool[start : start + size]
-            rows = model.tokenize([prompt.text for prompt in chunk])
+            ahead = missing // 8 + 2 if filter and n is not None else 0  # some will not pass
+            chunk = pool[start : start + min(missing + ahead, CHUNK_PROMPTS)]
             results: dict[int, tuple[float, Tensor | None]] = {}
-
-            def run(indices: list[int], rows: list[list[int]] = rows) -> list[tuple[float, Tensor | None]]:
-                batch = pack(model, [rows[i] for i in indices])
-                store: dict[int, Tensor] = {}
-                logits = forward(model, batch, reads(batch, store) if reads is not None else ())
-                values = refusal_metric(logits, tokens.ids).tolist()
-                if reads is None:
-                    return [(value, None) for value in values]
-                stacked = torch.stack([store[layer].cpu() for layer in range(len(store))], dim=2)
-                return list(zip(values, stacked, strict=True))
-
-            for indices, out in batched([len(row) for row in rows], model.batch_size, run):
-                results.update(zip(indices, out, strict=True))
+            for batch, out in run_batches(model, model.tokenize([prompt.text for prompt in chunk]), run):
+                results.update(zip(batch.prompts, out, strict=True))
+                if n is None:
+                    advance(len(out))
             for i, prompt in enumerate(chunk):
-                value, activation = results[i]
-                passed = not filter or passes(prompt.label, value)
-                if n is None or passed:
+                metric, activation = results[i]
+                passed = not filter or passes(prompt.label, metric)
+                if n is not None and passed:
                     advance(1)
                 taken += passed
-                yield prompt, value, activation
+                yield prompt, metric, activation
             start += len(chunk)
 
 
@@ -217,10 +210,6 @@ def _check_enough(model: ChatModel, label: str, passed: int, drawn: int, n: int 
 
 def _first_tokens(model: ChatModel, prompts: Sequence[Prompt]) -> str:
     """The commonest greedy first tokens, for an error message."""
-    rows = model.tokenize([prompt.text for prompt in prompts])
-    seen: Counter[str] = Counter()
-    for _, logits in batched(
-        [len(r) for r in rows], model.batch_size, lambda ix: forward(model, pack(model, [rows[i] for i in ix]))
-    ):
-        seen.update(str(model.tokenizer.decode([token])) for token in logits.argmax(-1).tolist())
+    first = last_logits(model, [prompt.text for prompt in prompts]).argmax(-1).tolist() if prompts else []
+    seen = Counter(str(model.tokenizer.decode([token])) for token in first)
     return ", ".join(f"{text!r} ({count})" for text, count in seen.most_common(5)) or "none (no prompts)"

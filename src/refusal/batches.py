@@ -1,10 +1,12 @@
-"""Cut work into batches of similar length, and halve the batch when memory runs out."""
+"""How much runs at once: chosen from free memory, halved when memory runs out all the same."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 
 from refusal.errors import OutOfMemoryError
@@ -12,12 +14,26 @@ from refusal.errors import OutOfMemoryError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# More tokens at once than this keep no processor busier (measured, docs/performance.md), only memory.
+BUSY_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}
+BUSY_ROWS = {"cpu": 128, "mps": 128, "cuda": 512}
+FEWEST_TOKENS = 256
+SHARE = 0.25  # of the free memory, for activations or for a cache
+
 
 @dataclass
 class BatchSize:
-    """How many rows run at once; shared by all stages of a model, so that it is halved only once."""
+    """How many tokens (reading) or rows (writing) run at once; shared by all stages, so that it is halved once."""
 
     value: int
+    unit: str = "prompts"
+
+    def halve(self, tried: int) -> None:
+        """Go on with half of what was ``tried``, and say so."""
+        self.value = max(1, tried // 2)
+        log.warning("Out of memory with %d %s at once: going on with %d.", tried, self.unit, self.value)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def batched(lengths: Sequence[int], size: BatchSize, run: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
@@ -36,25 +52,51 @@ def batched(lengths: Sequence[int], size: BatchSize, run: Callable[[list[int]], 
         try:
             result = run(rows)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(rows) == 1:
-                raise OutOfMemoryError(
-                    f"A single prompt of {lengths[rows[0]]} tokens does not fit into memory. Use a smaller model, "
-                    "--dtype bfloat16, fewer --max-new-tokens, or a device with more memory."
-                ) from error
-            size.value = max(1, len(rows) // 2)
-            log.warning("Out of memory with %d prompts at once: going on with %d.", len(rows), size.value)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+                raise too_large(lengths[rows[0]]) from error
+            size.halve(len(rows))
             continue
         yield rows, result
         start += len(rows)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """CUDA and Apple raise ``torch.OutOfMemoryError``; the CPU allocator a plain RuntimeError."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     message = str(error).lower()
     return "out of memory" in message or "can't allocate memory" in message or "not enough memory" in message
+
+
+def too_large(tokens: int) -> OutOfMemoryError:
+    """The error for a single prompt that does not fit."""
+    return OutOfMemoryError(
+        f"A single prompt of {tokens} tokens does not fit into memory. Use a smaller model, "
+        "--dtype bfloat16, fewer --max-new-tokens, or a device with more memory."
+    )
+
+
+def token_budget(device: torch.device, bytes_per_token: int) -> int:
+    """Tokens that a forward pass may hold: as many as keep the device busy, if their activations fit."""
+    fits = int(free_memory(device) * SHARE) // bytes_per_token
+    return max(FEWEST_TOKENS, min(BUSY_TOKENS.get(device.type, BUSY_TOKENS["cpu"]), fits))
+
+
+def row_budget(device: torch.device, bytes_per_row: int) -> int:
+    """Rows that may be generated at once: their keys and values must fit."""
+    fits = int(free_memory(device) * SHARE) // bytes_per_row
+    return max(1, min(BUSY_ROWS.get(device.type, BUSY_ROWS["cpu"]), fits))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a device; for the CPU the smaller of what the system and its control group leave."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, max(0, int(text) - int(used.read_text())))
+    return free

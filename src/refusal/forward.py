@@ -1,136 +1,248 @@
-"""Run prompts through the model: shared prefix once, rows padded, logits of the last prompt token only.
+"""Lay prompts out in rows of tokens, run them through the model, and keep the logits of each prompt's last token.
 
-The tokens before the instruction are the same for every prompt, so their keys and values are computed once per batch
-and repeated. Rows are padded on the right for reading (a token's index is then its position, which keeps sliding
-windows exact) and on the left for generating (every row then ends at the same index).
+Prompts are packed: a row holds the tokens that all prompts start with once, then the rest of one prompt after another,
+and the attention mask lets each rest see the shared start and itself only. Nothing is padded and the start is read once
+for the whole row, so a pass costs what its different tokens cost. Where a model cannot be packed (recurrent state,
+positions it counts itself, a sliding window shorter than a prompt) a row holds one prompt, padded on the right.
+Both give the same numbers; which one a model allows is measured, not looked up.
 """
 
-import inspect
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from refusal.batches import is_out_of_memory, too_large
 from refusal.hooks import Edit, hooked
 from refusal.model import ChatModel
 
-Side = Literal["left", "right"]
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ROW_TOKENS = 768  # attention within a row is quadratic: at this length still a small part of a pass
+_PROBES = ("Why?", "Name three rivers of Europe, please.", "How do birds find their way home in the autumn?")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows ready to run; ``last`` is the index of each row's last token within ``ids``."""
+    """Rows ready to run, and where each prompt's last token is.
 
-    prefix: Int[Tensor, "1 prefix"]
+    ``mask`` is boolean with one prompt a row (which tokens are real); additive with packed rows.
+    ``prompts`` are indices into the list that was laid out, in the order of ``row`` and ``last``.
+    """
+
     ids: Int[Tensor, "row token"]
-    mask: Bool[Tensor, "row all"]
     positions: Int[Tensor, "row token"]
-    last: Int[Tensor, "row"]
-
-    @property
-    def rows(self) -> int:
-        """Number of prompts."""
-        return self.ids.shape[0]
+    mask: Bool[Tensor, "row token"] | Float[Tensor, "row 1 token token"]
+    row: Int[Tensor, "prompt"]
+    last: Int[Tensor, "prompt"]
+    prompts: tuple[int, ...]
 
 
-def pack(model: ChatModel, rows: Sequence[Sequence[int]], side: Side = "right", new_tokens: int = 0) -> Batch:
-    """Pad token rows to one tensor, with the shared prefix taken off where its cache can be reused.
+def layout(model: ChatModel, rows: Sequence[Sequence[int]], which: Sequence[int] | None = None) -> list[Batch]:
+    """Batches of at most ``model.token_budget`` tokens that hold the prompts ``rows`` (those at ``which``)."""
+    chosen = list(range(len(rows)) if which is None else which)
+    if not chosen:
+        return []
+    budget = model.token_budget.value
+    if not _packable(model, max(len(rows[i]) for i in chosen)):
+        order = sorted(chosen, key=lambda i: -len(rows[i]))
+        return [_padded(model, rows, group) for group in _groups(order, [len(rows[i]) for i in order], budget)]
+    shared = _shared_start(model, [rows[i] for i in chosen])
+    longest = max(len(rows[i]) for i in chosen)
+    bins = _fill(chosen, {i: len(rows[i]) - shared for i in chosen}, max(min(ROW_TOKENS, budget), longest) - shared)
+    width = max(sum(len(rows[i]) - shared for i in group) for group in bins) + shared
+    per_batch = max(1, budget // width)
+    return [_packed(model, rows, bins[start : start + per_batch], shared) for start in range(0, len(bins), per_batch)]
 
-    ``new_tokens`` is how many tokens will be generated after the rows: a sliding window shorter than the result
-    rules the shared prefix out when rows are padded between prefix and prompt.
+
+def read(
+    model: ChatModel, batch: Batch, edits: Sequence[Edit] = (), copies: int = 1
+) -> Float[Tensor, "copy prompt vocab"]:
+    """Logits of each prompt's last token.
+
+    ``copies`` runs the batch that many times side by side (row ``copy * rows + row``), for edits that differ by copy.
     """
-    shared = _shared_prefix(model, rows, side, new_tokens)
-    tails = [list(row[shared:]) for row in rows]
-    width = max(len(tail) for tail in tails)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    real = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, tail in enumerate(tails):
-        where = slice(width - len(tail), width) if side == "left" else slice(0, len(tail))
-        ids[i, where] = torch.tensor(tail)
-        real[i, where] = True
-    positions = shared + (real.long().cumsum(-1) - 1).clamp_min(0)
-    last = (torch.arange(width) * real).argmax(-1)
-    mask = torch.cat([torch.ones(len(rows), shared, dtype=torch.bool), real], dim=1)
-    prefix = torch.tensor([list(rows[0][:shared])], dtype=torch.long)
-    device = model.device
-    return Batch(prefix.to(device), ids.to(device), mask.to(device), positions.to(device), last.to(device))
-
-
-def forward(
-    model: ChatModel, batch: Batch, reads: Sequence[Edit] = (), cache: Any = None
-) -> Float[Tensor, "row vocab"]:
-    """Logits of each row's last token; ``reads`` see the rows' own tokens, not the shared prefix.
-
-    Give a ``new_cache`` to keep the keys and values for decoding.
-    """
-    rows, shared = batch.rows, batch.prefix.shape[1]
+    n_rows = batch.ids.shape[0]
     head = model.hf.get_submodule(model.sites.head)
-    model.forward_tokens += shared + batch.ids.numel()
-    with torch.inference_mode():
-        if shared:
-            cache = new_cache(model) if cache is None else cache
-            with hooked([Edit(head, "input", lambda x: x[:, -1:])]):
-                call(model, batch.prefix, cache, use_cache=True)
-            cache.batch_repeat_interleave(rows)
-        index = torch.arange(rows, device=batch.last.device)
+    rows = (torch.arange(copies, device=batch.row.device)[:, None] * n_rows + batch.row).flatten()
+    last = batch.last.repeat(copies)
+    model.forward_tokens += copies * batch.ids.numel()
 
-        def last_only(x: Tensor) -> Tensor:  # before the vocabulary product, its largest tensor by far
-            return x[index.to(x.device), batch.last.to(x.device)][:, None]
+    def last_only(x: Tensor) -> Tensor:  # before the vocabulary product, its largest tensor by far
+        return x[rows.to(x.device), last.to(x.device)][:, None]
 
-        with hooked([*reads, Edit(head, "input", last_only)]):
-            logits = call(model, batch.ids, cache, cache is not None, batch.mask, batch.positions)
-    return logits[:, -1]
-
-
-def new_cache(model: ChatModel) -> DynamicCache:
-    """An empty cache of the kind the model's layers need."""
-    return DynamicCache(config=model.hf.config)
+    with torch.inference_mode(), hooked([*edits, Edit(head, "input", last_only)]):
+        logits = call(
+            model, *(t.repeat(copies, *[1] * (t.dim() - 1)) for t in (batch.ids, batch.mask, batch.positions))
+        )
+    return logits.view(copies, len(batch.prompts), -1)
 
 
 def call(
     model: ChatModel,
     ids: Int[Tensor, "row token"],
-    cache: Any,
-    use_cache: bool,
-    mask: Bool[Tensor, "row all"] | None = None,
-    positions: Int[Tensor, "row token"] | None = None,
-) -> Float[Tensor, "row kept vocab"]:
+    mask: Tensor,
+    positions: Int[Tensor, "row token"],
+    cache: Any = None,
+) -> Float[Tensor, "out kept vocab"]:
     """One call of the transformers model with only the arguments it knows."""
-    if mask is None:
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
     arguments = {
         "input_ids": ids,
-        "attention_mask": mask.long(),
+        "attention_mask": mask.long() if mask.dtype == torch.bool else mask,
         "position_ids": positions,
         "past_key_values": cache,
-        "use_cache": use_cache,
+        "use_cache": cache is not None,
     }
-    known = inspect.signature(model.hf.forward).parameters
-    output = model.hf(**{name: value for name, value in arguments.items() if name in known})
-    logits: Tensor = output.logits
+    logits: Tensor = model.hf(**{name: value for name, value in arguments.items() if name in model.arguments}).logits
     return logits
 
 
-def _shared_prefix(model: ChatModel, rows: Sequence[Sequence[int]], side: Side, new_tokens: int) -> int:
-    """How many leading tokens to run once for all rows; 0 where that would not pay or not be exact."""
-    prefix = list(model.chat.prefix)
-    if len(rows) < 2 or not prefix or not model.share_prefix:
-        return 0
-    room = min(len(row) for row in rows) - len(model.chat.suffix)
-    if room < len(prefix) or any(list(row[: len(prefix)]) != prefix for row in rows):
-        return 0
-    longest = max(len(row) for row in rows) + new_tokens
-    for layer in new_cache(model).layers:
-        if type(layer) is DynamicLayer:
+def run_batches(
+    model: ChatModel, rows: Sequence[Sequence[int]], run: Callable[[Batch], T]
+) -> Iterator[tuple[Batch, T]]:
+    """Lay out ``rows`` and call ``run`` on every batch; when memory runs out, halve the budget and lay out what is left.
+
+    Raises:
+        OutOfMemoryError: one prompt alone does not fit.
+    """
+    todo = layout(model, rows)
+    while todo:
+        batch, *rest = todo
+        try:
+            result = run(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch.prompts) == 1:
+                raise too_large(len(rows[batch.prompts[0]])) from error
+            model.token_budget.halve(batch.ids.numel())
+            todo = layout(model, rows, [i for left in todo for i in left.prompts])
             continue
-        if type(layer) is not DynamicSlidingWindowLayer:  # recurrent states cannot be repeated and continued here
-            return 0
-        if side == "left" and layer.sliding_window < longest:  # padding after the prefix would shift the window
-            return 0
-    return len(prefix)
+        yield batch, result
+        todo = rest
+
+
+def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
+    """Logits of the last prompt token of each text, on the CPU, in their order."""
+    out: dict[int, Tensor] = {}
+    for batch, logits in run_batches(model, model.tokenize(texts), lambda batch: read(model, batch)[0].cpu()):
+        out.update(zip(batch.prompts, logits, strict=True))
+    return torch.stack([out[i] for i in range(len(texts))])
+
+
+def _shared_start(model: ChatModel, rows: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all rows share, the post-instruction tokens not counted."""
+    first, final = list(min(rows)), list(max(rows))
+    room = min(len(row) for row in rows) - len(model.chat.suffix)
+    same = (i for i, (a, b) in enumerate(zip(first, final, strict=False)) if a != b)
+    return max(0, min(next(same, room), room))
+
+
+def _groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut a list sorted by falling length into groups whose padded size keeps to the budget."""
+    groups: list[list[int]] = []
+    width = 0
+    for index, length in zip(order, lengths, strict=True):
+        if groups and (len(groups[-1]) + 1) * width <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            width = length
+    return groups
+
+
+def _fill(chosen: Sequence[int], lengths: dict[int, int], capacity: int) -> list[list[int]]:
+    """Deal prompts into as few rows as hold them, longest first, each into the emptiest row."""
+    n_rows = -(-sum(lengths.values()) // capacity)
+    while True:
+        rows: list[list[int]] = [[] for _ in range(n_rows)]
+        used = [0] * n_rows
+        for i in sorted(chosen, key=lambda i: -lengths[i]):
+            row = min(range(n_rows), key=used.__getitem__)
+            rows[row].append(i)
+            used[row] += lengths[i]
+        if max(used) <= capacity:
+            return rows
+        n_rows += 1
+
+
+def _padded(model: ChatModel, rows: Sequence[Sequence[int]], group: Sequence[int]) -> Batch:
+    """One prompt a row, padded on the right: a token's index is its position."""
+    width = max(len(rows[i]) for i in group)
+    ids = torch.tensor([list(rows[i]) + [0] * (width - len(rows[i])) for i in group])
+    length = torch.tensor([len(rows[i]) for i in group])
+    positions = torch.arange(width).expand(len(group), -1)
+    mask = positions < length[:, None]
+    tensors = (ids, positions, mask, torch.arange(len(group)), length - 1)
+    return Batch(*_on_device(model, tensors), tuple(group))
+
+
+def _packed(model: ChatModel, rows: Sequence[Sequence[int]], bins: Sequence[Sequence[int]], shared: int) -> Batch:
+    """The shared start and then the rest of each prompt, row by row; padding at the end sees only itself."""
+    width = max(shared + sum(len(rows[i]) - shared for i in group) for group in bins)
+    ids = torch.zeros(len(bins), width, dtype=torch.long)
+    positions = torch.zeros(len(bins), width, dtype=torch.long)
+    owner = -torch.arange(2, width + 2).repeat(len(bins), 1)  # negative and different: padding belongs to nobody
+    row, last = [], []
+    for r, group in enumerate(bins):
+        ids[r, :shared] = torch.tensor(rows[group[0]][:shared], dtype=torch.long)
+        positions[r, :shared] = torch.arange(shared)
+        owner[r, :shared] = -1
+        end = shared
+        for i in group:
+            rest = rows[i][shared:]
+            where = slice(end, end + len(rest))
+            ids[r, where] = torch.tensor(list(rest), dtype=torch.long)
+            positions[r, where] = torch.arange(shared, shared + len(rest))
+            owner[r, where] = i
+            end += len(rest)
+            row.append(r)
+            last.append(end - 1)
+    sees = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == -1)
+    sees &= torch.ones(width, width, dtype=torch.bool).tril()
+    sees |= torch.eye(width, dtype=torch.bool)
+    dtype = model.hf.dtype
+    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+    tensors = (ids, positions, mask, torch.tensor(row), torch.tensor(last))
+    return Batch(*_on_device(model, tensors), tuple(i for group in bins for i in group))
+
+
+def _on_device(
+    model: ChatModel, tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ids, positions, mask, row, last = (tensor.to(model.device) for tensor in tensors)
+    return ids, positions, mask, row, last
+
+
+def _packable(model: ChatModel, longest: int) -> bool:
+    """Whether prompts may share a row; says so once where they may not."""
+    if model.packs is None:
+        model.packs = _measure_packing(model)
+        if not model.packs:
+            log.warning("%s: prompts cannot share a row in this model, so each gets its own (slower).", model.name)
+    config = model.hf.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return model.packs and all(window is None or longest <= window for window in windows)
+
+
+def _measure_packing(model: ChatModel) -> bool:
+    """Run a few prompts in one row and each alone: are the logits the same to rounding?"""
+    if "position_ids" not in model.arguments:
+        return False
+    rows = model.tokenize(_PROBES)
+    shared = _shared_start(model, rows)
+    together = _packed(model, rows, [range(len(rows))], shared)
+    alone = [_padded(model, rows, [i]) for i in range(len(rows))]
+    try:
+        packed = read(model, together)[0].float()
+    except (RuntimeError, ValueError, IndexError) as error:  # a mask of this shape is not taken
+        log.info("packing: %s", error)
+        return False
+    single = torch.cat([read(model, batch)[0] for batch in alone]).float()
+    gap = (packed - single).norm() / (single - single.mean()).norm().clamp_min(1e-12)
+    return bool(gap < (1e-3 if model.hf.dtype == torch.float32 else 5e-2))

@@ -1,12 +1,20 @@
-"""Batched greedy completions: sorted by length, rows that have ended leave the batch."""
+"""Batched greedy completions: the shared start read once, rows sorted by length, rows that have ended leave the batch.
+
+Rows are padded on the left, so that all of them end at the same index and each step appends one token to every row.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from refusal.batches import batched
-from refusal.forward import call, forward, new_cache, pack
+from refusal.batches import BatchSize, batched, row_budget
+from refusal.forward import call
+from refusal.hooks import Edit, hooked
 from refusal.model import ChatModel
 from refusal.progress import task
 
@@ -16,10 +24,13 @@ def complete(model: ChatModel, instructions: Sequence[str], max_new_tokens: int,
     rows = model.tokenize(instructions)
     texts = [""] * len(rows)
     ends = end_tokens(model)
+    length = max((len(row) for row in rows), default=0) + max_new_tokens
+    fits = row_budget(model.device, length * _cache_bytes_per_token(model))
+    size = model.batch_size if model.batch_size.value <= fits else BatchSize(fits)
     with task(name, total=len(rows)) as advance:
         work = batched(
             [len(row) for row in rows],
-            model.batch_size,
+            size,
             lambda indices: _complete_batch(model, [rows[i] for i in indices], max_new_tokens, ends),
         )
         for indices, outputs in work:
@@ -37,20 +48,28 @@ def end_tokens(model: ChatModel) -> list[int]:
     return sorted(token for token in ends if token is not None)
 
 
+@dataclass
+class _Prefill:
+    """Where a batch stands after its prompts have been read."""
+
+    logits: Float[Tensor, "row vocab"]
+    mask: Bool[Tensor, "row seen"]
+    position: Int[Tensor, "row 1"]
+    cache: DynamicCache
+
+
 def _complete_batch(
     model: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, ends: Sequence[int]
 ) -> list[list[int]]:
     """Token ids generated for each row, the ending token left out."""
     outputs: list[list[int]] = [[] for _ in rows]
-    batch = pack(model, rows, side="left", new_tokens=max_new_tokens)
-    cache = new_cache(model)
-    logits = forward(model, batch, cache=cache)
-    alive = list(range(len(rows)))
-    mask, position = batch.mask, batch.positions[:, -1:]
-    stop = torch.tensor(list(ends), dtype=torch.long, device=batch.ids.device)
+    stop = torch.tensor(list(ends), dtype=torch.long, device=model.device)
     with torch.inference_mode():
+        state = _read_prompts(model, rows, max_new_tokens)
+        logits, mask, position, cache = state.logits, state.mask, state.position, state.cache
+        alive = list(range(len(rows)))
         for step in range(max_new_tokens):
-            token: Tensor = logits.argmax(-1).to(batch.ids.device)
+            token: Tensor = logits.argmax(-1).to(model.device)
             going = ~torch.isin(token, stop)
             for row, value, goes_on in zip(alive, token.tolist(), going.tolist(), strict=True):
                 if goes_on:
@@ -65,5 +84,57 @@ def _complete_batch(
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
             position = position + 1
             model.forward_tokens += len(alive)
-            logits = call(model, token[:, None], cache, True, mask, position)[:, -1]
+            logits = call(model, token[:, None], mask, position, cache)[:, -1]
     return outputs
+
+
+def _read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int) -> _Prefill:
+    """Read the prompts into a cache: the shared start once, its keys and values then repeated for every row."""
+    cache = DynamicCache(config=model.hf.config)
+    shared = _shared_start(model, rows, cache, new_tokens)
+    tails = [list(row[shared:]) for row in rows]
+    width = max(len(tail) for tail in tails)
+    ids = torch.tensor([[0] * (width - len(tail)) + tail for tail in tails])
+    pad = torch.tensor([width - len(tail) for tail in tails])
+    columns = torch.arange(width).expand(len(rows), -1)
+    positions = shared + (columns - pad[:, None]).clamp_min(0)
+    mask = torch.cat([torch.ones(len(rows), shared, dtype=torch.bool), columns >= pad[:, None]], dim=1)
+    ids, positions, mask = ids.to(model.device), positions.to(model.device), mask.to(model.device)
+    model.forward_tokens += shared + ids.numel()
+    # The head sees one token a row: the vocabulary product is the largest tensor by far.
+    with hooked([Edit(model.hf.get_submodule(model.sites.head), "input", lambda x: x[:, -1:])]):
+        if shared:
+            start = torch.tensor([list(rows[0][:shared])], device=model.device)
+            everything = torch.ones_like(start, dtype=torch.bool)
+            call(model, start, everything, torch.arange(shared, device=model.device)[None], cache)
+            cache.batch_repeat_interleave(len(rows))
+        logits = call(model, ids, mask, positions, cache)[:, -1]
+    return _Prefill(logits, mask, positions[:, -1:], cache)
+
+
+def _shared_start(model: ChatModel, rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens: int) -> int:
+    """How many leading tokens to read once for all rows; 0 where that would not pay or not be exact."""
+    prefix = list(model.chat.prefix)
+    if len(rows) < 2 or not prefix:
+        return 0
+    room = min(len(row) for row in rows) - len(model.chat.suffix)
+    if room < len(prefix) or any(list(row[: len(prefix)]) != prefix for row in rows):
+        return 0
+    longest = max(len(row) for row in rows) + new_tokens
+    for layer in cache.layers:
+        if type(layer) is DynamicLayer:
+            continue
+        if type(layer) is not DynamicSlidingWindowLayer:  # recurrent states cannot be repeated and continued here
+            return 0
+        if layer.sliding_window < longest:  # padding after the shared start would shift the window
+            return 0
+    return len(prefix)
+
+
+def _cache_bytes_per_token(model: ChatModel) -> int:
+    """Keys and values of one token in all layers."""
+    config = model.hf.config.get_text_config()
+    n_heads: int = getattr(config, "num_attention_heads", None) or 1
+    n_kept: int = getattr(config, "num_key_value_heads", None) or n_heads
+    width: int = getattr(config, "head_dim", None) or model.sites.d_model // n_heads
+    return 2 * model.sites.n_layers * n_kept * width * model.hf.dtype.itemsize

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-Edit_fn = Callable[[Tensor], Tensor | None]
+EditFunction = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Edit:
 
     module: nn.Module
     side: Literal["input", "output"]
-    fn: Edit_fn
+    fn: EditFunction
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def _restore_forward(module: nn.Module, own: Any) -> None:
         module.forward = own  # accelerate had put its own wrapper on the instance
 
 
-def _input_hook(fn: Edit_fn) -> Callable[..., Any]:
+def _input_hook(fn: EditFunction) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
             new = fn(args[0])
@@ -71,7 +71,7 @@ def _input_hook(fn: Edit_fn) -> Callable[..., Any]:
     return hook
 
 
-def _output_hook(fn: Edit_fn) -> Callable[..., Any]:
+def _output_hook(fn: EditFunction) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):  # attention returns (hidden states, weights)
             new = fn(output[0])

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from refusal.errors import DirectionError
-from refusal.hooks import Edit
+from refusal.hooks import Edit, EditFunction
 from refusal.records import Direction
 from refusal.sites import Sites
 
@@ -38,13 +39,32 @@ class Ablate:
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """``x`` without its component along the direction."""
-        return project_out(x, self.direction.vector)
+        return project_out(x, self.direction.vector.to(x.device).float())
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """Project the input of block 0 and every write."""
         _check_width(self.direction, sites)
-        first = Edit(model.get_submodule(sites.blocks[0]), "input", self)
-        return [first] + [Edit(model.get_submodule(n), "output", self) for names in sites.writers for n in names]
+        unit = _Placed(self.direction.vector.float())
+        return _everywhere(model, sites, lambda x: project_out(x, unit.beside(x)))
+
+
+@dataclass(frozen=True)
+class AblateEach:
+    """Ablation of several directions side by side: the rows of a batch are as many equal groups, one a direction."""
+
+    directions: tuple[Direction, ...]
+
+    def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
+        """As ``Ablate``, each group of rows with its own direction."""
+        for direction in self.directions:
+            _check_width(direction, sites)
+        units = _Placed(torch.stack([direction.vector.float() for direction in self.directions])[:, None])
+
+        def clean(x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
+            groups = x.unflatten(0, (len(self.directions), -1)).flatten(1, 2)  # (direction, row * token, d_model)
+            return project_out(groups, units.beside(x)).view_as(x)
+
+        return _everywhere(model, sites, clean)
 
 
 @dataclass(frozen=True)
@@ -59,10 +79,14 @@ class Add:
     alpha: float = 1.0
     layer: int | None = None
 
+    @property
+    def step(self) -> Float[Tensor, "d_model"]:
+        """What is added, float32."""
+        return self.direction.vector.float() * (self.alpha * self.direction.norm)
+
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """``x`` moved along the direction."""
-        step = self.direction.vector.to(x.device).float() * (self.alpha * self.direction.norm)
-        return (x.float() + step).to(x.dtype)
+        return (x.float() + self.step.to(x.device)).to(x.dtype)
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """Add at the input of the block."""
@@ -70,19 +94,42 @@ class Add:
         layer = self.direction.layer if self.layer is None else self.layer
         if not 0 <= layer < sites.n_layers:
             raise DirectionError(f"Layer {layer} does not exist: the model has layers 0 to {sites.n_layers - 1}.")
-        return [Edit(model.get_submodule(sites.blocks[layer]), "input", self)]
+        step = _Placed(self.step)
+        block = model.get_submodule(sites.blocks[layer])
+        return [Edit(block, "input", lambda x: (x.float() + step.beside(x)).to(x.dtype))]
 
 
-def project_out(x: Float[Tensor, "*batch d_model"], unit: Float[Tensor, "d_model"]) -> Float[Tensor, "*batch d_model"]:
-    """``x - r_hat (r_hat . x)`` in float32, in the dtype of ``x``."""
-    r = unit.to(x.device).float()
+def project_out(
+    x: Float[Tensor, "*batch d_model"], unit: Float[Tensor, "d_model"] | Float[Tensor, "group 1 d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """``x - r_hat (r_hat . x)`` in float32, in the dtype of ``x``; ``unit`` is float32 and on the device of ``x``."""
     wide = x.float()
-    return (wide - (wide @ r)[..., None] * r).to(x.dtype)
+    along = wide @ (unit[:, None] if unit.dim() == 1 else unit.mT)
+    return torch.addcmul(wide, along, unit, value=-1).to(x.dtype)
 
 
 def all_edits(interventions: Sequence[Intervention], model: PreTrainedModel, sites: Sites) -> list[Edit]:
     """The edits of several interventions, in order."""
     return [edit for intervention in interventions for edit in intervention.edits(model, sites)]
+
+
+class _Placed:
+    """A tensor that is copied to each device at most once, not at every call of a hook."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.on = {tensor.device: tensor}
+
+    def beside(self, x: Tensor) -> Tensor:
+        """The tensor on the device of ``x``."""
+        if x.device not in self.on:
+            self.on[x.device] = next(iter(self.on.values())).to(x.device)
+        return self.on[x.device]
+
+
+def _everywhere(model: PreTrainedModel, sites: Sites, clean: EditFunction) -> list[Edit]:
+    """``clean`` at the input of block 0 and at every write."""
+    first = Edit(model.get_submodule(sites.blocks[0]), "input", clean)
+    return [first, *(Edit(model.get_submodule(name), "output", clean) for names in sites.writers for name in names)]
 
 
 def _check_width(direction: Direction, sites: Sites) -> None:

@@ -3,6 +3,7 @@
 The epsilons are those of the method: they bound the metric to about +-18.42.
 """
 
+import math
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -11,6 +12,18 @@ from torch import Tensor
 METRIC_EPSILON = 1e-8
 KL_EPSILON = 1e-6
 
+# Of the refusal metric: it is largest in size where p is 0 or 1.
+METRIC_BOUND = math.log1p(METRIC_EPSILON) - math.log(METRIC_EPSILON)
+
+
+def kl_floor(vocabulary: int) -> float:
+    """The least that ``kl_divergence`` can be, a hair under 0: ``-log(1 + V e)``.
+
+    With ``P = p + e`` and ``Q = q + e`` (each sums to ``1 + V e``), ``sum p log Q`` is largest at ``Q = (1 + V e) p``,
+    so ``sum p (log P - log Q) >= sum p log(P / p) - log(1 + V e)``, and ``P >= p``.
+    """
+    return -math.log1p(vocabulary * KL_EPSILON)
+
 
 def refusal_metric(logits: Float[Tensor, "prompt vocab"], tokens: Sequence[int]) -> Float[Tensor, "prompt"]:
     """Log-odds of the refusal tokens ``R`` (Arditi et al. 2024, section 2.4 and appendix B).
@@ -18,7 +31,8 @@ def refusal_metric(logits: Float[Tensor, "prompt vocab"], tokens: Sequence[int])
     ``log(sum_R p + 1e-8) - log(1 - sum_R p + 1e-8)`` with ``p`` the softmax of the last prompt token's logits.
     Positive: the model is about to refuse.
     """
-    probability = softmax64(logits)[:, list(tokens)].sum(-1)
+    wide = _float64(logits)
+    probability = (wide[:, list(tokens)] - wide.logsumexp(-1, keepdim=True)).exp().sum(-1)
     return (probability + METRIC_EPSILON).log() - (1 - probability + METRIC_EPSILON).log()
 
 
@@ -27,12 +41,20 @@ def kl_divergence(base: Float[Tensor, "prompt vocab"], other: Float[Tensor, "pro
 
     The epsilon makes it a hair less than the true divergence, so single values may be slightly negative.
     """
-    p, q = softmax64(base), softmax64(other)
-    return (p * ((p + KL_EPSILON).log() - (q + KL_EPSILON).log())).sum(-1)
+    return kl_from(softmax64(base), other)
+
+
+def kl_from(p: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt"]:
+    """``kl_divergence`` with the base's probabilities already at hand, float64."""
+    q = softmax64(other)
+    return (p * ((p + KL_EPSILON) / (q + KL_EPSILON)).log()).sum(-1)
 
 
 def softmax64(logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt vocab"]:
-    """Probabilities in float64, on the CPU where the device has no float64 (Apple's)."""
-    if logits.device.type == "mps":
-        logits = logits.cpu()
-    return logits.double().softmax(-1)
+    """Probabilities in float64."""
+    return _float64(logits).softmax(-1)
+
+
+def _float64(logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt vocab"]:
+    """In float64, on the CPU where the device has none (Apple's)."""
+    return (logits.cpu() if logits.device.type == "mps" else logits).double()

@@ -4,6 +4,7 @@ A model is named by a hub id, a local folder, a ``.gguf`` file, or ``embedded`` 
 """
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from refusal import embedded
-from refusal.batches import BatchSize
+from refusal.batches import BUSY_ROWS, BatchSize, token_budget
 from refusal.chat import ChatFormat, find_format, render, tokenize
 from refusal.errors import ConfigError, ModelLoadError
 from refusal.gguf import converted_folder
@@ -24,7 +25,6 @@ from refusal.sites import Sites, find_sites
 log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-DEFAULT_BATCH = 32
 
 
 class ChatModel:
@@ -36,8 +36,10 @@ class ChatModel:
         name, revision: what it was loaded from.
         chat: the chat format: prefix and post-instruction tokens.
         sites: blocks and writers, verified.
-        batch_size: rows per batch; halved when memory runs out.
-        share_prefix: run the template's leading tokens once per batch (exact; off only for tests and comparisons).
+        token_budget: tokens per pass when reading; chosen from free memory, halved when memory runs out.
+        batch_size: most rows at once when generating, likewise.
+        packs: whether prompts may share a row of tokens; measured at first use.
+        arguments: names of the arguments that the model's ``forward`` takes.
         forward_tokens: tokens run through the model so far, padding included.
     """
 
@@ -50,7 +52,7 @@ class ChatModel:
         revision: str | None = None,
         system: str | None = None,
         sites: Sites | None = None,
-        batch_size: int = DEFAULT_BATCH,
+        batch_size: int | None = None,
     ) -> None:
         hf.eval()
         self.hf = hf
@@ -59,8 +61,10 @@ class ChatModel:
         self.revision = revision
         self.chat: ChatFormat = find_format(tokenizer, system)
         self.sites: Sites = sites if sites is not None else find_sites(hf)
-        self.batch_size = BatchSize(batch_size)
-        self.share_prefix = True
+        self.token_budget = BatchSize(token_budget(self.device, self._bytes_per_token()), "tokens")
+        self.batch_size = BatchSize(batch_size or BUSY_ROWS.get(self.device.type, BUSY_ROWS["cpu"]))
+        self.packs: bool | None = None
+        self.arguments = frozenset(inspect.signature(hf.forward).parameters)
         self.forward_tokens = 0
 
     def __repr__(self) -> str:
@@ -70,6 +74,13 @@ class ChatModel:
     def device(self) -> torch.device:
         """Where token ids go: the device of the embedding."""
         return next(self.hf.get_input_embeddings().parameters()).device
+
+    def _bytes_per_token(self) -> int:
+        """Activations that one token of a pass needs, from above: the stream's copies and the widest MLP tensors."""
+        config = self.hf.config.get_text_config()
+        width = self.sites.d_model
+        inner = getattr(config, "intermediate_size", None) or 4 * width
+        return self.hf.dtype.itemsize * (12 * width + 4 * inner) + 4 * 4 * width
 
     def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of whole prompts: each instruction as one user turn, generation prompt included."""
@@ -111,7 +122,7 @@ def load(
     system: str | None = None,
     blocks: str | None = None,
     writers: Sequence[str] | None = None,
-    batch_size: int = DEFAULT_BATCH,
+    batch_size: int | None = None,
 ) -> ChatModel:
     """Load a chat model.
 
@@ -123,7 +134,7 @@ def load(
         device_map: as in transformers ("auto" spreads a model over devices); overrides ``device``.
         system: a system prompt; by default what the template does by itself.
         blocks, writers: where discovery fails, see ``find_sites``.
-        batch_size: rows per batch to start with.
+        batch_size: most rows at once when generating; by default chosen from free memory.
 
     Raises:
         ModelLoadError: not found, no network, or not readable.

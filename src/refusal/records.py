@@ -189,6 +189,30 @@ class Direction:
 
 
 @dataclass(frozen=True)
+class Win:
+    """How often a candidate is chosen when the validation prompts are resampled."""
+
+    position: int
+    layer: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Stability:
+    """The choice on resampled validation prompts.
+
+    ``winners`` are the most frequent ones, ``cosines[i][j]`` is between winners ``i`` and ``j``. Of all candidates only
+    ``contenders`` can be chosen: those that meet the thresholds or nearly do.
+    """
+
+    resamples: int
+    contenders: int
+    none_qualifies: float
+    winners: tuple[Win, ...]
+    cosines: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class Selection:
     """The chosen direction, every score, and what each criterion rejected.
 
@@ -204,6 +228,7 @@ class Selection:
     rejected: dict[str, int]
     harmful_count: ClassCount
     harmless_count: ClassCount
+    stability: Stability | None = None
 
     def nearest_misses(self, n: int = 5) -> list[CandidateScore]:
         """The candidates with the highest induce score among those inside the KL and layer limits."""

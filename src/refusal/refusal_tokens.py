@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.batches import batched
 from refusal.errors import ConfigError, TooFewPromptsError
 from refusal.evaluate.detector import refusal_verdict
-from refusal.forward import forward, pack
+from refusal.forward import last_logits
 from refusal.generation import complete
 from refusal.metrics import refusal_metric, softmax64
 from refusal.model import ChatModel
@@ -147,18 +146,6 @@ def rank_tokens(on_refusal: Float[Tensor, "vocab"], on_compliance: Float[Tensor,
         ids.append(i)
         covered += float(on_refusal[i])
     return ids
-
-
-def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
-    """Logits of the last prompt token of each text, on the CPU, in their order."""
-    rows = model.tokenize(texts)
-    out: dict[int, Tensor] = {}
-    lengths = [len(row) for row in rows]
-    for indices, logits in batched(
-        lengths, model.batch_size, lambda ix: forward(model, pack(model, [rows[i] for i in ix]))
-    ):
-        out.update(zip(indices, logits.cpu(), strict=True))
-    return torch.stack([out[i] for i in range(len(rows))])
 
 
 def _first_token(model: ChatModel, text: str) -> int:

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 from refusal.errors import ConfigError, PromptError
-from refusal.prompts.files import read_file
+from refusal.prompts.files import SPLITS
+from refusal.prompts.own import Pools, own_pools, refuse_overlap
 from refusal.prompts.published_rows import ADVBENCH_ROWS
 from refusal.prompts.similarity import drop_exact_duplicates, drop_near_duplicates
 from refusal.prompts.sources import read_source
 from refusal.records import Label, Prompt, PromptPair, PromptSplits
 
 Dedup = Literal["near", "exact"]
-Pools = dict[str, tuple[Prompt, ...]]  # by split
 
 PUBLISHED_SEED = 42  # of the paper's split of the harmless prompts
-OWN_SHARES = (0.6, 0.2)  # train and val share of files that name no splits; the rest is test
 
 
 def load_prompts(
@@ -35,48 +34,55 @@ def load_prompts(
 ) -> PromptSplits:
     """Load a prompt set.
 
+    The ``counts`` of the result say how many prompts each split holds and how many were removed from it. For
+    ``paper`` the harmful test split is published with 572 prompts of three benchmarks; all of them guard against
+    leakage, and the test pool is JailbreakBench's 100 (``counts["drawn_from_harmful_test"]``).
+
     Args:
         name: ``builtin``, ``paper``, or one or more files (``harmful=bad.txt``, ``all.csv``). A class for which no
             file is given comes from the built-in set.
-        seed: shuffles every pool into its drawing order.
+        seed: shuffles every pool into its drawing order, and deals out rows of files that name no split.
         dedup: ``near`` drops near-duplicates of later splits; ``exact`` only identical texts, which gives the
             published pools of the paper.
         data_dir: folder of already downloaded source files.
         column: name of the text column of the user's files.
 
     Raises:
-        PromptError: a file or source that cannot be read.
+        PromptError: a file or source that cannot be read, a text in both classes, or a split without prompts.
         ConfigError: unknown ``dedup``.
     """
     if dedup not in ("near", "exact"):
         raise ConfigError(f"Unknown dedup {dedup!r}. Use near or exact.")
     names = [name] if isinstance(name, str) else list(name)
+    if not names:
+        raise PromptError("No prompts were given. Use builtin, paper, or paths of files.")
     folder = Path(data_dir).expanduser() if data_dir is not None else None
     if folder is not None and not folder.is_dir():
         raise PromptError(f"There is no folder {folder}. Give the folder of the source files with --data-dir.")
     matched: tuple[Prompt, ...] = ()
-    tested: dict[str, tuple[str, ...]] = {}
+    tested: dict[str, str] = {}
     if names == ["builtin"]:
         harmful, harmless, matched = _builtin()
     elif names == ["paper"]:
         harmful, harmless = _paper_harmful(folder), _paper_harmless(folder)
-        tested = {"harmful": ("jailbreakbench",)}
+        tested = {"harmful": "jailbreakbench"}
     else:
-        harmful, harmless = _own(names, column, seed)
+        own, (builtin_harmful, builtin_harmless, _) = own_pools(names, column, seed), _builtin()
+        harmful = own["harmful"] if any(own["harmful"].values()) else builtin_harmful
+        harmless = own["harmless"] if any(own["harmless"].values()) else builtin_harmless
+        refuse_overlap(harmful, harmless)
     pools: dict[str, Pools] = {}
     counts: dict[str, int] = {}
     for label, pool in (("harmful", harmful), ("harmless", harmless)):
         pools[label] = _deduplicate(pool, dedup, label, counts)
-        for split, prompts in pools[label].items():
-            counts[f"{label}_{split}"] = len(prompts)
-        if label in tested:  # the other test sources only guard against leakage
-            keep = tested[label]
-            pools[label]["test"] = tuple(p for p in pools[label]["test"] if p.id.rsplit("-", 1)[0] in keep)
+        if label in tested:
+            pools[label]["test"] = tuple(p for p in pools[label]["test"] if p.id.startswith(f"{tested[label]}-"))
+            counts[f"drawn_from_{label}_test"] = len(pools[label]["test"])
     splits = {
         split: PromptPair(
             harmful=_shuffled(pools["harmful"][split], seed), harmless=_shuffled(pools["harmless"][split], seed)
         )
-        for split in ("train", "val", "test")
+        for split in SPLITS
     }
     return PromptSplits(name="+".join(names), **splits, counts=counts, matched=matched)
 
@@ -121,34 +127,26 @@ def _paper_harmless(folder: Path | None) -> Pools:
     return {"train": tuple(pool[:first]), "val": tuple(pool[first:second]), "test": tuple(pool[second:])}
 
 
-def _own(specs: Sequence[str], column: str | None, seed: int) -> tuple[Pools, Pools]:
-    """The user's files; rows without a split are dealt out by the seed."""
-    rows = [row for spec in specs for row in read_file(spec, column)]
-    pools: dict[str, Pools] = {}
-    for label in ("harmful", "harmless"):
-        own = [row for row in rows if row.prompt.label == label]
-        named = {s: [r.prompt for r in own if r.split == s] for s in ("train", "val", "test")}
-        free = list(_shuffled([r.prompt for r in own if r.split is None], seed))
-        first = round(OWN_SHARES[0] * len(free))
-        second = first + round(OWN_SHARES[1] * len(free))
-        dealt = {"train": free[:first], "val": free[first:second], "test": free[second:]}
-        pools[label] = {split: (*named[split], *dealt[split]) for split in named}
-    if not rows:
-        raise PromptError("No prompt files were given. Use builtin, paper, or paths of files.")
-    builtin_harmful, builtin_harmless, _ = _builtin()
-    fallback = {"harmful": builtin_harmful, "harmless": builtin_harmless}
-    complete = {label: pool if any(pool.values()) else fallback[label] for label, pool in pools.items()}
-    return complete["harmful"], complete["harmless"]
-
-
 def _deduplicate(pools: Pools, dedup: Dedup, label: str, counts: dict[str, int]) -> Pools:
-    """Remove from train what recurs in val or test, and from val what recurs in test."""
+    """Remove from train what recurs in val or test, and from val what recurs in test.
+
+    Raises:
+        PromptError: a split is left without prompts.
+    """
     drop = drop_near_duplicates if dedup == "near" else drop_exact_duplicates
     train, from_train = drop(pools["train"], [*pools["val"], *pools["test"]])
     val, from_val = drop(pools["val"], pools["test"])
-    counts[f"removed_{label}_train"] = from_train
-    counts[f"removed_{label}_val"] = from_val
-    return {"train": train, "val": val, "test": pools["test"]}
+    kept = {"train": train, "val": val, "test": pools["test"]}
+    counts.update({f"removed_{label}_train": from_train, f"removed_{label}_val": from_val})
+    counts.update({f"{label}_{split}": len(prompts) for split, prompts in kept.items()})
+    empty = [split for split in SPLITS if not kept[split]]
+    if empty:
+        sizes = ", ".join(f"{split} {len(kept[split])}" for split in SPLITS)
+        raise PromptError(
+            f"No {label} prompts are left for {' and '.join(empty)} ({sizes}; {from_train + from_val} removed as "
+            "duplicates of a later split). Give more of them, or rows of that split."
+        )
+    return kept
 
 
 def _shuffled(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:

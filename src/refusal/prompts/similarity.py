@@ -4,7 +4,6 @@ Exact, and fast enough for tens of thousands of prompts: two sets can only be th
 few rarest words, so only those are looked up (prefix filtering, Chaudhuri et al. 2006).
 """
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -28,13 +27,17 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 def drop_near_duplicates(
     prompts: Sequence[Prompt], others: Sequence[Prompt], threshold: float = THRESHOLD
 ) -> tuple[tuple[Prompt, ...], int]:
-    """``prompts`` without those as similar as ``threshold`` to any of ``others``, and how many went."""
+    """``prompts`` without those as similar as ``threshold`` (> 0) to any of ``others``, and how many went."""
     sets, other_sets = [words(p.text) for p in prompts], [words(p.text) for p in others]
     frequency = Counter(word for group in (*sets, *other_sets) for word in group)
 
     def rarest(group: frozenset[str]) -> list[str]:
-        keep = len(group) - math.ceil(threshold * len(group)) + 1
-        return sorted(group, key=lambda word: (frequency[word], word))[:keep]
+        """All but so few words that a similar set cannot consist of the rest."""
+        size = len(group)
+        # The smallest overlap that can reach the threshold, by the same division as in ``jaccard``: the product
+        # ``threshold * size`` can round above a whole number (0.55 * 20) and would drop pairs exactly at it.
+        overlap = next((n for n in range(1, size + 1) if n / size >= threshold), size + 1)
+        return sorted(group, key=lambda word: (frequency[word], word))[: size - overlap + 1]
 
     index: dict[str, list[frozenset[str]]] = defaultdict(list)
     for group in other_sets:

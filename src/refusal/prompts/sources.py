@@ -123,6 +123,7 @@ SOURCES = {
     ),
     "strongreject": Source(
         "strongreject.csv",
+        # A branch, not a commit: here the sha256 alone pins the content.
         f"{_GITHUB}/alexandrasouly/strongreject/main/strongreject_dataset/strongreject_dataset.csv",
         "4dd70357e4ff8b5d0ba5ebafecab5d6dd5633ce8046e3dd1c8bd93e64de44381",
         "MIT",
@@ -148,7 +149,10 @@ def read_source(name: str, data_dir: Path | None = None) -> Rows:
     path = _download(source) if data_dir is None else data_dir / source.file
     if not path.is_file():
         raise PromptError(f"{path} does not exist. Put {source.file} (from {source.url}) there, or drop --data-dir.")
-    found = file_sha256(path)
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise PromptError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     if found not in (source.sha256, *source.also):
         raise PromptError(
             f"{path} has sha256 {found[:16]}…, not the pinned {source.sha256[:16]}…. Fetch it again from {source.url}."

@@ -69,13 +69,25 @@ def count_rejected(scores: Sequence[CandidateScore]) -> dict[str, int]:
     return dict(Counter(s.rejected_because for s in scores if s.rejected_because is not None))
 
 
-def explain(scores: Sequence[CandidateScore]) -> str:
+def explain(scores: Sequence[CandidateScore], rule: Rule | None = None) -> str:
     """Why no candidate qualifies: how many each criterion rejected, and the nearest with what they miss by."""
+    rule = rule or Rule()
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(count_rejected(scores).items()))
     finite = [s for s in scores if s.induce is not None and not math.isnan(s.induce)]
     nearest = sorted(finite, key=lambda s: -(s.induce or 0.0))[:3]
-    shown = "; ".join(
-        f"({s.position}, {s.layer}) induce {s.induce:+.2f}, KL {'not scored' if s.kl is None else f'{s.kl:.3f}'}"
-        for s in nearest
-    )
-    return f"No candidate qualifies; rejected by {reasons}. Nearest (induce must be >= 0): {shown}."
+    shown = "; ".join(f"({s.position}, {s.layer}) {misses(s, rule)}" for s in nearest)
+    return f"No candidate qualifies; rejected by {reasons or 'nothing'}. Nearest: {shown or 'none was scored'}."
+
+
+def misses(score: CandidateScore, rule: Rule) -> str:
+    """The scores of a candidate and by how much each misses its threshold."""
+    parts = []
+    if score.induce is not None:
+        gap = rule.induce_threshold - score.induce
+        parts.append(f"induce {score.induce:+.2f}" + (f" (misses by {gap:.2f})" if gap > 0 else ""))
+    if score.kl is None:
+        parts.append("KL not scored")
+    else:
+        gap = score.kl - rule.kl_threshold
+        parts.append(f"KL {score.kl:.3f}" + (f" (misses by {gap:.3f})" if gap > 0 else ""))
+    return ", ".join(parts)

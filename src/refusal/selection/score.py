@@ -1,37 +1,45 @@
-"""The three scores of a candidate, on validation prompts whose unmodified run is kept.
+"""The three scores of many candidates on fixed validation prompts, prompt by prompt.
 
-Ablation changes every block, so bypass and KL take a full pass. Addition at layer ``l`` changes nothing before ``l``:
-it starts from the block-``l`` input of the unmodified run, and the blocks before are not run.
+Ablation changes every block, so bypass and KL take whole passes. Addition at layer ``l`` changes nothing before ``l``:
+it starts from the block-``l`` input of the unmodified run, kept from the one pass of the unmodified model, and the
+blocks before it are not run. Several candidates go through the model side by side where one alone is a small batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.batches import batched
-from refusal.forward import Batch, call, forward, new_cache, pack
-from refusal.hooks import Edit, hooked, skipped
-from refusal.interventions import Ablate, Add, Intervention
-from refusal.metrics import kl_divergence, refusal_metric
+from refusal.batches import is_out_of_memory, too_large
+from refusal.forward import Batch, layout, read
+from refusal.hooks import Edit, skipped
+from refusal.interventions import AblateEach, Add
+from refusal.metrics import kl_from, refusal_metric, softmax64
 from refusal.model import ChatModel
 from refusal.records import Direction, Prompt, RefusalTokens
 
+Score = Literal["induce", "kl", "bypass"]
+
+# After which share of the prompts to look whether a candidate can be dropped. The bound on a log-odds is so wide that
+# it decides nothing before about 7/8; a KL term has no upper bound, so a few prompts settle the bad ones.
+LOOKS: dict[Score, tuple[float, ...]] = {"induce": (7 / 8, 1), "kl": (1 / 8, 1 / 2, 1), "bypass": (7 / 8, 1)}
+
 
 @dataclass(frozen=True)
-class _Baseline:
-    """One batch of the unmodified run: block inputs (for the shared prefix and for the rows) and its prefix cache."""
+class _Part:
+    """The prompts ``start`` to ``stop``, laid out, and (for additions) each batch's unmodified block inputs by layer."""
 
-    batch: Batch
-    prefix_inputs: dict[int, Float[Tensor, "1 prefix d_model"]]
-    row_inputs: dict[int, Float[Tensor, "row token d_model"]]
-    prefix_cache: list[tuple[Tensor, Tensor]]
+    start: int
+    stop: int
+    batches: list[Batch]
+    inputs: list[list[Float[Tensor, "row token d_model"]]]
 
 
 class Scorer:
-    """Scores candidates on fixed validation prompts; runs the unmodified model once, at construction."""
+    """Scores candidates on validation prompts; the unmodified model is run once, at construction."""
 
     def __init__(
         self,
@@ -45,92 +53,101 @@ class Scorer:
         self.model = model
         self.tokens = tokens.ids
         self.layers = layers
-        self.harmful_rows = model.tokenize([prompt.text for prompt in harmful])
-        self.harmless_rows = model.tokenize([prompt.text for prompt in harmless])
-        self.baselines: list[_Baseline] = []
+        harmful_rows = model.tokenize([prompt.text for prompt in harmful])
+        harmless_rows = model.tokenize([prompt.text for prompt in harmless])
+        self.rows: dict[Score, list[list[int]]] = {
+            "induce": harmless_rows,
+            "kl": harmless_rows,
+            "bypass": harmful_rows,
+        }
+        self.parts: dict[Score, list[_Part]] = {}
+        self._lay_out()
+
+    def n_prompts(self, score: Score) -> int:
+        """How many prompts a score is the mean over."""
+        return len(self.rows[score])
+
+    def values(
+        self, score: Score, part: int, directions: Sequence[Direction], wanted: Callable[[int], bool] = lambda i: True
+    ) -> Iterator[tuple[int, Float[Tensor, "prompt"]]]:
+        """Score the prompts of one part: yield ``(index of a direction, its values in prompt order)``, float64.
+
+        ``wanted`` is asked before a direction's turn: what no longer matters is skipped.
+
+        Raises:
+            OutOfMemoryError: one prompt alone does not fit.
+        """
+        todo = list(range(len(directions)))
+        while todo := [i for i in todo if wanted(i)]:
+            layer = directions[todo[0]].layer
+            alike = [i for i in todo if score != "induce" or directions[i].layer == layer]
+            tokens = max(batch.ids.numel() for batch in self.parts[score][part].batches)
+            group = alike[: max(1, self.model.token_budget.value // tokens)]
+            try:
+                values = self._score(score, self.parts[score][part], [directions[i] for i in group])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._make_room(len(group) * tokens, error)
+                continue
+            yield from zip(group, values, strict=True)
+            todo = [i for i in todo if i not in group]
+
+    def _lay_out(self) -> None:
+        """Cut the prompts into parts, and run the unmodified model on the harmless ones."""
+        for score, looks in LOOKS.items():
+            n = self.n_prompts(score)
+            stops = sorted({max(1, int(share * n)) for share in looks})
+            cuts = list(zip([0, *stops], stops, strict=False))
+            self.parts[score] = [_Part(a, b, layout(self.model, self.rows[score], range(a, b)), []) for a, b in cuts]
         logits: dict[int, Tensor] = {}
-        lengths = [len(row) for row in self.harmless_rows]
-        for indices, (baseline, out) in batched(lengths, model.batch_size, self._run_baseline):
-            self.baselines.append(baseline)
-            logits.update(zip(indices, out, strict=True))
-        self.base_logits = torch.stack([logits[i] for i in range(len(lengths))])
+        for part in self.parts["induce"]:
+            for batch in part.batches:
+                inputs: list[Tensor] = []
+                logits.update(zip(batch.prompts, read(self.model, batch, self._keep(inputs))[0], strict=True))
+                part.inputs.append(inputs)
+        self.base = softmax64(torch.stack([logits[i] for i in range(len(logits))]))
 
-    def bypass(self, direction: Direction) -> float:
-        """Mean refusal metric of the harmful prompts under ablation."""
-        logits = self._logits(self.harmful_rows, Ablate(direction))
-        return float(refusal_metric(logits, self.tokens).mean())
+    def _keep(self, inputs: list[Tensor]) -> list[Edit]:
+        """Reads that append the input of every block that additions may start at, kept on the CPU."""
 
-    def kl(self, direction: Direction) -> float:
-        """Mean KL divergence of the harmless prompts' next token, unmodified against ablated."""
-        return float(kl_divergence(self.base_logits, self._logits(self.harmless_rows, Ablate(direction))).mean())
+        def keep(x: Tensor) -> None:
+            inputs.append(x.cpu())
 
-    def induce(self, direction: Direction) -> float:
-        """Mean refusal metric of the harmless prompts when the difference in means is added at its layer."""
-        metrics = [refusal_metric(self._add_from(b, Add(direction)), self.tokens) for b in self.baselines]
-        return float(torch.cat(metrics).mean())
+        names = self.model.sites.blocks[: self.layers]
+        return [Edit(self.model.hf.get_submodule(name), "input", keep) for name in names]
 
-    def _logits(self, rows: list[list[int]], intervention: Intervention) -> Float[Tensor, "prompt vocab"]:
-        """Last-token logits of ``rows`` in their order, under an intervention."""
-        out: dict[int, Tensor] = {}
-        with self.model.apply(intervention):
-            work = batched(
-                [len(row) for row in rows],
-                self.model.batch_size,
-                lambda indices: forward(self.model, pack(self.model, [rows[i] for i in indices])),
-            )
-            for indices, logits in work:
-                out.update(zip(indices, logits, strict=True))
-        return torch.stack([out[i] for i in range(len(rows))])
+    def _make_room(self, tried: int, error: BaseException) -> None:
+        """Halve the token budget and lay the prompts out anew: what was scored stays valid."""
+        longest = max(len(row) for rows in self.rows.values() for row in rows)
+        if tried <= longest:
+            raise too_large(longest) from error
+        self.model.token_budget.halve(tried)
+        self._lay_out()
 
-    def _run_baseline(self, indices: list[int]) -> tuple[_Baseline, Tensor]:
-        """Run harmless rows unmodified, keeping the block inputs that additions start from."""
-        model = self.model
-        batch = pack(model, [self.harmless_rows[i] for i in indices])
-        prefix_inputs: dict[int, Tensor] = {}
-        row_inputs: dict[int, Tensor] = {}
-        prefix_tokens = batch.prefix.shape[1]
+    def _score(self, score: Score, part: _Part, directions: Sequence[Direction]) -> Float[Tensor, "direction prompt"]:
+        out = torch.empty(len(directions), part.stop - part.start, dtype=torch.float64)
+        for index, batch in enumerate(part.batches):
+            where = [i - part.start for i in batch.prompts]
+            if score == "induce":
+                logits = self._added(batch, part.inputs[index][directions[0].layer], directions)
+            else:
+                with self.model.apply(AblateEach(tuple(directions))):
+                    logits = read(self.model, batch, copies=len(directions))
+            for row, one in zip(out, logits, strict=True):
+                row[where] = (
+                    kl_from(self.base[list(batch.prompts)], one) if score == "kl" else refusal_metric(one, self.tokens)
+                ).cpu()
+        return out
 
-        def read(layer: int) -> Edit:
-            def keep(x: Tensor) -> None:
-                first = prefix_tokens > 0 and layer not in prefix_inputs
-                (prefix_inputs if first else row_inputs)[layer] = x
-
-            return Edit(model.hf.get_submodule(model.sites.blocks[layer]), "input", keep)
-
-        cache = new_cache(model) if prefix_tokens else None
-        with hooked([read(layer) for layer in range(self.layers)]):
-            logits = forward(model, batch, cache=cache)
-        stored = []
-        if cache is not None:  # of the batch's keys and values only the shared prefix is wanted, once
-            stored = [
-                (layer.keys[:1, :, :prefix_tokens], layer.values[:1, :, :prefix_tokens]) for layer in cache.layers
-            ]
-            stored = [(keys.clone(), values.clone()) for keys, values in stored[: self.layers]]
-        return _Baseline(batch, prefix_inputs, row_inputs, stored), logits
-
-    def _add_from(self, baseline: _Baseline, addition: Add) -> Float[Tensor, "row vocab"]:
-        """Last-token logits with ``addition``, the blocks before its layer not run."""
-        model, batch, layer = self.model, baseline.batch, addition.direction.layer
-        blocks = [model.hf.get_submodule(name) for name in model.sites.blocks]
+    def _added(
+        self, batch: Batch, inputs: Float[Tensor, "row token d_model"], directions: Sequence[Direction]
+    ) -> Float[Tensor, "direction prompt vocab"]:
+        """Logits when each candidate is added at its layer (the same for all of them)."""
+        layer = directions[0].layer
+        blocks = [self.model.hf.get_submodule(name) for name in self.model.sites.blocks]
+        start = torch.cat([Add(direction)(inputs) for direction in directions])
+        start_here = Edit(blocks[layer], "input", lambda x: start.to(x.device))
+        self.model.forward_tokens -= len(directions) * batch.ids.numel() * layer // len(blocks)  # only what is run
         with skipped(blocks[:layer]):
-            cache = None
-            if batch.prefix.shape[1]:
-                cache = new_cache(model)
-                start = addition(baseline.prefix_inputs[layer])
-                with hooked([Edit(blocks[layer], "input", lambda x: start)]):
-                    self._head_once(batch.prefix, cache)
-                for index in range(layer):  # skipped blocks: the unmodified keys stand in, so that lengths agree
-                    cache.layers[index].update(*baseline.prefix_cache[index])
-            start_rows = addition(baseline.row_inputs[layer])
-            tail = Batch(batch.prefix[:, :0], batch.ids, batch.mask, batch.positions, batch.last)
-            if cache is not None:
-                cache.batch_repeat_interleave(batch.rows)
-            model.forward_tokens -= batch.ids.numel() * layer // len(blocks)  # count only the blocks that run
-            with hooked([Edit(blocks[layer], "input", lambda x: start_rows)]):
-                return forward(model, tail, cache=cache)
-
-    def _head_once(self, prefix: Tensor, cache: object) -> None:
-        """Run the prefix for its keys and values; its logits are not needed, so the head sees one token."""
-        head = self.model.hf.get_submodule(self.model.sites.head)
-        with torch.inference_mode(), hooked([Edit(head, "input", lambda x: x[:, -1:])]):
-            call(self.model, prefix, cache, use_cache=True)
+            return read(self.model, batch, [start_here], len(directions))

@@ -1,0 +1,20 @@
+"""Near-duplicates the plain way: every pair is compared."""
+
+from collections.abc import Iterable, Sequence
+
+Words = frozenset[str]
+
+
+def near(a: Words, b: Words, threshold: float = 0.6) -> bool:
+    """Whether the Jaccard similarity of two sets of words reaches the threshold."""
+    shared = len(a & b)
+    return shared / (len(a) + len(b) - shared) >= threshold
+
+
+def has_near(group: Words, others: Iterable[Words], threshold: float = 0.6) -> bool:
+    return any(near(group, other, threshold) for other in others)
+
+
+def near_pairs(groups: Sequence[tuple[str, Words]], others: Sequence[tuple[str, Words]]) -> list[tuple[str, str]]:
+    """The ids of every near-duplicate pair between two lists of ``(id, words)``."""
+    return [(i, j) for i, a in groups for j, b in others if i != j and near(a, b)]

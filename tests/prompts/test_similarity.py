@@ -1,0 +1,60 @@
+"""The prefix filter finds exactly what comparing every pair finds."""
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+from plain_similarity import has_near
+
+from refusal import Prompt
+from refusal.prompts.similarity import drop_exact_duplicates, drop_near_duplicates, jaccard, words
+
+# Few letters, so that similar sets are common; up to 24, so that sizes occur at which a product rounds.
+word_sets = st.lists(st.frozensets(st.sampled_from("abcdefghijklmnopqrstuvwx"), min_size=1), max_size=8)
+# Every threshold is one that some pair of sets meets exactly.
+thresholds = st.integers(1, 24).flatmap(lambda union: st.integers(1, union).map(lambda shared: shared / union))
+
+
+def as_prompts(groups: list[frozenset[str]]) -> list[Prompt]:
+    return [Prompt(str(i), " ".join(sorted(group)), "harmless") for i, group in enumerate(groups)]
+
+
+@given(word_sets, word_sets, thresholds)
+@example([frozenset("abcdefghijklmnopqrst")], [frozenset("klmnopqrstj")], 0.55)  # 0.55 * 20 rounds above 11
+@example([frozenset("abcde")], [frozenset("abc")], 0.6)
+def test_the_filter_equals_comparing_every_pair(
+    groups: list[frozenset[str]], others: list[frozenset[str]], threshold: float
+) -> None:
+    prompts = as_prompts(groups)
+    expected = tuple(p for p, group in zip(prompts, groups, strict=True) if not has_near(group, others, threshold))
+    kept, removed = drop_near_duplicates(prompts, as_prompts(others), threshold)
+    assert kept == expected
+    assert removed == len(prompts) - len(expected)
+
+
+def test_a_pair_exactly_at_the_threshold_is_a_near_duplicate() -> None:
+    at, below = Prompt("a", "one two three four five", "harmless"), Prompt("b", "one two six seven", "harmless")
+    other = Prompt("c", "one two three", "harmless")
+    assert jaccard(words(at.text), words(other.text)) == 0.6
+    assert drop_near_duplicates([at, below], [other]) == ((below,), 1)
+
+
+def test_every_size_at_every_exact_threshold() -> None:
+    """Subsets of one set: the similarity is a quotient of two sizes, and equal to the threshold."""
+    letters = [f"w{i}" for i in range(40)]
+    for union in range(1, 41):
+        for shared in range(1, union + 1):
+            whole, part = (Prompt("p", " ".join(letters[:n]), "harmless") for n in (union, shared))
+            for one, other in ((whole, part), (part, whole)):
+                assert drop_near_duplicates([one], [other], shared / union) == ((), 1), (union, shared)
+
+
+def test_words_ignore_case_and_punctuation_and_keep_contractions() -> None:
+    assert words("Don't STOP, don't 'stop'!") == {"don't", "stop"}
+    assert words("snake_case É1") == {"snake", "case", "é1"}
+    assert words("???") == {"???"}
+    assert words("???") != words("!!!")
+
+
+def test_exact_duplicates_are_the_same_text_only() -> None:
+    prompts = [Prompt("a", "Sing.", "harmless"), Prompt("b", "sing", "harmless")]
+    assert drop_exact_duplicates(prompts, [Prompt("c", "Sing.", "harmless")]) == ((prompts[1],), 1)
+    assert drop_near_duplicates(prompts, [Prompt("c", "Sing.", "harmless")]) == ((), 2)

@@ -1,0 +1,113 @@
+"""Packed rows, padded rows and prompts run alone give the same logits; what cannot be packed is found out."""
+
+from collections.abc import Sequence
+
+import pytest
+import tiny_models
+import torch
+from plain import last_logits
+
+from refusal import ChatModel
+from refusal.forward import Batch, layout, read, run_batches
+from refusal.hooks import Edit
+
+TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Why is the sea salt?", "Hi there", "Sing!"]
+ALL = [*tiny_models.FAMILIES, *tiny_models.SLIDING]
+
+
+def logits_by_batches(model: ChatModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    found: dict[int, torch.Tensor] = {}
+    for batch in layout(model, rows):
+        found.update(zip(batch.prompts, read(model, batch)[0], strict=True))
+    return torch.stack([found[i] for i in range(len(rows))])
+
+
+@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("budget", [1, 120, 10_000])
+def test_every_layout_gives_the_logits_of_prompts_run_alone(family: str, budget: int) -> None:
+    model = tiny_models.chat_model(family)
+    model.token_budget.value = budget
+    rows = model.tokenize(TEXTS)
+    expected = torch.stack([last_logits(model.hf, row) for row in rows])
+    torch.testing.assert_close(logits_by_batches(model, rows), expected, atol=1e-5, rtol=1e-5)
+    model.packs = False
+    torch.testing.assert_close(logits_by_batches(model, rows), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_attention_models_pack(family: str) -> None:
+    model = tiny_models.chat_model(family, sliding_window=512 if "gemma" in family else None)
+    batches = layout(model, model.tokenize(TEXTS))
+    assert model.packs
+    assert len(batches) == 1
+    assert batches[0].ids.shape[0] == 1
+
+
+def test_packed_rows_hold_the_shared_start_once_and_no_padding(model: ChatModel) -> None:
+    rows = model.tokenize(TEXTS)
+    (batch,) = layout(model, rows)
+    shared = len(model.chat.prefix)
+    assert batch.ids.numel() == shared + sum(len(row) - shared for row in rows)
+    before = model.forward_tokens
+    read(model, batch)
+    assert model.forward_tokens - before == batch.ids.numel()
+
+
+def test_a_window_shorter_than_a_prompt_rules_packing_out() -> None:
+    model = tiny_models.chat_model("mistral-sliding")
+    (batch,) = layout(model, model.tokenize(TEXTS))
+    assert batch.ids.shape[0] == len(TEXTS)
+
+
+def test_a_model_that_cannot_be_packed_is_found_out_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Mamba carries a state from token to token, also from one prompt of a row to the next."""
+    model = tiny_models.chat_model("mamba")
+    rows = model.tokenize(TEXTS)
+    expected = torch.stack([last_logits(model.hf, row) for row in rows])
+    torch.testing.assert_close(logits_by_batches(model, rows), expected, atol=1e-5, rtol=1e-5)
+    logits_by_batches(model, rows)
+    assert model.packs is False
+    assert caplog.text.count("cannot share a row") == 1
+
+
+def test_prompts_without_a_common_start_are_packed_all_the_same(model: ChatModel) -> None:
+    suffix = list(model.chat.suffix)
+    rows = [[10, 11, *suffix], [20, *suffix], [30, 31, 32, *suffix]]
+    assert layout(model, rows)[0].ids.numel() == sum(map(len, rows))
+    expected = torch.stack([last_logits(model.hf, row) for row in rows])
+    torch.testing.assert_close(logits_by_batches(model, rows), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_prompt_and_the_same_prompt_twice(model: ChatModel) -> None:
+    for texts in (["Hi"], ["Hi", "Hi"]):
+        rows = model.tokenize(texts)
+        expected = torch.stack([last_logits(model.hf, row) for row in rows])
+        torch.testing.assert_close(logits_by_batches(model, rows), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_copies_run_side_by_side(model: ChatModel) -> None:
+    model.token_budget.value = 150
+    batch = layout(model, model.tokenize(TEXTS))[0]
+    step = torch.randn(tiny_models.WIDTH)
+    block = model.hf.get_submodule(model.sites.blocks[1])
+    n = batch.ids.shape[0]
+    shift = torch.cat([torch.zeros(n, 1, tiny_models.WIDTH), step.expand(n, 1, -1)])
+    both = read(model, batch, [Edit(block, "input", lambda x: x + shift)], copies=2)
+    torch.testing.assert_close(both[0], read(model, batch)[0], atol=1e-5, rtol=1e-5)
+    alone = read(model, batch, [Edit(block, "input", lambda x: x + step)])[0]
+    torch.testing.assert_close(both[1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_out_of_memory_halves_the_budget_and_goes_on(model: ChatModel, caplog: pytest.LogCaptureFixture) -> None:
+    rows = model.tokenize(TEXTS * 4)
+    limit = 150
+
+    def run(batch: Batch) -> int:
+        if batch.ids.numel() > limit:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return batch.ids.numel()
+
+    done = [i for batch, _ in run_batches(model, rows, run) for i in batch.prompts]
+    assert sorted(done) == list(range(len(rows)))
+    assert model.token_budget.value <= limit
+    assert "Out of memory" in caplog.text
