@@ -73,7 +73,7 @@ def collect(
                 metrics.append(metric)
             if n is not None and len(kept) == n:
                 break
-        _check_enough(model, label, len(kept), drawn, n, pool)
+        _check_enough(model, label, len(kept), drawn, n, pool, filter)
         sums[label] = total.mean()
         counts[label] = ClassCount(drawn, len(kept), sum(metrics) / len(metrics))
     return Activations(
@@ -103,7 +103,7 @@ def draw_passing(
             metrics.append(metric)
         if n is not None and len(kept) == n:
             break
-    _check_enough(model, label, len(kept), drawn, n, pool)
+    _check_enough(model, label, len(kept), drawn, n, pool, filter)
     return Passed(tuple(kept), ClassCount(drawn, len(kept), sum(metrics) / len(metrics)))
 
 
@@ -194,9 +194,11 @@ def _run_pool(
             start += len(chunk)
 
 
-def _check_enough(model: ChatModel, label: str, passed: int, drawn: int, n: int | None, pool: Sequence[Prompt]) -> None:
+def _check_enough(
+    model: ChatModel, label: str, passed: int, drawn: int, n: int | None, pool: Sequence[Prompt], filter: bool
+) -> None:
     """Too few is an error that shows what the model really says; fewer than asked is a warning."""
-    if passed < min(MIN_PROMPTS, n or MIN_PROMPTS):
+    if passed < (min(MIN_PROMPTS, n or MIN_PROMPTS) if filter else 1):
         raise TooFewPromptsError(
             f"Only {passed} of {drawn} {label} prompts pass the refusal filter, at least {MIN_PROMPTS} are needed. "
             f"The model's most likely first tokens there: {_first_tokens(model, pool[:16])}. Give matching "

@@ -1,5 +1,6 @@
 """The command line: parse, call the library, display. Exit codes: 0 done, 1 documented failure, 2 wrong usage."""
 
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -8,13 +9,15 @@ from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
+from pydantic import ValidationError
 
 from refusal import display
-from refusal.config import RunOptions, make_config
+from refusal.config import ModelOptions, RunOptions, make_config, wrong_value
 from refusal.errors import Error
 from refusal.evaluate import interventions_for
 from refusal.interventions import Add
-from refusal.model import load
+from refusal.model import ChatModel, load
 from refusal.records import Direction
 from refusal.run import run as run_stages
 
@@ -27,7 +30,7 @@ app = App(
     version_flags=["--version"],
 )
 
-Model = Annotated[str, Parameter(help="Hub id, folder, .gguf file, or `embedded`.")]
+Model = Annotated[str | None, Parameter(help="Hub id, folder, .gguf file, or embedded (the default).")]
 Out = Annotated[Path | None, Parameter(help="Run folder; default runs/MODEL.")]
 Preset = Annotated[str | None, Parameter(help="quick (minutes on a laptop) or paper (the paper's sizes, the default).")]
 Config = Annotated[Path | None, Parameter(help="TOML file with options, such as a run folder's run.toml.")]
@@ -36,8 +39,7 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the res
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", help="Only errors.")]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="", help="Also notes, such as reused stages.")]
 
-NO_OPTIONS = RunOptions()
-
+RUN_DEFAULTS, MODEL_DEFAULTS = RunOptions(), ModelOptions()
 
 VERBS = {
     "run": (
@@ -56,19 +58,21 @@ def _verb(until: str) -> Callable[..., None]:
     """A command that runs the stages up to ``until``; all of them take the same options."""
 
     def command(
-        model: Model = "embedded",
+        model: Model = None,
         /,
         *,
         out: Out = None,
         preset: Preset = None,
         config: Config = None,
-        options: Options = NO_OPTIONS,
+        options: Options = RUN_DEFAULTS,
         json: Json = False,
         quiet: Quiet = False,
         verbose: Verbose = False,
     ) -> None:
         given = {name: getattr(options, name) for name in options.model_fields_set}
-        settings = make_config(preset, config, model=model, **given)
+        if model is not None:
+            given["model"] = model
+        settings = make_config(preset, config, **given)
         with display.reporting(quiet, verbose):
             result = run_stages(settings, out or _default_folder(settings.model), until=until)
         if json:
@@ -85,37 +89,41 @@ for _name, (_until, _help) in VERBS.items():
 
 @app.command
 def chat(
-    model: Model = "embedded",
+    model: Model = None,
     /,
     *,
     out: Out = None,
     direction: Annotated[Path | None, Parameter(help="A direction.safetensors; default: the run folder's.")] = None,
-    max_new_tokens: Annotated[int, Parameter(help="Length of a reply.")] = 256,
-    revision: str | None = None,
-    dtype: str = "bfloat16",
-    device: str = "auto",
-    system: str | None = None,
+    max_new_tokens: Annotated[int, Parameter(help="Length of a reply.", validator=Number(gte=1))] = 256,
+    options: Annotated[ModelOptions, Parameter(name="*")] = MODEL_DEFAULTS,
 ) -> None:
     """Talk to the model; /baseline, /ablate and /add 1.0 switch between conditions, /quit ends."""
-    file = direction or (out or _default_folder(model)) / "direction.safetensors"
-    found = Direction.load(file)
+    model = model or "embedded"
+    found = Direction.load(direction or (out or _default_folder(model)) / "direction.safetensors")
     with display.reporting():
-        chat_model = load(model, revision=revision, dtype=dtype, device=device, system=system)
+        chat_model = load(model, **options.model_dump(exclude_defaults=True))
+    with chat_model.apply(*interventions_for("ablation", found)):
+        pass  # a direction of another width is refused here, not in the middle of the talk
     if found.model and found.model != chat_model.name:
         display.show_notice(f"Note: this direction was found on {found.model}.")
     display.show_notice("Each line is one question by itself. /baseline  /ablate  /add ALPHA  /quit")
+    _talk(chat_model, found, max_new_tokens)
+
+
+def _talk(model: ChatModel, direction: Direction, max_new_tokens: int) -> None:
+    """Questions and replies until ``/quit`` or the end of the input."""
     interventions: tuple[Any, ...] = ()
     condition = "baseline"
     while (line := _ask(condition)) is not None:
         if line.startswith("/"):
-            changed = _switch(line, found)
+            changed = _switch(line, direction)
             if changed is None:
                 display.show_notice("Commands: /baseline  /ablate  /add ALPHA  /quit")
             else:
                 condition, interventions = changed
         elif line:
-            with chat_model.apply(*interventions):
-                display.show_reply(chat_model.generate([line], max_new_tokens)[0])
+            with model.apply(*interventions):
+                display.show_reply(model.generate([line], max_new_tokens)[0])
 
 
 def _ask(condition: str) -> str | None:
@@ -134,14 +142,22 @@ def _switch(line: str, direction: Direction) -> tuple[str, tuple[Any, ...]] | No
             return "baseline", ()
         case ["/ablate"]:
             return "ablation", interventions_for("ablation", direction)
-        case ["/add", alpha] if re.fullmatch(r"[+-]?\d*\.?\d+", alpha):
-            return f"add {float(alpha):g}", (Add(direction, float(alpha)),)
+        case ["/add", text] if (alpha := _number(text)) is not None:
+            return f"add {alpha:g}", (Add(direction, alpha),)
         case _:
             return None
 
 
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
 def _default_folder(model: str) -> Path:
-    return Path("runs") / re.sub(r"[^\w.-]+", "-", model.rstrip("/")).strip("-.")
+    return Path("runs") / (re.sub(r"[^\w.-]+", "-", model).strip("-.") or "model")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -157,12 +173,19 @@ def _guarded(call: Callable[[], object]) -> int:
         display.show_error(error)
         return error.exit_code
     except cyclopts.CycloptsError as error:
-        display.show_error(error)
+        display.show_error(_usage_message(error))
         return 2
     except KeyboardInterrupt:
-        display.show_notice("Interrupted. Finished stages are kept: run the same command again to go on.")
+        display.show_notice("Interrupted. A run keeps its finished stages: the same command goes on from there.")
         return INTERRUPTED
     return 0
+
+
+def _usage_message(error: cyclopts.CycloptsError) -> str:
+    """What is wrong with the arguments, on one line, and where to look."""
+    cause = error.__cause__
+    wrong = str(wrong_value(cause)) if isinstance(cause, ValidationError) else " ".join(str(error).split())
+    return f"{wrong} See: {' '.join(['refusal', *(error.command_chain or ()), '--help'])}."
 
 
 def entry() -> None:

@@ -12,8 +12,8 @@ from refusal.selection.rule import Rule
 Count = Annotated[int, Field(ge=1)]
 
 
-class RunOptions(BaseModel):
-    """The options of a run, all but the model. The defaults are the paper's sizes on the built-in prompts."""
+class ModelOptions(BaseModel):
+    """How a model is loaded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -31,8 +31,12 @@ class RunOptions(BaseModel):
     """Path of the decoder blocks, where they are not found ("model.layers")."""
     writers: tuple[str, ...] = ()
     """Names of the writing children of a block, where they are not found (self_attn mlp)."""
-    batch_size: Count = 32
-    """Prompts per batch to start with; halved when memory runs out."""
+    batch_size: Count | None = None
+    """Most prompts at once when generating; by default chosen from free memory."""
+
+
+class RunOptions(ModelOptions):
+    """The options of a run, all but the model. The defaults are the paper's sizes on the built-in prompts."""
 
     prompts: tuple[str, ...] = ("builtin",)
     """builtin, paper, or files: harmful=bad.txt harmless=good.txt all.csv"""
@@ -55,14 +59,18 @@ class RunOptions(BaseModel):
 
     refusal_tokens: tuple[str, ...] = ()
     """Refusal tokens as texts or ids; by default a preset or chosen from the model's completions."""
-    induce_threshold: float = 0.0
+    induce_threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """A candidate must induce refusal at least this much."""
-    kl_threshold: float = 0.1
+    kl_threshold: Annotated[float, Field(ge=0)] = 0.1
     """A candidate's ablation may change harmless behaviour at most this much."""
     prune_layers: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the last layers that is not eligible."""
     layer_step: Count = 1
     """Score every n-th layer only."""
+    full_map: bool = False
+    """Give every candidate of every layer all three scores (for plots), not only what the decision needs."""
+    resamples: Annotated[int, Field(ge=0)] = 1000
+    """Resamples of the validation prompts that show how firm the choice is; 0 leaves them out."""
     strict: bool = False
     """Stop with exit code 1 when no candidate qualifies."""
 
@@ -102,9 +110,16 @@ def make_config(preset: str | None = None, file: Path | None = None, **given: An
     try:
         return RunConfig(**{**values, **given})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name} = {first.get('input')!r} is wrong: {first['msg']}. Mend the option.") from error
+        raise wrong_value(error) from error
+
+
+def wrong_value(error: ValidationError) -> ConfigError:
+    """The first thing that pydantic complains about, in one message."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"There is no option {name!r}. The options are {', '.join(RunConfig.model_fields)}.")
+    return ConfigError(f"{name} = {first['input']!r} cannot be used: {first['msg']}. Give another value.")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

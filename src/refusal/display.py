@@ -3,18 +3,17 @@
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import transformers
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from refusal.progress import Advance, listening
+from refusal.progress import Advance, Listener, listening
 from refusal.records import Metric, RefusalTokens, Selection, to_json
 from refusal.run import RunResult
 
@@ -33,23 +32,36 @@ class _Rate(ProgressColumn):
         return Text(shown, style="cyan")
 
 
+class _Lines(logging.Handler):
+    """Log records as lines on stderr, for a person to read."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, one line, above the progress if there is any."""
+        style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno, "dim")
+        label = (f"{record.levelname.lower()}: ", style)
+        err.print(Text.assemble(label, record.getMessage()), soft_wrap=True, highlight=False)
+
+
 @contextmanager
 def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     """Show progress, warnings (and with ``verbose`` notes) on stderr; progress only on a terminal."""
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    handler = RichHandler(console=err, show_path=False, show_time=verbose, markup=False)
+    handler = _Lines()
     logger = logging.getLogger("refusal")
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(level)
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # loading is reported as a task, like everything else
     try:
-        if quiet or not err.is_terminal:
-            yield
-        else:
-            with _progress() as progress, listening(_listener(progress)):
+        with warnings.catch_warnings():
+            if not verbose:  # of libraries, to their callers
+                warnings.simplefilter("ignore")
+            if quiet or not err.is_terminal:
                 yield
+            else:
+                with _progress() as progress, listening(_listener(progress)):
+                    yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
@@ -67,14 +79,24 @@ def _progress() -> Progress:
     return Progress(*columns, console=err)
 
 
-def _listener(progress: Progress) -> Any:
+def _listener(progress: Progress) -> Listener:
     @contextmanager
     def listener(name: str, total: int, unit: str) -> Iterator[Advance]:
-        task = progress.add_task(name, total=total, unit=unit)
+        shown = progress.add_task(name, total=total or None, unit=unit)
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            progress.advance(shown, n)
+
         try:
-            yield lambda n: progress.advance(task, n)
+            yield advance
         finally:
-            progress.update(task, total=progress.tasks[progress.task_ids.index(task)].completed)
+            if total:
+                progress.update(shown, total=done)  # also when it took fewer steps than it might have
+            else:
+                progress.remove_task(shown)
 
     return listener
 
@@ -115,12 +137,33 @@ def show_selection(selection: Selection) -> None:
     )
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(selection.rejected.items()))
     err.print(f"  {len(selection.scores)} candidates; rejected by {reasons or 'nothing'}", highlight=False)
+    if selection.stability is not None:
+        err.print(f"  {stability_line(selection)}", highlight=False)
     if not selection.qualified:
         for miss in selection.nearest_misses(3):
             kl = "not scored" if miss.kl is None else f"{miss.kl:.3f}"
             err.print(
                 f"  near miss ({miss.position}, {miss.layer}): induce {miss.induce:+.2f}, KL {kl}", highlight=False
             )
+
+
+def stability_line(selection: Selection) -> str:
+    """How often the chosen candidate wins when the validation prompts are resampled, and its nearest rival."""
+    stability = selection.stability
+    assert stability is not None
+    where = [(win.position, win.layer) for win in stability.winners]
+    chosen = where.index((selection.score.position, selection.score.layer))
+    text = f"({where[chosen][0]}, {where[chosen][1]}) wins {stability.winners[chosen].share:.0%} of resamples"
+    rivals = [i for i in range(len(where)) if i != chosen]
+    if rivals:
+        rival = rivals[0]
+        text += (
+            f"; runner-up ({where[rival][0]}, {where[rival][1]}) {stability.winners[rival].share:.0%}, "
+            f"cosine {stability.cosines[chosen][rival]:.2f}"
+        )
+    if stability.none_qualifies > 0:
+        text += f"; in {stability.none_qualifies:.0%} none qualifies"
+    return text
 
 
 def rates_table(metrics: tuple[Metric, ...]) -> Table:
@@ -153,12 +196,12 @@ def print_json(result: RunResult) -> None:
         },
         "metrics": to_json(result.metrics),
     }
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def show_error(error: BaseException) -> None:
+def show_error(message: object) -> None:
     """One message, no traceback."""
-    err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True, highlight=False)
+    err.print(Text.assemble(("error: ", "bold red"), str(message)), soft_wrap=True, highlight=False)
 
 
 def show_notice(text: str) -> None:

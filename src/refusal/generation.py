@@ -3,6 +3,7 @@
 Rows are padded on the left, so that all of them end at the same index and each step appends one token to every row.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ from refusal.hooks import Edit, hooked
 from refusal.model import ChatModel
 from refusal.progress import task
 
+log = logging.getLogger(__name__)
+
+# Caches that hold each row's tokens apart. Recurrent states would mix padding in and cannot drop rows.
+_ROWS_APART = (DynamicLayer, DynamicSlidingWindowLayer)
+
 
 def complete(model: ChatModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate") -> list[str]:
     """Greedy completions of ``instructions``, in their order; special tokens are dropped from the text."""
@@ -27,11 +33,15 @@ def complete(model: ChatModel, instructions: Sequence[str], max_new_tokens: int,
     length = max((len(row) for row in rows), default=0) + max_new_tokens
     fits = row_budget(model.device, length * _cache_bytes_per_token(model))
     size = model.batch_size if model.batch_size.value <= fits else BatchSize(fits)
+    complete_batch = _complete_batch
+    if not all(type(layer) in _ROWS_APART for layer in DynamicCache(config=model.hf.config).layers):
+        log.warning("%s: its state cannot be padded or thinned out, so prompts are completed one by one.", model.name)
+        size, complete_batch = BatchSize(1), _complete_alone
     with task(name, total=len(rows)) as advance:
         work = batched(
             [len(row) for row in rows],
             size,
-            lambda indices: _complete_batch(model, [rows[i] for i in indices], max_new_tokens, ends),
+            lambda indices: complete_batch(model, [rows[i] for i in indices], max_new_tokens, ends),
         )
         for indices, outputs in work:
             for i, output in zip(indices, outputs, strict=True):
@@ -88,6 +98,20 @@ def _complete_batch(
     return outputs
 
 
+def _complete_alone(
+    model: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, ends: Sequence[int]
+) -> list[list[int]]:
+    """One row through transformers' own generation, which knows every kind of state."""
+    ids = torch.tensor([list(rows[0])], device=model.device)
+    out = model.hf.generate(  # type: ignore[operator]
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+        eos_token_id=list(ends), pad_token_id=0,
+    )  # fmt: skip
+    new: list[int] = out[0, ids.shape[1] :].tolist()
+    model.forward_tokens += ids.shape[1] + len(new)
+    return [new[:-1] if new and new[-1] in ends else new]
+
+
 def _read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int) -> _Prefill:
     """Read the prompts into a cache: the shared start once, its keys and values then repeated for every row."""
     cache = DynamicCache(config=model.hf.config)
@@ -122,12 +146,8 @@ def _shared_start(model: ChatModel, rows: Sequence[Sequence[int]], cache: Dynami
         return 0
     longest = max(len(row) for row in rows) + new_tokens
     for layer in cache.layers:
-        if type(layer) is DynamicLayer:
-            continue
-        if type(layer) is not DynamicSlidingWindowLayer:  # recurrent states cannot be repeated and continued here
-            return 0
-        if layer.sliding_window < longest:  # padding after the shared start would shift the window
-            return 0
+        if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < longest:
+            return 0  # padding after the shared start would shift the window
     return len(prefix)
 
 

@@ -5,63 +5,91 @@ transformers can read GGUF, but unpacking takes a minute each time; the converte
 
 import logging
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from refusal.errors import ModelLoadError, StorageError
-from refusal.progress import task
+from refusal.progress import bars_as_tasks, task
 from refusal.storage import cache_root, file_sha256
 
 log = logging.getLogger(__name__)
 
+MAGIC = b"GGUF"
 
-def converted_folder(file: Path, sha256: str | None = None) -> Path:
+
+def converted_folder(file: Path) -> Path:
     """The converted folder of ``file``, made if it is not there yet.
 
     Raises:
-        ModelLoadError: transformers cannot read the file.
+        ModelLoadError: no GGUF file, or one that transformers cannot read.
         StorageError: no room in the cache.
     """
-    folder = cache_root() / "models" / (sha256 or file_sha256(file))[:16]
-    if not (folder / "config.json").is_file():
+    try:
+        with file.open("rb") as start:
+            magic = start.read(len(MAGIC))
+        digest = file_sha256(file)
+    except OSError as error:
+        raise ModelLoadError(f"{file} cannot be read ({error.strerror}). Check its permissions.") from error
+    if magic != MAGIC:
+        raise ModelLoadError(f"{file} is not a GGUF file: it starts with {magic!r}. Give a .gguf file or a folder.")
+    folder = cache_root() / "models" / digest[:16]
+    if not is_converted(folder):
         convert(file, folder)
     return folder
 
 
+def is_converted(folder: Path) -> bool:
+    """Whether ``convert`` has finished ``folder``: it appears with everything in it."""
+    return (folder / "config.json").is_file()
+
+
 def convert(file: Path, folder: Path) -> None:
-    """Unpack ``file`` into ``folder``: weights in bfloat16, tokenizer with its chat template, configs."""
+    """Unpack ``file`` into ``folder``: weights in bfloat16, tokenizer with its chat template, configs.
+
+    The folder is filled under a temporary name and renamed, so an interruption leaves nothing half-written, and of two
+    processes that convert the same file the first one to finish wins.
+    """
     log.info("Converting %s to bfloat16 safetensors, once.", file.name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
-    except OSError as error:
-        raise StorageError(
-            f"{folder.parent} is not writable ({error}). Set REFUSAL_CACHE to another folder."
-        ) from error
-    try:
-        with task("convert the GGUF file", total=3, unit="steps") as advance:
-            where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-            AutoTokenizer.from_pretrained(**where).save_pretrained(temporary)
-            advance(1)
-            model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-            )
-            advance(1)
-            model.save_pretrained(temporary)
-            advance(1)
-        temporary.replace(folder)
-    except (ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelLoadError(
-            f"transformers cannot read {file.name} ({error}). Give the model as a folder of safetensors instead."
-        ) from error
-    except OSError as error:
-        if (folder / "config.json").is_file():  # another process converted it meanwhile
-            return
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as temporary, bars_as_tasks():
+            with task(f"convert {file.name}", total=0, unit=""):
+                tokenizer, model = _read(file)
+                filled = Path(temporary) / "model"
+                tokenizer.save_pretrained(filled)
+                model.save_pretrained(filled)
+            _move(filled, folder)
+    except (OSError, SafetensorError) as error:
         raise StorageError(
             f"{folder} could not be written ({error}). Free some space or set REFUSAL_CACHE to another folder."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        return AutoTokenizer.from_pretrained(**where), AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+    # What a damaged file makes the parsers raise depends on where it is damaged.
+    except (OSError, ValueError, TypeError, LookupError, ImportError, RuntimeError, struct.error) as error:
+        raise ModelLoadError(
+            f"transformers cannot read {file.name} ({error or type(error).__name__}). "
+            "Give a complete file, or the model as a folder of safetensors."
+        ) from error
+
+
+def _move(filled: Path, folder: Path) -> None:
+    """Give the finished folder its name, unless another process was first."""
+    if folder.exists() and not is_converted(folder):
+        shutil.rmtree(folder)
+    try:
+        filled.replace(folder)
+    except OSError:
+        if not is_converted(folder):
+            raise

@@ -5,26 +5,39 @@ A model is named by a hub id, a local folder, a ``.gguf`` file, or ``embedded`` 
 
 import hashlib
 import inspect
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from refusal import embedded
-from refusal.batches import BUSY_ROWS, BatchSize, token_budget
+from refusal.batches import BUSY_ROWS, BatchSize, is_out_of_memory, token_budget
 from refusal.chat import ChatFormat, find_format, render, tokenize
-from refusal.errors import ConfigError, ModelLoadError
+from refusal.errors import ConfigError, ModelLoadError, OutOfMemoryError
 from refusal.gguf import converted_folder
 from refusal.hooks import hooked
 from refusal.interventions import Intervention, all_edits
+from refusal.progress import bars_as_tasks, task
 from refusal.sites import Sites, find_sites
 
-log = logging.getLogger(__name__)
-
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+# What transformers raises for files that are missing, damaged or of an unknown kind.
+LOAD_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ImportError,
+    SafetensorError,
+    UnpicklingError,
+)
 
 
 class ChatModel:
@@ -99,17 +112,30 @@ class ChatModel:
         return complete(self, instructions, max_new_tokens)
 
     def weight_hash(self, samples: int = 4096) -> str:
-        """Sha256 over every tensor's name, shape and up to ``samples`` evenly spaced values.
+        """Sha256 over every tensor's name, shape, bit sum and up to ``samples`` evenly spaced values.
 
-        Any edit of the weights changes it; hashing all of a large model would take longer than loading it.
+        The bit sum is exact, so the change of any one weight shows, and so does every edit short of one whose changes
+        cancel bit for bit or swap values between the samples. Hashing every byte would take several times as long.
+        Weights that are offloaded to disk count by name and shape only.
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hf.state_dict().items()):
-            flat = tensor.detach().reshape(-1)
-            values = flat[:: max(1, flat.numel() // samples)][:samples].float().cpu()
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            if tensor.is_meta:
+                continue
+            flat = tensor.detach().reshape(-1)
+            values = flat[:: max(1, -(-flat.numel() // samples))].float().cpu()
             digest.update(values.numpy().tobytes())
+            digest.update(str(_bit_sum(flat)).encode())
         return digest.hexdigest()
+
+
+def _bit_sum(flat: Tensor) -> int:
+    """Sum of a flat tensor's bytes, read as 64-bit integers that wrap around: the same in whatever order it is done."""
+    data = flat.contiguous().view(torch.uint8)
+    whole = data.numel() // 8 * 8
+    words = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
+    return int(words.view(torch.int64).sum()) + int(data[whole:].sum(dtype=torch.int64))
 
 
 def load(
@@ -140,6 +166,7 @@ def load(
         ModelLoadError: not found, no network, or not readable.
         ChatTemplateError: no chat template, or it rejects the system prompt.
         UnsupportedModelError: blocks or writers not found.
+        OutOfMemoryError: the weights do not fit.
         ConfigError: unknown dtype or device.
     """
     if dtype not in DTYPES:
@@ -149,12 +176,21 @@ def load(
     options = {"revision": revision} if revision is not None else {}
     placement = {"device_map": device_map} if device_map is not None else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        hf = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        with bars_as_tasks(), task("load the model", total=0, unit=""):
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            find_format(tokenizer, system)  # a base model is refused before its weights are read
+            hf = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
+            if device_map is None:
+                hf.to(where)  # type: ignore[arg-type]  # transformers wraps the signature away
+    except LOAD_ERRORS as error:
         raise ModelLoadError(_load_message(name, error)) from error
-    if device_map is None:
-        hf.to(where)  # type: ignore[arg-type]  # transformers wraps the signature away
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"The weights of {name!r} do not fit into memory. Use a smaller model, --dtype bfloat16, "
+                "another --device, or --device-map auto."
+            ) from error
+        raise ModelLoadError(_load_message(name, error)) from error
     sites = find_sites(hf, blocks, writers)
     return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size)
 
@@ -164,15 +200,15 @@ def _resolve(name: str) -> str:
     if name == embedded.NAME:
         return str(embedded.folder())
     path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelLoadError(f"There is no file {name}. Check the path, or use `embedded`.")
-        return str(converted_folder(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelLoadError(f"The folder {name} holds no config.json. Give a folder in transformers' format.")
         return str(path)
-    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") != 1:
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelLoadError(f"There is no file {name}. Check the path, or use `embedded`.")
+        return str(converted_folder(path))
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelLoadError(
             f"{name!r} is neither a folder, a .gguf file nor a hub id (owner/name). Check it, or use `embedded`."
         )
@@ -188,15 +224,17 @@ def _device(device: str) -> torch.device:
         where = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"Unknown device {device!r}. Use auto, cpu, cuda, cuda:1 or mps.") from error
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(where.type, False):
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (where.index or 0) >= count.get(where.type, 0):
         raise ConfigError(f"The device {device!r} is not available here. Use --device auto or cpu.")
     return where
 
 
 def _load_message(name: str, error: BaseException) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"The model {name!r} could not be loaded: {first_line} "
-        "Check the id and the network, give a local folder or a .gguf file, or use `embedded`."
-    )
+    """The first line of what transformers says, and what to do about it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if name == embedded.NAME or Path(name).expanduser().exists():
+        mend = "Give a complete folder in transformers' format or another .gguf file, or use `embedded`."
+    else:
+        mend = "Check the id and the network, give a local folder or a .gguf file, or use `embedded`."
+    return f"The model {name!r} could not be loaded: {lines[0].rstrip('.: ')}. {mend}"

@@ -14,17 +14,21 @@ from typing import Any
 
 import tomli_w
 from platformdirs import user_cache_path
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from refusal.errors import StorageError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write safetensors."""
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(contiguous, temporary, metadata=dict(metadata or {})))
+    """Write safetensors, the same content always as the same bytes."""
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {}))
+    # The library writes metadata in random order; stages tell by the hash of a file whether it changed.
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:start]), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    whole = len(header).to_bytes(8, "little") + header + data[start:]
+    _replace(path, lambda temporary: Path(temporary).write_bytes(whole))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -33,13 +37,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line."""
-    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write one JSON value a line; NaN is refused."""
+    _write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def write_toml(path: Path, value: Mapping[str, Any]) -> None:
     """Write TOML; ``None`` values are left out, since TOML has none."""
     _write_text(path, tomli_w.dumps({key: item for key, item in value.items() if item is not None}))
+
+
+def remove(path: Path) -> None:
+    """Delete a file that may be there."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path} could not be deleted ({error}). Delete it, or give another --out.") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -70,7 +82,7 @@ def _replace(path: Path, write: Callable[[str], object]) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StorageError(
             f"{path} could not be written ({error}). Free some space or give another folder with --out."
         ) from error

@@ -5,10 +5,15 @@ from collections.abc import Iterable, Sequence
 Words = frozenset[str]
 
 
-def near(a: Words, b: Words, threshold: float = 0.6) -> bool:
-    """Whether the Jaccard similarity of two sets of words reaches the threshold."""
+def jaccard(a: Words, b: Words) -> float:
+    """What two sets share of what they have together."""
     shared = len(a & b)
-    return shared / (len(a) + len(b) - shared) >= threshold
+    return shared / (len(a) + len(b) - shared)
+
+
+def near(a: Words, b: Words, threshold: float = 0.6) -> bool:
+    """Whether the similarity reaches the threshold."""
+    return jaccard(a, b) >= threshold
 
 
 def has_near(group: Words, others: Iterable[Words], threshold: float = 0.6) -> bool:

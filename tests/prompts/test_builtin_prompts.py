@@ -1,5 +1,6 @@
 """The built-in set: sizes, splits, no leakage between splits, and no form that gives the class away."""
 
+import inspect
 import json
 import random
 import re
@@ -10,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from plain_similarity import Words, near, near_pairs
+from plain_similarity import Words, jaccard, near, near_pairs
 
 import refusal
 
@@ -49,7 +50,7 @@ def test_sizes_and_fixed_splits() -> None:
 def test_ids_and_texts_are_unique_and_texts_are_one_tidy_line() -> None:
     assert len({row["id"] for row in ROWS}) == len({row["text"].casefold() for row in ROWS}) == 640
     for row in ROWS:
-        assert re.fullmatch(r"[A-Z][ -~]*[a-z0-9.?]", row["text"]), row
+        assert re.fullmatch(r"[A-Z][ -~]*[A-Za-z0-9.?]", row["text"]), row
         assert "  " not in row["text"], row
         assert 8 <= len(row["text"].split()) <= 24, row
 
@@ -99,13 +100,9 @@ def test_each_matched_prompt_has_a_harmful_twin_of_its_own() -> None:
     twins: dict[str, str] = {}
     for row in of("matched"):
         same = [h for h in of("harmful", row["split"]) if h["category"] == row["category"]]
-
-        def shared(other: Row, own: Words = word_set(row["text"])) -> float:
-            words = word_set(other["text"])
-            return len(words & own) / len(words | own)
-
-        twin = max(same, key=shared)
-        assert shared(twin) >= 0.25, (row, twin)
+        similarity = [jaccard(word_set(row["text"]), word_set(h["text"])) for h in same]
+        twin = same[similarity.index(max(similarity))]
+        assert max(similarity) >= 0.25, (row, twin)
         assert ending(row["text"]) == ending(twin["text"]), (row, twin)
         assert row["text"].split()[0] == twin["text"].split()[0], (row, twin)
         assert abs(len(row["text"].split()) - len(twin["text"].split())) <= 2, (row, twin)
@@ -138,21 +135,18 @@ def test_the_seed_alone_decides_the_order() -> None:
         assert one != two
         assert set(one) == set(two)
     # Pinned: every earlier run's order must stay reproducible.
-    assert [p.id for p in refusal.load_prompts(seed=42).train.harmful[:4]] == PINNED
+    assert [p.id for p in refusal.load_prompts(seed=42).train.harmful[:4]] == [
+        "harmful-018",
+        "harmful-181",
+        "harmful-199",
+        "harmful-149",
+    ]
     assert [p.id for p in first.train.harmful] != [row["id"] for row in of("harmful", "train")]  # shuffled at all
-
-
-def expected_order(ids: list[str], seed: int) -> list[str]:
-    random.Random(seed).shuffle(ids)
-    return ids
-
-
-PINNED: list[str] = []
 
 
 def test_unknown_dedup_is_refused() -> None:
     with pytest.raises(refusal.ConfigError, match=r"Unknown dedup 'fuzzy'\. Use near or exact\."):
-        refusal.load_prompts("builtin", dedup="fuzzy")  # type: ignore[arg-type]
+        inspect.unwrap(refusal.load_prompts)("builtin", dedup="fuzzy")  # past the tests' own type checks
 
 
 @pytest.mark.parametrize("names", [[], ["builtin", "mine.txt"], ["paper", "builtin"]])

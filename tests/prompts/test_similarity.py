@@ -2,10 +2,10 @@
 
 from hypothesis import example, given
 from hypothesis import strategies as st
-from plain_similarity import has_near
+from plain_similarity import has_near, jaccard
 
 from refusal import Prompt
-from refusal.prompts.similarity import drop_exact_duplicates, drop_near_duplicates, jaccard, words
+from refusal.prompts.similarity import drop_exact_duplicates, drop_near_duplicates, words
 
 # Few letters, so that similar sets are common; up to 24, so that sizes occur at which a product rounds.
 word_sets = st.lists(st.frozensets(st.sampled_from("abcdefghijklmnopqrstuvwx"), min_size=1), max_size=8)

@@ -19,11 +19,6 @@ def words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(text.lower())) or frozenset([text])
 
 
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Size of the intersection over size of the union."""
-    return len(a & b) / len(a | b)
-
-
 def drop_near_duplicates(
     prompts: Sequence[Prompt], others: Sequence[Prompt], threshold: float = THRESHOLD
 ) -> tuple[tuple[Prompt, ...], int]:
@@ -34,7 +29,7 @@ def drop_near_duplicates(
     def rarest(group: frozenset[str]) -> list[str]:
         """All but so few words that a similar set cannot consist of the rest."""
         size = len(group)
-        # The smallest overlap that can reach the threshold, by the same division as in ``jaccard``: the product
+        # The smallest overlap that can reach the threshold, by the same division as below: the product
         # ``threshold * size`` can round above a whole number (0.55 * 20) and would drop pairs exactly at it.
         overlap = next((n for n in range(1, size + 1) if n / size >= threshold), size + 1)
         return sorted(group, key=lambda word: (frequency[word], word))[: size - overlap + 1]
@@ -43,11 +38,16 @@ def drop_near_duplicates(
     for group in other_sets:
         for word in rarest(group):
             index[word].append(group)
-    kept = tuple(
-        prompt
-        for prompt, group in zip(prompts, sets, strict=True)
-        if not any(jaccard(group, other) >= threshold for word in rarest(group) for other in index[word])
-    )
+
+    def has_near(group: frozenset[str]) -> bool:
+        for word in rarest(group):
+            for other in index.get(word, ()):  # millions of pairs: no function call for each
+                shared = len(group & other)
+                if shared / (len(group) + len(other) - shared) >= threshold:
+                    return True
+        return False
+
+    kept = tuple(prompt for prompt, group in zip(prompts, sets, strict=True) if not has_near(group))
     return kept, len(prompts) - len(kept)
 
 

@@ -71,8 +71,7 @@ class Search:
         """Say for every candidate with a complete score which criterion rejects it."""
         for contender in self.contenders:
             reason = rule.reject(self.score_of(contender), self.n_layers)
-            if reason is not None or contender.out not in ("bypass", *SCORES):
-                contender.out = reason
+            contender.out = reason or contender.out
 
     def scores(self) -> list[CandidateScore]:
         """What is known of every candidate."""

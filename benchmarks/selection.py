@@ -1,0 +1,172 @@
+"""Selection, paper-literal against fast: time, tokens, FLOP/s against the machine's matrix-product rate, agreement.
+
+    python benchmarks/selection.py                         # the embedded model, bfloat16, 32 prompts a class
+    python benchmarks/selection.py --dtype float32
+    python benchmarks/selection.py --shape llama-8b        # random weights: nothing qualifies by chance, no early exit
+    python benchmarks/selection.py --growth                # time against candidates, prompts and prompt length
+
+The paper-literal way is timed on a random sample of the candidates and scaled up; both run in one process, one before
+and one after the other in turn.
+"""
+
+import argparse
+import math
+import random
+from dataclasses import replace
+
+import torch
+from machine import flop_per_token, get_model, head_flop, matmul_rate, peak_memory, seconds
+from naive import Naive
+
+from refusal import (
+    Candidates,
+    ChatModel,
+    Prompt,
+    PromptPair,
+    RefusalTokens,
+    Rule,
+    Selection,
+    collect,
+    difference_in_means,
+    load_prompts,
+    select,
+)  # noqa: E501
+from refusal.activations import draw_passing
+from refusal.display import reporting
+from refusal.forward import last_logits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--shape", default=None)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--prompts", default="builtin")
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--n", type=int, default=32)
+    parser.add_argument("--sample", type=float, default=0.1, help="share of the candidates timed the paper-literal way")
+    parser.add_argument("--growth", action="store_true")
+    options = parser.parse_args()
+    with reporting():
+        model = get_model(options.model, options.shape, options.dtype, options.device)
+        loaded = peak_memory(model.device)
+        candidates, pair, rule = prepare(model, options)
+        (growth if options.growth else compare)(model, candidates, pair, rule, options.sample, loaded)
+
+
+def prepare(model: ChatModel, options: argparse.Namespace) -> tuple[Candidates, PromptPair, Rule]:
+    """Candidates, and validation prompts that passed the filter."""
+    prompts = load_prompts(options.prompts, data_dir=options.data_dir)
+    if options.shape is not None:
+        tokens = RefusalTokens((40,), ("?",), source="random model")
+        shape = (len(model.chat.suffix), model.sites.n_layers, model.sites.d_model)
+        vectors = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        pair = PromptPair(prompts.val.harmful[: options.n], prompts.val.harmless[: options.n])
+        return Candidates(vectors, tokens, model.name), pair, Rule(-math.inf, math.inf)
+    activations = collect(model, prompts.train, n=128)
+    tokens = activations.tokens
+    kept = {
+        label: draw_passing(model, getattr(prompts.val, label), label, tokens, options.n).prompts
+        for label in ("harmful", "harmless")
+    }
+    return difference_in_means(activations), PromptPair(kept["harmful"], kept["harmless"]), Rule()
+
+
+def compare(model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Rule, share: float, loaded: int) -> None:
+    """Both ways in turn, and what each costs."""
+    places = [(p, layer) for p in range(-candidates.n_positions, 0) for layer in range(candidates.n_layers)]
+    sample = random.Random(0).sample(places, max(2, round(share * len(places))))
+    rate = matmul_rate(model, model.token_budget.value)
+    found: list[Selection] = []
+    scores = []
+
+    def run_fast(resamples: int = 0) -> None:
+        found.append(select(model, candidates, pair, filter=False, rule=rule, resamples=resamples))
+
+    naive = Naive(model, [p.text for p in pair.harmful], [p.text for p in pair.harmless], candidates.tokens.ids)
+    last_logits(model, ["Hello", "Who are you?"])  # the packing check is not selection's cost
+    model.forward_tokens = 0
+    fast = seconds(run_fast, model.device)
+    fast_tokens, fast_peak = model.forward_tokens, peak_memory(model.device)
+    naive.forward_tokens = 0
+    half = len(sample) // 2
+
+    def run_naive(part: list[tuple[int, int]]) -> None:
+        scores.extend(naive.score(candidates.at(*place)) for place in part)
+
+    slow = seconds(lambda: run_naive(sample[:half]), model.device)
+    fast_again = seconds(run_fast, model.device)
+    slow += seconds(lambda: run_naive(sample[half:]), model.device)
+    scale = len(places) / len(sample)
+    fast_mean = (fast + fast_again) / 2
+    with_stability = seconds(lambda: run_fast(1000), model.device)
+
+    per_token, head = flop_per_token(model), head_flop(model)
+    slow_flop = naive.forward_tokens * (per_token + head)
+    scored = sum((s.induce is not None) + (s.kl is not None) + (s.bypass is not None) for s in found[0].scores)
+    fast_flop = fast_tokens * per_token + scored * len(pair.harmless) * head
+    print(f"{model.name}, {model.hf.dtype}, {model.device}; {len(places)} candidates, "
+          f"{len(pair.harmful)} harmful and {len(pair.harmless)} harmless prompts; "
+          f"paper-literal timed on {len(sample)} candidates, scaled by {scale:.1f}")  # fmt: skip
+    print(f"matrix products of a block at {model.token_budget.value} tokens: {rate / 1e9:.0f} GFLOP/s")
+    print(f"{'':14}{'seconds':>10}{'tokens':>12}{'GFLOP/s':>10}{'of rate':>9}")
+    for name, time, tokens, flop in (
+        ("paper-literal", slow * scale, naive.forward_tokens * scale, slow_flop * scale),
+        ("fast", fast_mean, fast_tokens, fast_flop),
+    ):
+        print(f"{name:14}{time:10.1f}{tokens:12.0f}{flop / time / 1e9:10.0f}{flop / time / rate:9.0%}")
+    print(f"ratio {slow * scale / fast_mean:.1f} (fast runs: {fast:.1f} s, {fast_again:.1f} s); "
+          f"with the bootstrap's extra scores {with_stability:.1f} s")  # fmt: skip
+    print(f"peak memory {fast_peak / 1e9:.2f} GB, after loading {loaded / 1e9:.2f} GB")
+    agree(found, scores)
+
+
+def agree(found: list[Selection], scores: list) -> None:  # type: ignore[type-arg]
+    """Whether the sampled candidates' scores are the same, and the choice among them."""
+    places = {(s.position, s.layer): s for s in found[0].scores}
+    for name in ("induce", "kl", "bypass"):
+        pairs = [(getattr(places[s.position, s.layer], name), getattr(s, name)) for s in scores]
+        gaps = [abs(a - b) for a, b in pairs if a is not None]
+        print(f"{name}: {len(gaps)} scores compared, largest difference {max(gaps, default=0.0):.2g}")
+    winner = found[0].score
+    better = [
+        s for s in scores
+        if s.induce >= 0 and s.kl <= 0.1 and s.layer < 0.8 * found[0].scores[-1].layer and s.bypass < (winner.bypass or 0)
+    ]  # fmt: skip
+    print(f"choice ({winner.position}, {winner.layer}), bypass {winner.bypass:+.3f}; "
+          f"{len(better)} of the sample would beat it by the paper-literal scores")  # fmt: skip
+    if (winner.position, winner.layer) not in {(s.position, s.layer) for s in scores}:
+        print("(the winner is not in the sample)")
+
+
+def growth(model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Rule, share: float, loaded: int) -> None:
+    """Time of a full map (no early exit) while one size grows."""
+    everything = Rule(-math.inf, math.inf)
+
+    def time(c: Candidates, p: PromptPair) -> tuple[float, int]:
+        model.forward_tokens = 0
+        taken = seconds(
+            lambda: select(model, c, p, filter=False, rule=everything, full_map=True, resamples=0), model.device
+        )
+        return taken, model.forward_tokens
+
+    def cut(n: int) -> PromptPair:
+        return PromptPair(pair.harmful[:n], pair.harmless[:n])
+
+    def longer(prompts: tuple[Prompt, ...], times: int) -> tuple[Prompt, ...]:
+        return tuple(replace(p, text=" ".join([p.text] * times)) for p in prompts)
+
+    last = Candidates(candidates.vectors[-1:], candidates.tokens, candidates.model)
+    print(f"{'candidates':>12}{'prompts':>10}{'length':>8}{'seconds':>10}{'tokens':>10}{'tokens/s':>10}")
+    rows = [(1, 16, 1), (2, 16, 1), (4, 16, 1), (1, 8, 1), (1, 32, 1), (1, 16, 2), (1, 16, 4), (1, 16, 8)]
+    for positions, n, times in rows:
+        c = last if positions == 1 else Candidates(candidates.vectors[-positions:], candidates.tokens, candidates.model)
+        p = cut(n)
+        p = PromptPair(longer(p.harmful, times), longer(p.harmless, times))
+        taken, tokens = time(c, p)
+        print(f"{positions * c.n_layers:12}{n:10}{times:7}x{taken:10.1f}{tokens:10}{tokens / taken:10.0f}")
+
+
+if __name__ == "__main__":
+    main()

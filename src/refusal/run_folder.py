@@ -1,0 +1,204 @@
+"""The folder of a run: its manifest, and which finished stages may be reused.
+
+``manifest.json`` says for every finished stage which inputs it had (as one hash) and what it wrote (a hash per file).
+It is written again after every stage, so that an interrupted run keeps what is finished.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refusal.config import RunConfig
+from refusal.errors import RunFolderError
+from refusal.model import ChatModel
+from refusal.records import Prompt, PromptSplits
+from refusal.storage import file_sha256, remove, write_json, write_toml
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+class RunFolder:
+    """A run folder and its manifest.
+
+    Attributes:
+        manifest: what ``manifest.json`` holds; empty in a new folder before ``begin``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: dict[str, Any] = {}
+        self.model: ChatModel | None = None
+
+    def completions(self, set: str, condition: str) -> Path:
+        """File of the completions of a set under a condition."""
+        return self.path / "completions" / f"{set}.{condition}.jsonl"
+
+    def check(self) -> None:
+        """Make sure that a run can live here, and read what an earlier one left.
+
+        Raises:
+            RunFolderError: a file, not writable, another format, or a damaged manifest.
+        """
+        nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not nearest.is_dir():
+            raise RunFolderError(f"{nearest} is a file. Give a folder with --out.")
+        if not os.access(nearest, os.W_OK):
+            raise RunFolderError(f"{nearest} is not writable. Give another --out.")
+        file = self.path / "manifest.json"
+        if not file.exists():
+            return
+        old = read_json(file)
+        if not isinstance(old, dict) or not all(isinstance(old.get(key), dict) for key in ("model", "stages")):
+            raise RunFolderError(f"{file} is not the manifest of a run. Delete it, or give another --out.")
+        if old.get("format") != FORMAT:
+            raise RunFolderError(
+                f"{self.path} holds a run of format {old.get('format')}, this version writes {FORMAT}. "
+                "Give another --out."
+            )
+        self.manifest = old
+
+    def begin(self, config: RunConfig, model: ChatModel, prompts: PromptSplits) -> None:
+        """Claim the folder for this model; write the config and what is known so far."""
+        self.model = model
+        identity = {
+            "name": model.name,
+            "revision": model.revision or getattr(model.hf.config, "_commit_hash", None),
+            "weight_hash": model.weight_hash(),
+            "dtype": str(model.hf.dtype).removeprefix("torch."),
+            "template_hash": hashlib.sha256(str(model.tokenizer.chat_template).encode()).hexdigest(),
+            "system": model.chat.system,
+        }
+        self._check_model(identity)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{self.path} cannot be made ({error.strerror}). Give another --out.") from error
+        pools = {
+            f"{label}_{split}": prompts_hash(getattr(getattr(prompts, split), label))
+            for split in ("train", "val", "test")
+            for label in ("harmful", "harmless")
+        }
+        self.manifest = {
+            "format": FORMAT,
+            "model": identity,
+            "prompts": {"name": prompts.name, "counts": prompts.counts, "sha256": pools},
+            "seed": config.seed,
+            "versions": _versions(),
+            "hardware": _hardware(model),
+            "command": sys.argv[1:] if Path(sys.argv[0]).stem in ("refusal", "__main__") else None,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "stages": self.manifest.get("stages", {}),
+        }
+        write_toml(self.path / "run.toml", config.model_dump(exclude_none=True))
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def _check_model(self, ours: dict[str, Any]) -> None:
+        """Refuse a folder of other weights; the same model in another dtype may replace what is here."""
+        theirs = self.manifest.get("model")
+        if theirs is None or theirs.get("weight_hash") == ours["weight_hash"]:
+            return
+        if all(theirs.get(key) == ours[key] for key in ("name", "revision")) and theirs.get("dtype") != ours["dtype"]:
+            return
+        raise RunFolderError(
+            f"{self.path} holds a run of {theirs.get('name')} (weights {str(theirs.get('weight_hash'))[:8]}), not of "
+            f"{ours['name']} (weights {ours['weight_hash'][:8]}). Give another --out."
+        )
+
+    def stage(self, name: str, inputs: dict[str, Any], outputs: Sequence[Path], work: Callable[[], None]) -> None:
+        """Do ``work`` unless it was done with the same inputs and its outputs are there, unchanged."""
+        assert self.model is not None
+        identity = {**self.manifest["model"], "name": None}  # what it is called does not change what it computes
+        key = hashlib.sha256(json.dumps([FORMAT, name, identity, inputs], sort_keys=True).encode()).hexdigest()
+        done = self.manifest["stages"].get(name)
+        if isinstance(done, dict) and done.get("inputs") == key and self._untouched(name, done, outputs):
+            log.info("%s: reused from %s", name, self.path)
+            return
+        if name != "evaluate":  # the rates never stand beside a direction or completions that are not theirs
+            remove(self.path / "metrics.json")
+        tokens, start = self.model.forward_tokens, time.perf_counter()
+        work()
+        self.manifest["stages"][name] = {
+            "inputs": key,
+            "files": {path.name: file_sha256(path) for path in outputs},
+            "seconds": round(time.perf_counter() - start, 2),
+            "forward_tokens": self.model.forward_tokens - tokens,
+            "peak_memory_bytes": _peak_memory(),
+        }
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def _untouched(self, name: str, done: dict[str, Any], outputs: Sequence[Path]) -> bool:
+        """Whether the files of a finished stage are still what it wrote; one that was changed is worth a warning."""
+        for path in outputs:
+            if not path.is_file():
+                log.info("%s: %s is missing, made again", name, path)
+                return False
+            if file_sha256(path) != done.get("files", {}).get(path.name):
+                log.warning("%s was changed since the stage %s wrote it: the stage is done again.", path, name)
+                return False
+        return True
+
+
+def prompts_hash(prompts: Sequence[Prompt]) -> str:
+    """Sha256 over ids, texts and labels, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(f"{prompt.id}\0{prompt.text}\0{prompt.label}\n".encode())
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """A file of the run folder.
+
+    Raises:
+        RunFolderError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunFolderError(f"{path} cannot be read ({error}). Delete it, or give another --out.") from error
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("refusal", "torch", "transformers", "tokenizers", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def _hardware(model: ChatModel) -> dict[str, Any]:
+    device = model.device
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": str(device),
+        "gpu": gpu,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _peak_memory() -> int | None:
+    """Largest resident memory of this process so far; not known on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,51 @@
+"""The public names: sorted, importable, and every exception in one tree with an exit code."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import refusal
+from refusal import errors
+
+
+def test_all_is_sorted_and_every_name_is_there() -> None:
+    assert refusal.__all__ == sorted(set(refusal.__all__))
+    assert [name for name in refusal.__all__ if not hasattr(refusal, name)] == []
+
+
+def test_all_lists_everything_that_the_package_imports_for_its_users() -> None:
+    tree = ast.parse(Path(refusal.__file__).read_text(encoding="utf-8"))
+    imported = [
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    assert sorted(imported) == refusal.__all__
+
+
+ERRORS = [value for value in vars(errors).values() if inspect.isclass(value)]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+def test_every_error_is_public_documented_and_has_an_exit_code(error: type[refusal.Error]) -> None:
+    assert issubclass(error, refusal.Error)
+    assert getattr(refusal, error.__name__) is error
+    assert error.exit_code == (2 if issubclass(error, refusal.UsageError) else 1)
+    assert error.__doc__
+    assert f"{error.__name__} " in f"{errors.__doc__}".replace("\n", " \n")
+
+
+def test_a_user_can_catch_everything_at_once() -> None:
+    with pytest.raises(refusal.Error):
+        refusal.load("no such model")
+    with pytest.raises(refusal.Error):
+        refusal.load_prompts("missing.txt")
+    with pytest.raises(refusal.Error):
+        refusal.Direction.load("missing.safetensors")
+    with pytest.raises(refusal.Error):
+        refusal.make_config("no such preset")
+
+
+def test_public_things_say_what_they_are() -> None:
+    bare = [name for name in refusal.__all__ if not (getattr(refusal, name).__doc__ or "").strip()]
+    assert bare == []

@@ -1,0 +1,116 @@
+"""Options come from a preset, a file and what was given, the later one wins; TOML holds all of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refusal import ConfigError, RunConfig, make_config
+from refusal.config import PRESETS, RunOptions
+from refusal.storage import write_toml
+
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+VALUES = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": TEXT,
+        "revision": TEXT,
+        "system": TEXT,
+        "prompts": st.lists(TEXT, min_size=1, max_size=3).map(tuple),
+        "refusal_tokens": st.lists(TEXT, max_size=3).map(tuple),
+        "seed": st.integers(-(2**40), 2**40),
+        "n_train": st.integers(1, 1000),
+        "batch_size": st.none() | st.integers(1, 64),
+        "filter": st.booleans(),
+        "kl_threshold": st.floats(0, 1e6),
+        "induce_threshold": st.floats(-1e6, 1e6),
+        "dtype": st.sampled_from(["bfloat16", "float32", "float16"]),
+    },
+)
+
+
+@given(VALUES)
+def test_a_configuration_survives_toml(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
+    config = RunConfig(**values)
+    file = tmp_path_factory.mktemp("toml") / "run.toml"
+    write_toml(file, config.model_dump())
+    assert make_config(file=file) == config
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_hold_valid_options(preset: str) -> None:
+    config = make_config(preset)
+    assert {name: getattr(config, name) for name in PRESETS[preset]} == PRESETS[preset]
+
+
+def test_the_paper_preset_is_the_papers_sizes() -> None:
+    config = make_config("paper")
+    assert (config.n_train, config.n_val, config.n_test, config.max_new_tokens) == (128, 32, 100, 512)
+    assert (config.rule.induce_threshold, config.rule.kl_threshold, config.rule.prune_layers) == (0.0, 0.1, 0.2)
+    assert config.layer_step == 1
+    assert config.filter
+    assert make_config() == config
+
+
+def toml(folder: Path, **values: Any) -> Path:
+    file = folder / "options.toml"
+    file.write_text(tomli_w.dumps(values), encoding="utf-8")
+    return file
+
+
+def test_the_later_source_wins(tmp_path: Path) -> None:
+    file = toml(tmp_path, n_val=5, n_test=6)
+    config = make_config("quick", file, n_test=7)
+    assert (config.n_train, config.n_val, config.n_test) == (PRESETS["quick"]["n_train"], 5, 7)
+
+
+def test_a_given_value_that_is_the_default_still_wins(tmp_path: Path) -> None:
+    default = RunOptions().n_test
+    assert make_config("quick", toml(tmp_path, n_test=6), n_test=default).n_test == default
+    assert make_config("quick", toml(tmp_path, n_val=RunOptions().n_val)).n_val == RunOptions().n_val
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_train": 0}, r"n_train = 0 cannot be used: .*greater than or equal to 1"),
+        ({"max_new_tokens": -4}, "max_new_tokens = -4"),
+        ({"n_val": "many"}, "n_val = 'many'"),
+        ({"dtype": "int3"}, "dtype = 'int3' cannot be used: .*'bfloat16'"),
+        ({"dedup": "fuzzy"}, "dedup = 'fuzzy'"),
+        ({"prune_layers": 1.0}, "prune_layers = 1.0"),
+        ({"kl_threshold": float("nan")}, "kl_threshold = nan"),
+        ({"kl_threshold": -0.1}, "kl_threshold = -0.1"),
+        ({"induce_threshold": float("nan")}, "induce_threshold = nan"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"layers": 3}, r"no option 'layers'.*n_train"),
+    ],
+)
+def test_a_wrong_value_is_one_message(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    for config in (lambda: make_config(**values), lambda: make_config(file=toml(tmp_path, **values))):
+        with pytest.raises(ConfigError, match=message) as caught:
+            config()
+        assert "\n" not in str(caught.value)
+        assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"n_train = ", b'system = "\xff"'], ids=["missing", "broken", "not UTF-8"])
+def test_an_unreadable_file_is_one_message(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "options.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"options\.toml cannot be read as TOML"):
+        make_config(file=file)
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown preset 'fast'\. Use paper or quick\."):
+        make_config("fast")
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().n_train = 3

@@ -1,0 +1,123 @@
+"""Progress shows on a terminal only, with rate and time left; messages go to stderr, control characters nowhere."""
+
+import io
+import logging
+import time
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from refusal import Metric, display
+from refusal.progress import task
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, is_terminal: bool = True) -> io.StringIO:
+    """Replace stderr's console by one that writes into a string."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=is_terminal, width=120, color_system=None)
+    monkeypatch.setattr(display, "err", console)
+    return stream
+
+
+def test_a_task_on_a_terminal_shows_name_count_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    with display.reporting(), task("collect harmful", total=40, unit="prompts") as advance:
+        for _ in range(10):
+            advance(2)
+            time.sleep(0.05)
+    shown = stream.getvalue()
+    assert "collect harmful" in shown
+    assert "20/40 prompts" in shown
+    assert "prompts/s" in shown
+    assert "00:0" in shown  # time left, then time taken
+    assert "20/20 prompts" in shown  # a task that needed fewer steps ends complete
+
+
+@pytest.mark.parametrize(("speed", "shown"), [(12.34, "12.3 prompts/s"), (0.25, "4.0 s each"), (None, "")])
+def test_the_rate_is_per_second_or_when_slow_seconds_per_step(speed: float | None, shown: str) -> None:
+    state: Any = SimpleNamespace(finished_speed=None, speed=speed, fields={"unit": "prompts"})
+    assert display._Rate().render(state).plain == shown
+
+
+def test_a_task_of_unknown_length_shows_while_it_runs_and_is_then_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    with display.reporting():
+        with task("load the model", total=0, unit=""):
+            time.sleep(0.3)
+            assert "load the model" in stream.getvalue()
+        stream.truncate(0)
+        time.sleep(0.3)
+        assert "load the model" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_without_a_terminal_or_when_quiet_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
+    stream = terminal(monkeypatch, is_terminal=quiet)
+    with display.reporting(quiet=quiet), task("collect", total=2) as advance:
+        advance(2)
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("how", "shown"),
+    [
+        ({}, ["warning: two\n", "error: three\n"]),
+        ({"quiet": True}, ["error: three\n"]),
+        ({"verbose": True}, ["info: one\n", "warning: two\n", "error: three\n"]),
+    ],
+)
+def test_messages_by_level_each_on_one_line(
+    monkeypatch: pytest.MonkeyPatch, how: dict[str, bool], shown: list[str]
+) -> None:
+    stream = terminal(monkeypatch, is_terminal=False)
+    log = logging.getLogger("refusal.test")
+    with display.reporting(**how):
+        log.info("one")
+        log.warning("two")
+        log.error("three")
+    assert stream.getvalue() == "".join(shown)
+    log.error("after")
+    assert stream.getvalue() == "".join(shown)
+
+
+def test_a_long_message_with_brackets_is_not_wrapped_or_styled(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch, is_terminal=False)
+    text = "[INST] " + "word " * 60 + "[/INST]"
+    with display.reporting():
+        logging.getLogger("refusal").warning("%s", text)
+    display.show_error(text)
+    display.show_notice(text)
+    assert stream.getvalue() == f"warning: {text}\nerror: {text}\n{text}\n"
+
+
+def test_warnings_of_libraries_are_kept_for_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal(monkeypatch, is_terminal=False)
+    with warnings.catch_warnings(record=True) as caught, display.reporting():
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    assert caught == []
+
+
+def test_replies_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    display.show_reply("red \x1b[31m bell \x07\nnext\tline [bold]é 日本")
+    assert capsys.readouterr().out == "red �[31m bell �\nnext\tline [bold]é 日本\n".expandtabs()
+
+
+def test_the_table_of_rates_shows_every_condition_with_its_interval() -> None:
+    metrics = (
+        Metric("refusal_rate", "harmful", "baseline", 0.84, 0.75, 0.9, 100),
+        Metric("degenerate_rate", "harmful", "baseline", 0.02, 0.0, 0.1, 100),
+    )
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(display.rates_table(metrics))
+    row = next(line for line in stream.getvalue().splitlines() if "baseline" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "harmful",
+        "baseline",
+        "84%",
+        "75% to 90%",
+        "2%",
+        "100",
+    ]

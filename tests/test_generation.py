@@ -1,0 +1,86 @@
+"""Batched completions against a plain loop that runs each prompt alone, without a cache."""
+
+import pytest
+import tiny_models
+import torch
+from plain import last_logits
+
+from refusal import Ablate, Add, ChatModel, Direction
+from refusal.generation import complete, end_tokens
+
+TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Sing!", "Name a colour, and say why."]
+
+
+def plain_completion(model: ChatModel, ids: list[int], n: int) -> list[int]:
+    ends, out = end_tokens(model), []
+    while len(out) < n:
+        token = int(last_logits(model.hf, [*ids, *out]).argmax())
+        if token in ends:
+            break
+        out.append(token)
+    return out
+
+
+def often_ending(model: ChatModel) -> None:
+    """Make an end token of one at which rows end at as many different steps as possible."""
+    endless = [plain_completion(model, ids, 8) for ids in model.tokenize(TEXTS)]
+
+    def different(token: int) -> int:
+        return len({out.index(token) if token in out else 8 for out in endless})
+
+    assert model.hf.generation_config is not None
+    model.hf.generation_config.eos_token_id = max({token for out in endless for token in out}, key=different)
+
+
+@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.SLIDING, "mamba"])
+def test_completions_equal_a_plain_loop(family: str) -> None:
+    model = tiny_models.chat_model(family)
+    often_ending(model)
+    expected = [plain_completion(model, ids, 8) for ids in model.tokenize(TEXTS)]
+    assert any(len(ids) < 8 for ids in expected)
+    for rows in (1, 2, 100):
+        model.batch_size.value = rows
+        found = complete(model, TEXTS, 8)
+        assert found == [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+
+
+def test_interventions_act_at_every_step(model: ChatModel) -> None:
+    torch.manual_seed(5)
+    vector = torch.randn(tiny_models.WIDTH)
+    direction = Direction(vector / vector.norm(), 4.0, -1, 2)
+    for intervention in (Ablate(direction), Add(direction, -1.0)):
+        with model.apply(intervention):
+            expected = [plain_completion(model, ids, 6) for ids in model.tokenize(TEXTS)]
+            found = complete(model, TEXTS, 6)
+        assert found == [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+        assert found != complete(model, TEXTS, 6)
+
+
+def test_rows_that_ended_leave_the_batch(model: ChatModel) -> None:
+    often_ending(model)
+    lengths = [len(plain_completion(model, ids, 8)) for ids in model.tokenize(TEXTS)]
+    complete(model, TEXTS, 8)
+    shared = len(model.chat.prefix)
+    longest = max(len(ids) for ids in model.tokenize(TEXTS)) - shared
+    steps = sum(min(length, 7) for length in lengths)  # the last of 8 tokens is never fed back
+    assert model.forward_tokens == shared + len(TEXTS) * longest + steps
+
+
+def test_no_prompts_and_model_generate(model: ChatModel) -> None:
+    assert complete(model, [], 5) == []
+    assert model.generate(TEXTS, 4) == complete(model, TEXTS, 4)
+    assert model.generate(TEXTS[:1], 4) == complete(model, TEXTS, 4)[:1]
+
+
+def test_out_of_memory_halves_the_rows(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = complete(model, TEXTS, 4)
+    forward = model.hf.forward
+
+    def tight(**arguments: torch.Tensor) -> object:
+        if arguments["input_ids"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(**arguments)
+
+    monkeypatch.setattr(model.hf, "forward", tight)
+    assert complete(model, TEXTS, 4) == expected
+    assert model.batch_size.value <= 2

@@ -1,0 +1,391 @@
+"""A run folder holds what is documented, finished stages are reused exactly when they may be, nothing is half-written."""
+
+import json
+import math
+import shutil
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import saved
+import tiny_models
+import torch
+from safetensors import safe_open
+
+from refusal import ChatModel, Completion, Direction, NoCandidateError, PromptError, RunFolderError, load, make_config
+from refusal import run as run_stages
+from refusal.config import RunConfig
+from refusal.evaluate import CONDITIONS
+from refusal.storage import file_sha256
+
+STAGES: Any = import_module("refusal.run")  # the package's attribute of that name is the function
+RATES = {"refusal_rate", "partial_rate", "degenerate_rate", "substring_refusal_rate"}
+COMPLETIONS = {f"completions/{set}.{condition}.jsonl" for set, condition in CONDITIONS}
+BASELINES = {"completions/harmful.baseline.jsonl", "completions/harmless.baseline.jsonl"}
+SELECTED = {"scores.json", "direction.safetensors", "selection.json"}
+RATED = {*COMPLETIONS, "metrics.json"}
+EVERYTHING = {"refusal_tokens.json", "candidates.safetensors", *SELECTED, *RATED}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved.save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    return saved.write_prompts(tmp_path_factory.mktemp("prompts"))
+
+
+@pytest.fixture
+def config(source: Path, prompts: tuple[str, ...]) -> RunConfig:
+    return saved.small_config(source, prompts)
+
+
+@pytest.fixture(scope="module")
+def finished(source: Path, prompts: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests that write go to a copy of it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run_stages(saved.small_config(source, prompts), out)
+    return out
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, with its file times."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def redone(out: Path, config: RunConfig, **how: Any) -> set[str]:
+    """Which files a run writes anew."""
+    before = saved.times(out)
+    run_stages(config, out, **how)
+    return {name for name, time in saved.times(out).items() if before.get(name) != time}
+
+
+def no_leftovers(folder: Path) -> None:
+    assert [p.name for p in folder.rglob("*") if p.name.startswith(".")] == []
+
+
+# --- what is in the folder
+
+
+def test_the_folder_holds_the_documented_files(finished: Path, source: Path) -> None:
+    files = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
+    assert files == {"run.toml", "manifest.json", *EVERYTHING}
+    with safe_open(str(finished / "candidates.safetensors"), framework="pt") as file:
+        assert list(file.keys()) == ["candidates"]
+        candidates = file.get_tensor("candidates")
+    positions = len(load(str(source)).chat.suffix)
+    assert candidates.shape == (positions, tiny_models.LAYERS, tiny_models.WIDTH)
+    assert candidates.dtype == torch.float32
+
+
+def test_every_candidate_has_a_row_of_scores(finished: Path) -> None:
+    scores = read(finished / "scores.json")
+    assert set(scores[0]) == {"position", "layer", "bypass", "induce", "kl", "rejected_because"}
+    with safe_open(str(finished / "candidates.safetensors"), framework="pt") as file:
+        positions, layers, _ = file.get_tensor("candidates").shape
+    assert [(s["position"], s["layer"]) for s in scores] == [
+        (p, la) for p in range(-positions, 0) for la in range(layers)
+    ]
+    chosen = [s for s in scores if s["rejected_because"] is None]
+    assert chosen
+    assert all(math.isfinite(s[name]) for s in chosen for name in ("induce", "kl"))
+
+
+def test_the_direction_is_the_chosen_candidate_normalised(finished: Path, source: Path) -> None:
+    with safe_open(str(finished / "direction.safetensors"), framework="pt") as file:
+        assert list(file.keys()) == ["direction"]
+        vector, meta = file.get_tensor("direction"), file.metadata()
+    with safe_open(str(finished / "candidates.safetensors"), framework="pt") as file:
+        candidate = file.get_tensor("candidates")[int(meta["position"]), int(meta["layer"])]
+    torch.testing.assert_close(vector * float(meta["norm"]), candidate)
+    assert float(vector.norm()) == pytest.approx(1, abs=1e-6)
+    assert (meta["qualified"], meta["model"], meta["seed"]) == ("true", str(source), "42")
+    best = min((s for s in read(finished / "scores.json") if s["bypass"] is not None), key=lambda s: s["bypass"])
+    assert (int(meta["position"]), int(meta["layer"])) == (best["position"], best["layer"])
+
+
+def test_rates_are_those_of_the_completions(finished: Path) -> None:
+    metrics = read(finished / "metrics.json")
+    assert all(set(m) == {"name", "set", "condition", "value", "low", "high", "n"} for m in metrics)
+    assert {m["name"] for m in metrics} == RATES
+    for set_, condition in CONDITIONS:
+        lines = (finished / "completions" / f"{set_}.{condition}.jsonl").read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line]
+        assert all(set(row) == {"prompt_id", "prompt", "completion", "verdict"} for row in rows)
+        assert len(rows) == 3
+        verdicts = Counter(row["verdict"] for row in rows)
+        rate = next(m for m in metrics if (m["name"], m["set"], m["condition"]) == ("refusal_rate", set_, condition))
+        assert rate["value"] == (verdicts["refusal"] + verdicts["partial"]) / 3
+        assert rate["n"] == 3
+        assert rate["low"] <= rate["value"] <= rate["high"]
+
+
+def test_the_manifest_says_where_the_numbers_come_from(finished: Path, source: Path) -> None:
+    manifest = read(finished / "manifest.json")
+    assert manifest["format"] == 1
+    assert manifest["seed"] == 42
+    assert {"python", "refusal", "torch", "transformers"} <= set(manifest["versions"])
+    assert manifest["model"]["weight_hash"] == load(str(source), dtype="float32").weight_hash()
+    assert {"name", "revision", "dtype", "template_hash", "system"} <= set(manifest["model"])
+    assert {"device", "gpu", "cpu_count", "threads", "machine", "system"} <= set(manifest["hardware"])
+    assert set(manifest["prompts"]["sha256"]) == {
+        f"{label}_{split}" for label in ("harmful", "harmless") for split in ("train", "val", "test")
+    }
+    stages = manifest["stages"]
+    assert list(stages) == ["tokens", "extract", "select", *(f"generate {s}.{c}" for s, c in CONDITIONS), "evaluate"]
+    for name, stage in stages.items():
+        assert stage["seconds"] >= 0
+        assert (stage["forward_tokens"] > 0) == (name not in ("tokens", "evaluate"))
+        for file, digest in stage["files"].items():
+            assert digest == file_sha256(next(finished.rglob(file)))
+
+
+def test_run_toml_gives_the_same_configuration_back(finished: Path, config: RunConfig) -> None:
+    assert make_config(file=finished / "run.toml") == config
+    assert tomllib.loads((finished / "run.toml").read_text(encoding="utf-8"))["n_train"] == 8
+
+
+# --- reuse
+
+
+def test_a_second_run_spends_no_forward_token_and_writes_no_result(out: Path, config: RunConfig, source: Path) -> None:
+    model = load(str(source), dtype="float32")
+    assert redone(out, config, model=model) == set()
+    assert model.forward_tokens == 0
+
+
+def test_a_reused_run_returns_what_the_first_did(config: RunConfig, tmp_path: Path) -> None:
+    first, again = run_stages(config, tmp_path / "r"), run_stages(config, tmp_path / "r")
+    assert torch.equal(first.candidates.vectors, again.candidates.vectors)
+    assert first.tokens == again.tokens
+    assert first.metrics == again.metrics
+    assert first.selection is not None and again.selection is not None
+    assert torch.equal(first.selection.direction.vector, again.selection.direction.vector)
+    blank = Direction(torch.zeros(1), 0.0, -1, 0)
+    assert replace(first.selection, direction=blank) == replace(again.selection, direction=blank)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "untouched"),
+    [
+        ({"max_new_tokens": 4}, RATED, EVERYTHING - RATED),
+        ({"n_test": 2}, RATED, EVERYTHING - RATED),
+        ({"n_val": 9}, {*SELECTED, "metrics.json"}, {"refusal_tokens.json", "candidates.safetensors", *BASELINES}),
+        ({"kl_threshold": 999.0}, {*SELECTED, "metrics.json"}, {"candidates.safetensors", *BASELINES}),
+        ({"n_train": 9}, EVERYTHING - BASELINES - {"refusal_tokens.json"}, {"refusal_tokens.json", *BASELINES}),
+        ({"refusal_tokens": ("B",)}, {"refusal_tokens.json", "candidates.safetensors", *SELECTED}, BASELINES),
+        ({"seed": 7}, EVERYTHING, set()),
+        ({"system": "Be brief."}, EVERYTHING, set()),
+        ({"dtype": "bfloat16"}, EVERYTHING, set()),
+        ({"batch_size": 2}, set(), EVERYTHING),
+        ({"strict": True}, set(), EVERYTHING),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_option_redoes_the_stages_that_depend_on_it(
+    out: Path, source: Path, prompts: tuple[str, ...], change: dict[str, Any], expected: set[str], untouched: set[str]
+) -> None:
+    again = redone(out, saved.small_config(source, prompts, **change))
+    assert expected <= again
+    assert not again & untouched
+
+
+def test_changed_prompts_are_noticed(out: Path, source: Path, prompts: tuple[str, ...], tmp_path: Path) -> None:
+    specs = saved.write_prompts(tmp_path)
+    assert redone(out, saved.small_config(source, specs)) == set()  # the same texts in another place
+    file = tmp_path / "harmful.txt"
+    file.write_text(file.read_text(encoding="utf-8").replace("song", "tune"), encoding="utf-8")
+    assert "candidates.safetensors" in redone(out, saved.small_config(source, specs))
+
+
+@pytest.mark.parametrize("name", sorted(EVERYTHING))
+def test_a_missing_output_is_made_again(out: Path, config: RunConfig, name: str) -> None:
+    whole = (out / name).read_bytes()
+    (out / name).unlink()
+    again = redone(out, config)
+    assert name in again
+    assert (out / name).read_bytes() == whole
+    assert not again & ({"candidates.safetensors", *BASELINES} - {name})
+
+
+@pytest.mark.parametrize("name", sorted(EVERYTHING))
+def test_a_changed_output_is_not_mixed_in(
+    out: Path, config: RunConfig, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(whole[:-1] + b"x")
+    assert name in redone(out, config)
+    assert (out / name).read_bytes() == whole
+    assert name in caplog.text
+
+
+def test_rates_do_not_stand_beside_a_direction_that_is_not_theirs(
+    out: Path, source: Path, prompts: tuple[str, ...]
+) -> None:
+    run_stages(saved.small_config(source, prompts, n_train=9), out, until="select")
+    assert not (out / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("until", "files"),
+    [
+        ("extract", {"refusal_tokens.json", "candidates.safetensors"}),
+        ("select", {"refusal_tokens.json", "candidates.safetensors", *SELECTED}),
+        ("generate", EVERYTHING - {"metrics.json"}),
+    ],
+)
+def test_a_run_stops_where_it_is_told(config: RunConfig, tmp_path: Path, until: str, files: set[str]) -> None:
+    run_stages(config, tmp_path / "run", until=until)
+    assert set(saved.times(tmp_path / "run")) == files
+
+
+# --- interruption
+
+
+def test_an_interrupted_run_keeps_its_finished_stages_and_goes_on(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = STAGES.complete_under
+    calls: list[str] = []
+
+    def stopping(*args: Any) -> tuple[Completion, ...]:
+        calls.append(args[3])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(STAGES, "complete_under", stopping)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(config, out)
+    finished = {f"completions/{s}.{c}.jsonl" for s, c in CONDITIONS[:2]}
+    assert set(saved.times(out)) == (EVERYTHING - RATED) | finished
+    no_leftovers(out)
+    again = redone(out, config)
+    assert again == RATED - finished
+    assert len(calls) == 3 + 4
+
+
+def test_an_interruption_between_the_files_of_a_stage_mixes_nothing(
+    out: Path, source: Path, prompts: tuple[str, ...], config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """scores.json is written, direction.safetensors is not; then the first options come back."""
+    whole = {name: (out / name).read_bytes() for name in SELECTED}
+    with monkeypatch.context() as patch:
+
+        def stop(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Direction, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(saved.small_config(source, prompts, n_val=10), out)
+    assert (out / "scores.json").read_bytes() != whole["scores.json"]
+    run_stages(config, out)
+    assert {name: (out / name).read_bytes() for name in SELECTED} == whole
+
+
+# --- what is refused
+
+
+def test_other_weights_are_refused_and_nothing_is_touched(out: Path, prompts: tuple[str, ...], tmp_path: Path) -> None:
+    other = saved.save_model(tmp_path / "other", seed=1)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(RunFolderError, match=r"holds a run of .*Give another --out"):
+        run_stages(saved.small_config(other, prompts), out)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_the_same_weights_under_another_name_go_on(out: Path, source: Path, prompts: tuple[str, ...]) -> None:
+    assert redone(out, saved.small_config(f"{source}/", prompts)) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "is not the manifest"),
+        ('{"format": 1, "model": {}}', "is not the manifest"),
+        ('{"format": 99, "model": {}, "stages": {}}', "format 99, this version writes 1"),
+    ],
+)
+def test_a_folder_that_cannot_be_understood_is_refused_before_the_model_is_loaded(
+    out: Path, prompts: tuple[str, ...], text: str, message: str
+) -> None:
+    (out / "manifest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(RunFolderError, match=message):
+        run_stages(saved.small_config("no/such-model", prompts), out)
+
+
+@pytest.mark.parametrize("below", ["", "run", "a/b"])
+def test_a_file_in_the_place_of_the_folder_is_refused(prompts: tuple[str, ...], tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunFolderError, match="is a file"):
+        run_stages(saved.small_config("no/such-model", prompts), tmp_path / "file" / below)
+
+
+def test_a_failed_start_leaves_no_folder(prompts: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(PromptError):
+        run_stages(saved.small_config("no/such-model", ("missing.txt",)), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_split_is_named_before_the_model_is_loaded(prompts: tuple[str, ...], tmp_path: Path) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("One.\n", encoding="utf-8")
+    with pytest.raises(PromptError, match="No harmful prompts are left for"):
+        run_stages(saved.small_config("no/such-model", (f"harmful={few}", prompts[1])), tmp_path / "run")
+
+
+def test_strict_keeps_the_scores(source: Path, prompts: tuple[str, ...], tmp_path: Path) -> None:
+    config = saved.small_config(source, prompts, induce_threshold=1000.0, strict=True)
+    with pytest.raises(NoCandidateError, match=r"No candidate qualifies.*--strict"):
+        run_stages(config, tmp_path / "run")
+    assert {s["rejected_because"] for s in read(tmp_path / "run" / "scores.json")} >= {"induce"}
+    assert not (tmp_path / "run" / "completions").exists()
+
+
+# --- awkward values
+
+
+def test_scores_that_are_not_numbers_become_null(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[..., Any] = STAGES.select
+
+    def with_nan(*args: Any, **kwargs: Any) -> Any:
+        found = real(*args, **kwargs)
+        first = replace(found.scores[0], induce=math.nan, kl=math.inf, rejected_because="nan")
+        return replace(found, scores=(first, *found.scores[1:]))
+
+    monkeypatch.setattr(STAGES, "select", with_nan)
+    result = run_stages(config, tmp_path / "run", until="select")
+    row = read(tmp_path / "run" / "scores.json")[0]
+    assert (row["induce"], row["kl"], row["rejected_because"]) == (None, None, "nan")
+    assert result.selection is not None
+    assert result.selection.scores[0].rejected_because == "nan"
+
+
+def test_completions_with_odd_line_ends_are_read_back_whole(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """str.splitlines would cut at these; a model that is pushed around writes them."""
+    odd = "one\u2028two\x85three\x1cfour\r\nfive\x0bsix"
+
+    def complete(model: ChatModel, direction: object, pool: Sequence[Any], *args: object) -> tuple[Completion, ...]:
+        return tuple(Completion(p.id, p.text, odd, "compliance") for p in pool)
+
+    monkeypatch.setattr(STAGES, "complete_under", complete)
+    result = run_stages(config, tmp_path / "run")
+    assert {m.n for m in result.metrics} == {3}
