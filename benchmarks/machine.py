@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from refusal import ChatModel, load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import tiny_models  # noqa: E402  (its byte-level tokenizer needs no download)
+import tiny_models
 
 SHAPES = {
     "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,

@@ -1,7 +1,7 @@
 """The paper-literal way, as the baseline of the benchmarks: padded batches, every token's logits, hooks on every block.
 
-For each candidate three runs over the validation prompts: ablated on harmful ones (bypass), ablated and added on harmless
-ones (KL, induce). Nothing is shared between prompts or candidates and nothing is skipped.
+For each candidate three runs over the validation prompts: ablated on harmful ones (bypass), ablated and added on
+harmless ones (KL, induce). Nothing is shared between prompts or candidates and nothing is skipped.
 """
 
 from collections.abc import Iterator, Sequence

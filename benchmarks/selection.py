@@ -20,23 +20,26 @@ from naive import Naive
 
 from refusal import (
     Candidates,
+    CandidateScore,
     ChatModel,
     Prompt,
     PromptPair,
     RefusalTokens,
     Rule,
     Selection,
+    choose,
     collect,
     difference_in_means,
     load_prompts,
     select,
-)  # noqa: E501
+)
 from refusal.activations import draw_passing
 from refusal.display import reporting
 from refusal.forward import last_logits
 
 
 def main() -> None:
+    """Parse the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--shape", default=None)
@@ -79,7 +82,7 @@ def compare(model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Ru
     sample = random.Random(0).sample(places, max(2, round(share * len(places))))
     rate = matmul_rate(model, model.token_budget.value)
     found: list[Selection] = []
-    scores = []
+    scores: list[CandidateScore] = []
 
     def run_fast(resamples: int = 0) -> None:
         found.append(select(model, candidates, pair, filter=False, rule=rule, resamples=resamples))
@@ -119,10 +122,10 @@ def compare(model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Ru
     print(f"ratio {slow * scale / fast_mean:.1f} (fast runs: {fast:.1f} s, {fast_again:.1f} s); "
           f"with the bootstrap's extra scores {with_stability:.1f} s")  # fmt: skip
     print(f"peak memory {fast_peak / 1e9:.2f} GB, after loading {loaded / 1e9:.2f} GB")
-    agree(found, scores)
+    agree(found, scores, rule)
 
 
-def agree(found: list[Selection], scores: list) -> None:  # type: ignore[type-arg]
+def agree(found: list[Selection], scores: list[CandidateScore], rule: Rule) -> None:
     """Whether the sampled candidates' scores are the same, and the choice among them."""
     places = {(s.position, s.layer): s for s in found[0].scores}
     for name in ("induce", "kl", "bypass"):
@@ -130,10 +133,8 @@ def agree(found: list[Selection], scores: list) -> None:  # type: ignore[type-ar
         gaps = [abs(a - b) for a, b in pairs if a is not None]
         print(f"{name}: {len(gaps)} scores compared, largest difference {max(gaps, default=0.0):.2g}")
     winner = found[0].score
-    better = [
-        s for s in scores
-        if s.induce >= 0 and s.kl <= 0.1 and s.layer < 0.8 * found[0].scores[-1].layer and s.bypass < (winner.bypass or 0)
-    ]  # fmt: skip
+    n_layers = max(s.layer for s in found[0].scores) + 1
+    better = [s for s in scores if choose([winner, s], n_layers, **vars(rule)) is s]
     print(f"choice ({winner.position}, {winner.layer}), bypass {winner.bypass:+.3f}; "
           f"{len(better)} of the sample would beat it by the paper-literal scores")  # fmt: skip
     if (winner.position, winner.layer) not in {(s.position, s.layer) for s in scores}:

@@ -123,6 +123,7 @@ def scores(
             drift = [kl(b, last_logits(hf, row)) for b, row in zip(base, harmless, strict=True)]
         with Added(hf.get_submodule(blocks[direction.layer]), direction.vector * direction.norm):
             induce = [metric(last_logits(hf, row), tokens) for row in harmless]
-        means = [sum(values) / len(values) for values in (bypass, induce, drift)]
-        out.append(CandidateScore(direction.position, direction.layer, *means))
+        place = direction.position, direction.layer
+        means = (sum(bypass) / len(bypass), sum(induce) / len(induce), sum(drift) / len(drift))
+        out.append(CandidateScore(*place, *means))
     return out

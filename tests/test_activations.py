@@ -114,3 +114,14 @@ def test_a_non_finite_activation_names_the_layer(pair: PromptPair) -> None:
         model.hf.get_submodule("model.layers.1.mlp.down_proj").weight.fill_(float("inf"))  # type: ignore[operator]
     with pytest.raises(NonFiniteError, match=r"layer 2 .*--dtype bfloat16 or float32"):
         collect(model, pair, tokens=TOKENS, filter=False)
+
+
+def test_blocks_that_are_not_read_are_not_run_without_the_filter(model: ChatModel, pair: PromptPair) -> None:
+    full = collect(model, pair, tokens=TOKENS, filter=False)
+    with torch.no_grad():
+        model.hf.get_submodule("model.layers.3.mlp.down_proj").weight.fill_(float("nan"))  # type: ignore[operator]
+    cut = collect(model, pair, tokens=TOKENS, filter=False, layers=3)
+    assert torch.equal(cut.harmful[:, :3], full.harmful[:, :3])
+    assert cut.harmful[:, 3:].isnan().all()
+    filtered = collect(tiny_models.chat_model(), pair, n=1, tokens=TOKENS, filter=False, layers=2)
+    assert filtered.harmful[:, :2].isfinite().all()

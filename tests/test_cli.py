@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import saved
+import torch
 from conftest import make_prompts
 from transformers import AutoTokenizer
 
-from refusal import Ablate, Add, ChatModel, Direction
+from refusal import Ablate, Add, ChatModel, Direction, load
 from refusal.cli import VERBS, main
 from refusal.config import RunConfig
+from refusal.evaluate import CONDITIONS
 
 STAGES: Any = import_module("refusal.run")
 
@@ -143,9 +145,10 @@ def test_as_a_program_it_prints_no_bar_and_no_escape_code(config: RunConfig, tmp
 
 def test_verbose_tells_what_is_reused(cli: Cli, config: RunConfig, tmp_path: Path) -> None:
     cli("extract", *saved.flags(config), "--out", str(tmp_path / "run"))
-    assert f"extract: reused from {tmp_path / 'run'}" in cli(
-        "extract", *saved.flags(config), "--out", str(tmp_path / "run"), "-v"
-    ).err
+    assert (
+        f"extract: reused from {tmp_path / 'run'}"
+        in cli("extract", *saved.flags(config), "--out", str(tmp_path / "run"), "-v").err
+    )
 
 
 def test_a_run_can_be_repeated_from_its_run_toml(cli: Cli, config: RunConfig, tmp_path: Path) -> None:
@@ -203,7 +206,9 @@ def test_the_model_and_the_folder_have_defaults(
 # --- wrong usage
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["chat", "--help"], *([v, "--help"] for v in VERBS)])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], [], ["chat", "--help"], *([v, "--help"] for v in VERBS)]
+)
 def test_help_and_version_end_with_zero(cli: Cli, arguments: list[str]) -> None:
     done = cli(*arguments)
     assert (done.code, done.err) == (0, "")
@@ -337,8 +342,9 @@ def test_too_few_prompts_that_pass_the_filter(cli: Cli, config: RunConfig) -> No
 def test_no_candidate_under_strict(cli: Cli, config: RunConfig) -> None:
     done = cli("run", *saved.flags(config.model_copy(update={"induce_threshold": 1000.0})), "--strict")
     assert done.code == 1
-    assert re.search(r"No candidate qualifies; rejected by .*induce \d+", done.message)
-    assert "Run without --strict" in done.message
+    last = done.err.splitlines()[-1]
+    assert re.match(r"error: No candidate qualifies; rejected by .*induce \d+", last)
+    assert "Run without --strict" in last
 
 
 def test_without_strict_the_closest_candidate_is_marked_everywhere(cli: Cli, config: RunConfig, tmp_path: Path) -> None:
@@ -361,7 +367,9 @@ def test_an_out_that_is_no_folder(cli: Cli, config: RunConfig, tmp_path: Path, o
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
-def test_an_out_that_is_not_writable(cli: Cli, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_out_that_is_not_writable(
+    cli: Cli, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     done = cli("run", *saved.flags(config), "--out", str(tmp_path / "run"))
     assert done.code == 2
@@ -387,10 +395,16 @@ def test_a_full_disk_keeps_the_finished_stages(
     assert "No space left on device" in done.message
     assert name in done.message
     assert not (out / name).exists()
-    assert [p for p in out.rglob(".*")] == []
-    before = saved.times(out)
+    assert list(out.rglob(".*")) == []
+    file = out / "manifest.json"
+    stages = json.loads(file.read_text(encoding="utf-8"))["stages"] if file.exists() else {}
+    kept = {written for stage in stages.values() for written in stage["files"]}
+    before = {key: when for key, when in saved.times(out).items() if Path(key).name in kept}
     assert cli("run", *saved.flags(config), "--out", str(out)).code == 0
     assert before.items() <= saved.times(out).items()
+    order = ["tokens", "extract", "select", *(f"generate {s}.{c}" for s, c in CONDITIONS), "evaluate"]
+    stops = {"run.toml": 0, "candidates.safetensors": 1, "direction.safetensors": 2, "metrics.json": 9}
+    assert list(stages) == order[: stops[name]]
 
 
 def test_another_model_in_the_same_folder(cli: Cli, config: RunConfig, tmp_path: Path) -> None:
@@ -432,12 +446,10 @@ def test_an_interruption_exits_with_130_and_the_next_run_goes_on(
 
 @pytest.fixture(scope="module")
 def direction(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
     vector = torch.zeros(32)
     vector[3] = 1.0
     file = tmp_path_factory.mktemp("direction") / "direction.safetensors"
-    Direction(vector, 2.0, -1, 1, model=str(source)).save(file)
+    Direction(vector, 50.0, -1, 1, model=str(source)).save(file)
     return file
 
 
@@ -473,7 +485,9 @@ def talk(
 
 
 def test_chat_switches_between_conditions(talk: Any, direction: Path) -> None:
-    done, applied, asked = talk("Hi", "/ablate", "Hi", "/add 1.0", "Hi", "/add -2", "Hi", "/baseline", "  ", "Hi", "/quit")
+    done, applied, asked = talk(
+        "Hi", "/ablate", "Hi", "/add 1.0", "Hi", "/add -2", "Hi", "/baseline", "  ", "Hi", "/quit"
+    )
     assert done.code == 0
     found = Direction.load(direction)
     kinds = [[(type(i), getattr(i, "alpha", None)) for i in each] for each in applied]
@@ -484,8 +498,6 @@ def test_chat_switches_between_conditions(talk: Any, direction: Path) -> None:
 
 
 def test_chat_replies_are_those_of_the_library(talk: Any, source: Path, direction: Path) -> None:
-    from refusal import display, load
-
     done, _, _ = talk("Hello", "/add 1.0", "Hello")
     model, found = load(str(source), dtype="float32"), Direction.load(direction)
     plain = model.generate(["Hello"], 3)
@@ -493,12 +505,8 @@ def test_chat_replies_are_those_of_the_library(talk: Any, source: Path, directio
         moved = model.generate(["Hello"], 3)
     assert plain != moved
     assert done.code == 0  # the end of the input ends the talk
-    from _pytest.capture import CaptureFixture  # noqa: F401
-
-    shown = done.out
     for reply in (plain[0], moved[0]):
-        assert "".join(c if c.isprintable() or c in "\n\t" else "�" for c in reply).expandtabs() in shown
-    assert display
+        assert "".join(c if c.isprintable() or c in "\n\t" else "�" for c in reply).expandtabs() in done.out
 
 
 @pytest.mark.parametrize("line", ["/add x", "/add", "/add nan", "/add inf", "/add 1 2", "/remove", "/ablate now", "/"])
@@ -523,8 +531,6 @@ def test_chat_without_a_direction(cli: Cli, source: Path) -> None:
 
 
 def test_chat_with_a_direction_of_another_width(cli: Cli, source: Path, tmp_path: Path) -> None:
-    import torch
-
     Direction(torch.ones(7) / 7**0.5, 1.0, -1, 1).save(tmp_path / "d.safetensors")
     done = cli("chat", str(source), "--direction", str(tmp_path / "d.safetensors"))
     assert done.code == 2

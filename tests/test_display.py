@@ -4,11 +4,10 @@ import io
 import logging
 import time
 import warnings
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Task, TaskID
 
 from refusal import Metric, display
 from refusal.progress import task
@@ -38,7 +37,8 @@ def test_a_task_on_a_terminal_shows_name_count_rate_and_time_left(monkeypatch: p
 
 @pytest.mark.parametrize(("speed", "shown"), [(12.34, "12.3 prompts/s"), (0.25, "4.0 s each"), (None, "")])
 def test_the_rate_is_per_second_or_when_slow_seconds_per_step(speed: float | None, shown: str) -> None:
-    state: Any = SimpleNamespace(finished_speed=None, speed=speed, fields={"unit": "prompts"})
+    state = Task(TaskID(0), "generate", 10, 5, _get_time=time.monotonic, fields={"unit": "prompts"})
+    state.finished_speed = speed
     assert display._Rate().render(state).plain == shown
 
 

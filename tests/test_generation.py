@@ -12,7 +12,8 @@ TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Sing!",
 
 
 def plain_completion(model: ChatModel, ids: list[int], n: int) -> list[int]:
-    ends, out = end_tokens(model), []
+    ends = end_tokens(model)
+    out: list[int] = []
     while len(out) < n:
         token = int(last_logits(model.hf, [*ids, *out]).argmax())
         if token in ends:

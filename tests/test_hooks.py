@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from refusal import Ablate, Add, ChatModel, Direction
-from refusal.hooks import Edit, hooked, skipped
 from refusal.forward import last_logits
+from refusal.hooks import Edit, hooked, skipped
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -23,7 +23,7 @@ def direction() -> Direction:
 
 def test_hooks_are_gone_after_an_exception(model: ChatModel, direction: Direction) -> None:
     before = hooks_of(model.hf)
-    with pytest.raises(RuntimeError, match="boom"), model.apply(Ablate(direction), Add(direction)):  # noqa: PT012
+    with pytest.raises(RuntimeError, match="boom"), model.apply(Ablate(direction), Add(direction)):
         assert hooks_of(model.hf) > before
         raise RuntimeError("boom")
     assert hooks_of(model.hf) == before
@@ -74,7 +74,7 @@ def test_tuple_outputs_keep_their_other_parts() -> None:
 def test_skipped_blocks_pass_their_input_on_and_come_back(model: ChatModel) -> None:
     block = model.hf.get_submodule(model.sites.blocks[0])
     x = torch.randn(1, 3, tiny_models.WIDTH)
-    with pytest.raises(RuntimeError), skipped([block]):  # noqa: PT012
+    with pytest.raises(RuntimeError), skipped([block]):
         assert torch.equal(block(x), x)
         raise RuntimeError
     assert "forward" not in block.__dict__

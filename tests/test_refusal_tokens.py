@@ -30,7 +30,7 @@ def test_presets_are_resolved_by_the_models_own_tokenizer(preset: object, monkey
     """A family's tokens are used only if type, template and token ids all agree."""
     assert isinstance(preset, refusal_tokens.Preset)
     model = tiny_models.chat_model()
-    model.hf.config.model_type = preset.model_types[0]
+    model.hf.config.model_type = preset.model_types[0]  # type: ignore[misc]
     model.tokenizer.chat_template = preset.marker
     ids = dict(zip(preset.words, preset.ids, strict=True))
     monkeypatch.setattr(model.tokenizer, "encode", lambda word, **_: [ids[word]])
@@ -41,7 +41,7 @@ def test_presets_are_resolved_by_the_models_own_tokenizer(preset: object, monkey
     monkeypatch.setattr(model.tokenizer, "encode", lambda word, **_: [ids[word] + 1])
     assert preset_tokens(model) is None
     monkeypatch.undo()
-    model.hf.config.model_type = "other"
+    model.hf.config.model_type = "other"  # type: ignore[misc]
     assert preset_tokens(model) is None
 
 
@@ -75,7 +75,7 @@ def test_choice_follows_what_the_model_does(
     assert found.probabilities is not None
     assert found.probabilities[0] == pytest.approx(
         float(logits(model, [pair.harmful[0].text]).double().softmax(-1)[0, 30])
-    )  # noqa: E501
+    )
     assert not caplog.text
     # A model whose first token says nothing about refusal: a warning with the number.
     monkeypatch.setattr(refusal_tokens, "last_logits", lambda model, texts: torch.randn(len(texts), 272))

@@ -1,4 +1,4 @@
-"""A run folder holds what is documented, finished stages are reused exactly when they may be, nothing is half-written."""
+"""A run folder holds what is documented; stages are reused exactly when they may be; nothing is half-written."""
 
 import json
 import math
@@ -27,7 +27,7 @@ STAGES: Any = import_module("refusal.run")  # the package's attribute of that na
 RATES = {"refusal_rate", "partial_rate", "degenerate_rate", "substring_refusal_rate"}
 COMPLETIONS = {f"completions/{set}.{condition}.jsonl" for set, condition in CONDITIONS}
 BASELINES = {"completions/harmful.baseline.jsonl", "completions/harmless.baseline.jsonl"}
-SELECTED = {"scores.json", "direction.safetensors", "selection.json"}
+SELECTED = {"scores.json", "direction.safetensors", "selection.json", "stability.json"}
 RATED = {*COMPLETIONS, "metrics.json"}
 EVERYTHING = {"refusal_tokens.json", "candidates.safetensors", *SELECTED, *RATED}
 
@@ -168,10 +168,11 @@ def test_a_second_run_spends_no_forward_token_and_writes_no_result(out: Path, co
 
 def test_a_reused_run_returns_what_the_first_did(config: RunConfig, tmp_path: Path) -> None:
     first, again = run_stages(config, tmp_path / "r"), run_stages(config, tmp_path / "r")
-    assert torch.equal(first.candidates.vectors, again.candidates.vectors)
+    torch.testing.assert_close(first.candidates.vectors, again.candidates.vectors, rtol=0, atol=0, equal_nan=True)
     assert first.tokens == again.tokens
     assert first.metrics == again.metrics
-    assert first.selection is not None and again.selection is not None
+    assert first.selection is not None
+    assert again.selection is not None
     assert torch.equal(first.selection.direction.vector, again.selection.direction.vector)
     blank = Direction(torch.zeros(1), 0.0, -1, 0)
     assert replace(first.selection, direction=blank) == replace(again.selection, direction=blank)
@@ -257,7 +258,7 @@ def test_a_run_stops_where_it_is_told(config: RunConfig, tmp_path: Path, until: 
 def test_an_interrupted_run_keeps_its_finished_stages_and_goes_on(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = STAGES.complete_under
+    real: Callable[..., tuple[Completion, ...]] = STAGES.complete_under
     calls: list[str] = []
 
     def stopping(*args: Any) -> tuple[Completion, ...]:

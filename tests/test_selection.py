@@ -1,4 +1,4 @@
-"""The fast selection against the plain triple loop: the same candidate, and the same value of every score it computes."""
+"""The fast selection against the plain triple loop: the same candidate, the same value of every score it computes."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from refusal import (
     CandidateScore,
     ChatModel,
     Direction,
+    DirectionError,
     NoCandidateError,
     NonFiniteError,
     Prompt,
@@ -32,7 +33,7 @@ from refusal.metrics import METRIC_BOUND, kl_floor
 from refusal.selection.rule import explain
 
 TOKENS = RefusalTokens((40, 41, 42), ("a", "b", "c"), source="test")
-WORDS = st.text(st.characters(codec="ascii", exclude_categories=("C",)), min_size=1, max_size=30)
+WORDS = st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=1, max_size=30)
 
 
 def pair_of(harmful: Sequence[str], harmless: Sequence[str]) -> PromptPair:
@@ -56,7 +57,7 @@ def plain_scores(model: ChatModel, candidates: Candidates, pair: PromptPair) -> 
         model.sites.writers,
         model.tokenize([p.text for p in pair.harmful]),
         model.tokenize([p.text for p in pair.harmless]),
-        [candidates.at(p, l) for p in range(-candidates.n_positions, 0) for l in range(candidates.n_layers)],
+        [candidates.at(i, layer) for i in range(-candidates.n_positions, 0) for layer in range(candidates.n_layers)],
         candidates.tokens.ids,
     )
 
@@ -230,12 +231,12 @@ def test_stability_is_the_bootstrap_done_plainly(model: ChatModel, pair: PromptP
     assert sum(shares.values()) <= 1 + 1e-9
     # Plain: per-prompt bypass of every candidate, prompts drawn with replacement.
     rows = model.tokenize([p.text for p in pair.harmful])
-    places = [(p, l) for p in range(-3, 0) for l in range(4)]
+    places = [(position, layer) for position in range(-3, 0) for layer in range(4)]
     table = torch.tensor(
         [
             plain.bypass_values(model.hf, model.sites.blocks, model.sites.writers, rows, candidates.at(*c), TOKENS.ids)
             for c in places
-        ]  # noqa: E501
+        ]
     )
     generator = torch.Generator().manual_seed(1)
     wins = torch.zeros(len(places))
@@ -277,8 +278,6 @@ def test_the_rule_floors_the_layer_limit_and_takes_thresholds_as_met() -> None:
 
 
 def test_a_candidate_that_does_not_exist_is_named(model: ChatModel) -> None:
-    from refusal import DirectionError
-
     with pytest.raises(DirectionError, match="no candidate at position -4, layer 0"):
         random_candidates(model, 3, 0).at(-4, 0)
     assert isinstance(random_candidates(model, 3, 0).at(-1, 0), Direction)

@@ -108,6 +108,13 @@ def test_safetensors_are_read_back_by_the_library(tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "bare.safetensors")) == set(tensors)
 
 
+@pytest.mark.parametrize("length", range(9))
+def test_tensors_stay_aligned_whatever_the_metadata(tmp_path: Path, length: int) -> None:
+    write_tensors(tmp_path / "t.safetensors", {"a": torch.ones(2)}, {"note": "x" * length})
+    assert int.from_bytes((tmp_path / "t.safetensors").read_bytes()[:8], "little") % 8 == 0
+    assert torch.equal(load_file(tmp_path / "t.safetensors")["a"], torch.ones(2))
+
+
 def test_the_same_tensors_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     """Stages are told apart by the hashes of their files."""
     code = (

@@ -1,4 +1,4 @@
-"""A tiny GGUF file: random qwen2 weights in float32 and the byte-level tokenizer, as llama.cpp's converter writes it."""
+"""A tiny GGUF file: random qwen2 weights in float32 and the byte-level tokenizer, as llama.cpp's converter does it."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def write(path: Path) -> PreTrainedModel:
     out.add_chat_template(tokenizer.chat_template)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
     for name, tensor in network.state_dict().items():
-        out.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.numpy())
+        out.add_tensor(str(names.get_name(name, try_suffixes=(".weight", ".bias"))), tensor.numpy())
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()

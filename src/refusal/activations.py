@@ -5,6 +5,7 @@ running sums. No per-prompt activation outlives its batch.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from refusal.errors import NonFiniteError, TooFewPromptsError
 from refusal.forward import Batch, last_logits, read, run_batches
-from refusal.hooks import Edit
+from refusal.hooks import Edit, skipped
 from refusal.metrics import refusal_metric
 from refusal.model import ChatModel
 from refusal.progress import task
@@ -43,6 +44,7 @@ def collect(
     n: int | None = None,
     tokens: RefusalTokens | None = None,
     filter: bool = True,
+    layers: int | None = None,
     seed: int | None = None,
 ) -> Activations:
     """Mean residual stream per class, position and layer.
@@ -52,6 +54,8 @@ def collect(
         n: prompts per class; drawn until ``n`` have passed the filter. Default: the whole pool.
         tokens: the refusal tokens; default: a preset or chosen from the model's completions of these prompts.
         filter: keep a harmful prompt only if its metric is > 0, a harmless one only if < 0.
+        layers: read only the inputs of blocks ``0 .. layers - 1``; the means of the others are NaN. Without the filter
+            the blocks after them are not run. Default: all.
         seed: recorded, not used.
 
     Raises:
@@ -62,9 +66,10 @@ def collect(
     sums = {}
     counts = {}
     for label, pool in (("harmful", prompts.harmful), ("harmless", prompts.harmless)):
-        total = _Sum(model)
+        total = _Sum(model, layers)
         kept, metrics, drawn = [], [], 0
-        for prompt, metric, activation in _run_pool(model, pool, tokens, n, filter, f"collect {label}", True):
+        work = _run_pool(model, pool, tokens, n, filter, f"collect {label}", total.layers)
+        for prompt, metric, activation in work:
             drawn += 1
             if not filter or passes(prompt.label, metric):
                 assert activation is not None
@@ -96,7 +101,7 @@ def draw_passing(
         TooFewPromptsError: fewer than 8 pass.
     """
     kept, metrics, drawn = [], [], 0
-    for prompt, metric, _ in _run_pool(model, pool, tokens, n, filter, f"filter {label}", False):
+    for prompt, metric, _ in _run_pool(model, pool, tokens, n, filter, f"filter {label}", 0):
         drawn += 1
         if not filter or passes(prompt.label, metric):
             kept.append(prompt)
@@ -113,9 +118,9 @@ def passes(label: Label, metric: float) -> bool:
 
 
 def post_instruction_reads(
-    model: ChatModel, batch: Batch, store: dict[int, Float[Tensor, "prompt position d_model"]]
+    model: ChatModel, batch: Batch, store: dict[int, Float[Tensor, "prompt position d_model"]], layers: int
 ) -> list[Edit]:
-    """Edits that put every block's input at the post-instruction tokens into ``store``, by layer."""
+    """Edits that put the input of the first ``layers`` blocks at the post-instruction tokens into ``store``."""
     offsets = torch.arange(-len(model.chat.suffix) + 1, 1, device=batch.last.device)
     index = batch.last[:, None] + offsets[None]
     rows = batch.row[:, None]
@@ -126,15 +131,16 @@ def post_instruction_reads(
 
         return Edit(model.hf.get_submodule(model.sites.blocks[layer]), "input", keep)
 
-    return [read_at(layer) for layer in range(model.sites.n_layers)]
+    return [read_at(layer) for layer in range(layers)]
 
 
 class _Sum:
     """A float64 running sum on the CPU (Apple's GPUs have no float64)."""
 
-    def __init__(self, model: ChatModel) -> None:
+    def __init__(self, model: ChatModel, layers: int | None) -> None:
         self.dtype = model.hf.dtype
         self.n = 0
+        self.layers = model.sites.n_layers if layers is None else layers
         shape = (len(model.chat.suffix), model.sites.n_layers, model.sites.d_model)
         self.total: Float[Tensor, "position layer d_model"] = torch.zeros(shape, dtype=torch.float64)
 
@@ -146,11 +152,13 @@ class _Sum:
                 f"The activations at layer {layer} are not finite in {self.dtype}. "
                 "Run with --dtype bfloat16 or float32."
             )
-        self.total += activation.double()
+        self.total[:, : self.layers] += activation.double()
         self.n += 1
 
     def mean(self) -> Float[Tensor, "position layer d_model"]:
-        return self.total / self.n
+        mean = self.total / self.n
+        mean[:, self.layers :] = torch.nan  # not read
+        return mean
 
 
 def _run_pool(
@@ -160,15 +168,22 @@ def _run_pool(
     n: int | None,
     filter: bool,
     name: str,
-    keep_activations: bool,
+    layers: int,
 ) -> Iterator[tuple[Prompt, float, Tensor | None]]:
-    """Yield ``(prompt, metric, activations)`` in drawing order; runs a little ahead of what is taken."""
+    """Yield ``(prompt, metric, activations of the first layers)`` in drawing order; runs a little ahead.
+
+    The metric and the activations come from one pass. Without the filter only activations are needed, so the blocks
+    after the last one read are skipped and the metric is NaN.
+    """
+    unneeded = [] if filter or not layers else model.sites.blocks[layers:]
+    skip = [model.hf.get_submodule(name) for name in unneeded]
 
     def run(batch: Batch) -> list[tuple[float, Tensor | None]]:
         store: dict[int, Tensor] = {}
-        logits = read(model, batch, post_instruction_reads(model, batch, store) if keep_activations else ())[0]
-        metrics = refusal_metric(logits, tokens.ids).tolist()
-        if not keep_activations:
+        with skipped(skip):
+            logits = read(model, batch, post_instruction_reads(model, batch, store, layers))[0]
+        metrics = [math.nan] * len(logits) if skip else refusal_metric(logits, tokens.ids).tolist()
+        if not layers:
             return [(metric, None) for metric in metrics]
         stacked = torch.stack([store[layer].cpu() for layer in range(len(store))], dim=2)
         return list(zip(metrics, stacked, strict=True))

@@ -28,6 +28,7 @@ app = App(
     help="Find the direction that mediates refusal in a chat model, show what it does, measure how robust it is.",
     default_parameter=Parameter(consume_multiple=True, negative_iterable="", negative_none=""),
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # handled here, with a word about what is kept
 )
 
 Model = Annotated[str | None, Parameter(help="Hub id, folder, .gguf file, or embedded (the default).")]

@@ -105,7 +105,7 @@ def call(
 def run_batches(
     model: ChatModel, rows: Sequence[Sequence[int]], run: Callable[[Batch], T]
 ) -> Iterator[tuple[Batch, T]]:
-    """Lay out ``rows`` and call ``run`` on every batch; when memory runs out, halve the budget and lay out what is left.
+    """Lay out ``rows`` and call ``run`` on every batch; out of memory, halve the budget and lay out what is left.
 
     Raises:
         OutOfMemoryError: one prompt alone does not fit.
@@ -137,7 +137,8 @@ def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt
 
 def _shared_start(model: ChatModel, rows: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all rows share, the post-instruction tokens not counted."""
-    first, final = list(min(rows)), list(max(rows))
+    ordered = sorted(list(row) for row in rows)  # what the first and the last share, all share
+    first, final = ordered[0], ordered[-1]
     room = min(len(row) for row in rows) - len(model.chat.suffix)
     same = (i for i, (a, b) in enumerate(zip(first, final, strict=False)) if a != b)
     return max(0, min(next(same, room), room))

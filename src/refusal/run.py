@@ -126,20 +126,33 @@ def _extract(
     folder: RunFolder, config: RunConfig, model: ChatModel, prompts: PromptSplits, tokens: RefusalTokens
 ) -> Candidates:
     path = folder.path / "candidates.safetensors"
+    needs_all = config.filter or config.full_map  # the filter looks at the model's output
+    layers = None if needs_all else config.rule.eligible_layers(model.sites.n_layers)
     inputs = {
         "train": prompts_hash([*prompts.train.harmful, *prompts.train.harmless]),
         "tokens": tokens.ids,
         "n": config.n_train,
         "filter": config.filter,
+        "layers": layers,
         "seed": config.seed,
     }
 
     def work() -> None:
         activations = collect(
-            model, prompts.train, n=config.n_train, tokens=tokens, filter=config.filter, seed=config.seed
+            model,
+            prompts.train,
+            n=config.n_train,
+            tokens=tokens,
+            filter=config.filter,
+            layers=layers,
+            seed=config.seed,
         )
         counts = {"harmful": asdict(activations.harmful_count), "harmless": asdict(activations.harmless_count)}
-        metadata = {"counts": json.dumps(counts), "model": model.name, "suffix": json.dumps(model.chat.suffix_tokens)}
+        metadata = {
+            "counts": json.dumps(_finite(counts)),
+            "model": model.name,
+            "suffix": json.dumps(model.chat.suffix_tokens),
+        }
         write_tensors(path, {"candidates": difference_in_means(activations).vectors}, metadata)
 
     folder.stage("extract", inputs, [path], work)

@@ -103,6 +103,7 @@ def test_each_matched_prompt_has_a_harmful_twin_of_its_own() -> None:
         similarity = [jaccard(word_set(row["text"]), word_set(h["text"])) for h in same]
         twin = same[similarity.index(max(similarity))]
         assert max(similarity) >= 0.25, (row, twin)
+        assert row["pair"] == twin["id"], (row, twin)
         assert ending(row["text"]) == ending(twin["text"]), (row, twin)
         assert row["text"].split()[0] == twin["text"].split()[0], (row, twin)
         assert abs(len(row["text"].split()) - len(twin["text"].split())) <= 2, (row, twin)

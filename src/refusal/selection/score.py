@@ -30,7 +30,7 @@ LOOKS: dict[Score, tuple[float, ...]] = {"induce": (7 / 8, 1), "kl": (1 / 8, 1 /
 
 @dataclass(frozen=True)
 class _Part:
-    """The prompts ``start`` to ``stop``, laid out, and (for additions) each batch's unmodified block inputs by layer."""
+    """Prompts ``start`` to ``stop``, laid out, and (for additions) each batch's unmodified block inputs by layer."""
 
     start: int
     stop: int
