@@ -8,7 +8,8 @@ of the time that reading the weights once per step would take alone, at the mach
 """
 
 import argparse
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from machine import get_model, peak_memory, seconds
@@ -41,7 +42,7 @@ def compare(model: ChatModel, rows: int, new_tokens: int, rounds: int) -> None:
     model.batch_size.value = rows
     unit = torch.randn(model.sites.d_model, generator=torch.Generator().manual_seed(0))
     direction = Direction(unit / unit.norm(), 0.01, -1, model.sites.n_layers // 2)  # moves nothing: the same lengths
-    ways = {
+    ways: dict[str, tuple[Callable[[], object], Callable[[], AbstractContextManager[object]]]] = {
         "transformers generate": (lambda: hf_generate(model, texts, new_tokens), nullcontext),
         "transformers, ablated": (
             lambda: hf_generate(model, texts, new_tokens),

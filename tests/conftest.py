@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 install_import_hook("refusal", "beartype.beartype")
@@ -13,6 +14,8 @@ import tiny_models  # noqa: E402  (after the hook)
 
 from refusal import ChatModel, Prompt, PromptPair  # noqa: E402
 from refusal.records import Label  # noqa: E402
+
+torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much when something else runs
 
 DATA = Path(os.environ.get("REFUSAL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

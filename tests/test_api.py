@@ -23,7 +23,7 @@ def test_all_lists_everything_that_the_package_imports_for_its_users() -> None:
     assert sorted(imported) == refusal.__all__
 
 
-ERRORS = [value for value in vars(errors).values() if inspect.isclass(value)]
+ERRORS = [v for v in vars(errors).values() if inspect.isclass(v) and v.__module__ == errors.__name__]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)

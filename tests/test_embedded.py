@@ -1,5 +1,7 @@
 """The whole job on the real embedded model, small: every effect has the right sign."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,11 @@ pytestmark = pytest.mark.embedded
 
 
 @pytest.fixture(scope="module")
-def real() -> ChatModel:
-    return refusal.load("embedded")
+def real() -> Iterator[ChatModel]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield refusal.load("embedded")
+    torch.set_num_threads(before)
 
 
 def test_chat_format(real: ChatModel) -> None:

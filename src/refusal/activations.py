@@ -109,7 +109,10 @@ def draw_passing(
         if n is not None and len(kept) == n:
             break
     _check_enough(model, label, len(kept), drawn, n, pool, filter)
-    return Passed(tuple(kept), ClassCount(drawn, len(kept), sum(metrics) / len(metrics)))
+    mean = sum(metrics) / len(metrics)
+    if not math.isfinite(mean):
+        raise NonFiniteError(f"The model's logits are not finite in {model.hf.dtype}. Run with --dtype float32.")
+    return Passed(tuple(kept), ClassCount(drawn, len(kept), mean))
 
 
 def passes(label: Label, metric: float) -> bool:

@@ -19,6 +19,9 @@
 Each message is one sentence of what is wrong, with the value, and one of what to do.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class Error(Exception):
     """Base of every exception of the package; ``exit_code`` is what the command line returns."""
@@ -69,7 +72,14 @@ class TooFewPromptsError(RunFailure):
 
 
 class NoCandidateError(RunFailure):
-    """No candidate satisfies the selection rule and ``strict`` was asked for."""
+    """No candidate satisfies the selection rule and ``strict`` was asked for, or none is even near.
+
+    ``scores`` are the candidates' scores, as far as they were needed.
+    """
+
+    def __init__(self, message: str, scores: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.scores = tuple(scores)
 
 
 class NonFiniteError(RunFailure):

@@ -4,7 +4,7 @@ Rows are padded on the left, so that all of them end at the same index and each 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,16 +37,25 @@ def complete(model: ChatModel, instructions: Sequence[str], max_new_tokens: int,
     if not all(type(layer) in _ROWS_APART for layer in DynamicCache(config=model.hf.config).layers):
         log.warning("%s: its state cannot be padded or thinned out, so prompts are completed one by one.", model.name)
         size, complete_batch = BatchSize(1), _complete_alone
-    with task(name, total=len(rows)) as advance:
-        work = batched(
-            [len(row) for row in rows],
-            size,
-            lambda indices: complete_batch(model, [rows[i] for i in indices], max_new_tokens, ends),
-        )
-        for indices, outputs in work:
+    with task(name, total=len(rows) * max_new_tokens, unit="tokens") as advance:
+
+        def run(indices: list[int]) -> list[list[int]]:
+            counted = 0
+
+            def count(n: int) -> None:
+                nonlocal counted
+                counted += n
+                advance(n)
+
+            try:
+                return complete_batch(model, [rows[i] for i in indices], max_new_tokens, ends, count)
+            except (RuntimeError, MemoryError):  # out of memory: the same rows will be tried again
+                advance(-counted)
+                raise
+
+        for indices, outputs in batched([len(row) for row in rows], size, run):
             for i, output in zip(indices, outputs, strict=True):
                 texts[i] = str(model.tokenizer.decode(output, skip_special_tokens=True))
-            advance(len(indices))
     return texts
 
 
@@ -69,9 +78,16 @@ class _Prefill:
 
 
 def _complete_batch(
-    model: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, ends: Sequence[int]
+    model: ChatModel,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: Sequence[int],
+    count: Callable[[int], object],
 ) -> list[list[int]]:
-    """Token ids generated for each row, the ending token left out."""
+    """Token ids generated for each row, the ending token left out.
+
+    ``count`` is told the tokens of each step; a row that ends counts the tokens it will not need any more too.
+    """
     outputs: list[list[int]] = [[] for _ in rows]
     stop = torch.tensor(list(ends), dtype=torch.long, device=model.device)
     with torch.inference_mode():
@@ -81,6 +97,8 @@ def _complete_batch(
         for step in range(max_new_tokens):
             token: Tensor = logits.argmax(-1).to(model.device)
             going = ~torch.isin(token, stop)
+            ended = len(alive) - int(going.sum())
+            count(len(alive) + ended * (max_new_tokens - step - 1))
             for row, value, goes_on in zip(alive, token.tolist(), going.tolist(), strict=True):
                 if goes_on:
                     outputs[row].append(value)
@@ -99,7 +117,11 @@ def _complete_batch(
 
 
 def _complete_alone(
-    model: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, ends: Sequence[int]
+    model: ChatModel,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: Sequence[int],
+    count: Callable[[int], object],
 ) -> list[list[int]]:
     """One row through transformers' own generation, which knows every kind of state."""
     ids = torch.tensor([list(rows[0])], device=model.device)
@@ -109,6 +131,7 @@ def _complete_alone(
     )  # fmt: skip
     new: list[int] = out[0, ids.shape[1] :].tolist()
     model.forward_tokens += ids.shape[1] + len(new)
+    count(max_new_tokens)
     return [new[:-1] if new and new[-1] in ends else new]
 
 

@@ -179,17 +179,22 @@ def _select(
     }
 
     def work() -> None:
-        selection = select(
-            model,
-            candidates,
-            prompts.val,
-            n=config.n_val,
-            filter=config.filter,
-            rule=config.rule,
-            layer_step=config.layer_step,
-            full_map=config.full_map,
-            resamples=config.resamples,
-        )
+        try:
+            selection = select(
+                model,
+                candidates,
+                prompts.val,
+                n=config.n_val,
+                filter=config.filter,
+                rule=config.rule,
+                layer_step=config.layer_step,
+                full_map=config.full_map,
+                resamples=config.resamples,
+                strict=config.strict,
+            )
+        except NoCandidateError as error:
+            write_json(scores, _finite(to_json(error.scores)))  # so that one can see what was missed
+            raise
         write_json(scores, _finite(to_json(selection.scores)))
         selection.direction.save(direction)
         write_json(stability, _plain(selection.stability))

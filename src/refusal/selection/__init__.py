@@ -95,12 +95,15 @@ def _fall_back(search: Search, rule: Rule, strict: bool) -> CandidateScore:
     scores = search.scores()
     message = explain(scores, rule)
     if strict:
-        raise NoCandidateError(f"{message} Run without --strict to go on with the closest one, marked unqualified.")
+        raise NoCandidateError(
+            f"{message} Run without --strict to go on with the closest one, marked unqualified.", scores
+        )
     chosen = closest(scores, search.n_layers, rule)
     if chosen is None:
         raise NoCandidateError(
             f"{message} None lies inside the KL limit of {rule.kl_threshold} either. "
-            "Raise --kl-threshold, or use more training prompts."
+            "Raise --kl-threshold, or use more training prompts.",
+            scores,
         )
     log.warning("%s Going on with the lowest bypass inside the KL and layer limits, marked unqualified.", message)
     return chosen
