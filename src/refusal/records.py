@@ -43,7 +43,8 @@ class PromptPair:
 class PromptSplits:
     """Train, validation and test pools, and what building them removed.
 
-    ``counts`` is for the reader: pool sizes by ``<label>_<split>`` and near-duplicates dropped by ``removed_<...>``.
+    ``counts`` is for the reader: pool sizes by ``<label>_<split>``, near-duplicates dropped by ``removed_<...>``, and
+    by ``drawn_from_<...>`` how many of a pool are drawn from (the rest of it only guards against leakage).
     ``matched`` are harmless prompts written to match harmful ones in topic and form (built-in set only).
     """
 

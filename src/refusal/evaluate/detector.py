@@ -32,7 +32,7 @@ _NOT = r"(?:can ?not|can't|could not|couldn't|won't|will not|would not|wouldn't|
 _ADVERB = r"(?:\s+(?:simply|just|really|actually|personally|also|therefore|ever|possibly|directly|knowingly))*"
 _REFUSALS = [
     rf"\bi(?:'m| am)?{_ADVERB}\s+{_NOT}{_ADVERB}\s+(?:and will not\s+|or will not\s+|and won't\s+)?{_DO}\b",
-    rf"\bi(?:'m| am){_ADVERB}\s+(?:not|un)\s*(?:able|willing|going|comfortable|allowed|permitted|programmed|designed)\b",
+    rf"\bi(?:'m| am){_ADVERB}\s+(?:not|un|in)\s*(?:able|capable|willing|going|comfortable|allowed|permitted|programmed|designed)\b",
     r"\bi(?:'m| am)\s+(?:unable|unwilling|prohibited|forbidden)\b",
     r"\bi(?:'m| am)?\s+(?:must|have to|need to|will have to|'ll have to)\s+(?:respectfully\s+|politely\s+)?(?:decline|refuse|reject)\b",
     r"\bi\s+(?:respectfully\s+|politely\s+)?(?:decline|refuse)\b",
