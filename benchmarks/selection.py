@@ -49,13 +49,17 @@ def main() -> None:
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--sample", type=float, default=0.1, help="share of the candidates timed the paper-literal way")
+    parser.add_argument("--bootstrap", action="store_true", help="also time a selection with its bootstrap")
     parser.add_argument("--growth", action="store_true")
     options = parser.parse_args()
     with reporting():
         model = get_model(options.model, options.shape, options.dtype, options.device)
         loaded = peak_memory(model.device)
         candidates, pair, rule = prepare(model, options)
-        (growth if options.growth else compare)(model, candidates, pair, rule, options.sample, loaded)
+        if options.growth:
+            growth(model, candidates, pair)
+        else:
+            compare(model, candidates, pair, rule, options.sample, loaded, options.bootstrap)
 
 
 def prepare(model: ChatModel, options: argparse.Namespace) -> tuple[Candidates, PromptPair, Rule]:
@@ -76,7 +80,9 @@ def prepare(model: ChatModel, options: argparse.Namespace) -> tuple[Candidates, 
     return difference_in_means(activations), PromptPair(kept["harmful"], kept["harmless"]), Rule()
 
 
-def compare(model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Rule, share: float, loaded: int) -> None:
+def compare(
+    model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Rule, share: float, loaded: int, bootstrap: bool
+) -> None:
     """Both ways in turn, and what each costs."""
     places = [(p, layer) for p in range(-candidates.n_positions, 0) for layer in range(candidates.n_layers)]
     sample = random.Random(0).sample(places, max(2, round(share * len(places))))
@@ -103,7 +109,7 @@ def compare(model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Ru
     slow += seconds(lambda: run_naive(sample[half:]), model.device)
     scale = len(places) / len(sample)
     fast_mean = (fast + fast_again) / 2
-    with_stability = seconds(lambda: run_fast(1000), model.device)
+    firm = seconds(lambda: run_fast(1000), model.device) if bootstrap else None
 
     per_token, head = flop_per_token(model), head_flop(model)
     slow_flop = naive.forward_tokens * (per_token + head)
@@ -120,7 +126,7 @@ def compare(model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Ru
     ):
         print(f"{name:14}{time:10.1f}{tokens:12.0f}{flop / time / 1e9:10.0f}{flop / time / rate:9.0%}")
     print(f"ratio {slow * scale / fast_mean:.1f} (fast runs: {fast:.1f} s, {fast_again:.1f} s); "
-          f"with the bootstrap's extra scores {with_stability:.1f} s")  # fmt: skip
+          f"with the bootstrap's extra scores {'not timed' if firm is None else f'{firm:.1f} s'}")  # fmt: skip
     print(f"peak memory {fast_peak / 1e9:.2f} GB, after loading {loaded / 1e9:.2f} GB")
     agree(found, scores, rule)
 
@@ -141,7 +147,7 @@ def agree(found: list[Selection], scores: list[CandidateScore], rule: Rule) -> N
         print("(the winner is not in the sample)")
 
 
-def growth(model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Rule, share: float, loaded: int) -> None:
+def growth(model: ChatModel, candidates: Candidates, pair: PromptPair) -> None:
     """Time of a full map (no early exit) while one size grows."""
     everything = Rule(-math.inf, math.inf)
 
