@@ -52,6 +52,9 @@ def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(level)
     transformers.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.INFO if verbose else logging.ERROR
+    )  # its retries, a line each
     transformers.logging.disable_progress_bar()  # loading is reported as a task, like everything else
     try:
         with warnings.catch_warnings():
