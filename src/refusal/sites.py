@@ -123,7 +123,7 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
 
 @dataclass
 class _Trace:
-    """Hidden states of one probe pass, on the CPU in float32."""
+    """Hidden states of one probe pass, on the CPU, in the model's own dtype."""
 
     inputs: dict[int, Tensor]
     block_outputs: dict[int, Tensor]

@@ -100,6 +100,15 @@ class Scorer:
             stops = sorted({max(1, int(share * n)) for share in looks})
             cuts = list(zip([0, *stops], stops, strict=False))
             self.parts[score] = [_Part(a, b, layout(self.model, self.rows[score], range(a, b)), []) for a, b in cuts]
+        try:
+            self._run_baseline()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._make_room(max(b.ids.numel() for part in self.parts["induce"] for b in part.batches), error)
+
+    def _run_baseline(self) -> None:
+        """Keep the unmodified model's block inputs and next-token probabilities on the harmless prompts."""
         logits: dict[int, Tensor] = {}
         for part in self.parts["induce"]:
             for batch in part.batches:
