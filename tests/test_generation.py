@@ -6,7 +6,7 @@ import torch
 from plain import last_logits
 
 from refusal import Ablate, Add, ChatModel, Direction
-from refusal.generation import complete, end_tokens
+from refusal.generation import _read_prompts, complete, end_tokens
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Sing!", "Name a colour, and say why."]
 
@@ -43,6 +43,16 @@ def test_completions_equal_a_plain_loop(family: str) -> None:
         model.batch_size.value = rows
         found = complete(model, TEXTS, 8)
         assert found == [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+
+
+@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.SLIDING])
+def test_padding_on_the_left_changes_no_logit(family: str) -> None:
+    """Right padding and packed rows are compared with prompts run alone in test_forward.py."""
+    model = tiny_models.chat_model(family)
+    rows = model.tokenize(TEXTS)
+    with torch.inference_mode():
+        found = _read_prompts(model, rows, 8).logits
+    torch.testing.assert_close(found, torch.stack([last_logits(model.hf, row) for row in rows]), atol=1e-5, rtol=1e-5)
 
 
 def test_interventions_act_at_every_step(model: ChatModel) -> None:
