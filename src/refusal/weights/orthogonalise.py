@@ -1,0 +1,28 @@
+"""Orthogonalisation: ``W <- W - r_hat r_hat^T W`` on everything that writes to the residual stream."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+CHUNK = 2**24  # elements projected at once in float32: 64 MB
+
+
+def project_weight(weight: Tensor, axis: int, unit: Float[Tensor, "d_model"]) -> Tensor:
+    """``weight`` without its component along ``unit`` on dimension ``axis``: a new tensor of the same dtype.
+
+    Arithmetic is float32, a piece at a time, so that no whole float32 copy is made.
+    """
+    out = torch.empty_like(weight)
+    if weight.dim() == 1:
+        return out.copy_(_projected(weight, 0, unit))
+    other = max((dim for dim in range(weight.dim()) if dim != axis % weight.dim()), key=weight.shape.__getitem__)
+    step = max(1, CHUNK // (weight.numel() // weight.shape[other]))
+    for source, target in zip(weight.split(step, other), out.split(step, other), strict=True):
+        target.copy_(_projected(source, axis, unit))
+    return out
+
+
+def _projected(weight: Tensor, axis: int, unit: Float[Tensor, "d_model"]) -> Tensor:
+    """In float32."""
+    wide = weight.float().movedim(axis, -1)
+    return torch.addcmul(wide, (wide @ unit)[..., None], unit, value=-1).movedim(-1, axis)
