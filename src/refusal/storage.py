@@ -7,6 +7,7 @@ never leaves half a file behind.
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -44,6 +45,33 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 def write_toml(path: Path, value: Mapping[str, Any]) -> None:
     """Write TOML; ``None`` values are left out, since TOML has none."""
     _write_text(path, tomli_w.dumps({key: item for key, item in value.items() if item is not None}))
+
+
+def write_blocks(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
+    """Write pieces of bytes one after the other: a file larger than memory."""
+
+    def write(temporary: str) -> None:
+        with Path(temporary).open("wb") as file:
+            for block in blocks:
+                file.write(block)
+
+    _replace(path, write)
+
+
+def write_through(path: Path, write: Callable[[str], object]) -> None:
+    """Let a library write its own format: ``write`` gets a temporary name, which becomes ``path``."""
+    _replace(path, write)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's content."""
+    _replace(path, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where ``folder`` is or will be."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(nearest).free
 
 
 def remove(path: Path) -> None:

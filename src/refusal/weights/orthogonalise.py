@@ -10,9 +10,14 @@ CHUNK = 2**24  # elements projected at once in float32: 64 MB
 def project_weight(weight: Tensor, axis: int, unit: Float[Tensor, "d_model"]) -> Tensor:
     """``weight`` without its component along ``unit`` on dimension ``axis``: a new tensor of the same dtype.
 
-    Arithmetic is float32, a piece at a time, so that no whole float32 copy is made.
+    Arithmetic is float32, a piece at a time, so that no whole float32 copy is made. Fused experts are done one by one:
+    sums are rounded in an order that depends on the shape, and so this gives bit for bit what single experts give.
     """
     out = torch.empty_like(weight)
+    if weight.dim() == 3:
+        for source, target in zip(weight, out, strict=True):
+            target.copy_(project_weight(source, axis - 1, unit))
+        return out
     if weight.dim() == 1:
         return out.copy_(_projected(weight, 0, unit))
     other = max((dim for dim in range(weight.dim()) if dim != axis % weight.dim()), key=weight.shape.__getitem__)

@@ -1,0 +1,227 @@
+"""Orthogonalise a checkpoint from folder to folder, a tensor at a time, without ever holding the model.
+
+The new folder has a shard for each shard of the old one. A shard is written whole or not at all, and a journal in the
+new folder says which job it belongs to, so that the same command goes on after an interruption. At most one tensor and
+its edited copy are in memory.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal.errors import RunFolderError, StorageError
+from refusal.progress import Advance, task
+from refusal.records import Direction
+from refusal.storage import copy_file, free_bytes, remove, write_blocks, write_json
+from refusal.weights.checkpoint import (
+    INDEX,
+    Checkpoint,
+    Entry,
+    Shard,
+    as_bytes,
+    header_bytes,
+    open_checkpoint,
+    read_header,
+    read_pieces,
+    read_tensor,
+)
+from refusal.weights.orthogonalise import project_weight
+from refusal.weights.parameters import before_norm
+from refusal.weights.plan import Plan, TensorEdit, load_norm, make_plan
+
+JOURNAL = ".refusal-export.json"
+FORMAT = 1
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """What was written: names of the edited tensors, of those left out, shards kept from before, and bytes."""
+
+    edited: tuple[str, ...]
+    dropped: tuple[str, ...]
+    untied: bool
+    kept: tuple[str, ...]
+    written: tuple[str, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class _Output:
+    """One tensor of the new checkpoint: the source's entry under ``name``, edited if ``edit`` says so."""
+
+    name: str
+    entry: Entry
+    edit: TensorEdit | None
+
+
+def stream_model(source: Path, direction: Direction, out: Path) -> StreamReport:
+    """Write ``source``'s checkpoint, orthogonalised against the direction, into the folder ``out``.
+
+    The tensors are the same, bit for bit, as those of a model that is loaded in the checkpoint's dtype, orthogonalised
+    in memory and saved. Tokenizer, template, generation config and processor are copied.
+
+    Raises:
+        ModelLoadError: no safetensors, or damaged ones.
+        UnsupportedModelError: quantised, or not completely understood.
+        DirectionError: a direction of another width.
+        RunFolderError: ``out`` holds something else.
+        StorageError: not enough room, or a file cannot be written.
+    """
+    checkpoint = open_checkpoint(source)
+    job = _job(checkpoint, direction)
+    _check_folder(checkpoint, out, job)
+    with task("work out the edit", total=0, unit=""):
+        plan = make_plan(checkpoint, direction.vector.shape[0])
+        unit = direction.vector.float().cpu()
+        units: dict[str | None, Tensor] = {None: unit}
+        for norm in plan.norms:
+            units[norm] = before_norm(load_norm(plan, norm, checkpoint), unit).detach()
+    outputs = {shard.path.name: _outputs(shard, plan) for shard in checkpoint.shards}
+    kept = tuple(name for name, tensors in outputs.items() if _is_finished(out / name, tensors))
+    missing = sum(output.entry.nbytes for name, tensors in outputs.items() if name not in kept for output in tensors)
+    _check_room(out, missing)
+    write_json(out / JOURNAL, {"format": FORMAT, "job": job})
+    with task("write the edited checkpoint", total=-(-missing // MEGABYTE), unit="MB") as advance:
+        for shard in checkpoint.shards:
+            if shard.path.name not in kept:
+                tensors = outputs[shard.path.name]
+                write_blocks(out / shard.path.name, _blocks(shard, tensors, units, _counted(advance)))
+    _write_rest(checkpoint, plan, outputs, direction, out)
+    remove(out / JOURNAL)
+    return StreamReport(
+        edited=tuple(sorted(plan.edits)),
+        dropped=tuple(sorted(plan.dropped)),
+        untied=plan.untied is not None,
+        kept=kept,
+        written=tuple(name for name in outputs if name not in kept),
+        nbytes=missing,
+    )
+
+
+def can_stream(source: Path) -> bool:
+    """Whether a model is a local folder of safetensors."""
+    return source.is_dir() and any((source / name).is_file() for name in (INDEX, "model.safetensors"))
+
+
+def _outputs(shard: Shard, plan: Plan) -> list[_Output]:
+    """The tensors of the new shard in order; a tied embedding is followed by its original as the head."""
+    found = []
+    for entry in shard.entries:
+        if entry.name in plan.dropped:
+            continue
+        found.append(_Output(entry.name, entry, plan.edits.get(entry.name)))
+        if plan.untied is not None and entry.name == plan.untied[0]:
+            found.append(_Output(plan.untied[1], entry, None))
+    return found
+
+
+def _blocks(
+    shard: Shard, outputs: list[_Output], units: dict[str | None, Float[Tensor, "d_model"]], advance: Advance
+) -> Iterator[bytes | memoryview]:
+    """The content of a new shard, piece by piece."""
+    table = [(o.name, o.entry.dtype, o.entry.shape, o.entry.nbytes) for o in outputs]
+    yield header_bytes(table, shard.metadata)
+    with shard.path.open("rb") as file:
+        for output in outputs:
+            if output.edit is None:
+                for piece in read_pieces(file, output.entry):
+                    yield piece
+                    advance(len(piece))
+            else:
+                yield _edited(file, output.entry, output.edit.axis, units[output.edit.norm])
+                advance(output.entry.nbytes)
+
+
+@torch.no_grad()
+def _edited(file: BinaryIO, entry: Entry, axis: int, unit: Float[Tensor, "d_model"]) -> memoryview:
+    """The data of an edited tensor; the original is gone when this returns."""
+    return as_bytes(project_weight(read_tensor(file, entry), axis, unit))
+
+
+def _write_rest(
+    checkpoint: Checkpoint, plan: Plan, outputs: dict[str, list[_Output]], direction: Direction, out: Path
+) -> None:
+    """Index, config and the other files; the config last, since a folder without it is no model."""
+    for path in checkpoint.other_files():
+        copy_file(path, out / path.name)
+    if checkpoint.index is not None:
+        places = {output.name: shard for shard, tensors in outputs.items() for output in tensors}
+        size = sum(output.entry.nbytes for tensors in outputs.values() for output in tensors)
+        metadata = {**checkpoint.index.get("metadata", {}), "total_size": size}
+        if "total_parameters" in metadata:
+            metadata["total_parameters"] = sum(o.entry.numel for tensors in outputs.values() for o in tensors)
+        write_json(out / INDEX, {"metadata": metadata, "weight_map": dict(sorted(places.items()))})
+    config = json.loads(json.dumps(checkpoint.config))
+    if plan.untied is not None:
+        config["tie_word_embeddings"] = False
+        if "tie_word_embeddings" in config.get("text_config", {}):
+            config["text_config"]["tie_word_embeddings"] = False
+    write_json(out / "config.json", config)
+
+
+def _job(checkpoint: Checkpoint, direction: Direction) -> str:
+    """One hash over the direction and over which files they are that are edited: names, sizes, times, headers."""
+    files = [checkpoint.folder / "config.json", *(shard.path for shard in checkpoint.shards)]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    digest = hashlib.sha256(json.dumps([FORMAT, str(checkpoint.folder.resolve()), stats]).encode())
+    digest.update(direction.vector.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_folder(checkpoint: Checkpoint, out: Path, job: str) -> None:
+    """The new folder is empty, or holds a part of this very job."""
+    if out.resolve() == checkpoint.folder.resolve():
+        raise RunFolderError(f"{out} is the model's own folder. Give another folder.")
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise RunFolderError(f"{out} is a file. Give a folder.")
+    if not any(out.iterdir()):
+        return
+    try:
+        journal: Any = json.loads((out / JOURNAL).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{out} exists and is not empty. Give another folder, or delete it.") from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{out / JOURNAL} cannot be read ({error}). Delete the folder or give another.") from error
+    if not isinstance(journal, dict) or journal.get("job") != job:
+        raise RunFolderError(
+            f"{out} holds an unfinished export of another model or direction. Delete it, or give another folder."
+        )
+
+
+def _is_finished(path: Path, outputs: list[_Output]) -> bool:
+    """Whether a shard is there with every tensor: it gets its name only when it is whole."""
+    if not path.is_file():
+        return False
+    there = [(entry.name, entry.dtype, entry.shape) for entry in read_header(path).entries]
+    return there == [(o.name, o.entry.dtype, o.entry.shape) for o in outputs]
+
+
+def _check_room(out: Path, needed: int) -> None:
+    free = free_bytes(out)
+    if needed + 64 * MEGABYTE > free:
+        raise StorageError(
+            f"The edited checkpoint needs {needed / 1e9:.1f} GB and {out.absolute().parent} has {free / 1e9:.1f} GB "
+            "free. Free some space, or give a folder on another disk."
+        )
+
+
+def _counted(advance: Advance) -> Advance:
+    """Turn bytes into whole megabytes of progress."""
+    total = 0
+
+    def count(nbytes: int) -> None:
+        nonlocal total
+        before, total = total, total + nbytes
+        advance(total // MEGABYTE - before // MEGABYTE)
+
+    return count
