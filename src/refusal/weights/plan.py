@@ -24,7 +24,7 @@ from transformers.core_model_loading import (
 
 from refusal.errors import DirectionError, ModelLoadError, UnsupportedModelError
 from refusal.weights.checkpoint import Checkpoint
-from refusal.weights.orthogonalise import project_weight
+from refusal.weights.projection import project_weight
 from refusal.weights.parameters import StreamParameter
 from refusal.weights.twin import MEND, Twin, carry_over, find_twin, skeleton
 

@@ -7,6 +7,7 @@ its edited copy are in memory.
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from refusal.weights.checkpoint import (
     read_pieces,
     read_tensor,
 )
-from refusal.weights.orthogonalise import project_weight
+from refusal.weights.projection import project_weight
 from refusal.weights.parameters import before_norm
 from refusal.weights.plan import Plan, TensorEdit, load_norm, make_plan
 
@@ -43,7 +44,7 @@ MEGABYTE = 2**20
 
 @dataclass(frozen=True)
 class StreamReport:
-    """What was written: names of the edited tensors, of those left out, shards kept from before, and bytes."""
+    """What was written: names of the edited tensors, of those left out, shards kept from before, bytes, seconds to plan."""
 
     edited: tuple[str, ...]
     dropped: tuple[str, ...]
@@ -51,6 +52,7 @@ class StreamReport:
     kept: tuple[str, ...]
     written: tuple[str, ...]
     nbytes: int
+    planning_seconds: float
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,14 @@ def stream_model(source: Path, direction: Direction, out: Path) -> StreamReport:
     checkpoint = open_checkpoint(source)
     job = _job(checkpoint, direction)
     _check_folder(checkpoint, out, job)
+    start = time.perf_counter()
     with task("work out the edit", total=0, unit=""):
         plan = make_plan(checkpoint, direction.vector.shape[0])
         unit = direction.vector.float().cpu()
         units: dict[str | None, Tensor] = {None: unit}
         for norm in plan.norms:
             units[norm] = before_norm(load_norm(plan, norm, checkpoint), unit).detach()
+    planning = time.perf_counter() - start
     outputs = {shard.path.name: _outputs(shard, plan) for shard in checkpoint.shards}
     kept = tuple(name for name, tensors in outputs.items() if _is_finished(out / name, tensors))
     missing = sum(output.entry.nbytes for name, tensors in outputs.items() if name not in kept for output in tensors)
@@ -103,6 +107,7 @@ def stream_model(source: Path, direction: Direction, out: Path) -> StreamReport:
         kept=kept,
         written=tuple(name for name in outputs if name not in kept),
         nbytes=missing,
+        planning_seconds=planning,
     )
 
 

@@ -219,10 +219,10 @@ def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
 
 
 def _numbers(config: PreTrainedConfig, divisor: int, nested: bool = True) -> Iterator[tuple[str, int]]:
-    """Numbers of a config that can be divided: no token ids, no counts of blocks or tokens."""
+    """Numbers of a config that can be divided: no token ids, no counts of blocks, tokens or positions."""
     for part in _parts(config) if nested else [config]:
         for name, value in vars(part).items():
-            if _is_number(value) and value > divisor and value % divisor == 0 and not re.search(r"token|vocab|layers", name):
+            if _is_number(value) and value > divisor and value % divisor == 0 and not re.search(r"token|vocab|layers|position", name):
                 yield name, value
 
 

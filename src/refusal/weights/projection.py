@@ -1,4 +1,4 @@
-"""Orthogonalisation: ``W <- W - r_hat r_hat^T W`` on everything that writes to the residual stream."""
+"""One weight without a direction: the arithmetic that every way of editing shares."""
 
 import torch
 from jaxtyping import Float
@@ -13,13 +13,13 @@ def project_weight(weight: Tensor, axis: int, unit: Float[Tensor, "d_model"]) ->
     Arithmetic is float32, a piece at a time, so that no whole float32 copy is made. Fused experts are done one by one:
     sums are rounded in an order that depends on the shape, and so this gives bit for bit what single experts give.
     """
+    if weight.dim() == 1:
+        return _projected(weight, 0, unit).to(weight.dtype)
     out = torch.empty_like(weight)
     if weight.dim() == 3:
         for source, target in zip(weight, out, strict=True):
             target.copy_(project_weight(source, axis - 1, unit))
         return out
-    if weight.dim() == 1:
-        return out.copy_(_projected(weight, 0, unit))
     other = max((dim for dim in range(weight.dim()) if dim != axis % weight.dim()), key=weight.shape.__getitem__)
     step = max(1, CHUNK // (weight.numel() // weight.shape[other]))
     for source, target in zip(weight.split(step, other), out.split(step, other), strict=True):
