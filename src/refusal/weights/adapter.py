@@ -5,7 +5,7 @@ embedding layers as target modules, fused experts as target parameters. LoRA has
 carry biases whole (``bias="all"``): those that are edited are in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,9 @@ from refusal.records import Direction
 from refusal.weights.orthogonalise import unit_for
 from refusal.weights.parameters import StreamParameter
 from refusal.weights.projection import project_weight
+
+# Of peft 0.21, where loading such an adapter ends in an error.
+PEFT_REFUSES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
 
 PREFIX = "base_model.model."  # how PEFT names a wrapped model's modules
 
@@ -47,15 +50,19 @@ def adapter_of(
     Raises:
         ExportError: a parameter that PEFT has no layer for.
     """
+    _refuse_state_space(model, parameters)
     adapter = Adapter({})
     modules, targets, conv = [], [], False
     biases = False
+    # PEFT takes layers named like experts (down_proj) for experts where it knows a model's experts to be fused, and
+    # would then silently leave the layers out: there, name all weights as parameters.
+    fused = any(model.get_parameter(parameter.name).dim() == 3 for parameter in parameters)
     for parameter in parameters:
         owner_name, _, leaf = parameter.name.rpartition(".")
         owner, weight = model.get_submodule(owner_name), model.get_parameter(parameter.name).detach()
         unit = unit_for(model, parameter, direction, weight.device)
         key = PREFIX + owner_name
-        if leaf == "weight" and isinstance(owner, (nn.Linear, Conv1D)):
+        if leaf == "weight" and isinstance(owner, (nn.Linear, Conv1D)) and not fused:
             down, up = _factors(weight if isinstance(owner, nn.Linear) else weight.T, parameter.axis, unit, owner)
             adapter.tensors |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
             modules.append(owner_name)
@@ -76,7 +83,8 @@ def adapter_of(
             )
     _add_targets(adapter, model, targets, direction)
     if biases:
-        adapter.tensors = {_bias_key(k, modules): v for k, v in adapter.tensors.items()}
+        wrapped = {*modules, *(p.name.rpartition(".")[0] for p in targets)}
+        adapter.tensors = {_bias_key(k, wrapped): v for k, v in adapter.tensors.items()}
     adapter.tensors = {k: v.float().cpu().contiguous() for k, v in adapter.tensors.items()}
     adapter.config = {
         "peft_type": "LORA",
@@ -93,6 +101,16 @@ def adapter_of(
         "target_parameters": [p.name for p in targets] or None,
     }
     return adapter
+
+
+def _refuse_state_space(model: PreTrainedModel, parameters: Sequence[StreamParameter]) -> None:
+    """PEFT itself refuses these: their fused kernels read the weight past any layer that is put around it."""
+    kind = getattr(model.config, "model_type", None)
+    if kind in PEFT_REFUSES and any(p.name.endswith(".out_proj.weight") for p in parameters):
+        raise ExportError(
+            f"PEFT allows no adapter on the out_proj layers of {kind} models, because fused kernels would pass it by. "
+            "Export the whole model instead: --as model."
+        )
 
 
 def _factors(
@@ -162,9 +180,9 @@ def _looks_up_plainly(owner: nn.Embedding) -> bool:
     return type(owner).forward is nn.Embedding.forward or hasattr(owner, "embed_scale")
 
 
-def _bias_key(key: str, modules: Sequence[str]) -> str:
+def _bias_key(key: str, wrapped: Collection[str]) -> str:
     """A bias stays in its layer, which PEFT puts inside its own where the weight is adapted."""
     owner, _, leaf = key.rpartition(".")
     if leaf != "bias" or key.startswith(PREFIX):
         return key
-    return f"{PREFIX}{owner}.base_layer.bias" if owner in modules else f"{PREFIX}{key}"
+    return f"{PREFIX}{owner}.base_layer.bias" if owner in wrapped else f"{PREFIX}{key}"
