@@ -3,9 +3,9 @@
     python benchmarks/streaming.py                     # 4.7 GB of bfloat16 in Llama-3-8B's widths, and as much again
     python benchmarks/streaming.py --blocks 32         # the whole of it: 16 GB, twice
 
-The checkpoint is made tensor by tensor too. The edit runs in a process of its own, whose largest resident memory counts:
-tensors are read with plain reads, so no mapped file swells that number, and the page cache is no part of it. The tensors
-of one block and the embedding are then compared with their projection, computed here.
+The checkpoint is made tensor by tensor too. The edit runs in a process of its own, whose largest resident memory
+counts: tensors are read with plain reads, so no mapped file swells that number, and the page cache is no part of it.
+The tensors of one block and the embedding are then compared with their projection, computed here.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from transformers import AutoConfig
 
 from refusal import Direction
 from refusal.storage import write_blocks, write_json
-from refusal.weights.checkpoint import INDEX, PIECE, header_bytes, open_checkpoint
+from refusal.weights.checkpoint import INDEX, PIECE, as_bytes, header_bytes, open_checkpoint
 from refusal.weights.projection import project_weight
 from refusal.weights.stream import stream_model
 from refusal.weights.twin import skeleton
@@ -89,7 +89,11 @@ def compare(source: Path, out: Path, direction: Direction) -> None:
     """Tensors of the edited checkpoint against the definition."""
     before, after = open_checkpoint(source), open_checkpoint(out)
     prefix = "model.layers.1."
-    expected = {"model.embed_tokens.weight": 1, f"{prefix}self_attn.o_proj.weight": 0, f"{prefix}mlp.down_proj.weight": 0}
+    expected = {
+        "model.embed_tokens.weight": 1,
+        f"{prefix}self_attn.o_proj.weight": 0,
+        f"{prefix}mlp.down_proj.weight": 0,
+    }
     for name in ["model.embed_tokens.weight", *(name for name in before.entries if name.startswith(prefix))]:
         tensor = before.read(name)
         if name in expected:
@@ -111,7 +115,7 @@ def make_checkpoint(folder: Path, n_blocks: int) -> int:
         if shards[-1] and sum(nbytes(shapes[other]) for other in shards[-1]) + nbytes(shape) > SHARD:
             shards.append([])
         shards[-1].append(name)
-    places = {}
+    places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         table = [(name, "BF16", shapes[name], nbytes(shapes[name])) for name in names]
@@ -129,7 +133,7 @@ def blocks(table: list[tuple[str, str, tuple[int, ...], int]]) -> Iterator[bytes
     for *_, size in table:
         for start in range(0, size, PIECE):
             piece = torch.empty(min(PIECE, size - start) // 2, dtype=torch.bfloat16).normal_(std=0.02)
-            yield memoryview(piece.view(torch.uint8).numpy())
+            yield as_bytes(piece)
 
 
 def nbytes(shape: tuple[int, ...]) -> int:

@@ -8,13 +8,14 @@ more, and tensors lie where torch wants them.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from refusal.errors import ModelLoadError, UnsupportedModelError
+from refusal.errors import ModelLoadError, QuantisedModelError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -76,7 +77,7 @@ class Checkpoint:
         """One tensor.
 
         Raises:
-            UnsupportedModelError: not of a floating-point dtype.
+            QuantisedModelError: not of a floating-point dtype.
         """
         for shard in self.shards:
             for entry in shard.entries:
@@ -159,10 +160,10 @@ def header_bytes(entries: list[tuple[str, str, tuple[int, ...], int]], metadata:
     return len(text).to_bytes(8, "little") + text
 
 
-def read_tensor(file: BinaryIO, entry: Entry) -> Tensor:
+def read_tensor(file: BufferedReader, entry: Entry) -> Tensor:
     """The tensor of an entry, in memory of its own."""
     if entry.dtype not in FLOATS:
-        raise UnsupportedModelError(
+        raise QuantisedModelError(
             f"{entry.name} is stored as {entry.dtype}: quantised weights cannot be edited. Give the checkpoint in "
             "bfloat16, float16 or float32."
         )
@@ -173,7 +174,7 @@ def read_tensor(file: BinaryIO, entry: Entry) -> Tensor:
     return tensor
 
 
-def read_pieces(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
+def read_pieces(file: BufferedReader, entry: Entry) -> Iterator[bytes]:
     """The data of an entry as it is, a piece at a time."""
     file.seek(entry.start)
     for start in range(entry.start, entry.end, PIECE):
@@ -182,7 +183,7 @@ def read_pieces(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _json(path: Path) -> dict[str, Any]:

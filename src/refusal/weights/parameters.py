@@ -9,7 +9,7 @@ model's own weights are never touched.
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from refusal.errors import UnsupportedModelError
-from refusal.hooks import Edit, hooked, skipped
+from refusal.errors import QuantisedModelError, UnsupportedModelError
+from refusal.hooks import Edit, EditFunction, hooked, skipped
 from refusal.sites import Sites
 from refusal.weights.projection import project_weight
 
@@ -60,7 +60,9 @@ def find_parameters(model: PreTrainedModel, sites: Sites) -> tuple[StreamParamet
 
     Raises:
         UnsupportedModelError: some write keeps a component along a direction that all parameters found have lost.
+        QuantisedModelError: the weights are not plain floating-point numbers.
     """
+    refuse_quantised(model)
     probe = _Probe(model, sites)
     found = probe.writing(None, _outside(model, sites))
     of_kind: dict[object, list[StreamParameter]] = {}
@@ -147,6 +149,29 @@ def before_norm(norm: nn.Module, unit: Float[Tensor, "d_model"]) -> Float[Tensor
     return (behind / behind.norm()).to(unit.device)
 
 
+def refuse_quantised(model: PreTrainedModel) -> None:
+    """Raise unless every parameter is stored as plain floating-point numbers, in memory.
+
+    Raises:
+        QuantisedModelError: a quantiser packed the weights, or they are 8-bit or integer numbers.
+        UnsupportedModelError: weights are offloaded to disk.
+    """
+    config = getattr(model.config, "quantization_config", None)
+    method = getattr(config, "quant_method", None) or (config or {}).get("quant_method") if config else None
+    packed = [name for name, p in model.named_parameters() if not p.is_floating_point() or p.dtype.itemsize < 2]
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False) or packed:
+        raise QuantisedModelError(
+            f"The weights are quantised ({getattr(method, 'value', method) or packed[0]}), so a direction cannot be "
+            "projected out of them. Load the model in bfloat16 or dequantised, or ablate by hooks: use Ablate."
+        )
+    away = [name for name, p in model.named_parameters() if p.is_meta]
+    if away:
+        raise UnsupportedModelError(
+            f"{len(away)} weights are offloaded to disk ({away[0]} first), so they cannot be edited. "
+            "Load the model without --device-map, or export with --stream."
+        )
+
+
 class _Probe:
     """Runs one block (or what comes before the first) on a few tokens and looks at what is written."""
 
@@ -220,7 +245,7 @@ class _Probe:
         """Whether a change is there and along ``unit`` alone."""
         total = change.norm()
         across = (change - (change @ self.unit)[:, None] * self.unit).norm()
-        return bool(total > 10 * self.tolerance * before.norm() / len(before) and across < 2 * self.tolerance * total)
+        return bool(total > self.tolerance * before.norm() and across < 2 * self.tolerance * total)
 
     def projected(self, parameter: StreamParameter) -> Tensor:
         """A copy of the parameter without ``unit``."""
@@ -258,12 +283,12 @@ def _outside(model: PreTrainedModel, sites: Sites) -> dict[str, Tensor]:
         probe.run(None, probe.taps(None), {})
     return {
         name: p
-        for name, p in model.named_parameters()
+        for name, p in _detached(model)
         if _block_of(name, sites) is None and (name.rpartition(".")[0] in called or "." not in name)
     }
 
 
-def _note(called: set[str], name: str):  # type: ignore[no-untyped-def]
+def _note(called: set[str], name: str) -> EditFunction:
     def fn(x: object) -> None:
         called.add(name)
 
@@ -271,7 +296,11 @@ def _note(called: set[str], name: str):  # type: ignore[no-untyped-def]
 
 
 def _inside(model: PreTrainedModel, block: str) -> list[tuple[str, Tensor]]:
-    return [(f"{block}.{name}", p) for name, p in model.get_submodule(block).named_parameters()]
+    return [(f"{block}.{name}", p) for name, p in _detached(model.get_submodule(block))]
+
+
+def _detached(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p.detach()) for name, p in module.named_parameters())
 
 
 def _block_of(name: str, sites: Sites) -> str | None:

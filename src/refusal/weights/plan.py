@@ -22,10 +22,12 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
-from refusal.errors import DirectionError, ModelLoadError, UnsupportedModelError
+from refusal.errors import ModelLoadError, QuantisedModelError, UnsupportedModelError
+from refusal.records import Direction
 from refusal.weights.checkpoint import Checkpoint
-from refusal.weights.projection import project_weight
+from refusal.weights.orthogonalise import check_direction
 from refusal.weights.parameters import StreamParameter
+from refusal.weights.projection import project_weight
 from refusal.weights.twin import MEND, Twin, carry_over, find_twin, skeleton
 
 
@@ -51,63 +53,69 @@ class Plan:
 
     Attributes:
         model: the model without weights.
-        edits: by checkpoint name.
+        parameters: what is edited, by run-time name.
+        edits: what is edited, by checkpoint name.
         dropped: tensors that transformers ignores when it loads this model, and so are not written.
         norms: for each norm of an edit, its parameters' names within the module and in the checkpoint.
         untied: (tensor of the embedding, name under which its original is written as the head's), if they are tied.
     """
 
     model: PreTrainedModel
+    parameters: tuple[StreamParameter, ...]
     edits: dict[str, TensorEdit]
     dropped: frozenset[str]
     norms: dict[str, dict[str, str]]
     untied: tuple[str, str] | None
 
 
-def make_plan(checkpoint: Checkpoint, width: int) -> Plan:
-    """Work out the edit of a checkpoint for a direction of ``width`` dimensions.
+def make_plan(checkpoint: Checkpoint, direction: Direction, name: str) -> Plan:
+    """Work out the edit of the checkpoint of the model called ``name``.
 
     Raises:
-        UnsupportedModelError: quantised, or not completely understood.
-        DirectionError: a direction of another width.
+        QuantisedModelError: the weights are not plain floating-point numbers.
+        UnsupportedModelError: the checkpoint is not completely understood.
+        DirectionError: a direction of another width or model.
     """
     config = read_config(checkpoint)
     whole = skeleton(config)
     twin = find_twin(config, whole)
     parameters = {parameter.name: parameter for parameter in carry_over(twin, whole)}
-    _check_width(whole, parameters, width)
+    width = _width(whole, parameters)
+    check_direction(direction, name, width)
     targets, dropped = find_targets(whole, checkpoint)
     axes = _converted_axes(twin)
-    edits = {}
-    for name, target in targets.items():
+    edits, entries = {}, checkpoint.entries
+    for source, target in targets.items():
         if (parameter := parameters.get(target.name)) is None:
             continue
         axis = parameter.axis
         if target.pattern is not None:
             key = (_numberless(target.name), target.pattern)
             if key not in axes:
-                raise UnsupportedModelError(f"How {name} becomes {target.name} could not be measured. {MEND}")
+                raise UnsupportedModelError(f"How {source} becomes {target.name} could not be measured. {MEND}")
             axis = axes[key]
-        if checkpoint.entries[name].shape[axis] != width:
+        if entries[source].shape[axis] != width:
             raise UnsupportedModelError(
-                f"{name} has the shape {checkpoint.entries[name].shape}, where dimension {axis} should be {width}. {MEND}"
+                f"{source} has the shape {entries[source].shape}, where dimension {axis} should be {width}. {MEND}"
             )
-        edits[name] = TensorEdit(axis, parameter.norm)
+        edits[source] = TensorEdit(axis, parameter.norm)
     _check_complete(whole, checkpoint, targets, set(parameters))
-    return Plan(whole, edits, dropped, _norms(whole, targets, edits), _untied(whole, targets))
+    return Plan(
+        whole, tuple(parameters.values()), edits, dropped, _norms(whole, targets, edits), _untied(whole, targets)
+    )
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """The checkpoint's config.
 
     Raises:
-        UnsupportedModelError: it says that the weights are quantised.
+        QuantisedModelError: it says that the weights are quantised.
         ModelLoadError: transformers does not know its kind.
     """
     for part in (checkpoint.config, checkpoint.config.get("text_config") or {}):
         if part.get("quantization_config"):
             method = part["quantization_config"].get("quant_method", "unknown")
-            raise UnsupportedModelError(
+            raise QuantisedModelError(
                 f"The weights are quantised ({method}) and cannot be edited as they are. Give the original checkpoint, "
                 "or load it with dequantize=True in transformers, save that and export from there."
             )
@@ -185,16 +193,13 @@ def _is_projection(before: Tensor, after: Tensor, axis: int, unit: Tensor) -> bo
     return torch.allclose(project_weight(before.contiguous(), axis, unit), after, atol=1e-6, rtol=1e-4)
 
 
-def _check_width(whole: PreTrainedModel, parameters: dict[str, StreamParameter], width: int) -> None:
+def _width(whole: PreTrainedModel, parameters: dict[str, StreamParameter]) -> int:
+    """Width of the stream: what all parameters have on their axis."""
     shapes = {name: parameter.shape for name, parameter in whole.named_parameters()}
     found = {shapes[parameter.name][parameter.axis] for parameter in parameters.values()}
     if len(found) != 1:
-        raise UnsupportedModelError(f"The parameters that write to the stream have several widths: {sorted(found)}.")
-    if found != {width}:
-        raise DirectionError(
-            f"The direction has {width} dimensions but the model's residual stream {found.pop()}. "
-            "Use a direction that was found on this model."
-        )
+        raise UnsupportedModelError(f"What writes to the stream has several widths: {sorted(found)}. {MEND}")
+    return found.pop()
 
 
 def _untied(whole: PreTrainedModel, targets: dict[str, Target]) -> tuple[str, str] | None:

@@ -10,17 +10,18 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.errors import RunFolderError, StorageError
+from refusal.errors import ExportError
 from refusal.progress import Advance, task
 from refusal.records import Direction
-from refusal.storage import copy_file, free_bytes, remove, write_blocks, write_json
+from refusal.storage import check_free, copy_file, remove, write_blocks, write_json, write_text
 from refusal.weights.checkpoint import (
     INDEX,
     Checkpoint,
@@ -33,9 +34,11 @@ from refusal.weights.checkpoint import (
     read_pieces,
     read_tensor,
 )
-from refusal.weights.projection import project_weight
+from refusal.weights.orthogonalise import OrthogonalisationReport
 from refusal.weights.parameters import before_norm
 from refusal.weights.plan import Plan, TensorEdit, load_norm, make_plan
+from refusal.weights.projection import project_weight
+from refusal.weights.save import SLACK, Exported, model_card, what_was_done
 
 JOURNAL = ".refusal-export.json"
 FORMAT = 1
@@ -43,16 +46,23 @@ MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
-class StreamReport:
-    """What was written: names of the edited tensors, of those left out, shards kept from before, bytes, seconds to plan."""
+class Streamed(Exported):
+    """What was written, and how.
 
-    edited: tuple[str, ...]
-    dropped: tuple[str, ...]
-    untied: bool
-    kept: tuple[str, ...]
-    written: tuple[str, ...]
-    nbytes: int
-    planning_seconds: float
+    Attributes:
+        edited: checkpoint tensors that were edited.
+        dropped: those that transformers ignores for this model, and so were left out.
+        kept, written: shards that were there from before, and those written now.
+        nbytes: bytes of the shards written now.
+        planning_seconds: time to work out the edit.
+    """
+
+    edited: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    nbytes: int = 0
+    planning_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,56 +74,82 @@ class _Output:
     edit: TensorEdit | None
 
 
-def stream_model(source: Path, direction: Direction, out: Path) -> StreamReport:
+def stream_model(
+    source: Path, direction: Direction, out: Path, *, name: str = "", preserve_norm: bool = False
+) -> Streamed:
     """Write ``source``'s checkpoint, orthogonalised against the direction, into the folder ``out``.
 
     The tensors are the same, bit for bit, as those of a model that is loaded in the checkpoint's dtype, orthogonalised
     in memory and saved. Tokenizer, template, generation config and processor are copied.
 
+    Args:
+        source: a folder with ``config.json`` and safetensors.
+        direction: what is projected out.
+        out: a new or empty folder, or one that the same call has begun to fill.
+        name: what the model is called; default: ``source``.
+        preserve_norm: see ``orthogonalise``.
+
     Raises:
         ModelLoadError: no safetensors, or damaged ones.
-        UnsupportedModelError: quantised, or not completely understood.
-        DirectionError: a direction of another width.
-        RunFolderError: ``out`` holds something else.
+        QuantisedModelError: the weights are not plain floating-point numbers.
+        UnsupportedModelError: not everything that writes to the stream was found.
+        DirectionError: a direction of another width or model, or without a length.
+        ExportError: ``out`` holds something else.
         StorageError: not enough room, or a file cannot be written.
     """
+    name = name or str(source)
     checkpoint = open_checkpoint(source)
-    job = _job(checkpoint, direction)
+    job = _job(checkpoint, direction, preserve_norm)
     _check_folder(checkpoint, out, job)
     start = time.perf_counter()
     with task("work out the edit", total=0, unit=""):
-        plan = make_plan(checkpoint, direction.vector.shape[0])
-        unit = direction.vector.float().cpu()
-        units: dict[str | None, Tensor] = {None: unit}
-        for norm in plan.norms:
-            units[norm] = before_norm(load_norm(plan, norm, checkpoint), unit).detach()
-    planning = time.perf_counter() - start
+        plan = make_plan(checkpoint, direction, name)
+        units = _units(checkpoint, plan, direction)
+    planning_seconds = time.perf_counter() - start
     outputs = {shard.path.name: _outputs(shard, plan) for shard in checkpoint.shards}
-    kept = tuple(name for name, tensors in outputs.items() if _is_finished(out / name, tensors))
-    missing = sum(output.entry.nbytes for name, tensors in outputs.items() if name not in kept for output in tensors)
-    _check_room(out, missing)
+    kept = tuple(shard for shard, tensors in outputs.items() if _is_finished(out / shard, tensors))
+    missing = sum(output.entry.nbytes for shard, tensors in outputs.items() if shard not in kept for output in tensors)
+    check_free(out, missing + SLACK)
     write_json(out / JOURNAL, {"format": FORMAT, "job": job})
     with task("write the edited checkpoint", total=-(-missing // MEGABYTE), unit="MB") as advance:
         for shard in checkpoint.shards:
             if shard.path.name not in kept:
                 tensors = outputs[shard.path.name]
-                write_blocks(out / shard.path.name, _blocks(shard, tensors, units, _counted(advance)))
-    _write_rest(checkpoint, plan, outputs, direction, out)
+                write_blocks(out / shard.path.name, _blocks(shard, tensors, units, preserve_norm, _counted(advance)))
+    report = OrthogonalisationReport(
+        parameters=tuple(parameter.name for parameter in plan.parameters),
+        behind_norm=sum(parameter.norm is not None for parameter in plan.parameters),
+        untied=plan.untied is not None,
+        preserve_norm=preserve_norm,
+    )
+    _write_rest(checkpoint, plan, outputs, what_was_done(name, None, direction, report), out)
     remove(out / JOURNAL)
-    return StreamReport(
+    return Streamed(
+        kind="model",
+        path=out,
+        report=report,
         edited=tuple(sorted(plan.edits)),
         dropped=tuple(sorted(plan.dropped)),
-        untied=plan.untied is not None,
         kept=kept,
-        written=tuple(name for name in outputs if name not in kept),
+        written=tuple(shard for shard in outputs if shard not in kept),
         nbytes=missing,
-        planning_seconds=planning,
+        planning_seconds=planning_seconds,
     )
 
 
 def can_stream(source: Path) -> bool:
     """Whether a model is a local folder of safetensors."""
     return source.is_dir() and any((source / name).is_file() for name in (INDEX, "model.safetensors"))
+
+
+def _units(checkpoint: Checkpoint, plan: Plan, direction: Direction) -> dict[str | None, Float[Tensor, "d_model"]]:
+    """What to project out, by the name of the norm between a tensor and the stream (``None`` without one)."""
+    unit = direction.vector.float().cpu()
+    unit = unit / unit.norm()
+    units: dict[str | None, Tensor] = {None: unit}
+    for norm in plan.norms:
+        units[norm] = before_norm(load_norm(plan, norm, checkpoint), unit)
+    return units
 
 
 def _outputs(shard: Shard, plan: Plan) -> list[_Output]:
@@ -129,7 +165,11 @@ def _outputs(shard: Shard, plan: Plan) -> list[_Output]:
 
 
 def _blocks(
-    shard: Shard, outputs: list[_Output], units: dict[str | None, Float[Tensor, "d_model"]], advance: Advance
+    shard: Shard,
+    outputs: list[_Output],
+    units: dict[str | None, Float[Tensor, "d_model"]],
+    preserve_norm: bool,
+    advance: Advance,
 ) -> Iterator[bytes | memoryview]:
     """The content of a new shard, piece by piece."""
     table = [(o.name, o.entry.dtype, o.entry.shape, o.entry.nbytes) for o in outputs]
@@ -141,22 +181,25 @@ def _blocks(
                     yield piece
                     advance(len(piece))
             else:
-                yield _edited(file, output.entry, output.edit.axis, units[output.edit.norm])
+                yield _edited(file, output.entry, output.edit.axis, units[output.edit.norm], preserve_norm)
                 advance(output.entry.nbytes)
 
 
 @torch.no_grad()
-def _edited(file: BinaryIO, entry: Entry, axis: int, unit: Float[Tensor, "d_model"]) -> memoryview:
+def _edited(
+    file: BufferedReader, entry: Entry, axis: int, unit: Float[Tensor, "d_model"], preserve_norm: bool
+) -> memoryview:
     """The data of an edited tensor; the original is gone when this returns."""
-    return as_bytes(project_weight(read_tensor(file, entry), axis, unit))
+    return as_bytes(project_weight(read_tensor(file, entry), axis, unit, preserve_norm))
 
 
 def _write_rest(
-    checkpoint: Checkpoint, plan: Plan, outputs: dict[str, list[_Output]], direction: Direction, out: Path
+    checkpoint: Checkpoint, plan: Plan, outputs: dict[str, list[_Output]], note: dict[str, Any], out: Path
 ) -> None:
-    """Index, config and the other files; the config last, since a folder without it is no model."""
+    """Model card, index, config and the other files; the config last, since a folder without it is no model."""
     for path in checkpoint.other_files():
         copy_file(path, out / path.name)
+    write_text(out / "README.md", model_card("model", note))
     if checkpoint.index is not None:
         places = {output.name: shard for shard, tensors in outputs.items() for output in tensors}
         size = sum(output.entry.nbytes for tensors in outputs.values() for output in tensors)
@@ -169,14 +212,14 @@ def _write_rest(
         config["tie_word_embeddings"] = False
         if "tie_word_embeddings" in config.get("text_config", {}):
             config["text_config"]["tie_word_embeddings"] = False
-    write_json(out / "config.json", config)
+    write_json(out / "config.json", {**config, "refusal": note})
 
 
-def _job(checkpoint: Checkpoint, direction: Direction) -> str:
+def _job(checkpoint: Checkpoint, direction: Direction, preserve_norm: bool) -> str:
     """One hash over the direction and over which files they are that are edited: names, sizes, times, headers."""
     files = [checkpoint.folder / "config.json", *(shard.path for shard in checkpoint.shards)]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    digest = hashlib.sha256(json.dumps([FORMAT, str(checkpoint.folder.resolve()), stats]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, str(checkpoint.folder.resolve()), stats, preserve_norm]).encode())
     digest.update(direction.vector.float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
@@ -184,22 +227,24 @@ def _job(checkpoint: Checkpoint, direction: Direction) -> str:
 def _check_folder(checkpoint: Checkpoint, out: Path, job: str) -> None:
     """The new folder is empty, or holds a part of this very job."""
     if out.resolve() == checkpoint.folder.resolve():
-        raise RunFolderError(f"{out} is the model's own folder. Give another folder.")
+        raise ExportError(f"{out} is the model's own folder. Give another --out.")
     if not out.exists():
         return
     if not out.is_dir():
-        raise RunFolderError(f"{out} is a file. Give a folder.")
+        raise ExportError(f"{out} is a file. Give a folder with --out.")
     if not any(out.iterdir()):
         return
     try:
         journal: Any = json.loads((out / JOURNAL).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunFolderError(f"{out} exists and is not empty. Give another folder, or delete it.") from error
+        raise ExportError(f"{out} exists and is not empty. Give another --out, or delete it.") from error
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{out / JOURNAL} cannot be read ({error}). Delete the folder or give another.") from error
+        raise ExportError(
+            f"{out / JOURNAL} cannot be read ({error}). Delete the folder, or give another --out."
+        ) from error
     if not isinstance(journal, dict) or journal.get("job") != job:
-        raise RunFolderError(
-            f"{out} holds an unfinished export of another model or direction. Delete it, or give another folder."
+        raise ExportError(
+            f"{out} holds an unfinished export of another model or direction. Delete it, or give another --out."
         )
 
 
@@ -209,15 +254,6 @@ def _is_finished(path: Path, outputs: list[_Output]) -> bool:
         return False
     there = [(entry.name, entry.dtype, entry.shape) for entry in read_header(path).entries]
     return there == [(o.name, o.entry.dtype, o.entry.shape) for o in outputs]
-
-
-def _check_room(out: Path, needed: int) -> None:
-    free = free_bytes(out)
-    if needed + 64 * MEGABYTE > free:
-        raise StorageError(
-            f"The edited checkpoint needs {needed / 1e9:.1f} GB and {out.absolute().parent} has {free / 1e9:.1f} GB "
-            "free. Free some space, or give a folder on another disk."
-        )
 
 
 def _counted(advance: Advance) -> Advance:

@@ -67,7 +67,8 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         raise UnsupportedModelError(
             f"transformers cannot build a model from this config ({_first_line(error)}). {MEND}"
         ) from error
-    return model.eval()
+    model.eval()
+    return model
 
 
 def find_twin(config: PreTrainedConfig, whole: PreTrainedModel) -> Twin:
@@ -149,7 +150,7 @@ def _measured(config: PreTrainedConfig) -> Twin:
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1 or not parameter.any():  # gains of one and biases of zero would hide mistakes
-                    parameter += 0.1 * torch.randn_like(parameter)
+                    parameter.add_(0.1 * torch.randn_like(parameter))
     sites = find_sites(model)
     return Twin(model, sites, find_parameters(model, sites))
 
@@ -222,7 +223,12 @@ def _numbers(config: PreTrainedConfig, divisor: int, nested: bool = True) -> Ite
     """Numbers of a config that can be divided: no token ids, no counts of blocks, tokens or positions."""
     for part in _parts(config) if nested else [config]:
         for name, value in vars(part).items():
-            if _is_number(value) and value > divisor and value % divisor == 0 and not re.search(r"token|vocab|layers|position", name):
+            if (
+                _is_number(value)
+                and value > divisor
+                and value % divisor == 0
+                and not re.search(r"token|vocab|layers|position", name)
+            ):
                 yield name, value
 
 
