@@ -1,6 +1,6 @@
 """The edit as a LoRA adapter: it is rank one per matrix, so an adapter of rank one holds it exactly.
 
-``W' = W - u u^T W = W + B A`` with ``B = -u`` and ``A = u^T W``. What is written is PEFT's own format: Linear, Conv1D and
+``W' = W - u u^T W = W + B A`` with ``B = -u`` and ``A = u^T W`` (behind a post-norm the two ``u`` differ). What is written is PEFT's own format: Linear, Conv1D and
 embedding layers as target modules, fused experts as target parameters. LoRA has no edit of a bias, but an adapter may
 carry biases whole (``bias="all"``): those that are edited are in it.
 """
@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,9 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from refusal.errors import ExportError
 from refusal.records import Direction
-from refusal.weights.orthogonalise import unit_for
-from refusal.weights.parameters import StreamParameter
-from refusal.weights.projection import project_weight
+from refusal.weights.parameters import StreamParameter, removal_for
+from refusal.weights.projection import component, project_weight
 
 # Of peft 0.21, where loading such an adapter ends in an error.
 PEFT_REFUSES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
@@ -60,19 +58,27 @@ def adapter_of(
     for parameter in parameters:
         owner_name, _, leaf = parameter.name.rpartition(".")
         owner, weight = model.get_submodule(owner_name), model.get_parameter(parameter.name).detach()
-        unit = unit_for(model, parameter, direction, weight.device)
+        removal = removal_for(model, parameter, direction.vector)
         key = PREFIX + owner_name
         if leaf == "weight" and isinstance(owner, (nn.Linear, Conv1D)) and not fused:
-            down, up = _factors(weight if isinstance(owner, nn.Linear) else weight.T, parameter.axis, unit, owner)
-            adapter.tensors |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
+            if (parameter.axis == 0) != isinstance(owner, nn.Linear):
+                raise ExportError(
+                    f"{parameter.name} writes to the stream along the layer's input, which no LoRA layer does. "
+                    "Export the whole model instead: --as model."
+                )
+            along = component(weight, parameter.axis, removal)
+            adapter.tensors |= {f"{key}.lora_A.weight": along[None], f"{key}.lora_B.weight": -removal.write[:, None]}
             modules.append(owner_name)
             conv |= isinstance(owner, Conv1D)
         elif leaf == "weight" and isinstance(owner, nn.Embedding) and _looks_up_plainly(owner):
-            along = _along(weight, 1, unit)
-            adapter.tensors |= {f"{key}.lora_embedding_A": along[None], f"{key}.lora_embedding_B": -unit[:, None]}
+            along = component(weight, 1, removal)
+            adapter.tensors |= {
+                f"{key}.lora_embedding_A": along[None],
+                f"{key}.lora_embedding_B": -removal.write[:, None],
+            }
             modules.append(owner_name)
         elif weight.dim() == 1 and leaf == "bias":
-            adapter.tensors[parameter.name] = project_weight(weight.float(), 0, unit)
+            adapter.tensors[parameter.name] = project_weight(weight.float(), 0, removal)
             biases = True
         elif weight.dim() in (2, 3) and owner_name:
             targets.append(parameter)
@@ -113,26 +119,6 @@ def _refuse_state_space(model: PreTrainedModel, parameters: Sequence[StreamParam
         )
 
 
-def _factors(
-    weight: Float[Tensor, "out inner"], axis: int, unit: Float[Tensor, "d_model"], owner: nn.Module
-) -> tuple[Float[Tensor, "1 inner"], Float[Tensor, "out 1"]]:
-    """``A`` and ``B`` of a layer that maps ``inner`` to ``out``."""
-    if (axis == 0) != isinstance(owner, nn.Linear):
-        raise ExportError(
-            f"A {type(owner).__name__} writes to the stream along its input dimension, which no LoRA layer does. "
-            "Export the whole model instead: --as model."
-        )
-    return _along(weight, 0, unit)[None], -unit[:, None]
-
-
-def _along(weight: Tensor, axis: int, unit: Float[Tensor, "d_model"]) -> Tensor:
-    """The weight's component along ``unit``, without the dimension ``axis``, float32.
-
-    Taken from the projection itself, so that adapter and edited weights agree.
-    """
-    return torch.tensordot(weight.float(), unit, dims=([axis], [0]))
-
-
 def _add_targets(
     adapter: Adapter, model: PreTrainedModel, targets: Sequence[StreamParameter], direction: Direction
 ) -> None:
@@ -159,10 +145,10 @@ def _target_factors(
     ``is_transposed``, and a two-dimensional one as ``[out, in]``.
     """
     weight = model.get_parameter(parameter.name).detach()
-    unit = unit_for(model, parameter, direction, weight.device)
-    along = _along(weight, parameter.axis, unit)
+    removal = removal_for(model, parameter, direction.vector)
+    along, write = component(weight, parameter.axis, removal), removal.write
     if weight.dim() == 2:
-        return (along[None], -unit[:, None]) if parameter.axis == 0 else (unit[None], -along[:, None])
+        return (along[None], -write[:, None]) if parameter.axis == 0 else (write[None], -along[:, None])
     if parameter.axis == 0:
         raise ExportError(
             f"{parameter.name} writes to the stream along its first of three dimensions, which PEFT takes for the "
@@ -171,8 +157,8 @@ def _target_factors(
     n_experts = weight.shape[0]
     transposed = bool(getattr(model.get_submodule(parameter.name.rpartition(".")[0]), "is_transposed", False))
     if (parameter.axis == 2) == transposed:  # the stream is what PEFT calls out
-        return along, -unit[:, None].expand(-1, n_experts)
-    return unit[None].expand(n_experts, -1), -along.T
+        return along, -write[:, None].expand(-1, n_experts)
+    return write[None].expand(n_experts, -1), -along.T
 
 
 def _looks_up_plainly(owner: nn.Embedding) -> bool:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,7 +18,7 @@ from refusal.forward import last_logits
 from refusal.interventions import Ablate
 from refusal.model import ChatModel
 from refusal.records import Direction
-from refusal.weights.parameters import StreamParameter, before_norm, find_parameters
+from refusal.weights.parameters import StreamParameter, find_parameters, removal_for
 from refusal.weights.projection import project_weight
 
 
@@ -147,17 +146,6 @@ def check_direction(direction: Direction, name: str, d_model: int) -> None:
         )
 
 
-def unit_for(
-    hf: PreTrainedModel, parameter: StreamParameter, direction: Direction, device: torch.device
-) -> Float[Tensor, "d_model"]:
-    """What is projected out of ``parameter``: the direction, pulled back through the post-norm if there is one."""
-    unit = direction.vector.float()
-    unit = unit / unit.norm()
-    if parameter.norm is not None:
-        unit = before_norm(hf.get_submodule(parameter.norm), unit)
-    return unit.to(device)
-
-
 def _edit(
     hf: PreTrainedModel,
     parameters: Sequence[StreamParameter],
@@ -179,10 +167,9 @@ def _edit(
     untied = False
     for parameter in parameters:
         old = hf.get_parameter(parameter.name)
-        unit = unit_for(hf, parameter, direction, old.device)
-        new = nn.Parameter(
-            project_weight(old.detach(), parameter.axis, unit, preserve_norm), requires_grad=old.requires_grad
-        )
+        removal = removal_for(hf, parameter, direction.vector)
+        edited = project_weight(old.detach(), parameter.axis, removal, preserve_norm)
+        new = nn.Parameter(edited, requires_grad=old.requires_grad)
         for owner in hf.modules():
             for name in [name for name, held in owner._parameters.items() if held is old]:
                 if owner is head:

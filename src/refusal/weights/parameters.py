@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 from refusal.errors import QuantisedModelError, UnsupportedModelError
 from refusal.hooks import Edit, EditFunction, hooked, skipped
 from refusal.sites import Sites
-from refusal.weights.projection import project_weight
+from refusal.weights.projection import Removal, project_weight
 
 PROBE_TOKENS = 64  # enough that some reach every kind of expert
+SMALL_GAIN = 0.01  # of the mean squared gain; measured: 0 and 0.1 leave larger gaps to the hooks
 
 
 @dataclass(frozen=True)
@@ -111,23 +112,26 @@ def verify_parameters(model: PreTrainedModel, sites: Sites, parameters: Sequence
     return worst
 
 
-def before_norm(norm: nn.Module, unit: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:
-    """The unit direction that the input of ``norm`` has to lose for its output to lose ``unit``, float32.
+def before_norm(norm: nn.Module, unit: Float[Tensor, "d_model"]) -> Removal:
+    """What to take out of the input of ``norm`` so that its output loses ``unit``, float32, on the device of ``unit``.
 
-    For an RMS norm with gain ``g`` that is ``unit * g``, normalised; a norm that subtracts the mean does so with the
-    direction too. The gain is measured (Gemma's is ``1 + weight``). A bias of the norm writes to the stream by itself.
+    With the norm's gain ``g`` the output is ``g * x / s(x)``. Reading ``unit * g`` and writing ``unit / g`` takes out of
+    it just what the hook takes, but for the norm's own rescaling (``s`` is that of the edited ``x``). Where a gain is
+    nearly 0 dividing by it would make that rescaling large, so the write is ``unit * g / (g^2 + a little)``: any write
+    leaves nothing of ``unit`` in the output. A norm that subtracts the mean does so with both. The gain is measured
+    (Gemma's is ``1 + weight``). A bias of the norm writes to the stream by itself.
 
     Raises:
-        UnsupportedModelError: the module is neither kind of norm.
+        UnsupportedModelError: the module is neither an RMS nor a layer norm.
     """
     wide = copy.deepcopy(norm).float()
+    device = next((p.device for p in norm.parameters()), torch.device("cpu"))
 
     def run(x: Tensor) -> Tensor:
         with torch.no_grad():
             out: Tensor = wide(x.to(device)[None, None])[0, 0]
         return out.float().cpu()
 
-    device = next((p.device for p in norm.parameters()), torch.device("cpu"))
     d_model = unit.shape[0]
     scale = 100.0  # the norm's epsilon is nothing beside it
     signs = torch.tensor([1.0, -1.0]).repeat(d_model)[:d_model]
@@ -145,8 +149,10 @@ def before_norm(norm: nn.Module, unit: Float[Tensor, "d_model"]) -> Float[Tensor
             f"The {type(norm).__name__} between a writer and the stream is no RMS or layer norm, so weights cannot be "
             "edited through it. Ablation by hooks works: use Ablate."
         )
-    behind = linear(unit.float().cpu() * gain)
-    return (behind / behind.norm()).to(unit.device)
+    weighted = unit.float().cpu() * gain
+    read = _unit(linear(weighted))
+    write = linear(weighted / (gain.square() + SMALL_GAIN * gain.square().mean()))
+    return Removal(read, write / (read @ write)).to(unit.device)
 
 
 def refuse_quantised(model: PreTrainedModel) -> None:
@@ -170,6 +176,12 @@ def refuse_quantised(model: PreTrainedModel) -> None:
             f"{len(away)} weights are offloaded to disk ({away[0]} first), so they cannot be edited. "
             "Load the model without --device-map, or export with --stream."
         )
+
+
+def removal_for(model: PreTrainedModel, parameter: StreamParameter, unit: Float[Tensor, "d_model"]) -> Removal:
+    """What to take out of ``parameter`` for the stream to lose ``unit``, on the parameter's device."""
+    removal = Removal.of(unit) if parameter.norm is None else before_norm(model.get_submodule(parameter.norm), unit)
+    return removal.to(model.get_parameter(parameter.name).device)
 
 
 class _Probe:
@@ -250,10 +262,7 @@ class _Probe:
     def projected(self, parameter: StreamParameter) -> Tensor:
         """A copy of the parameter without ``unit``."""
         weight = self.model.get_parameter(parameter.name).detach()
-        unit = self.unit.to(weight.device)
-        if parameter.norm is not None:
-            unit = before_norm(self.model.get_submodule(parameter.norm), unit)
-        return project_weight(weight, parameter.axis, unit)
+        return project_weight(weight, parameter.axis, removal_for(self.model, parameter, self.unit))
 
     def kept(self, before: Tensor, after: Tensor) -> float:
         """Size of the component along ``unit``, relative to what it was; 0 where nothing is written."""

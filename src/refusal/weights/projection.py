@@ -1,4 +1,6 @@
-"""One weight without a direction: the arithmetic that every way of editing shares."""
+"""A direction taken out of one weight: the arithmetic that every way of editing shares."""
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -7,42 +9,70 @@ from torch import Tensor
 CHUNK = 2**24  # elements projected at once in float32: 64 MB
 
 
-def project_weight(weight: Tensor, axis: int, unit: Float[Tensor, "d_model"], preserve_norm: bool = False) -> Tensor:
-    """``weight`` without its component along ``unit`` on dimension ``axis``: a new tensor of the same dtype.
+@dataclass(frozen=True)
+class Removal:
+    """Take out of a written vector ``x`` its component: ``x - write (read . x)``, with ``read . write = 1``.
+
+    Writing straight to the stream both are the unit direction. Behind a post-norm they differ, see ``before_norm``.
+    """
+
+    read: Float[Tensor, "d_model"]
+    write: Float[Tensor, "d_model"]
+
+    @classmethod
+    def of(cls, unit: Float[Tensor, "d_model"]) -> "Removal":
+        """Orthogonal projection, float32."""
+        return cls(unit.float(), unit.float())
+
+    def to(self, device: torch.device) -> "Removal":
+        """On another device."""
+        return Removal(self.read.to(device), self.write.to(device))
+
+
+def project_weight(
+    weight: Tensor, axis: int, removal: Removal | Float[Tensor, "d_model"], preserve_norm: bool = False
+) -> Tensor:
+    """``weight`` without the direction on dimension ``axis``: a new tensor of the same dtype.
 
     Arithmetic is float32, a piece at a time, so that no whole float32 copy is made. Fused experts are done one by one:
     sums are rounded in an order that depends on the shape, and so this gives bit for bit what single experts give.
 
     Args:
-        weight: any tensor whose dimension ``axis`` has the size of ``unit``.
+        weight: any tensor whose dimension ``axis`` has size d_model.
         axis: the dimension on the stream's side.
-        unit: unit vector, float32, on the device of ``weight``.
+        removal: what is removed, float32, on the device of ``weight``; a unit vector stands for ``Removal.of`` it.
         preserve_norm: rescale what each input writes (the vectors along ``axis``) to the norm it had. Rescaling along
             any other dimension would bring the direction back. A bias is projected only.
     """
+    removal = removal if isinstance(removal, Removal) else Removal.of(removal)
     if weight.dim() == 1:
-        return _projected(weight, 0, unit).to(weight.dtype)
+        return _projected(weight, 0, removal).to(weight.dtype)
     out = torch.empty_like(weight)
     if weight.dim() == 3:
         for source, target in zip(weight, out, strict=True):
-            target.copy_(project_weight(source, axis - 1, unit, preserve_norm))
+            target.copy_(project_weight(source, axis % 3 - 1, removal, preserve_norm))
         return out
     other = max((dim for dim in range(weight.dim()) if dim != axis % weight.dim()), key=weight.shape.__getitem__)
     step = max(1, CHUNK // (weight.numel() // weight.shape[other]))
     for source, target in zip(weight.split(step, other), out.split(step, other), strict=True):
-        new = _projected(source, axis, unit)
+        new = _projected(source, axis, removal)
         if preserve_norm:
             new = _rescaled(new, source.float(), axis)
-            left = (new.movedim(axis, -1) @ unit).norm()
-            assert left <= 1e-4 * new.norm(), "norm preservation brought the direction back"
+            left = (new.movedim(axis, -1) @ removal.read).norm()
+            assert left <= 1e-4 * removal.read.norm() * new.norm(), "norm preservation brought the direction back"
         target.copy_(new)
     return out
 
 
-def _projected(weight: Tensor, axis: int, unit: Float[Tensor, "d_model"]) -> Tensor:
+def component(weight: Tensor, axis: int, removal: Removal) -> Tensor:
+    """What ``removal`` reads in ``weight``, without the dimension ``axis``, float32."""
+    return weight.float().movedim(axis, -1) @ removal.read
+
+
+def _projected(weight: Tensor, axis: int, removal: Removal) -> Tensor:
     """In float32."""
-    wide = weight.float().movedim(axis, -1)
-    return torch.addcmul(wide, (wide @ unit)[..., None], unit, value=-1).movedim(-1, axis)
+    along = component(weight, axis, removal)[..., None]
+    return torch.addcmul(weight.float().movedim(axis, -1), along, removal.write, value=-1).movedim(-1, axis)
 
 
 def _rescaled(new: Tensor, old: Tensor, axis: int) -> Tensor:

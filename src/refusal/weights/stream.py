@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from refusal.errors import ExportError
 from refusal.progress import Advance, task
@@ -37,7 +35,7 @@ from refusal.weights.checkpoint import (
 from refusal.weights.orthogonalise import OrthogonalisationReport
 from refusal.weights.parameters import before_norm
 from refusal.weights.plan import Plan, TensorEdit, load_norm, make_plan
-from refusal.weights.projection import project_weight
+from refusal.weights.projection import Removal, project_weight
 from refusal.weights.save import SLACK, Exported, model_card, what_was_done
 
 JOURNAL = ".refusal-export.json"
@@ -104,7 +102,7 @@ def stream_model(
     start = time.perf_counter()
     with task("work out the edit", total=0, unit=""):
         plan = make_plan(checkpoint, direction, name)
-        units = _units(checkpoint, plan, direction)
+        removals = _removals(checkpoint, plan, direction)
     planning_seconds = time.perf_counter() - start
     outputs = {shard.path.name: _outputs(shard, plan) for shard in checkpoint.shards}
     kept = tuple(shard for shard, tensors in outputs.items() if _is_finished(out / shard, tensors))
@@ -115,7 +113,7 @@ def stream_model(
         for shard in checkpoint.shards:
             if shard.path.name not in kept:
                 tensors = outputs[shard.path.name]
-                write_blocks(out / shard.path.name, _blocks(shard, tensors, units, preserve_norm, _counted(advance)))
+                write_blocks(out / shard.path.name, _blocks(shard, tensors, removals, preserve_norm, _counted(advance)))
     report = OrthogonalisationReport(
         parameters=tuple(parameter.name for parameter in plan.parameters),
         behind_norm=sum(parameter.norm is not None for parameter in plan.parameters),
@@ -142,14 +140,13 @@ def can_stream(source: Path) -> bool:
     return source.is_dir() and any((source / name).is_file() for name in (INDEX, "model.safetensors"))
 
 
-def _units(checkpoint: Checkpoint, plan: Plan, direction: Direction) -> dict[str | None, Float[Tensor, "d_model"]]:
-    """What to project out, by the name of the norm between a tensor and the stream (``None`` without one)."""
+def _removals(checkpoint: Checkpoint, plan: Plan, direction: Direction) -> dict[str | None, Removal]:
+    """What to take out, by the name of the norm between a tensor and the stream (``None`` without one)."""
     unit = direction.vector.float().cpu()
-    unit = unit / unit.norm()
-    units: dict[str | None, Tensor] = {None: unit}
+    found: dict[str | None, Removal] = {None: Removal.of(unit)}
     for norm in plan.norms:
-        units[norm] = before_norm(load_norm(plan, norm, checkpoint), unit)
-    return units
+        found[norm] = before_norm(load_norm(plan, norm, checkpoint), unit)
+    return found
 
 
 def _outputs(shard: Shard, plan: Plan) -> list[_Output]:
@@ -167,7 +164,7 @@ def _outputs(shard: Shard, plan: Plan) -> list[_Output]:
 def _blocks(
     shard: Shard,
     outputs: list[_Output],
-    units: dict[str | None, Float[Tensor, "d_model"]],
+    removals: dict[str | None, Removal],
     preserve_norm: bool,
     advance: Advance,
 ) -> Iterator[bytes | memoryview]:
@@ -181,16 +178,14 @@ def _blocks(
                     yield piece
                     advance(len(piece))
             else:
-                yield _edited(file, output.entry, output.edit.axis, units[output.edit.norm], preserve_norm)
+                yield _edited(file, output.entry, output.edit.axis, removals[output.edit.norm], preserve_norm)
                 advance(output.entry.nbytes)
 
 
 @torch.no_grad()
-def _edited(
-    file: BufferedReader, entry: Entry, axis: int, unit: Float[Tensor, "d_model"], preserve_norm: bool
-) -> memoryview:
+def _edited(file: BufferedReader, entry: Entry, axis: int, removal: Removal, preserve_norm: bool) -> memoryview:
     """The data of an edited tensor; the original is gone when this returns."""
-    return as_bytes(project_weight(read_tensor(file, entry), axis, unit, preserve_norm))
+    return as_bytes(project_weight(read_tensor(file, entry), axis, removal, preserve_norm))
 
 
 def _write_rest(
