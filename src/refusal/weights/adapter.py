@@ -91,7 +91,7 @@ def adapter_of(
     if biases:
         wrapped = {*modules, *(p.name.rpartition(".")[0] for p in targets)}
         adapter.tensors = {_bias_key(k, wrapped): v for k, v in adapter.tensors.items()}
-    adapter.tensors = {k: v.float().cpu().contiguous() for k, v in adapter.tensors.items()}
+    adapter.tensors = {k: v.float().cpu().clone().contiguous() for k, v in adapter.tensors.items()}
     adapter.config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -89,12 +89,19 @@ def orthogonalise(
 
 
 @contextmanager
-def orthogonalised(model: ChatModel, direction: Direction, *, preserve_norm: bool = False) -> Iterator[ChatModel]:
+def orthogonalised(
+    model: ChatModel,
+    direction: Direction,
+    *,
+    preserve_norm: bool = False,
+    parameters: Sequence[StreamParameter] | None = None,
+) -> Iterator[ChatModel]:
     """The model with ``direction`` projected out of its weights inside the block; afterwards as it was, to the bit.
 
-    The original parameters are kept beside the edited ones. Raises as ``orthogonalise`` does.
+    The original parameters are kept beside the edited ones. ``parameters`` are those to edit, if they have been found
+    already. Raises as ``orthogonalise`` does.
     """
-    parameters = plan(model, direction)
+    parameters = plan(model, direction) if parameters is None else parameters
     undo: list[tuple[Any, str, Any]] = []
     try:
         _edit(model.hf, parameters, direction, preserve_norm, undo)
@@ -105,16 +112,21 @@ def orthogonalised(model: ChatModel, direction: Direction, *, preserve_norm: boo
 
 
 def orthogonalisation_gap(
-    model: ChatModel, direction: Direction, prompts: Sequence[str], *, preserve_norm: bool = False
+    model: ChatModel,
+    direction: Direction,
+    prompts: Sequence[str],
+    *,
+    preserve_norm: bool = False,
+    parameters: Sequence[StreamParameter] | None = None,
 ) -> OrthogonalisationGap:
     """Measure the edited weights against ablation by hooks on ``prompts``; the model stays as it is.
 
-    Raises as ``orthogonalise`` does.
+    Arguments and errors are those of ``orthogonalised``.
     """
     hooked = _hooked_logits(model, direction, prompts)
     if hooked is None:
         raise ValueError("the gap is measured on at least one prompt")
-    with orthogonalised(model, direction, preserve_norm=preserve_norm):
+    with orthogonalised(model, direction, preserve_norm=preserve_norm, parameters=parameters):
         return _compare(hooked, last_logits(model, prompts))
 
 

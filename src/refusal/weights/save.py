@@ -3,12 +3,12 @@
 A folder appears whole or not at all, and says what was changed: in its model card and, for a model, in its config.
 """
 
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from transformers.utils import cached_file
@@ -20,9 +20,6 @@ from refusal.storage import check_room, new_folder, write_json, write_tensors, w
 from refusal.weights.adapter import adapter_of
 from refusal.weights.orthogonalise import OrthogonalisationReport, orthogonalisation_gap, orthogonalise, plan
 
-log = logging.getLogger(__name__)
-
-Kind = Literal["model", "lora", "direction"]
 SLACK = 64 * 2**20  # tokenizer, configs, headers
 # What a multimodal wrapper needs beside model and tokenizer.
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
@@ -32,7 +29,7 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_p
 class Exported:
     """What was written, and what was done to the weights (``None`` for a bare direction)."""
 
-    kind: Kind
+    kind: str
     path: Path
     report: OrthogonalisationReport | None = None
 
@@ -41,7 +38,7 @@ def export_model(
     model: ChatModel,
     direction: Direction,
     out: str | Path,
-    prompts: list[str] | tuple[str, ...] = (),
+    prompts: Sequence[str] = (),
     *,
     preserve_norm: bool = False,
 ) -> Exported:
@@ -79,9 +76,7 @@ def export_model(
     return Exported("model", out, report)
 
 
-def export_lora(
-    model: ChatModel, direction: Direction, out: str | Path, prompts: list[str] | tuple[str, ...] = ()
-) -> Exported:
+def export_lora(model: ChatModel, direction: Direction, out: str | Path, prompts: Sequence[str] = ()) -> Exported:
     """Write the orthogonalisation as a PEFT adapter for the unedited model, which stays as it is.
 
     Raises:
@@ -97,7 +92,7 @@ def export_lora(
         parameters=tuple(p.name for p in parameters),
         behind_norm=sum(p.norm is not None for p in parameters),
         untied=False,
-        gap=orthogonalisation_gap(model, direction, prompts) if prompts else None,
+        gap=orthogonalisation_gap(model, direction, prompts, parameters=parameters) if prompts else None,
     )
     needed = sum(t.numel() * t.element_size() for t in adapter.tensors.values()) + SLACK
     with new_folder(out, needed) as folder:
@@ -155,7 +150,7 @@ def what_was_done(
     }
 
 
-def model_card(kind: Kind, note: dict[str, Any]) -> str:
+def model_card(kind: str, note: dict[str, Any]) -> str:
     """README.md of an export."""
     source = files("refusal.weights").joinpath("model_card.md.jinja").read_text(encoding="utf-8")
     environment = Environment(
