@@ -8,6 +8,7 @@ in the tensors that are fused into it is measured on the twin.
 import copy
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,8 +69,14 @@ class Plan:
     untied: tuple[str, str] | None
 
 
-def make_plan(checkpoint: Checkpoint, direction: Direction, name: str) -> Plan:
-    """Work out the edit of the checkpoint of the model called ``name``.
+def make_plan(
+    checkpoint: Checkpoint,
+    direction: Direction,
+    name: str,
+    blocks: str | None = None,
+    writers: Sequence[str] | None = None,
+) -> Plan:
+    """Work out the edit of the checkpoint of the model called ``name``; ``blocks``, ``writers`` as in ``find_sites``.
 
     Raises:
         QuantisedModelError: the weights are not plain floating-point numbers.
@@ -78,7 +85,7 @@ def make_plan(checkpoint: Checkpoint, direction: Direction, name: str) -> Plan:
     """
     config = read_config(checkpoint)
     whole = skeleton(config)
-    twin = find_twin(config, whole)
+    twin = find_twin(config, whole, blocks, writers)
     parameters = {parameter.name: parameter for parameter in carry_over(twin, whole)}
     width = _width(whole, parameters)
     check_direction(direction, name, width)

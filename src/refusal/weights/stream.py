@@ -8,7 +8,7 @@ its edited copy are in memory.
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -73,7 +73,15 @@ class _Output:
 
 
 def stream_model(
-    source: Path, direction: Direction, out: Path, *, name: str = "", preserve_norm: bool = False
+    source: Path,
+    direction: Direction,
+    out: Path,
+    *,
+    name: str = "",
+    revision: str | None = None,
+    preserve_norm: bool = False,
+    blocks: str | None = None,
+    writers: Sequence[str] | None = None,
 ) -> Streamed:
     """Write ``source``'s checkpoint, orthogonalised against the direction, into the folder ``out``.
 
@@ -84,8 +92,9 @@ def stream_model(
         source: a folder with ``config.json`` and safetensors.
         direction: what is projected out.
         out: a new or empty folder, or one that the same call has begun to fill.
-        name: what the model is called; default: ``source``.
+        name, revision: what the model is called; default: ``source``.
         preserve_norm: see ``orthogonalise``.
+        blocks, writers: where discovery fails, see ``find_sites``.
 
     Raises:
         ModelLoadError: no safetensors, or damaged ones.
@@ -101,7 +110,7 @@ def stream_model(
     _check_folder(checkpoint, out, job)
     start = time.perf_counter()
     with task("work out the edit", total=0, unit=""):
-        plan = make_plan(checkpoint, direction, name)
+        plan = make_plan(checkpoint, direction, name, blocks, writers)
         removals = _removals(checkpoint, plan, direction)
     planning_seconds = time.perf_counter() - start
     outputs = {shard.path.name: _outputs(shard, plan) for shard in checkpoint.shards}
@@ -120,7 +129,7 @@ def stream_model(
         untied=plan.untied is not None,
         preserve_norm=preserve_norm,
     )
-    _write_rest(checkpoint, plan, outputs, what_was_done(name, None, direction, report), out)
+    _write_rest(checkpoint, plan, outputs, what_was_done(name, revision, direction, report), out)
     remove(out / JOURNAL)
     return Streamed(
         kind="model",
@@ -133,11 +142,6 @@ def stream_model(
         nbytes=missing,
         planning_seconds=planning_seconds,
     )
-
-
-def can_stream(source: Path) -> bool:
-    """Whether a model is a local folder of safetensors."""
-    return source.is_dir() and any((source / name).is_file() for name in (INDEX, "model.safetensors"))
 
 
 def _removals(checkpoint: Checkpoint, plan: Plan, direction: Direction) -> dict[str | None, Removal]:

@@ -9,7 +9,7 @@ model is built as well, but on torch's meta device: names and shapes, no memory.
 import copy
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,10 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def find_twin(config: PreTrainedConfig, whole: PreTrainedModel) -> Twin:
-    """The first twin that is small enough and whose measurements hold.
+def find_twin(
+    config: PreTrainedConfig, whole: PreTrainedModel, blocks: str | None = None, writers: Sequence[str] | None = None
+) -> Twin:
+    """The first twin that is small enough and whose measurements hold; ``blocks`` and ``writers`` as in ``find_sites``.
 
     Raises:
         UnsupportedModelError: there is none.
@@ -82,7 +84,7 @@ def find_twin(config: PreTrainedConfig, whole: PreTrainedModel) -> Twin:
         try:
             if skeleton(small).num_parameters() > MOST_PARAMETERS:
                 continue
-            return _measured(small)
+            return _measured(small, blocks, writers)
         except BUILD_ERRORS as error:
             if divisor == 1 and isinstance(error, UnsupportedModelError):
                 raise
@@ -142,7 +144,7 @@ class _Pattern:
         return alike.pop()
 
 
-def _measured(config: PreTrainedConfig) -> Twin:
+def _measured(config: PreTrainedConfig, blocks: str | None, writers: Sequence[str] | None) -> Twin:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -151,7 +153,7 @@ def _measured(config: PreTrainedConfig) -> Twin:
             for parameter in model.parameters():
                 if parameter.dim() == 1 or not parameter.any():  # gains of one and biases of zero would hide mistakes
                     parameter.add_(0.1 * torch.randn_like(parameter))
-    sites = find_sites(model)
+    sites = find_sites(model, blocks, writers)
     return Twin(model, sites, find_parameters(model, sites))
 
 
