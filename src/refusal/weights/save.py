@@ -18,7 +18,7 @@ from refusal.model import ChatModel
 from refusal.records import Direction
 from refusal.storage import check_room, new_folder, write_json, write_tensors, write_text
 from refusal.weights.adapter import adapter_of
-from refusal.weights.orthogonalise import OrthogonalisationReport, orthogonalise, orthogonalisation_gap, plan
+from refusal.weights.orthogonalise import OrthogonalisationReport, orthogonalisation_gap, orthogonalise, plan
 
 SLACK = 64 * 2**20  # tokenizer, configs, headers
 # What a multimodal wrapper needs beside model and tokenizer.
