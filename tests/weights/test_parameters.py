@@ -179,7 +179,7 @@ def test_what_a_norm_has_to_lose(make: type[nn.Module]) -> None:
 
 
 def test_something_that_is_no_norm_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="GELU .* is no RMS or layer norm"):
+    with pytest.raises(UnsupportedModelError, match=r"GELU .* is no RMS or layer norm"):
         before_norm(nn.GELU(), torch.ones(8) / 8**0.5)
 
 
