@@ -120,7 +120,7 @@ def test_a_direction_that_does_not_fit_is_refused() -> None:
     model = tiny_models.chat_model()
     fits = direction_for(model)
     before = model.weight_hash()
-    with pytest.raises(DirectionError, match="16 dimensions .* 32"):
+    with pytest.raises(DirectionError, match=r"16 dimensions .* 32"):
         orthogonalise(model, replace(fits, vector=torch.ones(16) / 4))
     with pytest.raises(DirectionError, match="found on another/model, not on tiny-llama"):
         orthogonalise(model, replace(fits, model="another/model"))

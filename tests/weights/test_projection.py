@@ -10,7 +10,16 @@ from refusal.weights import projection
 from refusal.weights.projection import Removal, project_weight
 
 D = 8
-LAYOUTS = [((D, 5), 0), ((5, D), 1), ((D, D), 0), ((D, D), 1), ((3, D, 5), 1), ((3, 5, D), 2), ((D, D, D), 1), ((D,), 0)]
+LAYOUTS = [
+    ((D, 5), 0),
+    ((5, D), 1),
+    ((D, D), 0),
+    ((D, D), 1),
+    ((3, D, 5), 1),
+    ((3, 5, D), 2),
+    ((D, D, D), 1),
+    ((D,), 0),
+]
 
 
 def _case(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:

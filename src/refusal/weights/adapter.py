@@ -1,8 +1,8 @@
 """The edit as a LoRA adapter: it is rank one per matrix, so an adapter of rank one holds it exactly.
 
-``W' = W - u u^T W = W + B A`` with ``B = -u`` and ``A = u^T W`` (behind a post-norm the two ``u`` differ). What is written is PEFT's own format: Linear, Conv1D and
-embedding layers as target modules, fused experts as target parameters. LoRA has no edit of a bias, but an adapter may
-carry biases whole (``bias="all"``): those that are edited are in it.
+``W' = W - u u^T W = W + B A`` with ``B = -u`` and ``A = u^T W`` (behind a post-norm the two ``u`` differ). What is
+written is PEFT's own format: Linear, Conv1D and embedding layers as target modules, fused experts as target parameters.
+LoRA has no edit of a bias, but an adapter may carry biases whole (``bias="all"``): those that are edited are in it.
 """
 
 from collections.abc import Collection, Sequence

@@ -113,13 +113,13 @@ def verify_parameters(model: PreTrainedModel, sites: Sites, parameters: Sequence
 
 
 def before_norm(norm: nn.Module, unit: Float[Tensor, "d_model"]) -> Removal:
-    """What to take out of the input of ``norm`` so that its output loses ``unit``, float32, on the device of ``unit``.
+    """What to take out of the input of ``norm`` for its output to lose ``unit``, float32, on the device of ``unit``.
 
-    With the norm's gain ``g`` the output is ``g * x / s(x)``. Reading ``unit * g`` and writing ``unit / g`` takes out of
-    it just what the hook takes, but for the norm's own rescaling (``s`` is that of the edited ``x``). Where a gain is
-    nearly 0 dividing by it would make that rescaling large, so the write is ``unit * g / (g^2 + a little)``: any write
-    leaves nothing of ``unit`` in the output. A norm that subtracts the mean does so with both. The gain is measured
-    (Gemma's is ``1 + weight``). A bias of the norm writes to the stream by itself.
+    With the norm's gain ``g`` the output is ``g * x / s(x)``. Reading ``unit * g`` and writing ``unit / g`` takes out
+    of it just what the hook takes, but for the norm's own rescaling (``s`` is that of the edited ``x``). Where a gain
+    is nearly 0 dividing by it would make that rescaling large, so the write is ``unit * g / (g^2 + a little)``: any
+    write leaves nothing of ``unit`` in the output. A norm that subtracts the mean does so with both. The gain is
+    measured (Gemma's is ``1 + weight``). A bias of the norm writes to the stream by itself.
 
     Raises:
         UnsupportedModelError: the module is neither an RMS nor a layer norm.
