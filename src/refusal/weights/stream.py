@@ -112,6 +112,8 @@ def stream_model(
     with task("work out the edit", total=0, unit=""):
         plan = make_plan(checkpoint, direction, name, blocks, writers)
         removals = _removals(checkpoint, plan, direction)
+    for left in out.glob(".*.safetensors.*"):  # temporary files of a process that was killed
+        remove(left)
     planning_seconds = time.perf_counter() - start
     outputs = {shard.path.name: _outputs(shard, plan) for shard in checkpoint.shards}
     kept = tuple(shard for shard, tensors in outputs.items() if _is_finished(out / shard, tensors))

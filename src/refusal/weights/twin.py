@@ -7,6 +7,7 @@ model is built as well, but on torch's meta device: names and shapes, no memory.
 """
 
 import copy
+import itertools
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from refusal.errors import UnsupportedModelError
 from refusal.sites import Sites, find_sites
@@ -62,12 +63,11 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+            model = _build(config)
     except BUILD_ERRORS as error:
         raise UnsupportedModelError(
             f"transformers cannot build a model from this config ({_first_line(error)}). {MEND}"
         ) from error
-    model.eval()
     return model
 
 
@@ -80,16 +80,21 @@ def find_twin(
         UnsupportedModelError: there is none.
     """
     reason = "every one is too large"
+    unsupported = None
     for divisor, small in _smaller(config, _blocks_needed(whole)):
+        if divisor > 1 and unsupported is not None:
+            raise unsupported  # a twin of full width was measured: narrower ones will be no better
         try:
-            if skeleton(small).num_parameters() > MOST_PARAMETERS:
+            with torch.device("meta"):
+                n_parameters = _build(small).num_parameters()
+            if n_parameters > MOST_PARAMETERS:
                 continue
             return _measured(small, blocks, writers)
         except BUILD_ERRORS as error:
-            if divisor == 1 and isinstance(error, UnsupportedModelError):
-                raise
             reason = _first_line(error)
             log.info("A twin with widths / %d does not work: %s", divisor, reason)
+            if isinstance(error, UnsupportedModelError):
+                unsupported = error
     raise UnsupportedModelError(f"No small model with {type(whole).__name__}'s kinds of block works ({reason}). {MEND}")
 
 
@@ -147,14 +152,22 @@ class _Pattern:
 def _measured(config: PreTrainedConfig, blocks: str | None, writers: Sequence[str] | None) -> Twin:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.eval()
+        model = _build(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1 or not parameter.any():  # gains of one and biases of zero would hide mistakes
                     parameter.add_(0.1 * torch.randn_like(parameter))
     sites = find_sites(model, blocks, writers)
     return Twin(model, sites, find_parameters(model, sites))
+
+
+def _build(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """A model of this config; a vision-language wrapper is no causal language model to transformers' lists."""
+    wrapped = type(config) not in AutoModelForCausalLM._model_mapping
+    auto: Any = AutoModelForImageTextToText if wrapped else AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_config(config, **options)
+    model.eval()
+    return model
 
 
 def _blocks_needed(whole: PreTrainedModel) -> int:
@@ -182,8 +195,8 @@ def _smaller(config: PreTrainedConfig, n_layers: int) -> Iterator[tuple[int, Pre
     Which numbers of a config belong together (heads times head width is the hidden width, say) differs from family to
     family, so the smaller numbers are tried one by one beside the widths, then all at once.
     """
-    for divisor in DIVISORS:
-        base = _shortened(config, n_layers)
+    shortened = [_shortened(config, n_layers, cut_lists) for cut_lists in (True, False)]
+    for divisor, base in itertools.product(DIVISORS, shortened):
         if divisor == 1:
             yield divisor, base
             continue
@@ -198,15 +211,18 @@ def _smaller(config: PreTrainedConfig, n_layers: int) -> Iterator[tuple[int, Pre
             yield divisor, small
 
 
-def _shortened(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
-    """The same config with fewer blocks and a small vocabulary."""
+def _shortened(config: PreTrainedConfig, n_layers: int, cut_lists: bool) -> PreTrainedConfig:
+    """The same config with fewer blocks and a small vocabulary.
+
+    A list with as many items as there are blocks may have one for each, and then has to be cut, or may not.
+    """
     small = copy.deepcopy(config)
     text = small.get_text_config()
     before = text.num_hidden_layers
     if n_layers < before:
         for name, value in list(vars(text).items()):
             listed = isinstance(value, (list, tuple)) or (isinstance(value, str) and name.endswith("pattern"))
-            if listed and len(value) == before and not name.startswith("_"):  # one item a block
+            if cut_lists and listed and len(value) == before and not name.startswith("_"):
                 setattr(text, name, value[:n_layers])
         text.num_hidden_layers = n_layers
     text.vocab_size = min(text.vocab_size, VOCABULARY)
