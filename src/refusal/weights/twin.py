@@ -93,7 +93,7 @@ def find_twin(
         except BUILD_ERRORS as error:
             reason = _first_line(error)
             log.info("A twin with widths / %d does not work: %s", divisor, reason)
-            if isinstance(error, UnsupportedModelError):
+            if divisor == 1 and isinstance(error, UnsupportedModelError):
                 unsupported = error
     raise UnsupportedModelError(f"No small model with {type(whole).__name__}'s kinds of block works ({reason}). {MEND}")
 
