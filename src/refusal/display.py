@@ -211,6 +211,8 @@ def show_export(result: Exported) -> None:
         err.print(f"Projected out of {len(report.parameters)} parameters{behind}", highlight=False)
         if report.untied:
             err.print("  the output head was tied to the embedding and keeps the original weight", highlight=False)
+        if report.text_only:
+            err.print("  images and sounds enter the stream past these weights: measured on text", highlight=False)
         if report.gap is not None:
             gap = report.gap
             err.print(

@@ -7,11 +7,16 @@ them as they are (a read). Functions must not change their argument in place.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 EditFunction = Callable[[Tensor], Tensor | None]
+
+# How long a tuple each module was seen to return; those that return a tensor are not in it.
+_TUPLES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,20 @@ def hooked(edits: Iterable[Edit]) -> Iterator[None]:
 
 @contextmanager
 def skipped(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Make ``modules`` return their hidden states unchanged for the duration of the block."""
+    """Make ``modules`` return their hidden states unchanged for the duration of the block.
+
+    A module that returns a tuple (Falcon, Bamba) must have been hooked before, so that this is known: finding the sites
+    does that for every block.
+    """
     with ExitStack() as stack:
         for module in modules:
             stack.callback(_restore_forward, module, module.__dict__.get("forward"))
-            module.forward = _pass_through
+            module.forward = partial(_pass_through, _TUPLES.get(module))
         yield
 
 
-def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
+def _pass_through(length: int | None, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return hidden_states if length is None else (hidden_states, *[None] * (length - 1))
 
 
 def _restore_forward(module: nn.Module, own: Any) -> None:
@@ -74,6 +83,7 @@ def _input_hook(fn: EditFunction) -> Callable[..., Any]:
 def _output_hook(fn: EditFunction) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):  # attention returns (hidden states, weights)
+            _TUPLES[module] = len(output)
             new = fn(output[0])
             return None if new is None else (new, *output[1:])
         return fn(output)

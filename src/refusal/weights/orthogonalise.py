@@ -6,7 +6,7 @@ is measured on prompts: behind a post-norm they do not quite, because the norm r
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -47,6 +47,8 @@ class OrthogonalisationReport:
         parameters: names of the edited parameters.
         behind_norm: how many of them write through a post-norm.
         untied: whether the embedding shared its weight with the output head, which keeps the original.
+        text_only: whether images or sounds enter the stream too, past the edited weights: the edit was found and
+            measured on text.
         preserve_norm: whether the vectors along the stream's dimension kept their norm.
         gap: agreement with the hooks; ``None`` if no prompts were given.
     """
@@ -54,6 +56,7 @@ class OrthogonalisationReport:
     parameters: tuple[str, ...]
     behind_norm: int
     untied: bool
+    text_only: bool = False
     preserve_norm: bool = False
     gap: OrthogonalisationGap | None = None
 
@@ -77,15 +80,18 @@ def orthogonalise(
     parameters = plan(model, direction)
     hooked = _hooked_logits(model, direction, prompts)
     untied = _edit(model.hf, parameters, direction, preserve_norm, undo=None)
-    report = OrthogonalisationReport(
+    gap = None if hooked is None else _compare(hooked, last_logits(model, prompts))
+    return report_of(model, parameters, untied=untied, preserve_norm=preserve_norm, gap=gap)
+
+
+def report_of(model: ChatModel, parameters: Sequence[StreamParameter], **rest: Any) -> OrthogonalisationReport:
+    """The report of an edit of ``parameters``."""
+    return OrthogonalisationReport(
         parameters=tuple(p.name for p in parameters),
         behind_norm=sum(p.norm is not None for p in parameters),
-        untied=untied,
-        preserve_norm=preserve_norm,
+        text_only=model.hf.config.get_text_config() is not model.hf.config,
+        **rest,
     )
-    if hooked is None:
-        return report
-    return replace(report, gap=_compare(hooked, last_logits(model, prompts)))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from refusal.model import ChatModel
 from refusal.records import Direction
 from refusal.storage import check_room, new_folder, write_json, write_tensors, write_text
 from refusal.weights.adapter import adapter_of
-from refusal.weights.orthogonalise import OrthogonalisationReport, orthogonalisation_gap, orthogonalise, plan
+from refusal.weights.orthogonalise import OrthogonalisationReport, orthogonalisation_gap, orthogonalise, plan, report_of
 
 SLACK = 64 * 2**20  # tokenizer, configs, headers
 # What a multimodal wrapper needs beside model and tokenizer.
@@ -88,12 +88,8 @@ def export_lora(model: ChatModel, direction: Direction, out: str | Path, prompts
     check_room(out, SLACK)
     parameters = plan(model, direction)
     adapter = adapter_of(model.hf, parameters, direction, model.name, model.revision)
-    report = OrthogonalisationReport(
-        parameters=tuple(p.name for p in parameters),
-        behind_norm=sum(p.norm is not None for p in parameters),
-        untied=False,
-        gap=orthogonalisation_gap(model, direction, prompts, parameters=parameters) if prompts else None,
-    )
+    gap = orthogonalisation_gap(model, direction, prompts, parameters=parameters) if prompts else None
+    report = report_of(model, parameters, untied=False, gap=gap)
     needed = sum(t.numel() * t.element_size() for t in adapter.tensors.values()) + SLACK
     with new_folder(out, needed) as folder:
         write_json(folder / "adapter_config.json", adapter.config)
@@ -143,6 +139,7 @@ def what_was_done(
         "edited_parameters": len(report.parameters),
         "behind_post_norm": report.behind_norm,
         "untied_embedding": report.untied,
+        "text_only": report.text_only,
         "gap_to_ablation": None
         if gap is None
         else {"logits": gap.logits, "kl": gap.kl, "same_argmax": gap.same_argmax, "prompts": gap.prompts},
@@ -162,7 +159,7 @@ def model_card(kind: str, note: dict[str, Any]) -> str:
 def _copy_processor(model: ChatModel, folder: Path) -> None:
     """A wrapper's processor files, as they are beside the model it was loaded from."""
     source = model.hf.name_or_path
-    if model.hf.config.get_text_config() is model.hf.config or not source:
+    if not source:
         return
     for name in PROCESSOR_FILES:
         found = cached_file(
