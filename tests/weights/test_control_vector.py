@@ -5,9 +5,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import tiny_models
 import torch
 
-from refusal import DirectionError, StorageError
+from refusal import Add, DirectionError, StorageError
+from refusal.hooks import Edit, hooked
 from refusal.records import Direction
 from refusal.weights.control_vector import write_control_vector
 
@@ -32,6 +34,20 @@ def test_the_step_is_added_to_the_output_of_the_block_before(tmp_path: Path) -> 
     assert fields["controlvector.model_hint"] == "llama"
     assert fields["controlvector.layer_count"] == 5
     assert [file.name for file in path.parent.iterdir()] == ["vector.gguf"]
+
+
+def test_adding_as_llama_cpp_does_is_activation_addition(tmp_path: Path) -> None:
+    """llama.cpp's rule (the tensor of index k goes onto the output of block k) gives the logits of ``Add``."""
+    model = tiny_models.chat_model("llama")
+    write_control_vector(direction(3), tmp_path / "vector.gguf", model.sites.n_layers)
+    (tensor,) = gguf.GGUFReader(tmp_path / "vector.gguf").tensors
+    block = model.hf.get_submodule(model.sites.blocks[int(tensor.name.removeprefix("direction."))])
+    ids = torch.arange(1, 13)[None]
+    with torch.inference_mode(), model.apply(Add(direction(3))):
+        expected = model.hf(input_ids=ids).logits
+    step = torch.tensor(tensor.data)
+    with torch.inference_mode(), hooked([Edit(block, "output", lambda x: x + step)]):
+        torch.testing.assert_close(model.hf(input_ids=ids).logits, expected)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 6])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from refusal import ChatModel, DirectionError, ModelLoadError, StorageError, UnsupportedModelError
+from refusal import ChatModel, DirectionError, ModelLoadError, StorageError, UnsupportedModelError, storage
 from refusal.errors import ExportError, QuantisedModelError
 from refusal.records import Direction
 from refusal.weights import export_model, stream
@@ -28,7 +28,8 @@ SHARDED = "40KB"  # several shards of a few tensors each
 
 def checkpoint(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: str = SHARDED) -> Path:
     """A tiny model's folder as transformers writes it, tokenizer included."""
-    tiny_models.network(family).to(dtype).save_pretrained(folder, max_shard_size=shard)
+    network: Any = tiny_models.network(family)
+    network.to(dtype).save_pretrained(folder, max_shard_size=shard)
     tiny_models.tokenizer("chatml").save_pretrained(folder)
     return folder
 
@@ -150,7 +151,7 @@ class Interrupted(Exception):
 def interrupted_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> list[Path]:
     """Let ``shards`` shards be written and break off in the middle of the next; returns what is begun."""
     begun: list[Path] = []
-    write = stream.write_blocks
+    write = storage.write_blocks
 
     def failing(path: Path, blocks: Iterator[Any]) -> None:
         begun.append(path)

@@ -67,7 +67,7 @@ def export_run(
             revision=config.revision,
             preserve_norm=preserve_norm,
             blocks=config.blocks,
-            writers=config.writers,
+            writers=config.writers or None,
         )
     if preserve_norm and kind == "lora":
         raise ConfigError("--preserve-norm is an edit of full rank, which no adapter holds. Use --as model.")
