@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 
 from refusal.errors import ExportError
 from refusal.model import ChatModel
+from refusal.progress import bars_as_tasks, task
 from refusal.records import Direction
 from refusal.storage import check_room, new_folder, write_json, write_tensors, write_text
 from refusal.weights.adapter import adapter_of
@@ -64,7 +65,7 @@ def export_model(
     check_room(out, needed)  # before the work
     report = orthogonalise(model, direction, prompts, preserve_norm=preserve_norm)
     note = what_was_done(model, direction, report)
-    with new_folder(out, needed) as folder:
+    with new_folder(out, needed) as folder, bars_as_tasks(), task("write the model", total=0, unit=""):
         hf.config.refusal = note
         try:
             hf.save_pretrained(folder)
