@@ -1,6 +1,6 @@
 """The table in docs/families.md, measured on tiny random models: ``python tests/families_table.py > docs/families.md``.
 
-A column is a function from a case to a cell. ``tests/test_families_table.py`` measures it all again and compares verdicts.
+A column is a function from a case to a cell. ``tests/test_families_table.py`` measures all again.
 """
 
 import sys

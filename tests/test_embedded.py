@@ -102,4 +102,4 @@ def test_weights_agree_with_the_hooks_and_exports_with_the_weights(exact: ChatMo
     some = tuple(texts[:2] + texts[-2:])
     expected = exact.generate(some, 16)
     assert reload(tmp_path / "edited", None, "float32", some) == expected
-    assert reload(Path(exact.hf.name_or_path), tmp_path / "adapter", "float32", some) == expected
+    assert reload(Path(str(exact.hf.name_or_path)), tmp_path / "adapter", "float32", some) == expected

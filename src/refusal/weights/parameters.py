@@ -195,7 +195,7 @@ class _Probe:
         self.unit = _unit(torch.randn(sites.d_model, generator=self.random))
         exact = model.dtype in (torch.float32, torch.float64)
         self.tolerance = 1e-3 if exact else 5e-2  # of a component; rounding a half precision leaves 2^-9 of it
-        self.device = model.get_input_embeddings().weight.device
+        self.device = next(model.get_input_embeddings().parameters()).device
 
     def taps(self, layer: int | None) -> list[_Tap]:
         """The writes of a block, each looked at behind its norm and, if the writer is a norm, before it too."""
@@ -334,4 +334,5 @@ def _renamed(parameter: StreamParameter, old: str, new: str) -> StreamParameter:
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / x.norm()
+    unit: Tensor = x / x.norm()
+    return unit

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from refusal.errors import ExportError
 from refusal.model import ChatModel
