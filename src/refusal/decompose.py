@@ -136,7 +136,7 @@ def _rounded(
 ) -> Fit:
     """The fit with its multipliers at the number of digits that fits best: those of a config are short numbers."""
     best = NOTHING
-    for digits in range(2, 8):
+    for digits in range(2, 10):
         multipliers = tuple(float(f"{value:.{digits}g}") for value in solved)
         scaled = [writes[i] * multiplier for i, multiplier in zip(subset, multipliers, strict=True)]
         fit = Fit(subset, multipliers, add_up(start, scaled, end)[1])

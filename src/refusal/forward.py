@@ -228,7 +228,7 @@ def _packable(model: ChatModel, longest: int) -> bool:
             log.warning("%s: prompts cannot share a row in this model, so each gets its own (slower).", model.name)
     config = model.hf.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return model.packs and all(window is None or longest <= window for window in windows)
+    return model.packs and all(not window or longest <= window for window in windows)  # 0 is no window too
 
 
 def _measure_packing(model: ChatModel) -> bool:

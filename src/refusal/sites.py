@@ -24,6 +24,7 @@ class Sites:
     ``writers[l]`` are the modules of block ``l`` whose outputs are added to the stream, in the order in which they run.
     ``multipliers`` holds the constants that outputs are multiplied with before they are added, by writer, where that is
     not 1. ``error`` is the largest relative error of "input plus writes equals output" over blocks and probe tokens.
+    ``in_tuple``: blocks return their output as the first of a tuple.
     """
 
     embedding: str
@@ -33,6 +34,7 @@ class Sites:
     d_model: int
     error: float
     multipliers: dict[str, float] = field(default_factory=dict)
+    in_tuple: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -52,7 +54,7 @@ class Sites:
         """The writers of a block by their names inside it, with their multipliers: ``("0.22 x self_attn", …)``."""
         block = self.blocks[layer]
         return tuple(
-            f"{self.multipliers[name]:.7g} x {_inside(name, block)}"
+            f"{self.multipliers[name]:.4g} x {_inside(name, block)}"
             if name in self.multipliers
             else _inside(name, block)
             for name in self.writers[layer]
@@ -71,7 +73,7 @@ class Sites:
             silent = [name for name in names if name not in trace.outputs]
             if silent:
                 raise UnsupportedModelError(f"The writer {silent[0]} gives no hidden states. {_OVERRIDE}")
-            writes = [trace.outputs[name] * self.multipliers.get(name, 1.0) for name in names]
+            writes = [trace.outputs[name].view_as(stream) * self.multipliers.get(name, 1.0) for name in names]
             stream, error = add_up(stream, writes, trace.after(layer))
             errors.append(error)
         tolerance = _tolerance(stream.dtype)
@@ -124,7 +126,7 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
             f"{type(model).__name__} has no token embedding or no output head: it is not a causal language model. "
             "Give a decoder-only chat model."
         )
-    if model.config.is_encoder_decoder:
+    if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{type(model).__name__} has an encoder. Give a decoder-only chat model.")
     block_names = find_blocks(model, blocks)
     wanted = set(writers) if writers is not None else None
@@ -149,6 +151,7 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
         d_model=trace.inputs[0].shape[-1],
         error=worst,
         multipliers=multipliers,
+        in_tuple=trace.in_tuple,
     )
 
 
@@ -179,7 +182,7 @@ def _find_writers(
     names = _candidates(trace, layer, block)
     if len(names) > MAX_TENSORS and wanted is None:
         return otherwise
-    writes = [trace.outputs[name] for name in names]
+    writes = [trace.outputs[name].view_as(end) for name in names]
     fit = explain(start, end, writes, _tolerance(start.dtype), everything=wanted is not None)
     return tuple(names[i] for i in fit.indices), fit
 
@@ -189,11 +192,11 @@ def _candidates(trace: Trace, layer: int, block: str) -> list[str]:
     end = trace.block_outputs[layer]
     kept: list[str] = []
     for name, output in trace.outputs.items():
-        if not name.startswith(f"{block}.") or output.shape != end.shape:
+        wide = output.shape[-1:] == end.shape[-1:] and output.numel() == end.numel()  # rows may be flattened (Llama-4)
+        if not name.startswith(f"{block}.") or not wide:
             continue
-        same = [
-            other for other in kept if name.count(".") < other.count(".") and torch.equal(trace.outputs[other], output)
-        ]
+        inner = [other for other in kept if other.startswith(f"{name}.")]
+        same = [other for other in inner if torch.equal(trace.outputs[other].flatten(), output.flatten())]
         kept = [other for other in kept if other not in same]
         kept.append(name)
     return kept
