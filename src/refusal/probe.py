@@ -41,7 +41,8 @@ def probe_ids(model: PreTrainedModel) -> Tensor:
     """A few different token ids, ``(1, token)``."""
     vocabulary = model.config.get_text_config().vocab_size
     ids: Tensor = torch.arange(1, PROBE_TOKENS + 1).mul(7919).remainder(vocabulary)[None]
-    return ids.to(model.get_input_embeddings().weight.device)
+    device = next(model.get_input_embeddings().parameters()).device
+    return ids if device.type == "meta" else ids.to(device)  # offloaded weights: accelerate moves the ids
 
 
 def run_probe(model: PreTrainedModel, blocks: Sequence[str], modules: Iterable[str] = ()) -> Trace:

@@ -60,11 +60,11 @@ class Sites:
             for name in self.writers[layer]
         )
 
-    def verify(self, model: PreTrainedModel) -> "SiteReport":
-        """Check that the input of block 0 plus the sum of all writes is the stream at every block input and the end.
+    def measure(self, model: PreTrainedModel) -> "SiteReport":
+        """How far the input of block 0 plus the sum of all writes is from the stream, at every block input and the end.
 
         Raises:
-            UnsupportedModelError: the sums do not add up.
+            UnsupportedModelError: a writer gives no hidden states.
         """
         trace = run_probe(model, self.blocks, {name for block in self.writers for name in block})
         stream = trace.inputs[0]
@@ -76,14 +76,21 @@ class Sites:
             writes = [trace.outputs[name].view_as(stream) * self.multipliers.get(name, 1.0) for name in names]
             stream, error = add_up(stream, writes, trace.after(layer))
             errors.append(error)
-        tolerance = _tolerance(stream.dtype)
-        report = SiteReport(errors=tuple(errors), tolerance=tolerance)
+        return SiteReport(errors=tuple(errors), tolerance=_tolerance(stream.dtype))
+
+    def verify(self, model: PreTrainedModel) -> "SiteReport":
+        """Check that the input of block 0 plus the sum of all writes is the stream at every block input and the end.
+
+        Raises:
+            UnsupportedModelError: the sums do not add up.
+        """
+        report = self.measure(model)
         if not report.ok:
-            worst = next(i for i, error in enumerate(errors) if error > tolerance)
+            worst = next(i for i, error in enumerate(report.errors) if error > report.tolerance)
             where = f"the input of block {worst}" if worst < self.n_layers else "the end"
             raise UnsupportedModelError(
-                f"The writes found do not add up to the residual stream: relative error {errors[worst]:.2g} at {where} "
-                f"(limit {tolerance:.0e}). {_OVERRIDE}"
+                f"The writes found do not add up to the residual stream: relative error {report.errors[worst]:.2g} at "
+                f"{where} (limit {report.tolerance:.0e}). {_OVERRIDE}"
             )
         return report
 
@@ -183,8 +190,10 @@ def _find_writers(
     if len(names) > MAX_TENSORS and wanted is None:
         return otherwise
     writes = [trace.outputs[name].view_as(end) for name in names]
-    fit = explain(start, end, writes, _tolerance(start.dtype), everything=wanted is not None)
-    return tuple(names[i] for i in fit.indices), fit
+    # What a module adds up from its own parts is not added to the stream beside them.
+    nested = [(i, j) for i, outer in enumerate(names) for j, inner in enumerate(names) if inner.startswith(f"{outer}.")]
+    chosen = explain(start, end, writes, _tolerance(start.dtype), everything=wanted is not None, apart=nested)
+    return tuple(names[i] for i in chosen.indices), chosen
 
 
 def _candidates(trace: Trace, layer: int, block: str) -> list[str]:
@@ -209,14 +218,13 @@ def _check(trace: Trace, layer: int, block: str, names: tuple[str, ...], fit: Fi
         return
     candidates = _candidates(trace, layer, block)
     shown = ", ".join(_inside(name, block) for name in candidates) or "none"
-    closest = (
-        f"the closest is {' + '.join(_inside(n, block) for n in names)}, relative error {fit.error:.2g}"
-        if names
-        else ""
-    )
+    if names:
+        closest = f"the closest is {' + '.join(_inside(n, block) for n in names)}, relative error {fit.error:.2g}"
+    else:
+        closest = "too many to try" if len(candidates) > MAX_TENSORS else "none to try"
     raise UnsupportedModelError(
         f"The writes of block {block} do not add up: of its modules as wide as the stream ({shown}) no combination "
-        f"explains its output ({closest or 'too many to try'}; limit {tolerance:.0e}). {_OVERRIDE}"
+        f"explains its output ({closest}; limit {tolerance:.0e}). {_OVERRIDE}"
     )
 
 
