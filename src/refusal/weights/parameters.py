@@ -221,7 +221,7 @@ class _Probe:
         head = Edit(self.model.get_submodule(self.sites.head), "input", lambda x: x[:, -1:])
         others = [self.model.get_submodule(b) for i, b in enumerate(self.sites.blocks) if i != layer]
         arguments = {"input_ids": self.ids.to(self.device), "use_cache": False}
-        with torch.no_grad(), hooked([*(keep(tap) for tap in taps), head]), skipped(others):
+        with torch.no_grad(), hooked([*(keep(tap) for tap in taps), head]), skipped(others, self.sites.in_tuple):
             functional_call(self.model, dict(swapped), (), arguments)
         return seen
 
