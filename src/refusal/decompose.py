@@ -4,7 +4,7 @@ The plain sum is tried first; where none explains the change, each tensor may ha
 found by least squares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -36,6 +36,7 @@ def explain(
     writes: Sequence[Float[Tensor, "*token d_model"]],
     tolerance: float,
     everything: bool = False,
+    apart: Collection[tuple[int, int]] = (),
 ) -> Fit:
     """The smallest set of ``writes`` that takes ``start`` to ``end``.
 
@@ -45,6 +46,7 @@ def explain(
         writes: what may have been added, in the order in which it was computed; at most ``MAX_TENSORS``.
         tolerance: relative error up to which a set explains the change.
         everything: consider only the set of all ``writes``.
+        apart: pairs of which a set may hold only one.
     """
     if not writes:
         return NOTHING
@@ -53,7 +55,11 @@ def explain(
     parts = torch.stack([(write.double() / size).flatten() for write in writes])
     gram, inner, total = parts @ parts.T, parts @ change, float(change @ change)
     n = len(writes)
-    subsets = [tuple(range(n))] if everything else [s for k in range(1, n + 1) for s in combinations(range(n), k)]
+    if everything:
+        subsets = [tuple(range(n))]
+    else:
+        every = (subset for size in range(1, n + 1) for subset in combinations(range(n), size))
+        subsets = [subset for subset in every if not any(a in subset and b in subset for a, b in apart)]
     plain = min((_plain(start, end, writes, s) for s in _nearest(subsets, gram, inner, total)), key=_rank)
     if plain.error <= EXACT:
         return plain
@@ -136,7 +142,7 @@ def _rounded(
 ) -> Fit:
     """The fit with its multipliers at the number of digits that fits best: those of a config are short numbers."""
     best = NOTHING
-    for digits in range(2, 8):
+    for digits in range(2, 10):
         multipliers = tuple(float(f"{value:.{digits}g}") for value in solved)
         scaled = [writes[i] * multiplier for i, multiplier in zip(subset, multipliers, strict=True)]
         fit = Fit(subset, multipliers, add_up(start, scaled, end)[1])

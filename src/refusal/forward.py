@@ -220,15 +220,20 @@ def _on_device(
     return ids, positions, mask, row, last
 
 
-def _packable(model: ChatModel, longest: int) -> bool:
-    """Whether prompts may share a row; says so once where they may not."""
+def packs(model: ChatModel) -> bool:
+    """Whether prompts may share a row; measured once, and said where they may not."""
     if model.packs is None:
         model.packs = _measure_packing(model)
         if not model.packs:
             log.warning("%s: prompts cannot share a row in this model, so each gets its own (slower).", model.name)
+    return model.packs
+
+
+def _packable(model: ChatModel, longest: int) -> bool:
+    """Whether prompts up to that length may share a row."""
     config = model.hf.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return model.packs and all(window is None or longest <= window for window in windows)
+    return packs(model) and all(not window or longest <= window for window in windows)  # 0 is no window too
 
 
 def _measure_packing(model: ChatModel) -> bool:
@@ -236,14 +241,27 @@ def _measure_packing(model: ChatModel) -> bool:
     if "position_ids" not in model.arguments:
         return False
     rows = model.tokenize(_PROBES)
-    shared = _shared_start(model, rows)
-    together = _packed(model, rows, [range(len(rows))], shared)
-    alone = [_padded(model, rows, [i]) for i in range(len(rows))]
     try:
-        packed = read(model, together)[0].float()
+        gap = _gap(model, rows, _packed(model, rows, [range(len(rows))], _shared_start(model, rows)))
     except (RuntimeError, ValueError, IndexError) as error:  # a mask of this shape is not taken
         log.info("packing: %s", error)
         return False
-    single = torch.cat([read(model, batch)[0] for batch in alone]).float()
-    gap = (packed - single).norm() / (single - single.mean()).norm().clamp_min(1e-12)
-    return bool(gap < (1e-3 if model.hf.dtype == torch.float32 else 5e-2))
+    return gap < logit_tolerance(model.hf.dtype)
+
+
+def rows_gap(model: ChatModel) -> float:
+    """Relative difference between the logits of a few prompts read together, as they always are, and each alone."""
+    rows = model.tokenize(_PROBES)
+    return max(_gap(model, rows, batch) for batch in layout(model, rows))
+
+
+def logit_tolerance(dtype: torch.dtype) -> float:
+    """Relative difference of logits that rounding explains."""
+    return 1e-3 if dtype == torch.float32 else 5e-2
+
+
+def _gap(model: ChatModel, rows: Sequence[Sequence[int]], batch: Batch) -> float:
+    """Relative difference between a batch's logits and those of its prompts run alone."""
+    together = read(model, batch)[0].float()
+    alone = torch.cat([read(model, _padded(model, rows, [i]))[0] for i in batch.prompts]).float()
+    return float((together - alone).norm() / (alone - alone.mean()).norm().clamp_min(1e-12))

@@ -7,24 +7,19 @@ them as they are (a read). Functions must not change their argument in place.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 EditFunction = Callable[[Tensor], Tensor | None]
 
-# How long a tuple each module was seen to return; those that return a tensor are not in it.
-_TUPLES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-
 
 @dataclass(frozen=True)
 class Edit:
-    """Read or replace the hidden states at one side of a module."""
+    """Read or replace the hidden states at one side of a module; ``result`` is all that it returns, tuple or not."""
 
     module: nn.Module
-    side: Literal["input", "output"]
+    side: Literal["input", "output", "result"]
     fn: EditFunction
 
 
@@ -38,28 +33,33 @@ def hooked(edits: Iterable[Edit]) -> Iterator[None]:
         for edit in edits:
             if edit.side == "input":
                 handle = edit.module.register_forward_pre_hook(_input_hook(edit.fn), with_kwargs=True)
-            else:
+            elif edit.side == "output":
                 handle = edit.module.register_forward_hook(_output_hook(edit.fn))
+            else:
+                handle = edit.module.register_forward_hook(_result_hook(edit.fn))
             stack.callback(handle.remove)
         yield
 
 
 @contextmanager
-def skipped(modules: Iterable[nn.Module]) -> Iterator[None]:
+def skipped(modules: Iterable[nn.Module], in_tuple: bool = False) -> Iterator[None]:
     """Make ``modules`` return their hidden states unchanged for the duration of the block.
 
-    A module that returns a tuple (Falcon, Bamba) must have been hooked before, so that this is known: finding the sites
-    does that for every block.
+    ``in_tuple``: their callers expect a tuple whose first entry is the hidden states (Falcon, Bamba).
     """
     with ExitStack() as stack:
         for module in modules:
             stack.callback(_restore_forward, module, module.__dict__.get("forward"))
-            module.forward = partial(_pass_through, _TUPLES.get(module))
+            module.forward = _pass_through_in_tuple if in_tuple else _pass_through
         yield
 
 
-def _pass_through(length: int | None, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-    return hidden_states if length is None else (hidden_states, *[None] * (length - 1))
+def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _pass_through_in_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    return hidden_states, None
 
 
 def _restore_forward(module: nn.Module, own: Any) -> None:
@@ -83,9 +83,15 @@ def _input_hook(fn: EditFunction) -> Callable[..., Any]:
 def _output_hook(fn: EditFunction) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):  # attention returns (hidden states, weights)
-            _TUPLES[module] = len(output)
             new = fn(output[0])
             return None if new is None else (new, *output[1:])
+        return fn(output)
+
+    return hook
+
+
+def _result_hook(fn: EditFunction) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return fn(output)
 
     return hook

@@ -19,23 +19,30 @@ PROBE_TOKENS = 8
 class Trace:
     """Hidden states of one pass, on the CPU, in the model's own dtype; each ``(1, token, d_model)``.
 
-    ``inputs`` and ``block_outputs`` by layer; ``outputs`` by module name, in the order in which the modules ran.
+    ``inputs`` and ``block_outputs`` by layer; ``outputs`` by module name, in the order in which the modules ran;
+    ``in_tuple``: whether blocks return their output as the first of a tuple.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
     block_outputs: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    in_tuple: bool = False
 
     def after(self, layer: int) -> Tensor:
         """The stream after a block: the input of the next one, or the output of the last."""
         return self.inputs.get(layer + 1, self.block_outputs[layer])
+
+    def see_result(self, result: Any) -> None:
+        """Note how a block returns its output."""
+        self.in_tuple = isinstance(result, tuple)
 
 
 def probe_ids(model: PreTrainedModel) -> Tensor:
     """A few different token ids, ``(1, token)``."""
     vocabulary = model.config.get_text_config().vocab_size
     ids: Tensor = torch.arange(1, PROBE_TOKENS + 1).mul(7919).remainder(vocabulary)[None]
-    return ids.to(model.get_input_embeddings().weight.device)
+    device = next(model.get_input_embeddings().parameters()).device
+    return ids if device.type == "meta" else ids.to(device)  # offloaded weights: accelerate moves the ids
 
 
 def run_probe(model: PreTrainedModel, blocks: Sequence[str], modules: Iterable[str] = ()) -> Trace:
@@ -50,6 +57,7 @@ def run_probe(model: PreTrainedModel, blocks: Sequence[str], modules: Iterable[s
         module = model.get_submodule(block)
         edits.append(Edit(module, "input", _keep(trace.inputs, layer)))
         edits.append(Edit(module, "output", _keep(trace.block_outputs, layer)))
+    edits += [Edit(model.get_submodule(name), "result", trace.see_result) for name in blocks[:1]]
     edits += [Edit(model.get_submodule(name), "output", _keep(trace.outputs, name)) for name in sorted(modules)]
     try:
         with torch.inference_mode(), hooked(edits):

@@ -24,6 +24,7 @@ class Sites:
     ``writers[l]`` are the modules of block ``l`` whose outputs are added to the stream, in the order in which they run.
     ``multipliers`` holds the constants that outputs are multiplied with before they are added, by writer, where that is
     not 1. ``error`` is the largest relative error of "input plus writes equals output" over blocks and probe tokens.
+    ``in_tuple``: blocks return their output as the first of a tuple.
     """
 
     embedding: str
@@ -33,6 +34,7 @@ class Sites:
     d_model: int
     error: float
     multipliers: dict[str, float] = field(default_factory=dict)
+    in_tuple: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -52,17 +54,17 @@ class Sites:
         """The writers of a block by their names inside it, with their multipliers: ``("0.22 x self_attn", …)``."""
         block = self.blocks[layer]
         return tuple(
-            f"{self.multipliers[name]:.7g} x {_inside(name, block)}"
+            f"{self.multipliers[name]:.4g} x {_inside(name, block)}"
             if name in self.multipliers
             else _inside(name, block)
             for name in self.writers[layer]
         )
 
-    def verify(self, model: PreTrainedModel) -> "SiteReport":
-        """Check that the input of block 0 plus the sum of all writes is the stream at every block input and the end.
+    def measure(self, model: PreTrainedModel) -> "SiteReport":
+        """How far the input of block 0 plus the sum of all writes is from the stream, at every block input and the end.
 
         Raises:
-            UnsupportedModelError: the sums do not add up.
+            UnsupportedModelError: a writer gives no hidden states.
         """
         trace = run_probe(model, self.blocks, {name for block in self.writers for name in block})
         stream = trace.inputs[0]
@@ -71,17 +73,24 @@ class Sites:
             silent = [name for name in names if name not in trace.outputs]
             if silent:
                 raise UnsupportedModelError(f"The writer {silent[0]} gives no hidden states. {_OVERRIDE}")
-            writes = [trace.outputs[name] * self.multipliers.get(name, 1.0) for name in names]
+            writes = [trace.outputs[name].view_as(stream) * self.multipliers.get(name, 1.0) for name in names]
             stream, error = add_up(stream, writes, trace.after(layer))
             errors.append(error)
-        tolerance = _tolerance(stream.dtype)
-        report = SiteReport(errors=tuple(errors), tolerance=tolerance)
+        return SiteReport(errors=tuple(errors), tolerance=_tolerance(stream.dtype))
+
+    def verify(self, model: PreTrainedModel) -> "SiteReport":
+        """Check that the input of block 0 plus the sum of all writes is the stream at every block input and the end.
+
+        Raises:
+            UnsupportedModelError: the sums do not add up.
+        """
+        report = self.measure(model)
         if not report.ok:
-            worst = next(i for i, error in enumerate(errors) if error > tolerance)
+            worst = next(i for i, error in enumerate(report.errors) if error > report.tolerance)
             where = f"the input of block {worst}" if worst < self.n_layers else "the end"
             raise UnsupportedModelError(
-                f"The writes found do not add up to the residual stream: relative error {errors[worst]:.2g} at {where} "
-                f"(limit {tolerance:.0e}). {_OVERRIDE}"
+                f"The writes found do not add up to the residual stream: relative error {report.errors[worst]:.2g} at "
+                f"{where} (limit {report.tolerance:.0e}). {_OVERRIDE}"
             )
         return report
 
@@ -124,7 +133,7 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
             f"{type(model).__name__} has no token embedding or no output head: it is not a causal language model. "
             "Give a decoder-only chat model."
         )
-    if model.config.is_encoder_decoder:
+    if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{type(model).__name__} has an encoder. Give a decoder-only chat model.")
     block_names = find_blocks(model, blocks)
     wanted = set(writers) if writers is not None else None
@@ -149,6 +158,7 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
         d_model=trace.inputs[0].shape[-1],
         error=worst,
         multipliers=multipliers,
+        in_tuple=trace.in_tuple,
     )
 
 
@@ -179,9 +189,11 @@ def _find_writers(
     names = _candidates(trace, layer, block)
     if len(names) > MAX_TENSORS and wanted is None:
         return otherwise
-    writes = [trace.outputs[name] for name in names]
-    fit = explain(start, end, writes, _tolerance(start.dtype), everything=wanted is not None)
-    return tuple(names[i] for i in fit.indices), fit
+    writes = [trace.outputs[name].view_as(end) for name in names]
+    # What a module adds up from its own parts is not added to the stream beside them.
+    nested = [(i, j) for i, outer in enumerate(names) for j, inner in enumerate(names) if inner.startswith(f"{outer}.")]
+    chosen = explain(start, end, writes, _tolerance(start.dtype), everything=wanted is not None, apart=nested)
+    return tuple(names[i] for i in chosen.indices), chosen
 
 
 def _candidates(trace: Trace, layer: int, block: str) -> list[str]:
@@ -189,11 +201,11 @@ def _candidates(trace: Trace, layer: int, block: str) -> list[str]:
     end = trace.block_outputs[layer]
     kept: list[str] = []
     for name, output in trace.outputs.items():
-        if not name.startswith(f"{block}.") or output.shape != end.shape:
+        wide = output.shape[-1:] == end.shape[-1:] and output.numel() == end.numel()  # rows may be flattened (Llama-4)
+        if not name.startswith(f"{block}.") or not wide:
             continue
-        same = [
-            other for other in kept if name.count(".") < other.count(".") and torch.equal(trace.outputs[other], output)
-        ]
+        inner = [other for other in kept if other.startswith(f"{name}.")]
+        same = [other for other in inner if torch.equal(trace.outputs[other].flatten(), output.flatten())]
         kept = [other for other in kept if other not in same]
         kept.append(name)
     return kept
@@ -206,14 +218,13 @@ def _check(trace: Trace, layer: int, block: str, names: tuple[str, ...], fit: Fi
         return
     candidates = _candidates(trace, layer, block)
     shown = ", ".join(_inside(name, block) for name in candidates) or "none"
-    closest = (
-        f"the closest is {' + '.join(_inside(n, block) for n in names)}, relative error {fit.error:.2g}"
-        if names
-        else ""
-    )
+    if names:
+        closest = f"the closest is {' + '.join(_inside(n, block) for n in names)}, relative error {fit.error:.2g}"
+    else:
+        closest = "too many to try" if len(candidates) > MAX_TENSORS else "none to try"
     raise UnsupportedModelError(
         f"The writes of block {block} do not add up: of its modules as wide as the stream ({shown}) no combination "
-        f"explains its output ({closest or 'too many to try'}; limit {tolerance:.0e}). {_OVERRIDE}"
+        f"explains its output ({closest}; limit {tolerance:.0e}). {_OVERRIDE}"
     )
 
 

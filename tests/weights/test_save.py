@@ -1,15 +1,13 @@
 """Exported folders load elsewhere, whole or not at all, and say what was changed."""
 
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tiny_models
 import torch
+from fresh import reload
 from saved import save_model
 from transformers import AutoConfig
 
@@ -17,36 +15,6 @@ import refusal
 from refusal import ChatModel, Direction, ExportError, StorageError, export_direction, export_lora, export_model
 
 PROMPTS = ("Why?", "Name three rivers of Europe, please.")
-
-# Run in a fresh process, with nothing of this package: what a user of the export has.
-RELOAD = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-base, adapter, dtype, prompts = json.loads(sys.argv[1])
-model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).eval()
-if adapter:
-    from peft import PeftModel
-    model = PeftModel.from_pretrained(model, adapter).eval()
-tokenizer = AutoTokenizer.from_pretrained(adapter or base) if not adapter else AutoTokenizer.from_pretrained(base)
-texts = []
-for prompt in prompts:
-    turn = [{"role": "user", "content": prompt}]
-    ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", enable_thinking=False)
-    ids = ids if hasattr(ids, "shape") else ids["input_ids"]
-    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-    texts.append(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))
-print(json.dumps(texts))
-"""
-
-
-def reload(base: Path, adapter: Path | None, dtype: str, prompts: tuple[str, ...]) -> list[str]:
-    argument = json.dumps([str(base), adapter and str(adapter), dtype, prompts])
-    done = subprocess.run([sys.executable, "-c", RELOAD, argument], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    texts: list[str] = json.loads(done.stdout.strip().splitlines()[-1])
-    return texts
 
 
 def direction_for(model: ChatModel) -> Direction:

@@ -195,7 +195,7 @@ class _Probe:
         self.unit = _unit(torch.randn(sites.d_model, generator=self.random))
         exact = model.dtype in (torch.float32, torch.float64)
         self.tolerance = 1e-3 if exact else 5e-2  # of a component; rounding a half precision leaves 2^-9 of it
-        self.device = model.get_input_embeddings().weight.device
+        self.device = next(model.get_input_embeddings().parameters()).device
 
     def taps(self, layer: int | None) -> list[_Tap]:
         """The writes of a block, each looked at behind its norm and, if the writer is a norm, before it too."""
@@ -221,7 +221,7 @@ class _Probe:
         head = Edit(self.model.get_submodule(self.sites.head), "input", lambda x: x[:, -1:])
         others = [self.model.get_submodule(b) for i, b in enumerate(self.sites.blocks) if i != layer]
         arguments = {"input_ids": self.ids.to(self.device), "use_cache": False}
-        with torch.no_grad(), hooked([*(keep(tap) for tap in taps), head]), skipped(others):
+        with torch.no_grad(), hooked([*(keep(tap) for tap in taps), head]), skipped(others, self.sites.in_tuple):
             functional_call(self.model, dict(swapped), (), arguments)
         return seen
 
@@ -334,4 +334,5 @@ def _renamed(parameter: StreamParameter, old: str, new: str) -> StreamParameter:
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / x.norm()
+    unit: Tensor = x / x.norm()
+    return unit

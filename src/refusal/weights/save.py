@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from refusal.errors import ExportError
 from refusal.model import ChatModel
+from refusal.progress import bars_as_tasks, task
 from refusal.records import Direction
 from refusal.storage import check_room, new_folder, write_json, write_tensors, write_text
 from refusal.weights.adapter import adapter_of
@@ -64,7 +65,7 @@ def export_model(
     check_room(out, needed)  # before the work
     report = orthogonalise(model, direction, prompts, preserve_norm=preserve_norm)
     note = what_was_done(model.name, model_revision(model), direction, report)
-    with new_folder(out, needed) as folder:
+    with new_folder(out, needed) as folder, bars_as_tasks(), task("write the model", total=0, unit=""):
         hf.config.refusal = note
         try:
             hf.save_pretrained(folder)
