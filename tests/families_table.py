@@ -27,6 +27,7 @@ from refusal import (
 )
 from refusal.forward import last_logits
 from refusal.hooks import Edit, hooked
+from refusal.weights.stream import stream_model
 
 PROMPTS = ("Why?", "Name three rivers of Europe, please.", "How do birds find their way home?")
 INTRO = """# Families
@@ -40,6 +41,7 @@ Written by `python tests/families_table.py > docs/families.md`; a test measures 
 - **orthogonalisation gap**: largest difference of last-token logits between edited weights and hooks. Behind a
   post-norm they differ, because the norm rescales what is left: the share of the hooks' effect is given.
 - **LoRA**: largest logit difference between the edited model and the adapter loaded by PEFT, or why there is none.
+- **streaming**: whether the checkpoint edited tensor by tensor has the weights that are edited in memory, bit for bit.
 """
 
 
@@ -125,12 +127,26 @@ def lora(case: Case) -> Cell:
     return _within(float((found - expected).abs().max()), 1e-3)
 
 
+def streaming(case: Case) -> Cell:
+    """The streamed checkpoint loads, and every weight is the one that is edited in memory, bit for bit."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "source", Path(folder) / "streamed"
+        tiny_models.network(case.family).save_pretrained(source, max_shard_size="40KB")
+        stream_model(source, case.direction, out, name=case.model.name)
+        found = type(case.model.hf).from_pretrained(out, dtype="auto").state_dict()
+    with orthogonalised(case.model, case.direction):
+        expected = case.model.hf.state_dict()
+        same = found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    return Cell("yes" if same else "NO: other weights")
+
+
 COLUMNS: dict[str, Callable[[Case], Cell]] = {
     "writers": discovered,
     "additive error": additive,
     "ablation leftover": ablation,
     "orthogonalisation gap": orthogonalisation,
     "LoRA": lora,
+    "streaming": streaming,
 }
 
 
