@@ -113,8 +113,7 @@ def compare(
 
     per_token, head = flop_per_token(model), head_flop(model)
     slow_flop = naive.forward_tokens * (per_token + head)
-    scored = sum((s.induce is not None) + (s.kl is not None) + (s.bypass is not None) for s in found[0].scores)
-    fast_flop = fast_tokens * per_token + scored * len(pair.harmless) * head
+    fast_flop = fast_tokens * per_token  # its head sees the last tokens only: not counted
     print(f"{model.name}, {model.hf.dtype}, {model.device}; {len(places)} candidates, "
           f"{len(pair.harmful)} harmful and {len(pair.harmless)} harmless prompts; "
           f"paper-literal timed on {len(sample)} candidates, scaled by {scale:.1f}")  # fmt: skip

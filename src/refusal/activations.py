@@ -31,9 +31,10 @@ CHUNK_PROMPTS = 128  # read at once: enough to fill batches, few enough to hold 
 
 @dataclass(frozen=True)
 class Passed:
-    """The prompts of one class that passed the filter, in drawing order, and how many were drawn."""
+    """The prompts of one class that passed the filter, in drawing order, with their metrics, and how many were drawn."""
 
     prompts: tuple[Prompt, ...]
+    metrics: tuple[float, ...]
     count: ClassCount
 
 
@@ -112,7 +113,7 @@ def draw_passing(
     mean = sum(metrics) / len(metrics)
     if not math.isfinite(mean):
         raise NonFiniteError(f"The model's logits are not finite in {model.hf.dtype}. Run with --dtype float32.")
-    return Passed(tuple(kept), ClassCount(drawn, len(kept), mean))
+    return Passed(tuple(kept), tuple(metrics), ClassCount(drawn, len(kept), mean))
 
 
 def passes(label: Label, metric: float) -> bool:

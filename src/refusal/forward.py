@@ -32,7 +32,8 @@ class Batch:
     """Rows ready to run, and where each prompt's last token is.
 
     ``mask`` is boolean with one prompt a row (which tokens are real); additive with packed rows.
-    ``prompts`` are indices into the list that was laid out, in the order of ``row`` and ``last``.
+    ``prompts`` are indices into the list that was laid out, in the order of ``row`` and ``last``. The first ``shared``
+    tokens of a row belong to all of its prompts.
     """
 
     ids: Int[Tensor, "row token"]
@@ -41,6 +42,12 @@ class Batch:
     row: Int[Tensor, "prompt"]
     last: Int[Tensor, "prompt"]
     prompts: tuple[int, ...]
+    shared: int = 0
+
+    def places(self, k: int, length: int) -> Int[Tensor, "token"]:
+        """Where in its row the tokens of the ``k``-th prompt of the batch are, on the CPU; ``length`` of them."""
+        end = int(self.last[k]) + 1
+        return torch.cat([torch.arange(self.shared), torch.arange(end - length + self.shared, end)])
 
 
 def layout(model: ChatModel, rows: Sequence[Sequence[int]], which: Sequence[int] | None = None) -> list[Batch]:
@@ -52,7 +59,7 @@ def layout(model: ChatModel, rows: Sequence[Sequence[int]], which: Sequence[int]
     if not _packable(model, max(len(rows[i]) for i in chosen)):
         order = sorted(chosen, key=lambda i: -len(rows[i]))
         return [_padded(model, rows, group) for group in _groups(order, [len(rows[i]) for i in order], budget)]
-    shared = _shared_start(model, [rows[i] for i in chosen])
+    shared = shared_start(model, [rows[i] for i in chosen])
     longest = max(len(rows[i]) for i in chosen)
     bins = _fill(chosen, {i: len(rows[i]) - shared for i in chosen}, max(min(ROW_TOKENS, budget), longest) - shared)
     width = max(sum(len(rows[i]) - shared for i in group) for group in bins) + shared
@@ -135,7 +142,7 @@ def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt
     return torch.stack([out[i] for i in range(len(texts))])
 
 
-def _shared_start(model: ChatModel, rows: Sequence[Sequence[int]]) -> int:
+def shared_start(model: ChatModel, rows: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all rows share, the post-instruction tokens not counted."""
     ordered = sorted(list(row) for row in rows)  # what the first and the last share, all share
     first, final = ordered[0], ordered[-1]
@@ -210,7 +217,7 @@ def _packed(model: ChatModel, rows: Sequence[Sequence[int]], bins: Sequence[Sequ
     dtype = model.hf.dtype
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
     tensors = (ids, positions, mask, torch.tensor(row), torch.tensor(last))
-    return Batch(*_on_device(model, tensors), tuple(i for group in bins for i in group))
+    return Batch(*_on_device(model, tensors), tuple(i for group in bins for i in group), shared)
 
 
 def _on_device(
@@ -236,7 +243,7 @@ def _measure_packing(model: ChatModel) -> bool:
     if "position_ids" not in model.arguments:
         return False
     rows = model.tokenize(_PROBES)
-    shared = _shared_start(model, rows)
+    shared = shared_start(model, rows)
     together = _packed(model, rows, [range(len(rows))], shared)
     alone = [_padded(model, rows, [i]) for i in range(len(rows))]
     try:
