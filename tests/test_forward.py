@@ -43,11 +43,11 @@ def test_attention_models_pack(family: str) -> None:
     assert batches[0].ids.shape[0] == 1
 
 
-def test_packed_rows_hold_the_shared_start_once_and_no_padding(model: ChatModel) -> None:
+def test_packed_rows_hold_every_shared_beginning_once_and_no_padding(model: ChatModel) -> None:
     rows = model.tokenize(TEXTS)
     (batch,) = layout(model, rows)
-    shared = len(model.chat.prefix)
-    assert batch.ids.numel() == shared + sum(len(row) - shared for row in rows)
+    beginnings = {tuple(row[: i + 1]) for row in rows for i in range(len(row))}
+    assert batch.ids.numel() == len(beginnings)
     before = model.forward_tokens
     read(model, batch)
     assert model.forward_tokens - before == batch.ids.numel()

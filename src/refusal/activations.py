@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal.batches import keeping_memory
 from refusal.errors import NonFiniteError, TooFewPromptsError
 from refusal.forward import Batch, last_logits, read, run_batches
 from refusal.hooks import Edit, skipped
@@ -31,13 +32,14 @@ CHUNK_PROMPTS = 128  # read at once: enough to fill batches, few enough to hold 
 
 @dataclass(frozen=True)
 class Passed:
-    """The prompts of one class that passed the filter, in drawing order, with their metrics, and how many were drawn."""
+    """The prompts of one class that passed the filter, in drawing order, their metrics, and how many were drawn."""
 
     prompts: tuple[Prompt, ...]
     metrics: tuple[float, ...]
     count: ClassCount
 
 
+@keeping_memory()
 def collect(
     model: ChatModel,
     prompts: PromptPair,
@@ -125,8 +127,7 @@ def post_instruction_reads(
     model: ChatModel, batch: Batch, store: dict[int, Float[Tensor, "prompt position d_model"]], layers: int
 ) -> list[Edit]:
     """Edits that put the input of the first ``layers`` blocks at the post-instruction tokens into ``store``."""
-    offsets = torch.arange(-len(model.chat.suffix) + 1, 1, device=batch.last.device)
-    index = batch.last[:, None] + offsets[None]
+    index = torch.stack([path[-len(model.chat.suffix) :] for path in batch.paths])
     rows = batch.row[:, None]
 
     def read_at(layer: int) -> Edit:

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 from refusal.activations import draw_passing
+from refusal.batches import keeping_memory
 from refusal.errors import NoCandidateError, NonFiniteError
 from refusal.model import ChatModel
 from refusal.records import Candidates, CandidateScore, PromptPair, Selection
@@ -18,6 +19,7 @@ __all__ = ["Rule", "choose", "explain", "select"]
 log = logging.getLogger(__name__)
 
 
+@keeping_memory()
 def select(
     model: ChatModel,
     candidates: Candidates,

@@ -6,15 +6,16 @@ blocks before it are not run. Several candidates go through the model side by si
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from refusal.activations import Passed
 from refusal.batches import is_out_of_memory, too_large
-from refusal.forward import Batch, layout, read, run_batches, shared_start
+from refusal.forward import Batch, layout, read, run_batches
 from refusal.hooks import Edit, skipped
 from refusal.interventions import AblateEach, Add
 from refusal.metrics import METRIC_BOUND, kl_from, refusal_metric, softmax64
@@ -48,7 +49,6 @@ class Scorer:
             "kl": [0.0] * len(answered),
             "bypass": refused,
         }
-        self.shared = {score: shared_start(model, rows) for score, rows in self.rows.items()}
         self._layouts: dict[tuple[Score, int, int], list[Batch]] = {}
         self._run_unmodified()
 
@@ -57,9 +57,8 @@ class Scorer:
         return len(self.rows[score])
 
     def cost(self, score: Score, start: int, stop: int, layer: int) -> float:
-        """About how many tokens through the whole model the prompts ``start .. stop - 1`` take for one candidate."""
-        shared = self.shared[score]
-        tokens = shared + sum(len(row) - shared for row in self.rows[score][start:stop])
+        """How many tokens through the whole model the prompts ``start .. stop - 1`` take for one candidate."""
+        tokens = sum(batch.ids.numel() for batch in self._batches(score, start, stop))
         return tokens * (1.0 - layer / self.model.sites.n_layers if score == "induce" else 1.0)
 
     def room(self, score: Score, start: int, stop: int) -> int:
@@ -102,7 +101,7 @@ class Scorer:
         The inputs of all tokens stand in one list per layer; ``_where`` says at which indices those of a prompt are.
         """
         rows = self.rows["induce"]
-        self._where: dict[int, Int[Tensor, "token"]] = {}
+        self._where: dict[int, Tensor] = {}
         inputs: list[list[Tensor]] = [[] for _ in range(self.layers)]
         logits: dict[int, Tensor] = {}
         end = 0
@@ -110,9 +109,8 @@ class Scorer:
             logits.update(zip(batch.prompts, last, strict=True))
             for layer, x in enumerate(read_inputs):
                 inputs[layer].append(x.flatten(0, 1))
-            for k, prompt in enumerate(batch.prompts):
-                row = end + int(batch.row[k]) * batch.ids.shape[1]
-                self._where[prompt] = row + batch.places(k, len(rows[prompt]))
+            for prompt, row, path in zip(batch.prompts, batch.row.tolist(), batch.paths, strict=True):
+                self._where[prompt] = end + row * batch.ids.shape[1] + path
             end += batch.ids.numel()
         self._inputs: list[Float[Tensor, "all d_model"]] = [torch.cat(parts) for parts in inputs]
         self.base = softmax64(torch.stack([logits[i] for i in range(len(rows))]))
@@ -155,9 +153,8 @@ class Scorer:
         """Logits when each candidate is added at its layer (the same for all of them)."""
         layer = directions[0].layer
         index = torch.zeros(batch.ids.shape, dtype=torch.long)  # padding may hold anything
-        for k, prompt in enumerate(batch.prompts):
-            where = self._where[prompt]
-            index[int(batch.row[k]), batch.places(k, len(where))] = where
+        for prompt, row, path in zip(batch.prompts, batch.row.tolist(), batch.paths, strict=True):
+            index[row, path] = self._where[prompt]
         inputs = self._inputs[layer][index]
         blocks = [self.model.hf.get_submodule(name) for name in self.model.sites.blocks]
         start = torch.cat([Add(direction)(inputs) for direction in directions])
@@ -174,6 +171,7 @@ def _most_telling_first(model: ChatModel, passed: Passed) -> tuple[list[list[int
     (induce: the upper, bypass: the lower), and the less it costs. The order changes nothing but when a bound decides.
     """
     rows = model.tokenize([prompt.text for prompt in passed.prompts])
-    shared = shared_start(model, rows)
-    order = sorted(range(len(rows)), key=lambda i: -(METRIC_BOUND + abs(passed.metrics[i])) / (len(rows[i]) - shared))
+    shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False)))
+    told = [METRIC_BOUND + abs(metric) for metric in passed.metrics]
+    order = sorted(range(len(rows)), key=lambda i: -told[i] / max(1, len(rows[i]) - shared))
     return [rows[i] for i in order], [passed.metrics[i] for i in order]

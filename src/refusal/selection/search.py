@@ -117,12 +117,13 @@ class Search:
         with task("select", total=len(live), unit="candidates") as advance:
             while live:
                 limits = self._limits(rule)
-                head = min(live, key=lambda c: self._promise(c, limits))
+                live.sort(key=lambda c: self._promise(c, limits))
+                head = live[0]
                 if (step := self._next(head, limits)) is None:
                     live.remove(head)  # complete, and the best so far
                     advance(1)
                     continue
-                group = [head, *(c for c in live if c is not head and self._next(c, limits) == step)]
+                group = [c for c in live if self._next(c, limits) == step]
                 self._take(group[: self._room(step)], step)
                 limits = self._limits(rule)
                 for contender in live:
@@ -158,25 +159,32 @@ class Search:
             return self._peek("bypass", 0)
         if "kl" in unseen:
             return self._peek("kl", 0)
-        missing = [score for score in ("kl", "bypass", "induce") if not self.has(contender, score)]  # type: Score
+        order: tuple[Score, ...] = ("kl", "bypass", "induce")
+        missing = [score for score in order if not self.has(contender, score)]
         return self._rest(contender, missing[0]) if missing else None
 
     def _needed(self, contender: Contender, score: Score, limits: dict[Score, float]) -> int | None:
         """After how many prompts the bound of a score should reject, if its values go on as they began.
 
-        With mean ``m`` so far, limit ``t`` and ``w`` the value that would save it, ``j m + (n - j) w`` passes ``n t``
-        at ``j = n (t - w) / (m - w)``. ``None`` if nothing is known or the score does not fail so far.
+        As they began: with the same mean distance from the unmodified model's. ``None`` if nothing is known or the
+        score does not fail so far.
         """
         known, n, saving = contender.values[score], self.n[score], self.saving[score]
         if not known or len(known) == n:
             return None
-        span = contender.estimate(score) - saving
-        share = (limits[score] - saving) / span if span else math.inf
-        if not share < 1:
-            return None
-        grain = max(1, int(GRAIN * n))
-        least = max(len(known) + 1, math.floor(share * n) + 1)
-        return min(n, -(-least // grain) * grain)
+        unmodified = self.scorer.unmodified[score]
+        shift = (sum(known) - sum(unmodified[: len(known)])) / len(known)
+        total = sum(known)
+        for j in range(len(known), n):
+            total += unmodified[j] + shift
+            if self._misses(score, (total + (n - j - 1) * saving) / n, limits):
+                grain = max(1, int(GRAIN * n))
+                return min(n, -(-(j + 1) // grain) * grain)
+        return None
+
+    def _misses(self, score: Score, bound: float, limits: dict[Score, float]) -> bool:
+        """Whether a mean is on the wrong side: induce must reach its limit, the others must not exceed theirs."""
+        return bound < limits[score] - SLACK if score == "induce" else bound > limits[score] + SLACK
 
     def _peek(self, score: Score, layer: int) -> Step:
         return Step(score, 0, max(1, int(PEEK * self.n[score])), layer)
@@ -201,9 +209,7 @@ class Search:
         if reason := rule.reject(self.score_of(contender), self.n_layers):
             return reason
         for score in SCORES:
-            known, n, saving = contender.values[score], self.n[score], self.saving[score]
-            bound = (sum(known) + (n - len(known)) * saving) / n
-            below = saving > 0  # induce must reach its limit from below, the others stay under it
-            if known and (bound < limits[score] - SLACK if below else bound > limits[score] + SLACK):
+            known, n = contender.values[score], self.n[score]
+            if known and self._misses(score, (sum(known) + (n - len(known)) * self.saving[score]) / n, limits):
                 return score
         return None
