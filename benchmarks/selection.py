@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--sample", type=float, default=0.1, help="share of the candidates timed the paper-literal way")
+    parser.add_argument("--rounds", type=int, default=2, help="times that both ways take turns")
     parser.add_argument("--bootstrap", action="store_true", help="also time a selection with its bootstrap")
     parser.add_argument("--growth", action="store_true", help="time against candidates, prompts and prompt length")
     options = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
         if options.growth:
             growth(model, candidates, pair)
         else:
-            compare(model, candidates, pair, rule, options.sample, loaded, options.bootstrap)
+            compare(model, candidates, pair, rule, options, loaded)
 
 
 def prepare(model: ChatModel, options: argparse.Namespace) -> tuple[Candidates, PromptPair, Rule]:
@@ -85,11 +86,16 @@ def prepare(model: ChatModel, options: argparse.Namespace) -> tuple[Candidates, 
 
 
 def compare(
-    model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Rule, share: float, loaded: int, bootstrap: bool
+    model: ChatModel,
+    candidates: Candidates,
+    pair: PromptPair,
+    rule: Rule,
+    options: argparse.Namespace,
+    loaded: int,
 ) -> None:
     """Both ways in turn, and what each costs."""
     places = [(p, layer) for p in range(-candidates.n_positions, 0) for layer in range(candidates.n_layers)]
-    sample = random.Random(0).sample(places, max(2, round(share * len(places))))
+    sample = random.Random(0).sample(places, max(2, round(options.sample * len(places))))
     rate = matmul_rate(model, model.token_budget.value)
     found: list[Selection] = []
     scores: list[CandidateScore] = []
@@ -99,21 +105,21 @@ def compare(
 
     naive = Naive(model, [p.text for p in pair.harmful], [p.text for p in pair.harmless], candidates.tokens.ids)
     last_logits(model, ["Hello", "Who are you?"])  # the packing check is not selection's cost
-    model.forward_tokens = 0
-    fast = seconds(run_fast, model.device)
-    fast_tokens, fast_peak = model.forward_tokens, peak_memory(model.device)
-    naive.forward_tokens = 0
-    half = len(sample) // 2
 
     def run_naive(part: list[tuple[int, int]]) -> None:
         scores.extend(naive.score(candidates.at(*place)) for place in part)
 
-    slow = seconds(lambda: run_naive(sample[:half]), model.device)
-    fast_again = seconds(run_fast, model.device)
-    slow += seconds(lambda: run_naive(sample[half:]), model.device)
+    naive.forward_tokens = 0
+    slow, fast = 0.0, []
+    for turn in range(options.rounds):
+        model.forward_tokens = 0
+        fast.append(seconds(run_fast, model.device))
+        fast_tokens, fast_peak = model.forward_tokens, peak_memory(model.device)
+        part = sample[turn :: options.rounds]
+        slow += seconds(lambda part=part: run_naive(part), model.device)  # type: ignore[misc]
     scale = len(places) / len(sample)
-    fast_mean = (fast + fast_again) / 2
-    firm = seconds(lambda: run_fast(1000), model.device) if bootstrap else None
+    fast_mean = sum(fast) / len(fast)
+    firm = seconds(lambda: run_fast(1000), model.device) if options.bootstrap else None
 
     per_token, head = flop_per_token(model), head_flop(model)
     slow_flop = naive.forward_tokens * (per_token + head)
@@ -128,7 +134,7 @@ def compare(
         ("fast", fast_mean, fast_tokens, fast_flop),
     ):
         print(f"{name:14}{time:10.1f}{tokens:12.0f}{flop / time / 1e9:10.0f}{flop / time / rate:9.0%}")
-    print(f"ratio {slow * scale / fast_mean:.1f} (fast runs: {fast:.1f} s, {fast_again:.1f} s); "
+    print(f"ratio {slow * scale / fast_mean:.1f} (fast runs: {', '.join(f'{t:.1f} s' for t in fast)}); "
           f"with the bootstrap's extra scores {'not timed' if firm is None else f'{firm:.1f} s'}")  # fmt: skip
     print(f"peak memory {fast_peak / 1e9:.2f} GB, after loading {loaded / 1e9:.2f} GB")
     agree(model, candidates, pair, rule, found[0], scores)
@@ -142,7 +148,7 @@ def agree(
     found: Selection,
     scores: list[CandidateScore],
 ) -> None:
-    """Whether the sampled candidates' scores, all three by the fast way too, are the same, and the choice among them."""
+    """Whether all three scores of the sampled candidates are the same by the fast way, and the choice among them."""
     tokens = candidates.tokens
     harmful, harmless = (
         draw_passing(model, prompts, prompts[0].label, tokens, None, filter=False)
