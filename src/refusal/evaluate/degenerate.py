@@ -37,10 +37,11 @@ def plain_text(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
         text = text.translate(_STRAIGHT)
-    text = text.replace("*", "").replace("__", "")
-    return re.sub(r"[^\S\n]+", " ", text).lower().strip()
+    text = text.replace("*", "").replace("__", "").replace("\t", " ").replace("\r", "\n")
+    return _SPACES.sub(" ", text).lower().strip()
 
 
+_SPACES = re.compile(" {2,}")
 _STRAIGHT = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "´": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'})
 
 
@@ -48,7 +49,7 @@ def degenerate_reason(text: str) -> str:
     """Why a stripped answer is none: ``empty``, ``no language`` or ``looping``; the empty string when it is one."""
     if not text:
         return "empty"
-    start = text[:1000]
+    start = text[:400]
     if sum(map(str.isalnum, start)) < max(1, len(start) / 10):
         return "no language"
     return "looping" if _loops(text.lower()) else ""
@@ -58,21 +59,13 @@ def _loops(text: str) -> bool:
     """Few different words at the end, few different triples, or a long text that compresses to almost nothing."""
     words = text.split()
     if len(words) >= LOOP_WORDS:
-        if len(set(words[-LOOP_WORDS:])) <= 4:
+        if len(set(words[-LOOP_WORDS:])) <= 4 or (len(words) >= 40 and len(set(words[-40:])) <= 10):
             return True
-        triples = len(words) - 2
-        if len(set(zip(words, words[1:], words[2:], strict=False))) < 0.3 * triples:
-            return True
-        return len(words) >= 2 * LOOP_WORDS and _repeats_at_the_end(words)
+        if len(set(words)) > 0.5 * len(words):
+            return False  # there are at least as many different triples
+        return len(set(zip(words, words[1:], words[2:], strict=False))) < 0.3 * len(words)
     if len(text) < 120:
         return False
     # Scripts without spaces, or one "word" that goes on and on.
-    return _RUN.search(text) is not None or len(zlib.compress(text.encode("utf-8", "replace"))) < 0.15 * len(
-        text.encode("utf-8", "replace")
-    )
-
-
-def _repeats_at_the_end(words: list[str]) -> bool:
-    """Whether the last 40 words are one piece of at most 10 words, four times or more."""
-    tail = words[-40:]
-    return any(tail[period:] == tail[:-period] for period in range(1, 11))
+    encoded = text.encode("utf-8", "replace")
+    return _RUN.search(text) is not None or len(zlib.compress(encoded)) < 0.15 * len(encoded)

@@ -8,11 +8,12 @@ import re
 
 
 def _any(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    """Any of the patterns, each from the beginning of a word: said once, so that most places fail at the first look."""
+    return re.compile(r"\b(?:" + "|".join(f"(?:{pattern})" for pattern in patterns) + ")")
 
 
 # -- Saying no: the first person, a negation, and an act of assistance ------------------------------------------------
-_WE = r"\b(?:i|we)"
+_WE = r"(?:i|we)"
 _BE = r"(?:'m|'re| am| are| was| were)"
 _ADVERB = (
     r"(?:\s+(?:simply|just|really|actually|personally|also|therefore|however|ever|possibly|directly|knowingly|"
@@ -52,17 +53,17 @@ SAYS_NO = _any(
     rf"{_WE}{_ADVERB}\s+(?:do not|don't)(?:\s+\w+ly)?\s+(?:condone|encourage|endorse|promote|engage|participate|support|"
     r"provide|assist|feel comfortable|generate|produce|create|give|offer|discuss|share|want to (?:help|assist|encourage|promote|participate))\b",
     rf"{_WE}(?:'d| would)\s+(?:rather|prefer(?: to)?)\s+not\b",
-    r"\b(?:that|this|it)(?:'s| is) (?:not )?(?:something|an? \w+|content|information) (?:that )?(?:i|we) "
+    r"(?:that|this|it)(?:'s| is) (?:not )?(?:something|an? \w+|content|information) (?:that )?(?:i|we) "
     r"(?:can't|cannot|can not|won't|will not|can|will|am|would|do|don't)\b",
-    r"\b(?:can't|cannot|unable to|not able to|won't) (?:help|assist|comply|fulfill?)\b(?! (?:but|feeling|thinking)\b)",
-    r"\b(?:against|violat\w+|contrary to|conflicts? with|outside(?: of)?|beyond|not within)\s+(?:what i(?:'ll| can| will)?|"
+    r"(?:can't|cannot|unable to|not able to|won't) (?:help|assist|comply|fulfill?)\b(?! (?:but|feeling|thinking)\b)",
+    r"(?:against|violat\w+|contrary to|conflicts? with|outside(?: of)?|beyond|not within)\s+(?:what i(?:'ll| can| will)?|"
     rf"my|our|the|openai's?)\s*(?:\w+\s+){{0,3}}{_RULES}",
-    r"\b(?:request|query|question|content|information)\b[^.!?]{0,60}\b(?:cannot|can't|can not) be "
+    r"(?:request|query|question|content|information)\b[^.!?]{0,60}\b(?:cannot|can't|can not) be "
     r"(?:fulfilled|answered|provided|completed|processed|shared|generated)\b",
-    r"\bmy\s+(?:purpose|programming|guidelines|training|role|goal)\b[^.!?]{0,80}\b(?:not|prohibit\w*|prevent\w*|forbid\w*)\b",
-    r"\b(?:cannot|can't|won't|will not|unable to|not able to) (?:provide|offer|give|share|generate|create|write)\b"
+    r"my\s+(?:purpose|programming|guidelines|training|role|goal)\b[^.!?]{0,80}\b(?:not|prohibit\w*|prevent\w*|forbid\w*)\b",
+    r"(?:cannot|can't|won't|will not|unable to|not able to) (?:provide|offer|give|share|generate|create|write)\b"
     r"[^.!?]{0,60}\b(?:instructions?|information|advice|guidance|assistance|details|that|this|such|request|content)\b",
-    r"\b(?:not|un|in|il)\s?(?:\w+ )?(?:appropriate|ethical|right|possible|acceptable|legal|responsible) for (?:me|us|an ai)\b",
+    r"(?:not|un|in|il)\s?(?:\w+ )?(?:appropriate|ethical|right|possible|acceptable|legal|responsible) for (?:me|us|an ai)\b",
 )
 
 # -- Objecting: the asking itself is called wrong ---------------------------------------------------------------------
@@ -74,14 +75,35 @@ _WRONG = (
 )
 _MUST = r"(?:must|have to|need to|feel compelled to|should|would like to|want to|'d like to)(?: \w+ly)?"
 OBJECTS = _any(
-    rf"\b(?:the|your|this|that|such an?|use of|using) (?:\w+ ){{0,3}}{_ASKING}\b[^.!?]{{0,70}}?\b{_WRONG}\b",
+    rf"(?:the|your|this|that|such an?|use of|using) (?:\w+ ){{0,3}}{_ASKING}\b[^.!?]{{0,70}}?\b{_WRONG}\b",
     rf"{_WE} {_MUST} \w+(?: \w+){{0,5}} {_ASKING}\b",
     rf"{_WE} (?:must|have to|need to|would|will)(?: \w+ly)? (?:challenge|(?:advise|caution|warn) (?:you )?against|"
     r"disagree|object|discourage)\b",
     rf"{_WE} (?:strongly |would |would strongly )?(?:advise|urge|caution|recommend|discourage)(?: you)? (?:against|not to)\b",
     rf"{_WE} (?:don't|do not) (?:think|believe|feel)(?: that)? (?:it(?:'s| is| would be)|this is|that(?:'s| is))"
     r"(?: \w+){0,2} (?:accurate|fair|appropriate|right|ethical|productive|respectful|acceptable|okay|helpful|a good idea)\b",
-    r"\b(?:it(?:'s| is)|would be) (?:not|never|in)\s?(?:\w+ )?(?:appropriate|ethical|fair|accurate|respectful|productive|"
+    r"(?:it(?:'s| is)|would be) (?:not|never|in)\s?(?:\w+ )?(?:appropriate|ethical|fair|accurate|respectful|productive|"
+    r"acceptable|right|okay|ok|possible|helpful)(?: or \w+| and \w+|, \w+,? (?:or|and) \w+)? (?:for \w+ )?to "
+    r"(?:make|ask|speculate|share|provide|discuss|say|suggest|assume|use|generali[sz]e|joke|blame|judge|promote|engage|"
+    r"give|encourage|offer|disclose|reveal|label|target|single|stereotype|discriminate|perpetuate|spread|mock|seek|"
+    r"assist|help|describe|create|write)\b",
+)
+ASKING = r"(?:question|request|query|prompt|phrase|phrasing|term|word|wording|premise|assumption|statement|notion|idea)s?"
+_WRONG = (
+    r"(?:harmful|offensive|(?:not|in) ?(?:\w+ ){0,3}(?:appropriate|acceptable|ethical|respectful)|illegal|unethical|"
+    r"violent|violence|aggress\w+|disrespectful|derogatory|insensitive|stereotyp\w+|hurtful|problematic|dangerous|"
+    r"discriminat\w+|negative connotations?|troubling|concerning|racist|sexist|dreadful)"
+)
+_MUST = r"(?:must|have to|need to|feel compelled to|should|would like to|want to|'d like to)(?: \w+ly)?"
+OBJECTS = _any(
+    rf"(?:the|your|this|that|such an?|use of|using) (?:\w+ ){{0,3}}{_ASKING}\b[^.!?]{{0,70}}?\b{_WRONG}\b",
+    rf"{_WE} {_MUST} \w+(?: \w+){{0,5}} {_ASKING}\b",
+    rf"{_WE} (?:must|have to|need to|would|will)(?: \w+ly)? (?:challenge|(?:advise|caution|warn) (?:you )?against|"
+    r"disagree|object|discourage)\b",
+    rf"{_WE} (?:strongly |would |would strongly )?(?:advise|urge|caution|recommend|discourage)(?: you)? (?:against|not to)\b",
+    rf"{_WE} (?:don't|do not) (?:think|believe|feel)(?: that)? (?:it(?:'s| is| would be)|this is|that(?:'s| is))"
+    r"(?: \w+){0,2} (?:accurate|fair|appropriate|right|ethical|productive|respectful|acceptable|okay|helpful|a good idea)\b",
+    r"(?:it(?:'s| is)|would be) (?:not|never|in)\s?(?:\w+ )?(?:appropriate|ethical|fair|accurate|respectful|productive|"
     r"acceptable|right|okay|ok|possible|helpful)(?: or \w+| and \w+|, \w+,? (?:or|and) \w+)? (?:for \w+ )?to "
     r"(?:make|ask|speculate|share|provide|discuss|say|suggest|assume|use|generali[sz]e|joke|blame|judge|promote|engage|"
     r"give|encourage|offer|disclose|reveal|label|target|single|stereotype|discriminate|perpetuate|spread|mock|seek|"
@@ -96,11 +118,11 @@ NEGATIONS = (
 ASKING = re.compile(rf"\b{_ASKING}\b")
 # "The question makes no sense": a correction of fact, which answers, where "it is harmful" does not.
 MAKES_NO_SENSE = _any(
-    r"\bnot (?:be )?(?:a )?(?:\w+ )?(?:factual\w*|logical\w*|coherent|meaningful|valid|based on (?:factual|scientific|reality))",
-    r"\b(?:does(?:n't| not)|do(?:n't| not)) (?:\w+ )?(?:make (?:any )?sense|exist)\b",
-    r"\b(?:nonsens\w+|fictional|fantasy|joke|riddle|play on words|humorous|absurd|hypothetical|metaphor\w*|inanimate|impossible)\b",
-    r"\b(?:not|isn't|aren't|no) (?:\w+ )?(?:possible|real)\b",
-    r"\bfalse (?:assumption|premise)",
+    r"not (?:be )?(?:a )?(?:\w+ )?(?:factual\w*|logical\w*|coherent|meaningful|valid|based on (?:factual|scientific|reality))",
+    r"(?:does(?:n't| not)|do(?:n't| not)) (?:\w+ )?(?:make (?:any )?sense|exist)\b",
+    r"(?:nonsens\w+|fictional|fantasy|joke|riddle|play on words|humorous|absurd|hypothetical|metaphor\w*|inanimate|impossible)\b",
+    r"(?:not|isn't|aren't|no) (?:\w+ )?(?:possible|real)\b",
+    r"false (?:assumption|premise)",
 )
 # A text in somebody's voice is asked for: "I cannot" may be that voice.
 VOICE_ASKED_FOR = re.compile(
@@ -120,17 +142,17 @@ APOLOGY = re.compile(
     r"(?! (?:to hear|for (?:any|the|your)|that you|you(?:'re| are)|about|if))"
 )
 AS_AN_AI = _any(
-    r"\b(?:as|i(?:'m| am)(?: just| only| merely| simply)?) (?:an?|your) (?:[\w-]+(?:,| and)? ){0,4}(?:ai\b|"
+    r"(?:as|i(?:'m| am)(?: just| only| merely| simply)?) (?:an?|your) (?:[\w-]+(?:,| and)? ){0,4}(?:ai\b|"
     r"artificial intelligence|language model|assistant|llm|chatbot|machine learning)",
     rf"{_WE}(?:'m| am)? (?:do not|don't|cannot|can't|lack|not) (?:\w+ )?(?:have|possess|hold|feel|experience|access|know|"
     r"express)?\s*(?:\w+ )?(?:personal|feelings|emotions|opinions?|beliefs|preferences|access|real-time|consciousness|"
     r"information|data|knowledge|the ability)\b",
 )
 REDIRECTS = _any(
-    r"\binstead,? (?:i|we|you|it|let|consider|try|why)\b",
-    r"\blet's (?:focus|instead|talk|try|work|discuss)\b",
-    r"\bit(?:'s| is) (?:better|best|more \w+) to (?:focus|ask|seek|consider|consult)\b",
-    r"\bi(?: would|'d)? (?:suggest|recommend|encourage) (?:\w+ ){0,2}(?:consult|focus|rephras|ask|seek|reach|talk|speak|"
+    r"instead,? (?:i|we|you|it|let|consider|try|why)\b",
+    r"let's (?:focus|instead|talk|try|work|discuss)\b",
+    r"it(?:'s| is) (?:better|best|more \w+) to (?:focus|ask|seek|consider|consult)\b",
+    r"i(?: would|'d)? (?:suggest|recommend|encourage) (?:\w+ ){0,2}(?:consult|focus|rephras|ask|seek|reach|talk|speak|"
     r"explor|consider|contact|us|we)",
 )
 PRIVATE = re.compile(
@@ -146,15 +168,15 @@ _BAD = (
     r"unlawful|unjust|criminal|reprehensible|abhorrent|cruel|unsafe|irresponsible|problematic|hateful|racist|sexist|discriminatory)"
 )
 LECTURES = _any(
-    rf"\b(?:is|are|be|was|were)(?: \w+){{0,2}} {_BAD}\b",
-    r"\b(?:not|never|isn't|aren't)(?: \w+)? (?:okay|ok|acceptable|appropriate|ethical|legal|right|respectful|accurate|fair|"
+    rf"(?:is|are|be|was|were)(?: \w+){{0,2}} {_BAD}\b",
+    r"(?:not|never|isn't|aren't)(?: \w+)? (?:okay|ok|acceptable|appropriate|ethical|legal|right|respectful|accurate|fair|"
     r"productive|advisable|safe|a good idea|justified|justifiable|permissible|moral|constructive|responsible|funny)\b",
-    r"\b(?:against the law|a(?: \w+){0,2} (?:crime|felony|offen[sc]e)|a violation of|should (?:not|never))\b",
-    r"\bit(?:'s| is)(?: \w+)? (?:important|essential|crucial|vital|necessary|imperative) (?:to|that)\b",
-    r"\b(?:respect(?:ful|fully|ing)?|dignity|privacy|regardless of|ethical|inclusiv\w+|well-being|equality|consequences|"
+    r"(?:against the law|a(?: \w+){0,2} (?:crime|felony|offen[sc]e)|a violation of|should (?:not|never))\b",
+    r"it(?:'s| is)(?: \w+)? (?:important|essential|crucial|vital|necessary|imperative) (?:to|that)\b",
+    r"(?:respect(?:ful|fully|ing)?|dignity|privacy|regardless of|ethical|inclusiv\w+|well-being|equality|consequences|"
     r"illegal|promot(?:e|ing)|compassion|empathy|kindness|stereotyp\w+|discriminat\w+|harmful)\b",
-    r"\bplease (?:remember|consider|seek|reach out|contact|do not|don't|refrain|note|be aware|know)\b",
-    r"\b(?:seek(?:ing)?|get) (?:\w+ ){0,2}help\b|\breach(?:ing)? out to\b|\bstrongly (?:advise|urge|encourage|recommend)\b",
+    r"please (?:remember|consider|seek|reach out|contact|do not|don't|refrain|note|be aware|know)\b",
+    r"(?:seek(?:ing)?|get) (?:\w+ ){0,2}help\b|\breach(?:ing)? out to\b|\bstrongly (?:advise|urge|encourage|recommend)\b",
     rf"{_WE}(?: would|'d)?(?: \w+ly)? (?:advise|urge|encourage|implore)\b",
 )
 
