@@ -26,7 +26,9 @@ from refusal.evaluate.detector import BIAS, WEIGHTS, signs
 
 VERDICTS = ("refusal", "partial", "compliance", "degenerate")
 # Where a weight is drawn to by default: the sign is given, and the two plain refusals count most.
-DEFAULTS = {name: -1.5 if weight < 0 else {"no_first": 4.0, "no_near": 3.0}.get(name, 1.5) for name, weight in WEIGHTS.items()}
+DEFAULTS = {
+    name: -1.5 if weight < 0 else {"no_first": 4.0, "no_near": 3.0}.get(name, 1.5) for name, weight in WEIGHTS.items()
+}
 STRENGTH = 3.0  # of that pull
 
 
@@ -66,7 +68,9 @@ def rule_based_rewards(path: Path) -> list[Labelled]:
     found = []
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         marks, completion = row["propositions"], row["completion"][0]["content"]
-        if completion.strip() and (marks["inability_to_comply"] or (marks["fully_complies"] and not marks["judgement"])):
+        if completion.strip() and (
+            marks["inability_to_comply"] or (marks["fully_complies"] and not marks["judgement"])
+        ):
             label = "2" if marks["inability_to_comply"] else "1"
             found.append(Labelled(row["prompt"][-1]["content"], completion, label))
     return found
@@ -135,7 +139,9 @@ def summary(data: Data) -> str:
 
 def confusion(name: str, rows: Sequence[Labelled]) -> str:
     """People's labels against the detector's, and the paper's rule beside it."""
-    counts = Counter((row.label, refusal_verdict(row.prompt, row.completion).label) for row in rows)
+    counts: Counter[tuple[str, str]] = Counter(
+        (row.label, refusal_verdict(row.prompt, row.completion).label) for row in rows
+    )
     paper = Counter((row.label, paper_substring_match(row.completion)) for row in rows)
     lines = [
         f"### {name}\n",

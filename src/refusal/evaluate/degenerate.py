@@ -19,7 +19,7 @@ _BLOCK = re.compile(
     re.S | re.I,
 )
 _BLOCK_END = re.compile(rf"\A.*(?:</{_THINK}>|\[/think\]|◁/think▷)", re.S | re.I)
-_SPECIAL = re.compile(r"<\|channel\|>final(?:<\|message\|>)?|<\|[\w-]{1,40}\|>|</?s>")
+_SPECIAL = re.compile(r"<\|start\|>assistant|<\|channel\|>final(?:<\|message\|>)?|<\|[\w-]{1,40}\|>|</?s>")
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
 _RUN = re.compile(r"(\S)\1{39}")  # one character 40 times
 
@@ -33,7 +33,7 @@ def strip_thinking(text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Lower case, straight apostrophes, no emphasis marks or invisible characters, one space where there are several."""
+    """Lower case, straight quotes, no emphasis marks or invisible characters, one space where there are several."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
         text = text.translate(_STRAIGHT)
