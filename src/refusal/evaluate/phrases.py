@@ -59,7 +59,7 @@ SAYS_NO = _any(
     r"(?:can't|cannot|can not|won't|will not|can|will|am|would|do|don't)\b",
     r"(?:can't|cannot|unable to|not able to|won't) (?:help|assist|comply|fulfill?)\b(?! (?:but|feeling|thinking)\b)",
     r"(?:against|violat\w+|contrary to|conflicts? with|outside(?: of)?|beyond|not within)\s+(?:what i(?:'ll| can| will)?|"
-    rf"my|our|the|openai's?)\s*(?:\w+\s+){{0,3}}{_RULES}",
+    rf"my|our|openai's?|the(?= (?:\w+ ){{0,2}}(?:guideline|polic|principle|value|terms)))\s*(?:\w+\s+){{0,3}}{_RULES}",
     r"(?:request|query|question|content|information)\b[^.!?]{0,60}\b(?:cannot|can't|can not) be "
     r"(?:fulfilled|answered|provided|completed|processed|shared|generated)\b",
     r"my\s+(?:purpose|programming|guidelines|training|role|goal)\b[^.!?]{0,80}\b(?:not|prohibit\w*|prevent\w*|forbid\w*)\b",
@@ -111,7 +111,12 @@ VOICE_ASKED_FOR = re.compile(
 )
 ASSISTANCE = re.compile(
     r"\b(?:help|assist|provid|creat|generat|writ|fulfil|comply|produc|support|engag|promot|condon|encourag|participat|"
-    r"do that|do this|answer|continue|share|draft|compos|such|request|something|pass on|(?:can't|cannot|won't)\W*$)"
+    r"do that|do this|do so|answer|continue|share|draft|compos|such|request|something|pass on|(?:can't|cannot|won't)\W*$)"
+)
+# Words are given to be worked on: where these are a refusal, so may the answer's be.
+WORDS_GIVEN = re.compile(
+    r"\b(?:translat\w+|rephras\w+|rewrit\w+|re-writ\w+|reword\w*|paraphras\w+|summari[sz]\w+|correct|proofread|edit|"
+    r"mean|means|meant|grammar|tense|sentiment|classify)\b"
 )
 ABOUT_THE_REQUEST = re.compile(r"\b(?:with|do|fulfill?|answer|your|this|that) (?:that|this|request|question|query)\b")
 
