@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import reload
 
 import refusal
 from refusal import CandidateScore, ChatModel
@@ -67,3 +68,38 @@ def test_the_whole_job(real: ChatModel, tmp_path: Path) -> None:
     assert rate["harmless", "baseline"] <= 0.25
     assert rate["harmless", "ablation"] <= 0.25
     assert rate["harmless", "addition"] >= 0.75
+
+
+@pytest.fixture(scope="module")
+def exact() -> Iterator[ChatModel]:
+    """In float32, where weights and hooks must agree."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield refusal.load("embedded", dtype="float32")
+    torch.set_num_threads(before)
+
+
+def test_weights_agree_with_the_hooks_and_exports_with_the_weights(exact: ChatModel, tmp_path: Path) -> None:
+    prompts = refusal.load_prompts("builtin", seed=42)
+    texts = [prompt.text for prompt in (*prompts.test.harmful[:16], *prompts.test.harmless[:16])]
+    tokens = refusal.tokens_for(exact, prompts.train, ("I",))
+    means = refusal.collect(exact, prompts.train, n=8, filter=False, tokens=tokens, layers=17)
+    direction = refusal.difference_in_means(means).at(-1, 16)
+
+    with exact.apply(refusal.Ablate(direction)):
+        hooked = exact.generate(texts, 8)
+    adapter = refusal.export_lora(exact, direction, tmp_path / "adapter", texts)
+    assert adapter.report is not None
+    assert adapter.report.gap is not None
+    assert adapter.report.gap.logits < 1e-2
+    assert adapter.report.gap.same_argmax == 1
+
+    edited = refusal.export_model(exact, direction, tmp_path / "edited", texts[:4])
+    assert edited.report is not None
+    assert edited.report.gap is not None
+    assert edited.report.gap.logits < 1e-2
+    assert exact.generate(texts, 8) == hooked
+    some = tuple(texts[:2] + texts[-2:])
+    expected = exact.generate(some, 16)
+    assert reload(tmp_path / "edited", None, "float32", some) == expected
+    assert reload(Path(str(exact.hf.name_or_path)), tmp_path / "adapter", "float32", some) == expected

@@ -78,3 +78,11 @@ def test_skipped_blocks_pass_their_input_on_and_come_back(model: ChatModel) -> N
         assert torch.equal(block(x), x)
         raise RuntimeError
     assert "forward" not in block.__dict__
+
+
+def test_a_skipped_block_that_returns_a_tuple_still_does() -> None:
+    model = tiny_models.chat_model("falcon")
+    block = model.hf.get_submodule(model.sites.blocks[0])
+    x = torch.randn(1, 3, tiny_models.WIDTH)
+    with skipped([block], model.sites.in_tuple):
+        assert torch.equal(block(x)[0], x)

@@ -10,7 +10,7 @@ import pytest
 import saved
 import tiny_models
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from refusal import ChatModel, ChatTemplateError, ConfigError, Error, ModelLoadError, OutOfMemoryError, load
 from refusal import model as model_module
@@ -51,13 +51,14 @@ def test_a_folder_may_be_relative_or_in_the_home(source: Path, tmp_path: Path, m
 def recorded(monkeypatch: pytest.MonkeyPatch, source: Path) -> dict[str, dict[str, Any]]:
     """Have hub ids come from a folder, and keep the arguments."""
     calls: dict[str, dict[str, Any]] = {}
-    for auto in (AutoTokenizer, AutoModelForCausalLM):
+    for auto in (AutoTokenizer, AutoConfig, AutoModelForCausalLM):
         real = auto.from_pretrained
 
         def from_pretrained(
             name: str, real: Callable[..., Any] = real, key: str = auto.__name__, **options: Any
         ) -> Any:
-            calls[key] = {"name": name, **options}
+            if name == "owner/model":  # transformers asks for the config again, of the folder
+                calls[key] = {"name": name, **options}
             return real(source, **{k: v for k, v in options.items() if k != "revision"})
 
         monkeypatch.setattr(auto, "from_pretrained", from_pretrained)
@@ -69,6 +70,7 @@ def test_the_revision_is_passed_on_for_weights_and_tokenizer(source: Path, monke
     model = load("owner/model", revision="abc123")
     assert {name: call["revision"] for name, call in calls.items()} == {
         "AutoTokenizer": "abc123",
+        "AutoConfig": "abc123",
         "AutoModelForCausalLM": "abc123",
     }
     assert {call["name"] for call in calls.values()} == {"owner/model"}

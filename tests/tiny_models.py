@@ -3,11 +3,18 @@
 Gains and biases are random too, not ones and zeros, so that a mistake in their place shows.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from refusal import ChatModel
 
@@ -28,6 +35,7 @@ TEMPLATES = {"chatml": CHATML, "no-system": NO_SYSTEM, "bare": BARE}
 
 SPECIAL = ("<|pad|>", "<|bos|>", "<|start|>", "<|end|>", "<|eos|>")
 WIDTH, LAYERS, VOCABULARY = 32, 5, 272
+OMIT = object()  # a config value that this family computes itself
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -42,25 +50,195 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 4,
     "pad_token_id": 0,
 }
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"mlp_bias": True, "attention_bias": True},
-    "mistral": {"sliding_window": None},
-    "qwen2": {},
-    "qwen3": {},
-    "gemma": {},
-    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
-    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 8},
-    "phi": {"num_key_value_heads": 4},
-    "phi3": {"num_key_value_heads": 4, "sliding_window": None},
-    "olmo2": {},
-    "stablelm": {"use_qkv_bias": True},
-    "starcoder2": {"sliding_window": None},
+_EXPERTS: dict[str, Any] = {
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "intermediate_size": 48,
 }
-# Not attention over positions the caller gives: these cannot share rows.
-OTHERS: dict[str, dict[str, Any]] = {
-    "mamba": {"state_size": 4, "time_step_rank": 4},
+_LATENT: dict[str, Any] = {  # multi-head latent attention
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
+_MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 4,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}
+_FALCON: dict[str, Any] = {"head_dim": OMIT, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+_VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+    "projection_dim": 16,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What makes a tiny model of one family, and what it is like.
+
+    ``config`` is laid over the common values. With ``wrapper`` the language model sits inside a vision-language model
+    whose own config this is, and ``config`` describes the text part. ``post_norms``: a norm stands between sublayer
+    and residual add. ``recurrent``: some mixer carries a state from token to token, so rows cannot be shared.
+    ``experts``: mixture of experts. ``tied``: the head shares the embedding's weights (in this tiny model).
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    model_type: str = ""  # default: the family's name
+    wrapper: dict[str, Any] | None = None
+    post_norms: bool = False
+    recurrent: bool = False
+    experts: bool = False
+    tied: bool = False
+
+
+# Attention over positions that the caller gives: prompts can share rows.
+FAMILIES: dict[str, Family] = {
+    "llama": Family({"mlp_bias": True, "attention_bias": True}),
+    "mistral": Family({"sliding_window": None}),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "gemma": Family(tied=True),
+    "gemma2": Family({"sliding_window": 8, "query_pre_attn_scalar": 8}, post_norms=True, tied=True),
+    "gemma3_text": Family({"sliding_window": 8, "query_pre_attn_scalar": 8}, post_norms=True, tied=True),
+    "phi": Family({"num_key_value_heads": 4}),
+    "phi3": Family({"num_key_value_heads": 4, "sliding_window": None}),
+    "gpt2": Family(tied=True),
+    "gpt_neox": Family(),
+    "gpt_neox-sequential": Family({"use_parallel_residual": False}, "gpt_neox"),
+    "falcon": Family({**_FALCON, "multi_query": True, "bias": True}, tied=True),
+    "falcon-new": Family({**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, "falcon", tied=True),
+    "falcon-sequential": Family({**_FALCON, "parallel_attn": False, "multi_query": False}, "falcon", tied=True),
+    "olmo2": Family(post_norms=True),
+    "cohere": Family(tied=True),
+    "granite": Family(
+        {"residual_multiplier": 0.22, "embedding_multiplier": 12.0, "attention_multiplier": 0.3, "logits_scaling": 8.0},
+    ),
+    "stablelm": Family({"use_qkv_bias": True}),
+    "starcoder2": Family({"sliding_window": None}, tied=True),
+    "glm4": Family(post_norms=True),
+    "mixtral": Family({**_EXPERTS, "num_local_experts": 4, "sliding_window": None}, experts=True),
+    "qwen2_moe": Family({**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 16}, experts=True),
+    "qwen3_moe": Family({**_EXPERTS, "num_experts": 4, "norm_topk_prob": True, "mlp_only_layers": [1]}, experts=True),
+    "gpt_oss": Family({**_EXPERTS, "num_local_experts": 4, "sliding_window": 512}, experts=True),
+    "deepseek_v2": Family(
+        {**_EXPERTS, **_LATENT, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}, experts=True
+    ),
+    "deepseek_v3": Family(
+        {
+            **_EXPERTS,
+            **_LATENT,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 2,
+            "topk_group": 1,
+        },
+        experts=True,
+    ),
+    "glm4_moe": Family(
+        {**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}, experts=True
+    ),
+    "qwen2_5_vl": Family(
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
+        wrapper={
+            "vision_config": {**_VISION, "depth": 2, "num_heads": 2, "out_hidden_size": WIDTH, "num_hidden_layers": 2},
+            "image_token_id": 268,
+            "video_token_id": 269,
+            "vision_start_token_id": 270,
+            "vision_end_token_id": 271,
+        },
+    ),
+    "gemma3": Family(
+        {"sliding_window": 512, "query_pre_attn_scalar": 8},
+        wrapper={
+            "vision_config": {**_VISION, "model_type": "siglip_vision_model"},
+            "image_token_index": 268,
+            "boi_token_index": 269,
+            "eoi_token_index": 270,
+            "mm_tokens_per_image": 4,
+        },
+        post_norms=True,
+        tied=True,
+    ),
+    "llava": Family(
+        {"model_type": "llama"},
+        wrapper={
+            "vision_config": {**_VISION, "model_type": "clip_vision_model"},
+            "image_token_index": 268,
+            "image_seq_length": 4,
+        },
+    ),
+}
+# A state carried from token to token, alone or beside attention: prompts cannot share rows.
+OTHERS: dict[str, Family] = {
+    "mamba": Family({"state_size": 4, "time_step_rank": 4}, recurrent=True, tied=True),
+    "mamba2": Family({"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16}, recurrent=True),
+    "jamba": Family(
+        {
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 4,
+            "use_mamba_kernels": False,
+        },
+        recurrent=True,
+        experts=True,
+    ),
+    "bamba": Family({**_MAMBA, "attn_layer_indices": [1, 3]}, recurrent=True),
+    "qwen3_next": Family(
+        {
+            **_EXPERTS,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "full_attention_interval": 2,
+        },
+        recurrent=True,
+        experts=True,
+    ),
+    "falcon_h1": Family(
+        {
+            **_MAMBA,
+            "mamba_d_ssm": 64,
+            "attention_out_multiplier": 0.6,
+            "ssm_out_multiplier": 0.4,
+            "attention_in_multiplier": 0.9,
+            "embedding_multiplier": 3.0,
+            "mlp_multipliers": [0.8, 0.7],
+            "lm_head_multiplier": 0.5,
+        },
+        recurrent=True,
+    ),
+    "lfm2": Family(
+        {"full_attn_idxs": [1, 3], "conv_bias": True, "block_auto_adjust_ff_dim": False}, recurrent=True, tied=True
+    ),
 }
 SLIDING = {"mistral-sliding": ("mistral", {"sliding_window": 8})}
+ZERO_CENTRED = ("gemma", "qwen3_next")  # norms multiply by 1 + weight
+
+
+def family(name: str) -> Family:
+    """The family of that name, of either kind."""
+    return {**FAMILIES, **OTHERS}[name]
 
 
 def tokenizer(template: str | None = "chatml") -> PreTrainedTokenizerFast:
@@ -79,21 +257,45 @@ def tokenizer(template: str | None = "chatml") -> PreTrainedTokenizerFast:
 
 
 def network(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A float32 model of a family with random weights, gains and biases."""
-    if family in SLIDING:
-        family, extra = SLIDING[family]
+    """A float32 model of a family with random weights, gains and biases; ``changes`` are to the text config."""
+    family, extra = SLIDING.get(family, (family, {}))
+    kind = {**FAMILIES, **OTHERS}[family]
+    model_type = kind.model_type or family
+    values = {**_COMMON, **kind.config, **extra, **changes}
+    text = {name: value for name, value in values.items() if value is not OMIT}
+    if kind.wrapper is None:
+        config = AutoConfig.for_model(model_type, **text)
+        auto: Any = AutoModelForCausalLM
     else:
-        extra = {**FAMILIES, **OTHERS}[family]
-    config = AutoConfig.for_model(family, **{**_COMMON, **extra, **changes})
+        ends = {name: _COMMON[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        tied = {"tie_word_embeddings": kind.tied}
+        config = AutoConfig.for_model(model_type, text_config={**text, **tied}, **kind.wrapper, **tied, **ends)
+        auto = AutoModelForImageTextToText
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
     model.eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            scale = 0.3 if parameter.dim() == 1 else 1.5 / parameter.shape[-1] ** 0.5
-            centre = 1.0 if parameter.dim() == 1 and name.endswith("weight") and "gemma" not in family else 0.0
-            parameter.copy_(centre + scale * torch.randn_like(parameter))
+        for name, tensor in model.named_parameters():
+            tensor.copy_(_random(name, tensor, zero_centred=model_type.startswith(ZERO_CENTRED)))
+        for name, tensor in model.named_buffers():
+            if name.endswith("correction_bias"):  # of a router: which experts are chosen, not how much they weigh
+                tensor.copy_(0.3 * torch.randn_like(tensor))
     return model
+
+
+def _random(name: str, like: torch.Tensor, zero_centred: bool) -> torch.Tensor:
+    """Values of a size that keeps the stream of order one and lets no state-space recurrence grow."""
+    noise = torch.randn_like(like)
+    match name.rsplit(".", 1)[-1]:
+        case "A_log" | "dt_bias":  # decay rates near one; step sizes softplus(-1 ± 0.3)
+            return 0.3 * noise - (1.0 if name.endswith("dt_bias") else 0.0)
+        case "D":
+            return 1.0 + 0.3 * noise
+        case "weight" if like.dim() == 1:
+            return 0.3 * noise + (0.0 if zero_centred else 1.0)
+    if like.dim() == 1:
+        return 0.3 * noise
+    return 1.5 / float(like.shape[-1] ** 0.5) * noise
 
 
 def chat_model(family: str = "llama", template: str = "chatml", seed: int = 0, **changes: Any) -> ChatModel:

@@ -185,7 +185,7 @@ def _run_pool(
 
     def run(batch: Batch) -> list[tuple[float, Tensor | None]]:
         store: dict[int, Tensor] = {}
-        with skipped(skip):
+        with skipped(skip, model.sites.in_tuple):
             logits = read(model, batch, post_instruction_reads(model, batch, store, layers))[0]
         metrics = [math.nan] * len(logits) if skip else refusal_metric(logits, tokens.ids).tolist()
         if not layers:

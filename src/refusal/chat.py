@@ -44,16 +44,31 @@ def render(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | N
             "The tokenizer has no chat template: this looks like a base model. "
             "Use an instruction-tuned model, or set tokenizer.chat_template."
         )
-    turns = [{"role": "user", "content": instruction}]
-    if system is not None:
-        turns.insert(0, {"role": "system", "content": system})
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    except (TemplateError, ValueError, TypeError) as error:
-        what = "a system prompt" if system is not None else "a single user turn"
-        mend = "Run without --system." if system is not None else "Check the model's chat template."
-        raise ChatTemplateError(f"The chat template rejects {what} ({error}). {mend}") from error
-    return str(text)
+    refused: Exception | None = None
+    for in_parts in (False, True):  # templates of vision-language models may want content in parts
+        try:
+            text = _apply(tokenizer, instruction, system, in_parts)
+        except (TemplateError, ValueError, TypeError) as error:
+            refused = refused or error
+            continue
+        if instruction.strip() in text:
+            return text
+    if refused is None:
+        return _apply(tokenizer, instruction, system, in_parts=False)  # a template that changes what it is given
+    what = "a system prompt" if system is not None else "a single user turn"
+    mend = "Run without --system." if system is not None else "Check the model's chat template."
+    raise ChatTemplateError(f"The chat template rejects {what} ({refused}). {mend}") from refused
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None, in_parts: bool) -> str:
+    """The template's text for one user turn; content as a string or as a list of one text part."""
+    turns = [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in turns
+    ]
+    return str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    )
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

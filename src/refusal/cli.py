@@ -20,6 +20,7 @@ from refusal.interventions import Add
 from refusal.model import ChatModel, load
 from refusal.records import Direction
 from refusal.run import run as run_stages
+from refusal.weights.export import Kind, export_run
 
 INTERRUPTED = 130
 
@@ -109,6 +110,31 @@ def chat(
         display.show_notice(f"Note: this direction was found on {found.model}.")
     display.show_notice("Each line is one question by itself. /baseline  /ablate  /add ALPHA  /quit")
     _talk(chat_model, found, max_new_tokens)
+
+
+@app.command
+def export(
+    run: Annotated[Path, Parameter(help="Run folder with a direction.safetensors and a run.toml.")],
+    /,
+    *,
+    as_: Annotated[Kind, Parameter(name="--as", help="What to write.")],
+    out: Annotated[Path | None, Parameter(help="New or empty folder; default RUN/export/KIND.")] = None,
+    preserve_norm: Annotated[bool, Parameter(negative="", help="Keep the norm of what each input writes.")] = False,
+    prompts: Annotated[int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))] = 16,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write what a run has found: an edited model, a LoRA adapter for the unedited one, or the bare direction.
+
+    A model's or adapter's agreement with ablation by hooks is measured on the run's test prompts and stored with it.
+    """
+    with display.reporting(quiet, verbose):
+        result = export_run(run, as_, out or run / "export" / as_, n_prompts=prompts, preserve_norm=preserve_norm)
+    if json:
+        display.print_export(result)
+    elif not quiet:
+        display.show_export(result)
 
 
 def _talk(model: ChatModel, direction: Direction, max_new_tokens: int) -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from refusal.progress import Advance, Listener, listening
 from refusal.records import Metric, RefusalTokens, Selection, to_json
 from refusal.run import RunResult
+from refusal.weights import Exported
 
 err = Console(stderr=True)
 out = Console()
@@ -199,6 +200,33 @@ def print_json(result: RunResult) -> None:
         },
         "metrics": to_json(result.metrics),
     }
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def show_export(result: Exported) -> None:
+    """What was done to the weights, how well it agrees with the hooks, and where it is."""
+    report = result.report
+    if report is not None:
+        behind = f", {report.behind_norm} of them behind a post-norm" if report.behind_norm else ""
+        err.print(f"Projected out of {len(report.parameters)} parameters{behind}", highlight=False)
+        if report.untied:
+            err.print("  the output head was tied to the embedding and keeps the original weight", highlight=False)
+        if report.text_only:
+            err.print("  images and sounds enter the stream past these weights: measured on text", highlight=False)
+        if report.gap is not None:
+            gap = report.gap
+            err.print(
+                f"  against ablation by hooks on {gap.prompts} prompts: largest logit difference {gap.logits:.2g}, "
+                f"mean KL {gap.kl:.2g}, same next token {gap.same_argmax:.0%}",
+                highlight=False,
+            )
+    out.print(f"Exported ({result.kind}): {result.path}", highlight=False, soft_wrap=True)
+
+
+def print_export(result: Exported) -> None:
+    """The same as JSON on stdout."""
+    report = None if result.report is None else to_json(result.report)
+    value = {"kind": result.kind, "path": str(result.path), "report": report}
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

@@ -7,6 +7,8 @@
     │   ├── ModelLoadError         the model or its tokenizer cannot be loaded
     │   ├── ChatTemplateError      no chat template, or one that rejects the prompt
     │   ├── UnsupportedModelError  blocks or writers were not found or do not add up
+    │   ├── QuantisedModelError    weights that are no plain numbers cannot be edited
+    │   ├── ExportError            a folder that is not empty, or a format that cannot hold the edit
     │   ├── DirectionError         a direction of another width or model, or unreadable
     │   └── RunFolderError         a run folder of another model or version, or unwritable
     └── RunFailure                 exit code 1: the run ended with a documented failure
@@ -53,6 +55,14 @@ class ChatTemplateError(UsageError):
 
 class UnsupportedModelError(UsageError):
     """The decoder blocks or the writers to the residual stream were not found, or do not add up."""
+
+
+class QuantisedModelError(UsageError):
+    """The weights are quantised: hooks work, editing does not."""
+
+
+class ExportError(UsageError):
+    """The output folder is not empty, or the format cannot hold the edit exactly."""
 
 
 class DirectionError(UsageError):

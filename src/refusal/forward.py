@@ -10,7 +10,7 @@ up.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -245,15 +245,20 @@ def _on_device(
     return ids, positions, mask, row, last
 
 
-def _packable(model: ChatModel, longest: int) -> bool:
-    """Whether prompts may share a row; says so once where they may not."""
+def packs(model: ChatModel) -> bool:
+    """Whether prompts may share a row; measured once, and said where they may not."""
     if model.packs is None:
         model.packs = _measure_packing(model)
         if not model.packs:
             log.warning("%s: prompts cannot share a row in this model, so each gets its own (slower).", model.name)
+    return model.packs
+
+
+def _packable(model: ChatModel, longest: int) -> bool:
+    """Whether prompts up to that length may share a row."""
     config = model.hf.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return model.packs and all(window is None or longest <= window for window in windows)
+    return packs(model) and all(not window or longest <= window for window in windows)  # 0 is no window too
 
 
 def _measure_packing(model: ChatModel) -> bool:
@@ -264,13 +269,35 @@ def _measure_packing(model: ChatModel) -> bool:
     tree = _Tree()
     for i, row in enumerate(rows):
         tree.add(i, row)
-    together = _packed(model, [tree])
-    alone = [_padded(model, rows, [i]) for i in range(len(rows))]
     try:
-        packed = read(model, together)[0].float()
+        together = _packed(model, [tree])
+        # What leaks from one prompt into the next (a short convolution, a state) shows most where they part.
+        parting = next(i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
+        gap = max(_gap(model, rows, together), _gap(model, rows, together, parting))
     except (RuntimeError, ValueError, IndexError) as error:  # a mask of this shape is not taken
         log.info("packing: %s", error)
         return False
-    single = torch.cat([read(model, batch)[0] for batch in alone]).float()
-    gap = (packed - single).norm() / (single - single.mean()).norm().clamp_min(1e-12)
-    return bool(gap < (1e-3 if model.hf.dtype == torch.float32 else 5e-2))
+    return gap < logit_tolerance(model.hf.dtype)
+
+
+def rows_gap(model: ChatModel) -> float:
+    """Relative difference between the logits of a few prompts read together, as they always are, and each alone."""
+    rows = model.tokenize(_PROBES)
+    return max(_gap(model, rows, batch) for batch in layout(model, rows))
+
+
+def logit_tolerance(dtype: torch.dtype) -> float:
+    """Relative difference of logits that rounding explains."""
+    return 1e-3 if dtype == torch.float32 else 5e-2
+
+
+def _gap(model: ChatModel, rows: Sequence[Sequence[int]], batch: Batch, at: int = -1) -> float:
+    """Relative difference between a batch's logits, at token ``at`` of each prompt, and those of its prompts alone."""
+    together = read(model, _ending(batch, at))[0].float()
+    alone = torch.cat([read(model, _ending(_padded(model, rows, [i]), at))[0] for i in batch.prompts]).float()
+    return float((together - alone).norm() / (alone - alone.mean()).norm().clamp_min(1e-12))
+
+
+def _ending(batch: Batch, at: int) -> Batch:
+    """The batch with token ``at`` of each prompt as its last."""
+    return replace(batch, last=torch.stack([path[at] for path in batch.paths]).to(batch.last.device))

@@ -27,8 +27,15 @@ _ROWS_APART = (DynamicLayer, DynamicSlidingWindowLayer)
 
 def complete(model: ChatModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate") -> list[str]:
     """Greedy completions of ``instructions``, in their order; special tokens are dropped from the text."""
-    rows = model.tokenize(instructions)
-    texts = [""] * len(rows)
+    outputs = complete_rows(model, model.tokenize(instructions), max_new_tokens, name)
+    return [str(model.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
+
+
+def complete_rows(
+    model: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, name: str = "generate"
+) -> list[list[int]]:
+    """Greedy continuations of token ids, in their order, the ending token left out."""
+    found: list[list[int]] = [[] for _ in rows]
     ends = end_tokens(model)
     length = max((len(row) for row in rows), default=0) + max_new_tokens
     fits = row_budget(model.device, length * _cache_bytes_per_token(model))
@@ -55,8 +62,8 @@ def complete(model: ChatModel, instructions: Sequence[str], max_new_tokens: int,
 
         for indices, outputs in batched([len(row) for row in rows], size, run):
             for i, output in zip(indices, outputs, strict=True):
-                texts[i] = str(model.tokenizer.decode(output, skip_special_tokens=True))
-    return texts
+                found[i] = output
+    return found
 
 
 def end_tokens(model: ChatModel) -> list[int]:

@@ -16,10 +16,10 @@ EditFunction = Callable[[Tensor], Tensor | None]
 
 @dataclass(frozen=True)
 class Edit:
-    """Read or replace the hidden states at one side of a module."""
+    """Read or replace the hidden states at one side of a module; ``result`` is all that it returns, tuple or not."""
 
     module: nn.Module
-    side: Literal["input", "output"]
+    side: Literal["input", "output", "result"]
     fn: EditFunction
 
 
@@ -33,24 +33,33 @@ def hooked(edits: Iterable[Edit]) -> Iterator[None]:
         for edit in edits:
             if edit.side == "input":
                 handle = edit.module.register_forward_pre_hook(_input_hook(edit.fn), with_kwargs=True)
-            else:
+            elif edit.side == "output":
                 handle = edit.module.register_forward_hook(_output_hook(edit.fn))
+            else:
+                handle = edit.module.register_forward_hook(_result_hook(edit.fn))
             stack.callback(handle.remove)
         yield
 
 
 @contextmanager
-def skipped(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Make ``modules`` return their hidden states unchanged for the duration of the block."""
+def skipped(modules: Iterable[nn.Module], in_tuple: bool = False) -> Iterator[None]:
+    """Make ``modules`` return their hidden states unchanged for the duration of the block.
+
+    ``in_tuple``: their callers expect a tuple whose first entry is the hidden states (Falcon, Bamba).
+    """
     with ExitStack() as stack:
         for module in modules:
             stack.callback(_restore_forward, module, module.__dict__.get("forward"))
-            module.forward = _pass_through
+            module.forward = _pass_through_in_tuple if in_tuple else _pass_through
         yield
 
 
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
+
+
+def _pass_through_in_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    return hidden_states, None
 
 
 def _restore_forward(module: nn.Module, own: Any) -> None:
@@ -76,6 +85,13 @@ def _output_hook(fn: EditFunction) -> Callable[..., Any]:
         if isinstance(output, tuple):  # attention returns (hidden states, weights)
             new = fn(output[0])
             return None if new is None else (new, *output[1:])
+        return fn(output)
+
+    return hook
+
+
+def _result_hook(fn: EditFunction) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return fn(output)
 
     return hook

@@ -60,8 +60,8 @@ class AblateEach:
             _check_width(direction, sites)
         units = _Placed(torch.stack([direction.vector.float() for direction in self.directions])[:, None])
 
-        def clean(x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
-            groups = x.unflatten(0, (len(self.directions), -1)).flatten(1, 2)  # (direction, row * token, d_model)
+        def clean(x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+            groups = x.unflatten(0, (len(self.directions), -1)).flatten(1, -2)  # (direction, row * token, d_model)
             return project_out(groups, units.beside(x)).view_as(x)
 
         return _everywhere(model, sites, clean)

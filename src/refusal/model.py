@@ -5,15 +5,27 @@ A model is named by a hub id, a local folder, a ``.gguf`` file, or ``embedded`` 
 
 import hashlib
 import inspect
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
 
 from refusal import embedded
 from refusal.batches import BUSY_ROWS, BatchSize, is_out_of_memory, token_budget
@@ -178,8 +190,11 @@ def load(
     try:
         with bars_as_tasks(), task("load the model", total=0, unit=""):
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            if not tokenizer.chat_template:
+                tokenizer.chat_template = _processor_template(source, options)
             find_format(tokenizer, system)  # a base model is refused before its weights are read
-            hf = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
+            auto = _auto_class(source, options)
+            hf = auto.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
             if device_map is None:
                 hf.to(where)  # type: ignore[arg-type]  # transformers wraps the signature away
     except LOAD_ERRORS as error:
@@ -213,6 +228,28 @@ def _resolve(name: str) -> str:
             f"{name!r} is neither a folder, a .gguf file nor a hub id (owner/name). Check it, or use `embedded`."
         )
     return name
+
+
+def _auto_class(source: str, options: dict[str, str]) -> Any:
+    """Language models as they are; a vision-language model whole, used through its language model."""
+    config = AutoConfig.from_pretrained(source, **options)
+    wrapper = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+
+
+def _processor_template(source: str, options: dict[str, str]) -> str | None:
+    """The chat template that older vision-language checkpoints keep with their image processor, if there is one."""
+    file = cached_file(
+        source,
+        "chat_template.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **options,
+    )
+    if file is None:
+        return None
+    template = json.loads(Path(file).read_text(encoding="utf-8")).get("chat_template")
+    return template if isinstance(template, str) else None
 
 
 def _device(device: str) -> torch.device:

@@ -73,7 +73,7 @@ def run(config: RunConfig, out: str | Path, *, until: str = "evaluate", model: C
     prompts = load_prompts(
         config.prompts, seed=config.seed, dedup=config.dedup, data_dir=config.data_dir, column=config.column
     )
-    model = model or _load(config)
+    model = model or load_for(config)
     folder.begin(config, model, prompts)
 
     tokens = _tokens(folder, config, model, prompts)
@@ -91,7 +91,8 @@ def run(config: RunConfig, out: str | Path, *, until: str = "evaluate", model: C
     return replace(result, metrics=_evaluate(folder))
 
 
-def _load(config: RunConfig) -> ChatModel:
+def load_for(config: RunConfig) -> ChatModel:
+    """The model that a run's configuration names."""
     return load(
         config.model,
         revision=config.revision,

@@ -1,32 +1,30 @@
 """Find the decoder blocks and every writer to the residual stream, by measurement rather than by name.
 
-A few tokens go through the model. The block list is the ``ModuleList`` whose members hand their output on unchanged;
-a block's writers are those of its children whose outputs add up, with the block's input, to the block's output.
-Behind a post-norm (Gemma-2/3, OLMo-2) that is the norm, because its output is what is added.
+A few tokens go through the model. The block list is the one whose members hand their output on unchanged; a block's
+writers are those modules inside it whose outputs, each perhaps times a constant, add up with the block's input to its
+output. Behind a post-norm (Gemma-2/3, OLMo-2) that is the norm, because its output is what is added.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from refusal.decompose import MAX_TENSORS, NOTHING, Fit, add_up, explain
 from refusal.errors import UnsupportedModelError
-from refusal.hooks import Edit, hooked
-
-MAX_CHILDREN = 10  # of a block, with an output as wide as the stream; more would make the subset search slow
-PROBE_TOKENS = 8
+from refusal.probe import Trace, find_blocks, run_probe
 
 
 @dataclass(frozen=True)
 class Sites:
     """Names of the modules that make, write and read the residual stream.
 
-    ``writers[l]`` are the children of block ``l`` whose outputs are added to the stream. ``error`` is the largest
-    relative error of "input plus writes equals output" over blocks and probe tokens.
+    ``writers[l]`` are the modules of block ``l`` whose outputs are added to the stream, in the order in which they run.
+    ``multipliers`` holds the constants that outputs are multiplied with before they are added, by writer, where that is
+    not 1. ``error`` is the largest relative error of "input plus writes equals output" over blocks and probe tokens.
+    ``in_tuple``: blocks return their output as the first of a tuple.
     """
 
     embedding: str
@@ -35,11 +33,50 @@ class Sites:
     head: str
     d_model: int
     error: float
+    multipliers: dict[str, float] = field(default_factory=dict)
+    in_tuple: bool = False
 
     @property
     def n_layers(self) -> int:
         """Number of decoder blocks."""
         return len(self.blocks)
+
+    @property
+    def kinds(self) -> dict[tuple[str, ...], int]:
+        """The writers of each kind of block, as ``describe`` shows them, and how many blocks are of that kind."""
+        counts: dict[tuple[str, ...], int] = {}
+        for layer in range(self.n_layers):
+            kind = self.describe(layer)
+            counts[kind] = counts.get(kind, 0) + 1
+        return counts
+
+    def describe(self, layer: int) -> tuple[str, ...]:
+        """The writers of a block by their names inside it, with their multipliers: ``("0.22 x self_attn", …)``."""
+        block = self.blocks[layer]
+        return tuple(
+            f"{self.multipliers[name]:.4g} x {_inside(name, block)}"
+            if name in self.multipliers
+            else _inside(name, block)
+            for name in self.writers[layer]
+        )
+
+    def measure(self, model: PreTrainedModel) -> "SiteReport":
+        """How far the input of block 0 plus the sum of all writes is from the stream, at every block input and the end.
+
+        Raises:
+            UnsupportedModelError: a writer gives no hidden states.
+        """
+        trace = run_probe(model, self.blocks, {name for block in self.writers for name in block})
+        stream = trace.inputs[0]
+        errors = [0.0]
+        for layer, names in enumerate(self.writers):
+            silent = [name for name in names if name not in trace.outputs]
+            if silent:
+                raise UnsupportedModelError(f"The writer {silent[0]} gives no hidden states. {_OVERRIDE}")
+            writes = [trace.outputs[name].view_as(stream) * self.multipliers.get(name, 1.0) for name in names]
+            stream, error = add_up(stream, writes, trace.after(layer))
+            errors.append(error)
+        return SiteReport(errors=tuple(errors), tolerance=_tolerance(stream.dtype))
 
     def verify(self, model: PreTrainedModel) -> "SiteReport":
         """Check that the input of block 0 plus the sum of all writes is the stream at every block input and the end.
@@ -47,29 +84,20 @@ class Sites:
         Raises:
             UnsupportedModelError: the sums do not add up.
         """
-        trace = _trace(model, self.blocks, {name for block in self.writers for name in block})
-        stream = trace.inputs[0]  # summed in the model's own dtype, so that both sides round alike
-        errors = [0.0]
-        for layer, names in enumerate(self.writers):
-            for name in names:
-                stream = stream + trace.outputs[name]
-            errors.append(_relative_error(stream, trace.block_outputs[layer]))
-        tolerance = _tolerance(stream.dtype)
-        report = SiteReport(errors=tuple(errors), tolerance=tolerance)
+        report = self.measure(model)
         if not report.ok:
-            worst = max(range(len(errors)), key=errors.__getitem__)
+            worst = next(i for i, error in enumerate(report.errors) if error > report.tolerance)
+            where = f"the input of block {worst}" if worst < self.n_layers else "the end"
             raise UnsupportedModelError(
-                f"The writes found do not add up to the residual stream: relative error {errors[worst]:.2g} at the "
-                f"input of block {worst} (limit {tolerance:.0e}). Name the writers yourself with find_sites(model, "
-                f"blocks=..., writers=...)."
+                f"The writes found do not add up to the residual stream: relative error {report.errors[worst]:.2g} at "
+                f"{where} (limit {report.tolerance:.0e}). {_OVERRIDE}"
             )
         return report
 
     def __str__(self) -> str:
-        kinds = sorted({tuple(_child_name(n, b) for n in w) for w, b in zip(self.writers, self.blocks, strict=True)})
         return (
             f"{self.n_layers} blocks {self.blocks[0]} … {self.blocks[-1]}, d_model {self.d_model}, writers per block: "
-            f"{' | '.join(' + '.join(kind) for kind in kinds)}; additive to {self.error:.1e}"
+            f"{' | '.join(' + '.join(kind) for kind in sorted(self.kinds))}; additive to {self.error:.1e}"
         )
 
 
@@ -90,9 +118,10 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
     """Find and verify the blocks and writers of a decoder-only language model.
 
     Args:
-        model: any transformers decoder-only model.
+        model: any transformers decoder-only model, also inside a vision-language wrapper.
         blocks: path of the block list ("model.layers"), when discovery cannot tell.
-        writers: names of the writing children inside a block ("self_attn", "mlp"), likewise.
+        writers: names of the writing modules inside a block ("self_attn", "mlp.down_proj"), likewise. A block may lack
+            some of them; those that it has must add up.
 
     Raises:
         UnsupportedModelError: says what was found and what does not add up.
@@ -104,13 +133,23 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
             f"{type(model).__name__} has no token embedding or no output head: it is not a causal language model. "
             "Give a decoder-only chat model."
         )
-    block_names = _find_blocks(model, blocks)
-    trace = _trace(model, block_names, set(_children(model, block_names)))
-    found, worst = [], 0.0
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{type(model).__name__} has an encoder. Give a decoder-only chat model.")
+    block_names = find_blocks(model, blocks)
+    wanted = set(writers) if writers is not None else None
+    trace = run_probe(model, block_names, _modules(model, block_names, wanted, depth=1))
+    deeper: Trace | None = None
+    found, multipliers, worst = [], {}, 0.0
     for layer, block in enumerate(block_names):
-        chosen, error = _find_writers(trace, layer, block, writers)
-        found.append(chosen)
-        worst = max(worst, error)
+        names_here, fit = _find_writers(trace, layer, block, wanted)
+        if fit.error > _tolerance(trace.inputs[layer].dtype) and wanted is None:
+            # The residual may be added inside a child (BLOOM).
+            deeper = deeper or run_probe(model, block_names, _modules(model, block_names, None, depth=2))
+            names_here, fit = _find_writers(deeper, layer, block, None, otherwise=(names_here, fit))
+        _check(trace, layer, block, names_here, fit)
+        found.append(names_here)
+        multipliers.update({n: m for n, m in zip(names_here, fit.multipliers, strict=True) if m != 1.0})
+        worst = max(worst, fit.error)
     return Sites(
         embedding=names[id(embedding)],
         blocks=block_names,
@@ -118,109 +157,75 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
         head=names[id(head)],
         d_model=trace.inputs[0].shape[-1],
         error=worst,
+        multipliers=multipliers,
+        in_tuple=trace.in_tuple,
     )
 
 
-@dataclass
-class _Trace:
-    """Hidden states of one probe pass, on the CPU, in the model's own dtype."""
+_OVERRIDE = "Name the writers yourself with find_sites(model, blocks=..., writers=[...]) or --blocks and --writers."
 
-    inputs: dict[int, Tensor]
-    block_outputs: dict[int, Tensor]
-    outputs: dict[str, Tensor]
+Found = tuple[tuple[str, ...], Fit]
 
 
-def _find_blocks(model: PreTrainedModel, path: str | None) -> tuple[str, ...]:
-    """Names of the blocks: the longest chain in which each member's output is the next one's input."""
-    lists = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and (name == path if path is not None else len(module) > 0)
-    }
-    described = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in lists.items())
-    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    for name, module in sorted(lists.items(), key=lambda item: -len(item[1])):
-        if path is None and n_layers is not None and len(module) != n_layers:
-            continue
-        members = tuple(f"{name}.{i}" for i in range(len(module)))
-        trace = _trace(model, members, set())
-        if len(trace.inputs) != len(members):
-            continue
-        chained = (torch.equal(trace.block_outputs[i], trace.inputs[i + 1]) for i in range(len(members) - 1))
-        if all(chained):
-            return members
-    raise UnsupportedModelError(
-        f"No chain of decoder blocks was found in {type(model).__name__}; module lists: {described or 'none'}. "
-        'Name the list yourself: find_sites(model, blocks="model.layers"), or --blocks on the command line.'
-    )
+def _modules(model: PreTrainedModel, blocks: Sequence[str], wanted: set[str] | None, depth: int) -> list[str]:
+    """Names of the modules that may write: down to a depth inside each block, or those wanted.
+
+    Dropout is left out, since in use it passes its input on.
+    """
+    names = []
+    for block in blocks:
+        for name, module in model.get_submodule(block).named_modules():
+            fits = name in wanted if wanted is not None else name and name.count(".") < depth
+            if fits and not isinstance(module, (nn.Dropout, nn.Identity)):
+                names.append(f"{block}.{name}")
+    return names
 
 
-def _children(model: PreTrainedModel, blocks: Sequence[str]) -> list[str]:
-    """Names of the children that may write: all but dropout, which passes its input on."""
-    return [
-        f"{block}.{child}"
-        for block in blocks
-        for child, module in model.get_submodule(block).named_children()
-        if not isinstance(module, (nn.Dropout, nn.Identity))
-    ]
-
-
-def _find_writers(trace: _Trace, layer: int, block: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], float]:
-    """The subset of children whose outputs explain the block's change best, and its relative error."""
+def _find_writers(
+    trace: Trace, layer: int, block: str, wanted: set[str] | None, otherwise: Found = ((), NOTHING)
+) -> Found:
+    """The modules of a block that explain its change, in running order; ``otherwise`` if there are too many to try."""
     start, end = trace.inputs[layer], trace.block_outputs[layer]
-    children = [name for name, out in trace.outputs.items() if name.startswith(f"{block}.") and out.shape == end.shape]
-    if wanted is not None:
-        names = tuple(f"{block}.{child}" for child in wanted if f"{block}.{child}" in children)
-        subsets = [names]
-    elif len(children) > MAX_CHILDREN:
-        raise UnsupportedModelError(
-            f"Block {block} has {len(children)} children as wide as the stream, too many to search. "
-            "Name the writers yourself: find_sites(model, writers=[...])."
-        )
+    names = _candidates(trace, layer, block)
+    if len(names) > MAX_TENSORS and wanted is None:
+        return otherwise
+    writes = [trace.outputs[name].view_as(end) for name in names]
+    # What a module adds up from its own parts is not added to the stream beside them.
+    nested = [(i, j) for i, outer in enumerate(names) for j, inner in enumerate(names) if inner.startswith(f"{outer}.")]
+    chosen = explain(start, end, writes, _tolerance(start.dtype), everything=wanted is not None, apart=nested)
+    return tuple(names[i] for i in chosen.indices), chosen
+
+
+def _candidates(trace: Trace, layer: int, block: str) -> list[str]:
+    """Modules as wide as the stream, in running order; of those with the same output the outermost."""
+    end = trace.block_outputs[layer]
+    kept: list[str] = []
+    for name, output in trace.outputs.items():
+        wide = output.shape[-1:] == end.shape[-1:] and output.numel() == end.numel()  # rows may be flattened (Llama-4)
+        if not name.startswith(f"{block}.") or not wide:
+            continue
+        inner = [other for other in kept if other.startswith(f"{name}.")]
+        same = [other for other in inner if torch.equal(trace.outputs[other].flatten(), output.flatten())]
+        kept = [other for other in kept if other not in same]
+        kept.append(name)
+    return kept
+
+
+def _check(trace: Trace, layer: int, block: str, names: tuple[str, ...], fit: Fit) -> None:
+    """Refuse a block whose change is not explained, and say what comes nearest."""
+    tolerance = _tolerance(trace.inputs[layer].dtype)
+    if fit.error <= tolerance:
+        return
+    candidates = _candidates(trace, layer, block)
+    shown = ", ".join(_inside(name, block) for name in candidates) or "none"
+    if names:
+        closest = f"the closest is {' + '.join(_inside(n, block) for n in names)}, relative error {fit.error:.2g}"
     else:
-        subsets = [c for size in range(1, len(children) + 1) for c in combinations(children, size)]
-    # Summed in the model's dtype and in the order in which they ran, so that both sides round alike.
-    errors = {s: _relative_error(sum((trace.outputs[n] for n in s), start=start), end) for s in subsets}
-    best = min(errors, key=lambda s: (errors[s], len(s)), default=())
-    if not best or errors[best] > _tolerance(start.dtype):
-        shown = ", ".join(name.removeprefix(f"{block}.") for name in children) or "none"
-        closest = f"closest: {' + '.join(_child_name(n, block) for n in best)}, " if best else ""
-        raise UnsupportedModelError(
-            f"The writes of block {block} do not add up: of its children as wide as the stream ({shown}) no subset "
-            f"explains its output ({closest}relative error {errors.get(best, float('nan')):.2g}, limit "
-            f"{_tolerance(start.dtype):.0e}). Name them yourself: find_sites(model, writers=[...]) or --writers."
-        )
-    return best, errors[best]
-
-
-def _trace(model: PreTrainedModel, blocks: Sequence[str], children: set[str]) -> _Trace:
-    """Run the probe tokens and keep block inputs, block outputs and the outputs of ``children``."""
-    trace = _Trace({}, {}, {})
-    edits = []
-    for layer, block in enumerate(blocks):
-        module = model.get_submodule(block)
-        edits.append(Edit(module, "input", _keep(trace.inputs, layer)))
-        edits.append(Edit(module, "output", _keep(trace.block_outputs, layer)))
-    edits += [Edit(model.get_submodule(name), "output", _keep(trace.outputs, name)) for name in sorted(children)]
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.arange(1, PROBE_TOKENS + 1).mul(7919).remainder(vocabulary)[None]
-    with torch.inference_mode(), hooked(edits):
-        model(input_ids=ids.to(model.device), use_cache=False)
-    return trace
-
-
-def _keep(store: dict[Any, Tensor], key: Any) -> Any:
-    def keep(x: Any) -> None:
-        if isinstance(x, Tensor):
-            store[key] = x.detach().to("cpu", copy=True)
-
-    return keep
-
-
-def _relative_error(found: Tensor, true: Tensor) -> float:
-    """Largest ``|found - true| / |true|`` over tokens."""
-    difference = (found.double() - true.double()).norm(dim=-1)
-    return float((difference / true.double().norm(dim=-1).clamp_min(1e-12)).max())
+        closest = "too many to try" if len(candidates) > MAX_TENSORS else "none to try"
+    raise UnsupportedModelError(
+        f"The writes of block {block} do not add up: of its modules as wide as the stream ({shown}) no combination "
+        f"explains its output ({closest}; limit {tolerance:.0e}). {_OVERRIDE}"
+    )
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -228,5 +233,5 @@ def _tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype in (torch.float32, torch.float64) else 1e-2
 
 
-def _child_name(name: str, block: str) -> str:
+def _inside(name: str, block: str) -> str:
     return name.removeprefix(f"{block}.")

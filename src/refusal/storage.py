@@ -7,17 +7,20 @@ never leaves half a file behind.
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from refusal.errors import StorageError
+from refusal.errors import ExportError, StorageError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -33,17 +36,65 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, keys in the order given; NaN is refused, since JSON has none."""
-    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON value a line; NaN is refused."""
-    _write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def write_toml(path: Path, value: Mapping[str, Any]) -> None:
     """Write TOML; ``None`` values are left out, since TOML has none."""
-    _write_text(path, tomli_w.dumps({key: item for key, item in value.items() if item is not None}))
+    write_text(path, tomli_w.dumps({key: item for key, item in value.items() if item is not None}))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text."""
+    _replace(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def new_folder(path: Path, needed: int) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its name at the end of the block: all of it or nothing.
+
+    Args:
+        path: must not exist, or be an empty folder.
+        needed: bytes that will be written; checked against what is free.
+
+    Raises:
+        ExportError: there is something at ``path``.
+        StorageError: not enough room, or the folder cannot be written.
+    """
+    check_room(path, needed)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+            filled = Path(temporary) / "folder"
+            filled.mkdir()
+            yield filled
+            if path.is_dir():
+                path.rmdir()
+            filled.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{path} could not be written ({error}). Free some space or give another folder with --out."
+        ) from error
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Make sure that a folder of ``needed`` bytes can be made at ``path``. Raises as ``new_folder`` does."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ExportError(f"{path} exists and is not an empty folder. Give another --out, or delete it.")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise ExportError(f"{nearest} is a file. Give another --out.")
+    free = shutil.disk_usage(nearest).free
+    if free < needed:
+        raise StorageError(
+            f"{path} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {nearest}. "
+            "Free some space or give a folder on another disk with --out."
+        )
 
 
 def remove(path: Path) -> None:
@@ -63,10 +114,6 @@ def file_sha256(path: Path) -> str:
 def cache_root() -> Path:
     """Folder for converted models and downloads: ``$REFUSAL_CACHE``, else the platform's user cache."""
     return Path(os.environ.get("REFUSAL_CACHE") or user_cache_path("refusal"))
-
-
-def _write_text(path: Path, text: str) -> None:
-    _replace(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 def _replace(path: Path, write: Callable[[str], object]) -> None:

@@ -160,7 +160,7 @@ class Scorer:
         start = torch.cat([Add(direction)(inputs) for direction in directions])
         start_here = Edit(blocks[layer], "input", lambda x: start.to(x.device))
         self.model.forward_tokens -= len(directions) * batch.ids.numel() * layer // len(blocks)  # only what is run
-        with skipped(blocks[:layer]):
+        with skipped(blocks[:layer], self.model.sites.in_tuple):
             return read(self.model, batch, [start_here], len(directions))
 
 

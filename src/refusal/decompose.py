@@ -1,0 +1,150 @@
+"""Which of several tensors, added up, explain a change of the residual stream: pure functions of tensors.
+
+The plain sum is tried first; where none explains the change, each tensor may have a multiplier (Granite, Falcon-H1),
+found by least squares.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_TENSORS = 12  # 4095 subsets
+MOST_WRITES = 4  # with multipliers; a block has attention, a second mixer, an MLP and perhaps one more
+TRIED = 8  # of the subsets nearest by least squares, summed for real
+EXACT = 1e-6  # relative: nothing but the order of a float32 sum
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The tensors that explain a change (by index, in the order given), their multipliers and the relative error."""
+
+    indices: tuple[int, ...]
+    multipliers: tuple[float, ...]
+    error: float
+
+
+NOTHING = Fit((), (), float("inf"))
+
+
+def explain(
+    start: Float[Tensor, "*token d_model"],
+    end: Float[Tensor, "*token d_model"],
+    writes: Sequence[Float[Tensor, "*token d_model"]],
+    tolerance: float,
+    everything: bool = False,
+    apart: Collection[tuple[int, int]] = (),
+) -> Fit:
+    """The smallest set of ``writes`` that takes ``start`` to ``end``.
+
+    Args:
+        start: the stream before.
+        end: the stream after.
+        writes: what may have been added, in the order in which it was computed; at most ``MAX_TENSORS``.
+        tolerance: relative error up to which a set explains the change.
+        everything: consider only the set of all ``writes``.
+        apart: pairs of which a set may hold only one.
+    """
+    if not writes:
+        return NOTHING
+    size = end.double().norm(dim=-1, keepdim=True).clamp_min(1e-12)  # every token counts alike
+    change = ((end.double() - start.double()) / size).flatten()
+    parts = torch.stack([(write.double() / size).flatten() for write in writes])
+    gram, inner, total = parts @ parts.T, parts @ change, float(change @ change)
+    n = len(writes)
+    if everything:
+        subsets = [tuple(range(n))]
+    else:
+        every = (subset for size in range(1, n + 1) for subset in combinations(range(n), size))
+        subsets = [subset for subset in every if not any(a in subset and b in subset for a, b in apart)]
+    plain = min((_plain(start, end, writes, s) for s in _nearest(subsets, gram, inner, total)), key=_rank)
+    if plain.error <= EXACT:
+        return plain
+    fitted = _least_squares(
+        start, end, writes, [s for s in subsets if everything or len(s) <= MOST_WRITES], gram, inner
+    )
+    # A rounded sum in half precision may come near by chance: multipliers must be clearly better to be believed.
+    return plain if plain.error <= tolerance and plain.error <= 3 * fitted.error else min(fitted, plain, key=_rank)
+
+
+def add_up(
+    start: Float[Tensor, "*token d_model"],
+    writes: Sequence[Float[Tensor, "*token d_model"]],
+    end: Float[Tensor, "*token d_model"],
+) -> tuple[Float[Tensor, "*token d_model"], float]:
+    """``start`` plus all ``writes``, and its relative error against ``end``.
+
+    Summed in the tensors' own dtype and in the order that fits best (one after another, or the first few to each other
+    before they join the stream, as parallel blocks do), so that both sides round alike.
+    """
+    sums = []
+    for together in range(1, len(writes) + 1):
+        joined = sum(writes[1:together], start=writes[0])
+        sums.append(sum(writes[together:], start=start + joined))
+    if not sums:
+        return start, relative_error(start, end)
+    errors = [relative_error(total, end) for total in sums]
+    best = min(range(len(sums)), key=errors.__getitem__)
+    return sums[best], errors[best]
+
+
+def relative_error(found: Float[Tensor, "*token d_model"], true: Float[Tensor, "*token d_model"]) -> float:
+    """Largest ``|found - true| / |true|`` over tokens; infinite if either is not finite."""
+    difference = (found.double() - true.double()).norm(dim=-1)
+    error = float((difference / true.double().norm(dim=-1).clamp_min(1e-12)).max())
+    return error if error == error else float("inf")
+
+
+def _rank(fit: Fit) -> tuple[float, int]:
+    return fit.error, len(fit.indices)
+
+
+def _nearest(subsets: Sequence[tuple[int, ...]], gram: Tensor, inner: Tensor, total: float) -> list[tuple[int, ...]]:
+    """The few subsets whose plain sum leaves the least of the change."""
+    masks = torch.zeros(len(subsets), len(inner), dtype=torch.float64)
+    for row, subset in enumerate(subsets):
+        masks[row, list(subset)] = 1.0
+    left = total - 2 * masks @ inner + ((masks @ gram) * masks).sum(-1)
+    return [subsets[i] for i in left.argsort()[:TRIED].tolist()]
+
+
+def _plain(start: Tensor, end: Tensor, writes: Sequence[Tensor], subset: tuple[int, ...]) -> Fit:
+    return Fit(subset, (1.0,) * len(subset), add_up(start, [writes[i] for i in subset], end)[1])
+
+
+def _least_squares(
+    start: Tensor,
+    end: Tensor,
+    writes: Sequence[Tensor],
+    subsets: Sequence[tuple[int, ...]],
+    gram: Tensor,
+    inner: Tensor,
+) -> Fit:
+    """The smallest subset that explains the change about as well as any does, each tensor with a multiplier."""
+    fits = []
+    for subset in subsets:
+        index = list(subset)
+        solved = torch.linalg.lstsq(gram[index][:, index], inner[index, None]).solution[:, 0]
+        explained = float(inner[index] @ solved)
+        fits.append((explained, subset, solved.tolist()))
+    fits.sort(key=lambda fit: -fit[0])
+    tried = [_rounded(start, end, writes, subset, solved) for _, subset, solved in fits[:TRIED]]
+    best = min(fit.error for fit in tried)
+    # More tensors always fit a little better.
+    return min((fit for fit in tried if fit.error <= 3 * best + EXACT), key=lambda fit: (len(fit.indices), fit.error))
+
+
+def _rounded(
+    start: Tensor, end: Tensor, writes: Sequence[Tensor], subset: tuple[int, ...], solved: Sequence[float]
+) -> Fit:
+    """The fit with its multipliers at the number of digits that fits best: those of a config are short numbers."""
+    best = NOTHING
+    for digits in range(2, 10):
+        multipliers = tuple(float(f"{value:.{digits}g}") for value in solved)
+        scaled = [writes[i] * multiplier for i, multiplier in zip(subset, multipliers, strict=True)]
+        fit = Fit(subset, multipliers, add_up(start, scaled, end)[1])
+        best = min(best, fit, key=lambda fit: fit.error)
+    return best

@@ -1,0 +1,123 @@
+"""Run a few tokens through a model, keep what enters and leaves its blocks, and find the block list that way."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from refusal.batches import is_out_of_memory
+from refusal.errors import UnsupportedModelError
+from refusal.hooks import Edit, hooked
+
+PROBE_TOKENS = 8
+
+
+@dataclass
+class Trace:
+    """Hidden states of one pass, on the CPU, in the model's own dtype; each ``(1, token, d_model)``.
+
+    ``inputs`` and ``block_outputs`` by layer; ``outputs`` by module name, in the order in which the modules ran;
+    ``in_tuple``: whether blocks return their output as the first of a tuple.
+    """
+
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    block_outputs: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    in_tuple: bool = False
+
+    def after(self, layer: int) -> Tensor:
+        """The stream after a block: the input of the next one, or the output of the last."""
+        return self.inputs.get(layer + 1, self.block_outputs[layer])
+
+    def see_result(self, result: Any) -> None:
+        """Note how a block returns its output."""
+        self.in_tuple = isinstance(result, tuple)
+
+
+def probe_ids(model: PreTrainedModel) -> Tensor:
+    """A few different token ids, ``(1, token)``."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids: Tensor = torch.arange(1, PROBE_TOKENS + 1).mul(7919).remainder(vocabulary)[None]
+    device = next(model.get_input_embeddings().parameters()).device
+    return ids if device.type == "meta" else ids.to(device)  # offloaded weights: accelerate moves the ids
+
+
+def run_probe(model: PreTrainedModel, blocks: Sequence[str], modules: Iterable[str] = ()) -> Trace:
+    """Keep block inputs, block outputs and the outputs of ``modules`` of one pass over the probe tokens.
+
+    Raises:
+        UnsupportedModelError: the model does not run on token ids alone.
+    """
+    trace = Trace()
+    edits = []
+    for layer, block in enumerate(blocks):
+        module = model.get_submodule(block)
+        edits.append(Edit(module, "input", _keep(trace.inputs, layer)))
+        edits.append(Edit(module, "output", _keep(trace.block_outputs, layer)))
+    edits += [Edit(model.get_submodule(name), "result", trace.see_result) for name in blocks[:1]]
+    edits += [Edit(model.get_submodule(name), "output", _keep(trace.outputs, name)) for name in sorted(modules)]
+    try:
+        with torch.inference_mode(), hooked(edits):
+            model(input_ids=probe_ids(model), use_cache=False)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ImportError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run on token ids alone ({type(error).__name__}: {_first_line(error)}). "
+            "Give a decoder-only language model."
+        ) from error
+    return trace
+
+
+def find_blocks(model: PreTrainedModel, path: str | None = None) -> tuple[str, ...]:
+    """Names of the blocks: the longest chain in which each member's output is the next one's input.
+
+    Args:
+        model: a decoder-only language model.
+        path: of the block list, when several or none are found.
+
+    Raises:
+        UnsupportedModelError: no list of modules is such a chain, or its stream is not one vector a token.
+    """
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.ModuleList, nn.Sequential))
+        and (name == path if path is not None else isinstance(module, nn.ModuleList) and len(module) > 0)
+    }
+    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for name, module in sorted(lists.items(), key=lambda item: -len(item[1])):
+        if path is None and n_layers is not None and len(module) != n_layers:
+            continue
+        members = tuple(f"{name}.{i}" for i in range(len(module)))
+        trace = run_probe(model, members)
+        if len(trace.inputs) != len(members) or len(trace.block_outputs) != len(members):
+            continue
+        if all(torch.equal(trace.block_outputs[i], trace.inputs[i + 1]) for i in range(len(members) - 1)):
+            if trace.inputs[0].dim() != 3:
+                raise UnsupportedModelError(
+                    f"The blocks {name} of {type(model).__name__} pass on a tensor of shape "
+                    f"{tuple(trace.inputs[0].shape)} for 1 row of {PROBE_TOKENS} tokens: not one residual stream. "
+                    "Give a model with a single residual stream."
+                )
+            return members
+    described = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in lists.items())
+    raise UnsupportedModelError(
+        f"No chain of decoder blocks was found in {type(model).__name__}; module lists: {described or 'none'}. "
+        'Name the list yourself: find_sites(model, blocks="model.layers"), or --blocks on the command line.'
+    )
+
+
+def _keep(store: dict[Any, Tensor], key: Any) -> Callable[[Any], None]:
+    def keep(x: Any) -> None:
+        if isinstance(x, Tensor):
+            store[key] = x.detach().to("cpu", copy=True)
+
+    return keep
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

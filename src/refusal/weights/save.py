@@ -1,0 +1,171 @@
+"""Write what was found and done to disk: an edited model's folder, a LoRA adapter's, or the direction alone.
+
+A folder appears whole or not at all, and says what was changed: in its model card and, for a model, in its config.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from transformers.utils.hub import cached_file
+
+from refusal.errors import ExportError
+from refusal.model import ChatModel
+from refusal.progress import bars_as_tasks, task
+from refusal.records import Direction
+from refusal.storage import check_room, new_folder, write_json, write_tensors, write_text
+from refusal.weights.adapter import adapter_of
+from refusal.weights.orthogonalise import OrthogonalisationReport, orthogonalisation_gap, orthogonalise, plan, report_of
+
+SLACK = 64 * 2**20  # tokenizer, configs, headers
+# What a multimodal wrapper needs beside model and tokenizer.
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what was done to the weights (``None`` for a bare direction)."""
+
+    kind: str
+    path: Path
+    report: OrthogonalisationReport | None = None
+
+
+def export_model(
+    model: ChatModel,
+    direction: Direction,
+    out: str | Path,
+    prompts: Sequence[str] = (),
+    *,
+    preserve_norm: bool = False,
+) -> Exported:
+    """Orthogonalise ``model`` in memory, for good, and write a folder that transformers loads.
+
+    Args:
+        model: edited in place.
+        direction: what is projected out.
+        out: a new or empty folder.
+        prompts: instructions on which the agreement with the hooks is measured, for the model card.
+        preserve_norm: see ``orthogonalise``.
+
+    Raises:
+        ExportError: ``out`` is not empty.
+        StorageError: not enough room, or not writable.
+        refusal.Error: what ``orthogonalise`` raises.
+    """
+    out = Path(out)
+    hf = model.hf
+    tensors = {t.data_ptr(): t.numel() * t.element_size() for t in hf.state_dict().values()}
+    head = hf.get_output_embeddings().weight  # tied ones part
+    needed = sum(tensors.values()) + head.numel() * head.element_size() + SLACK
+    check_room(out, needed)  # before the work
+    report = orthogonalise(model, direction, prompts, preserve_norm=preserve_norm)
+    note = what_was_done(model, direction, report)
+    with new_folder(out, needed) as folder, bars_as_tasks(), task("write the model", total=0, unit=""):
+        hf.config.refusal = note
+        try:
+            hf.save_pretrained(folder)
+        finally:
+            del hf.config.refusal
+        model.tokenizer.save_pretrained(folder)
+        _copy_processor(model, folder)
+        write_text(folder / "README.md", model_card("model", note))
+    return Exported("model", out, report)
+
+
+def export_lora(model: ChatModel, direction: Direction, out: str | Path, prompts: Sequence[str] = ()) -> Exported:
+    """Write the orthogonalisation as a PEFT adapter for the unedited model, which stays as it is.
+
+    Raises:
+        ExportError: ``out`` is not empty, or a parameter that PEFT has no layer for.
+        StorageError: not enough room, or not writable.
+        refusal.Error: what ``orthogonalise`` raises.
+    """
+    out = Path(out)
+    check_room(out, SLACK)
+    parameters = plan(model, direction)
+    adapter = adapter_of(model.hf, parameters, direction, model.name, model.revision)
+    gap = orthogonalisation_gap(model, direction, prompts, parameters=parameters) if prompts else None
+    report = report_of(model, parameters, untied=False, gap=gap)
+    needed = sum(t.numel() * t.element_size() for t in adapter.tensors.values()) + SLACK
+    with new_folder(out, needed) as folder:
+        write_json(folder / "adapter_config.json", adapter.config)
+        write_tensors(folder / "adapter_model.safetensors", adapter.tensors, {"format": "pt"})
+        write_text(folder / "README.md", model_card("lora", what_was_done(model, direction, report)))
+    return Exported("lora", out, report)
+
+
+def export_direction(direction: Direction, out: str | Path) -> Exported:
+    """Write the direction as safetensors: to ``out`` if it ends in ``.safetensors``, else into that folder.
+
+    Raises:
+        ExportError: the file exists.
+        StorageError: not writable.
+    """
+    out = Path(out)
+    path = out if out.suffix == ".safetensors" else out / "direction.safetensors"
+    if path.exists():
+        raise ExportError(f"{path} exists. Give another --out, or delete it.")
+    direction.save(path)
+    return Exported("direction", path)
+
+
+def what_was_done(model: ChatModel, direction: Direction, report: OrthogonalisationReport) -> dict[str, Any]:
+    """The edit as plain values, for a config and a model card."""
+    gap = report.gap
+    path = Path(model.name)
+    return {
+        "method": "orthogonalisation",
+        "norm_preserving": report.preserve_norm,
+        "base_model": path.name if path.exists() else model.name,  # a path says nothing elsewhere
+        "base_revision": model.revision or getattr(model.hf.config, "_commit_hash", None),
+        "position": direction.position,
+        "layer": direction.layer,
+        "norm": direction.norm,
+        "qualified": direction.qualified,
+        "edited_parameters": len(report.parameters),
+        "behind_post_norm": report.behind_norm,
+        "untied_embedding": report.untied,
+        "text_only": report.text_only,
+        "gap_to_ablation": None
+        if gap is None
+        else {"logits": gap.logits, "kl": gap.kl, "same_argmax": gap.same_argmax, "prompts": gap.prompts},
+        "refusal_version": _version(),
+    }
+
+
+def model_card(kind: str, note: dict[str, Any]) -> str:
+    """README.md of an export."""
+    source = files("refusal.weights").joinpath("model_card.md.jinja").read_text(encoding="utf-8")
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
+    return environment.from_string(source).render(kind=kind, **note)
+
+
+def _copy_processor(model: ChatModel, folder: Path) -> None:
+    """A wrapper's processor files, as they are beside the model it was loaded from."""
+    source = model.hf.name_or_path
+    if not source:
+        return
+    for name in PROCESSOR_FILES:
+        found = cached_file(
+            source,
+            name,
+            revision=model.revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is not None and not (folder / name).exists():
+            write_text(folder / name, Path(found).read_text(encoding="utf-8"))
+
+
+def _version() -> str:
+    try:
+        return version("refusal")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,57 @@
+"""`refusal export`: from a run folder to a model, an adapter or a direction, and every wrong way to ask."""
+
+import json
+from pathlib import Path
+
+import pytest
+from saved import save_model, small_config, write_prompts
+
+import refusal
+from refusal.cli import main
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run up to its direction."""
+    root = tmp_path_factory.mktemp("export")
+    model = save_model(root / "model", template="chatml")
+    refusal.run(small_config(model, write_prompts(root)), root / "run", until="select")
+    return root / "run"
+
+
+def test_a_model_can_be_run_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(finished), "--as", "model", "--out", str(tmp_path / "edited"), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["kind"] == "model"
+    assert value["report"]["gap"]["prompts"] == 16
+    assert value["report"]["gap"]["logits"] < 1e-3
+    model = refusal.load(str(tmp_path / "edited"), dtype="float32")
+    vector = refusal.Direction.load(finished / "direction.safetensors").vector
+    assert (model.hf.get_parameter("model.embed_tokens.weight").detach() @ vector).abs().max() < 1e-4
+
+
+def test_an_adapter_goes_into_the_run_folder_by_default(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(finished), "--as", "lora", "--prompts", "2"]) == 0
+    captured = capsys.readouterr()
+    assert "same next token 100%" in captured.err
+    assert (finished / "export" / "lora" / "adapter_model.safetensors").is_file()
+    assert main(["export", str(finished), "--as", "lora"]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_a_direction_alone(finished: Path, tmp_path: Path) -> None:
+    assert main(["export", str(finished), "--as", "direction", "--out", str(tmp_path / "d.safetensors")]) == 0
+    assert (tmp_path / "d.safetensors").read_bytes() == (finished / "direction.safetensors").read_bytes()
+
+
+def test_wrong_ways_to_ask(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def says(words: str, *arguments: str) -> None:
+        assert main(["export", *arguments]) == 2
+        assert words in capsys.readouterr().err
+
+    says("holds no run.toml", str(tmp_path), "--as", "model")
+    (tmp_path / "run.toml").write_bytes((finished / "run.toml").read_bytes())
+    says("has no direction yet", str(tmp_path), "--as", "model")
+    says("no adapter holds", str(finished), "--as", "lora", "--preserve-norm", "--out", str(tmp_path / "x"))
+    says("--as", str(finished))
+    says("onnx", str(finished), "--as", "onnx")
