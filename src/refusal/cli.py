@@ -120,17 +120,25 @@ def export(
     as_: Annotated[Kind, Parameter(name="--as", help="What to write.")],
     out: Annotated[Path | None, Parameter(help="New or empty folder; default RUN/export/KIND.")] = None,
     preserve_norm: Annotated[bool, Parameter(negative="", help="Keep the norm of what each input writes.")] = False,
+    stream: Annotated[
+        bool, Parameter(negative="", help="With --as model: edit the files tensor by tensor, in little memory.")
+    ] = False,
     prompts: Annotated[int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))] = 16,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write what a run has found: an edited model, a LoRA adapter for the unedited one, or the bare direction.
+    """Write what a run has found: an edited model, a LoRA adapter for the unedited one, the bare direction, or
+    llama.cpp's control vector for adding it.
 
     A model's or adapter's agreement with ablation by hooks is measured on the run's test prompts and stored with it.
+    With --stream nothing is measured: the model is never loaded, its files keep their dtype, and the same command goes
+    on after an interruption.
     """
     with display.reporting(quiet, verbose):
-        result = export_run(run, as_, out or run / "export" / as_, n_prompts=prompts, preserve_norm=preserve_norm)
+        result = export_run(
+            run, as_, out or run / "export" / as_, n_prompts=prompts, preserve_norm=preserve_norm, stream=stream
+        )
     if json:
         display.print_export(result)
     elif not quiet:

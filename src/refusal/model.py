@@ -184,7 +184,7 @@ def load(
     if dtype not in DTYPES:
         raise ConfigError(f"Unknown dtype {dtype!r}. Use one of {', '.join(DTYPES)}.")
     where = _device(device)
-    source = _resolve(name)
+    source = resolve(name)
     options = {"revision": revision} if revision is not None else {}
     placement = {"device_map": device_map} if device_map is not None else {}
     try:
@@ -198,20 +198,25 @@ def load(
             if device_map is None:
                 hf.to(where)  # type: ignore[arg-type]  # transformers wraps the signature away
     except LOAD_ERRORS as error:
-        raise ModelLoadError(_load_message(name, error)) from error
+        raise ModelLoadError(load_message(name, error)) from error
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"The weights of {name!r} do not fit into memory. Use a smaller model, --dtype bfloat16, "
                 "another --device, or --device-map auto."
             ) from error
-        raise ModelLoadError(_load_message(name, error)) from error
+        raise ModelLoadError(load_message(name, error)) from error
     sites = find_sites(hf, blocks, writers)
     return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size)
 
 
-def _resolve(name: str) -> str:
-    """What transformers should load: a folder, or a hub id as it is."""
+def resolve(name: str) -> str:
+    """What transformers should load: a folder, or a hub id as it is.
+
+    Raises:
+        ModelLoadError: neither, or not readable.
+        StorageError: no room to unpack it.
+    """
     if name == embedded.NAME:
         return str(embedded.folder())
     path = Path(name).expanduser()
@@ -267,7 +272,7 @@ def _device(device: str) -> torch.device:
     return where
 
 
-def _load_message(name: str, error: BaseException) -> str:
+def load_message(name: str, error: BaseException) -> str:
     """The first line of what transformers says, and what to do about it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if name == embedded.NAME or Path(name).expanduser().exists():

@@ -86,6 +86,16 @@ def check_room(path: Path, needed: int) -> None:
     """Make sure that a folder of ``needed`` bytes can be made at ``path``. Raises as ``new_folder`` does."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ExportError(f"{path} exists and is not an empty folder. Give another --out, or delete it.")
+    check_free(path, needed)
+
+
+def check_free(path: Path, needed: int) -> None:
+    """Make sure that ``needed`` bytes are free where ``path`` is or will be.
+
+    Raises:
+        ExportError: that place is inside a file.
+        StorageError: not enough room.
+    """
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise ExportError(f"{nearest} is a file. Give another --out.")
@@ -95,6 +105,27 @@ def check_room(path: Path, needed: int) -> None:
             f"{path} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {nearest}. "
             "Free some space or give a folder on another disk with --out."
         )
+
+
+def write_blocks(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
+    """Write pieces of bytes one after the other: a file larger than memory."""
+
+    def write(temporary: str) -> None:
+        with Path(temporary).open("wb") as file:
+            for block in blocks:
+                file.write(block)
+
+    _replace(path, write)
+
+
+def write_through(path: Path, write: Callable[[str], object]) -> None:
+    """Let a library write its own format: ``write`` gets a temporary name, which becomes ``path``."""
+    _replace(path, write)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's content."""
+    _replace(path, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def remove(path: Path) -> None:

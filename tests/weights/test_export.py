@@ -1,9 +1,13 @@
 """`refusal export`: from a run folder to a model, an adapter or a direction, and every wrong way to ask."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import gguf
 import pytest
+import torch
+from safetensors.torch import load
 from saved import save_model, small_config, write_prompts
 
 import refusal
@@ -55,3 +59,44 @@ def test_wrong_ways_to_ask(finished: Path, tmp_path: Path, capsys: pytest.Captur
     says("no adapter holds", str(finished), "--as", "lora", "--preserve-norm", "--out", str(tmp_path / "x"))
     says("--as", str(finished))
     says("onnx", str(finished), "--as", "onnx")
+
+
+def test_a_streamed_model_is_the_same_model(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["export", str(finished), "--as", "model", "--out", str(tmp_path / "loaded")]) == 0
+    monkeypatch.setattr("refusal.weights.export.load_for", None)  # the model is not loaded
+    arguments = ["export", str(finished), "--as", "model", "--stream", "--out", str(tmp_path / "streamed"), "--json"]
+    capsys.readouterr()
+    assert main(arguments) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["report"]["gap"] is None
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("streamed", "loaded"))
+    assert load(one).keys() == load(other).keys()
+    assert all(torch.equal(tensor, load(other)[name]) for name, tensor in load(one).items())
+    assert main(arguments) == 2  # the folder is full now
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_a_control_vector_for_llama_cpp(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    direction = refusal.Direction.load(finished / "direction.safetensors")
+    direction = dataclasses.replace(direction, layer=2)  # layers 0 and 1 have no place in the format
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.toml").write_bytes((finished / "run.toml").read_bytes())
+    direction.save(run / "direction.safetensors")
+    arguments = ["export", str(run), "--as", "gguf-control-vector"]
+    assert main(arguments) == 0
+    path = run / "export" / "gguf-control-vector" / "control-vector.gguf"
+    reader = gguf.GGUFReader(path)
+    assert [tensor.name for tensor in reader.tensors] == ["direction.1"]
+    assert reader.fields["controlvector.model_hint"].contents() == "llama"
+    assert reader.fields["controlvector.layer_count"].contents() == 4
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "exists" in capsys.readouterr().err
+    dataclasses.replace(direction, layer=0).save(run / "direction.safetensors")
+    assert main([*arguments, "--out", str(tmp_path / "v.gguf")]) == 2
+    assert "llama.cpp adds only to the outputs of block 1 and later" in capsys.readouterr().err
+    assert main([*arguments, "--stream"]) == 2
+    assert "Leave --stream out" in capsys.readouterr().err

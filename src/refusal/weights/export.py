@@ -3,31 +3,46 @@
 from pathlib import Path
 from typing import Literal
 
-from refusal.config import make_config
-from refusal.errors import ConfigError, DirectionError, RunFolderError
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig
+
+from refusal.config import RunConfig, make_config
+from refusal.errors import ConfigError, DirectionError, ExportError, ModelLoadError, RunFolderError
+from refusal.model import LOAD_ERRORS, load_message, resolve
 from refusal.prompts import load_prompts
 from refusal.records import Direction
 from refusal.run import load_for
 from refusal.storage import check_room
+from refusal.weights.control_vector import write_control_vector
 from refusal.weights.save import Exported, export_direction, export_lora, export_model
+from refusal.weights.stream import stream_model
 
-Kind = Literal["model", "lora", "direction"]
+Kind = Literal["model", "lora", "direction", "gguf-control-vector"]
 
 
-def export_run(run: Path, kind: Kind, out: Path, *, n_prompts: int = 16, preserve_norm: bool = False) -> Exported:
+def export_run(
+    run: Path,
+    kind: Kind,
+    out: Path,
+    *,
+    n_prompts: int = 16,
+    preserve_norm: bool = False,
+    stream: bool = False,
+) -> Exported:
     """Write what the run in the folder ``run`` has found.
 
     Args:
         run: a run folder that has come as far as its direction.
-        kind: ``model``, ``lora`` or ``direction``.
+        kind: ``model``, ``lora``, ``direction`` or ``gguf-control-vector``.
         out: a new or empty folder.
         n_prompts: how many of the run's test prompts, of both classes, to measure the agreement with the hooks on.
         preserve_norm: see ``orthogonalise``; not for an adapter, because that edit is not of rank one.
+        stream: edit the model's files tensor by tensor instead of loading it; nothing is measured on prompts then.
 
     Raises:
         RunFolderError: the folder holds no run.
         DirectionError: it has no direction yet, or one of another model.
-        ConfigError: ``preserve_norm`` for an adapter.
+        ConfigError: ``preserve_norm`` for an adapter, ``stream`` for anything but a model.
         refusal.Error: what the export raises.
     """
     config_file, direction_file = run / "run.toml", run / "direction.safetensors"
@@ -36,12 +51,27 @@ def export_run(run: Path, kind: Kind, out: Path, *, n_prompts: int = 16, preserv
     if not direction_file.is_file():
         raise DirectionError(f"The run in {run} has no direction yet. Finish it: refusal select --out {run}.")
     direction = Direction.load(direction_file)
+    if stream and kind != "model":
+        raise ConfigError(f"--stream edits a model's files, and --as {kind} writes none. Leave --stream out.")
     if kind == "direction":
         return export_direction(direction, out)
+    config = make_config(None, config_file)
+    if kind == "gguf-control-vector":
+        return _export_control_vector(config, direction, out)
+    if stream:
+        return stream_model(
+            _local_folder(config),
+            direction,
+            out,
+            name=config.model,
+            revision=config.revision,
+            preserve_norm=preserve_norm,
+            blocks=config.blocks,
+            writers=config.writers or None,
+        )
     if preserve_norm and kind == "lora":
         raise ConfigError("--preserve-norm is an edit of full rank, which no adapter holds. Use --as model.")
     check_room(out, 0)  # before anything slow
-    config = make_config(None, config_file)
     splits = load_prompts(
         config.prompts, seed=config.seed, dedup=config.dedup, data_dir=config.data_dir, column=config.column
     )
@@ -51,3 +81,29 @@ def export_run(run: Path, kind: Kind, out: Path, *, n_prompts: int = 16, preserv
     if kind == "lora":
         return export_lora(model, direction, out, texts)
     return export_model(model, direction, out, texts, preserve_norm=preserve_norm)
+
+
+def _export_control_vector(config: RunConfig, direction: Direction, out: Path) -> Exported:
+    path = out if out.suffix == ".gguf" else out / "control-vector.gguf"
+    if path.exists():
+        raise ExportError(f"{path} exists. Give another --out, or delete it.")
+    revision = {"revision": config.revision} if config.revision is not None else {}
+    try:
+        found = AutoConfig.from_pretrained(resolve(config.model), **revision)
+    except LOAD_ERRORS as error:
+        raise ModelLoadError(load_message(config.model, error)) from error
+    text = found.get_text_config()
+    write_control_vector(direction, path, text.num_hidden_layers, text.model_type)
+    return Exported("gguf-control-vector", path)
+
+
+def _local_folder(config: RunConfig) -> Path:
+    """The model's files; a hub model's are fetched if they are not in transformers' cache."""
+    source = resolve(config.model)
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(source, revision=config.revision, allow_patterns=patterns))
+    except LOAD_ERRORS as error:
+        raise ModelLoadError(load_message(config.model, error)) from error

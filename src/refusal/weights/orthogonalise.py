@@ -138,22 +138,30 @@ def orthogonalisation_gap(
 
 def plan(model: ChatModel, direction: Direction) -> tuple[StreamParameter, ...]:
     """The parameters to edit, after checking that the direction fits the model. Raises as ``orthogonalise`` does."""
-    if direction.model and direction.model != model.name:
+    check_direction(direction, model.name, model.sites.d_model)
+    return find_parameters(model.hf, model.sites)
+
+
+def check_direction(direction: Direction, name: str, d_model: int) -> None:
+    """Make sure that a direction is of unit length and fits the model called ``name``.
+
+    Raises:
+        DirectionError: it does not.
+    """
+    if direction.model and direction.model != name:
         raise DirectionError(
-            f"The direction was found on {direction.model}, not on {model.name}. Give a direction of this model; if "
+            f"The direction was found on {direction.model}, not on {name}. Give a direction of this model; if "
             "it is the same model under another name, set the direction's `model` to this name."
         )
-    width = direction.vector.shape[-1]
-    if width != model.sites.d_model:
+    if direction.vector.shape[-1] != d_model:
         raise DirectionError(
-            f"The direction has {width} dimensions but the model's residual stream {model.sites.d_model}. "
+            f"The direction has {direction.vector.shape[-1]} dimensions but the model's residual stream {d_model}. "
             "Use a direction that was found on this model."
         )
     if not abs(float(direction.vector.float().norm()) - 1) < 1e-3:
         raise DirectionError(
             f"The direction has length {float(direction.vector.float().norm()):.3g}, not 1. Divide it by its norm."
         )
-    return find_parameters(model.hf, model.sites)
 
 
 def _edit(

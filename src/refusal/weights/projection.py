@@ -34,7 +34,8 @@ def project_weight(
 ) -> Tensor:
     """``weight`` without the direction on dimension ``axis``: a new tensor of the same dtype.
 
-    Arithmetic is float32, a piece at a time, so that no whole float32 copy is made.
+    Arithmetic is float32, a piece at a time, so that no whole float32 copy is made. Fused experts are done one by one:
+    sums are rounded in an order that depends on the shape, and so this gives bit for bit what single experts give.
 
     Args:
         weight: any tensor whose dimension ``axis`` has size d_model.
@@ -47,6 +48,10 @@ def project_weight(
     if weight.dim() == 1:
         return _projected(weight, 0, removal).to(weight.dtype)
     out = torch.empty_like(weight)
+    if weight.dim() == 3:
+        for source, target in zip(weight, out, strict=True):
+            target.copy_(project_weight(source, axis % 3 - 1, removal, preserve_norm))
+        return out
     other = max((dim for dim in range(weight.dim()) if dim != axis % weight.dim()), key=weight.shape.__getitem__)
     step = max(1, CHUNK // (weight.numel() // weight.shape[other]))
     for source, target in zip(weight.split(step, other), out.split(step, other), strict=True):

@@ -64,7 +64,7 @@ def export_model(
     needed = sum(tensors.values()) + head.numel() * head.element_size() + SLACK
     check_room(out, needed)  # before the work
     report = orthogonalise(model, direction, prompts, preserve_norm=preserve_norm)
-    note = what_was_done(model, direction, report)
+    note = what_was_done(model.name, model_revision(model), direction, report)
     with new_folder(out, needed) as folder, bars_as_tasks(), task("write the model", total=0, unit=""):
         hf.config.refusal = note
         try:
@@ -95,7 +95,10 @@ def export_lora(model: ChatModel, direction: Direction, out: str | Path, prompts
     with new_folder(out, needed) as folder:
         write_json(folder / "adapter_config.json", adapter.config)
         write_tensors(folder / "adapter_model.safetensors", adapter.tensors, {"format": "pt"})
-        write_text(folder / "README.md", model_card("lora", what_was_done(model, direction, report)))
+        write_text(
+            folder / "README.md",
+            model_card("lora", what_was_done(model.name, model_revision(model), direction, report)),
+        )
     return Exported("lora", out, report)
 
 
@@ -114,15 +117,22 @@ def export_direction(direction: Direction, out: str | Path) -> Exported:
     return Exported("direction", path)
 
 
-def what_was_done(model: ChatModel, direction: Direction, report: OrthogonalisationReport) -> dict[str, Any]:
-    """The edit as plain values, for a config and a model card."""
+def model_revision(model: ChatModel) -> str | None:
+    """The revision that was asked for, else the commit that was loaded; ``None`` for a folder."""
+    return model.revision or getattr(model.hf.config, "_commit_hash", None)
+
+
+def what_was_done(
+    name: str, revision: str | None, direction: Direction, report: OrthogonalisationReport
+) -> dict[str, Any]:
+    """The edit of the model called ``name`` as plain values, for a config and a model card."""
     gap = report.gap
-    path = Path(model.name)
+    path = Path(name)
     return {
         "method": "orthogonalisation",
         "norm_preserving": report.preserve_norm,
-        "base_model": path.name if path.exists() else model.name,  # a path says nothing elsewhere
-        "base_revision": model.revision or getattr(model.hf.config, "_commit_hash", None),
+        "base_model": path.name if path.exists() else name,  # a path says nothing elsewhere
+        "base_revision": revision,
         "position": direction.position,
         "layer": direction.layer,
         "norm": direction.norm,
