@@ -7,12 +7,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tiny_models
 import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from refusal import (
     Ablate,
@@ -27,6 +29,7 @@ from refusal import (
 )
 from refusal.forward import last_logits
 from refusal.hooks import Edit, hooked
+from refusal.weights.stream import stream_model
 
 PROMPTS = ("Why?", "Name three rivers of Europe, please.", "How do birds find their way home?")
 INTRO = """# Families
@@ -40,6 +43,7 @@ Written by `python tests/families_table.py > docs/families.md`; a test measures 
 - **orthogonalisation gap**: largest difference of last-token logits between edited weights and hooks. Behind a
   post-norm they differ, because the norm rescales what is left: the share of the hooks' effect is given.
 - **LoRA**: largest logit difference between the edited model and the adapter loaded by PEFT, or why there is none.
+- **streaming**: largest logit difference between the edited model and its checkpoint edited tensor by tensor.
 """
 
 
@@ -125,12 +129,28 @@ def lora(case: Case) -> Cell:
     return _within(float((found - expected).abs().max()), 1e-3)
 
 
+def streaming(case: Case) -> Cell:
+    """The checkpoint edited tensor by tensor, and loaded, does what the edited weights do."""
+    ids = torch.tensor([case.model.tokenize(PROMPTS[:1])[0]])
+    auto: Any = AutoModelForImageTextToText if case.kind.wrapper is not None else AutoModelForCausalLM
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        source, out = Path(folder) / "source", Path(folder) / "out"
+        tiny_models.network(case.family).save_pretrained(source, max_shard_size="40KB")
+        case.model.tokenizer.save_pretrained(source)
+        stream_model(source, replace(case.direction, model=""), out)
+        found = auto.from_pretrained(out)(input_ids=ids).logits
+        with orthogonalised(case.model, case.direction):
+            expected = case.model.hf(input_ids=ids).logits
+    return _within(float((found - expected).abs().max()), 1e-3)
+
+
 COLUMNS: dict[str, Callable[[Case], Cell]] = {
     "writers": discovered,
     "additive error": additive,
     "ablation leftover": ablation,
     "orthogonalisation gap": orthogonalisation,
     "LoRA": lora,
+    "streaming": streaming,
 }
 
 

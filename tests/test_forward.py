@@ -1,6 +1,7 @@
 """Packed rows, padded rows and prompts run alone give the same logits; what cannot be packed is found out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import tiny_models
@@ -37,7 +38,8 @@ def test_every_layout_gives_the_logits_of_prompts_run_alone(family: str, budget:
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_attention_models_pack(family: str) -> None:
     slides = tiny_models.FAMILIES[family].config.get("sliding_window") is not None
-    model = tiny_models.chat_model(family, **({"sliding_window": 512} if slides else {}))
+    wide: dict[str, Any] = {"sliding_window": 512} if slides else {}
+    model = tiny_models.chat_model(family, **wide)
     batches = layout(model, model.tokenize(TEXTS))
     assert model.packs
     assert len(batches) == 1
