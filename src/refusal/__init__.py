@@ -30,6 +30,7 @@ from refusal.errors import (
 )
 from refusal.evaluate import evaluate
 from refusal.evaluate.detector import paper_substring_match, refusal_verdict
+from refusal.inspection import Check, Inspection, inspect_model
 from refusal.interventions import Ablate, Add
 from refusal.metrics import kl_divergence, refusal_metric
 from refusal.model import ChatModel, load
@@ -62,12 +63,14 @@ __all__ = [
     "Candidates",
     "ChatModel",
     "ChatTemplateError",
+    "Check",
     "Completion",
     "ConfigError",
     "Direction",
     "DirectionError",
     "Error",
     "Evaluation",
+    "Inspection",
     "Metric",
     "ModelLoadError",
     "NoCandidateError",
@@ -96,6 +99,7 @@ __all__ = [
     "difference_in_means",
     "evaluate",
     "find_sites",
+    "inspect_model",
     "kl_divergence",
     "load",
     "load_prompts",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from refusal.chat import render, tokenize
 from refusal.forward import call, logit_tolerance, packs, rows_gap
 from refusal.generation import complete_rows, end_tokens
 from refusal.interventions import Ablate
@@ -46,8 +47,7 @@ class Inspection:
 
     ``suffix_ids`` and ``suffix_tokens`` are the post-instruction tokens. ``bos_written`` counts the BOS tokens at the
     start of a prompt as this package tokenises it, ``bos_doubled`` says whether the tokenizer would put another one
-    before the template's. ``shares_rows``: prompts can share rows of tokens. ``reads_alone``: completions are made
-    one prompt at a time, since the model's state cannot be padded.
+    before the template's. ``shares_rows``: prompts can share rows of tokens.
     """
 
     model: str
@@ -86,8 +86,8 @@ def inspect_model(model: ChatModel) -> Inspection:
     hf, sites, chat = model.hf, model.sites, model.chat
     config = getattr(hf.config, "quantization_config", None)
     method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
-    text = model.tokenizer.decode(model.tokenize(_QUESTIONS[:1])[0])
-    ids, doubled = model.tokenize(_QUESTIONS[:1])[0], model.tokenizer(text)["input_ids"]
+    text = render(model.tokenizer, _QUESTIONS[0], chat.system)
+    ids, doubled = tokenize(model.tokenizer, text), model.tokenizer(text)["input_ids"]
     return Inspection(
         model=model.name,
         revision=model.revision,
@@ -160,7 +160,9 @@ def check_cache(model: ChatModel) -> Check:
         picked = torch.stack(chosen)
         steps = logits[: len(picked)]
         worst = max(worst, _worst((steps.max(-1).values - picked) / steps.std(-1)))
-    return Check("generation with a cache = without", worst, logit_tolerance(model.hf.dtype))
+    # Half precisions round logits of size 30 to eighths, and of two that are all but equal either may win.
+    limit = 1e-3 if model.hf.dtype == torch.float32 else 0.25
+    return Check("generation with a cache = without", worst, limit)
 
 
 # What ``inspect_model`` runs, in this order.
