@@ -9,7 +9,7 @@ import torch
 from plain import last_logits
 
 from refusal import ChatModel
-from refusal.forward import Batch, layout, read, run_batches
+from refusal.forward import Batch, layout, packs, read, run_batches
 from refusal.hooks import Edit
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Why is the sea salt?", "Hi there", "Sing!"]
@@ -114,3 +114,12 @@ def test_out_of_memory_halves_the_budget_and_goes_on(model: ChatModel, caplog: p
     assert sorted(done) == list(range(len(rows)))
     assert model.token_budget.value <= limit
     assert "Out of memory" in caplog.text
+
+
+@pytest.mark.parametrize("family", tiny_models.OTHERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_recurrent_family_shares_rows(family: str, dtype: torch.dtype) -> None:
+    """LFM2's short convolution reaches only the first tokens of the next prompt; rounding must not hide it."""
+    hf = tiny_models.network(family)
+    hf.to(dtype)  # type: ignore[arg-type]
+    assert not packs(ChatModel(hf, tiny_models.tokenizer(), name=family))
