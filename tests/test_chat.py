@@ -63,7 +63,9 @@ def test_template_with_nothing_after_the_instruction_is_refused() -> None:
 
 PARTS = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n"
-    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    "<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 
 

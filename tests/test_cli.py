@@ -571,7 +571,7 @@ def test_inspect_prints_json_with_every_check(cli: Cli, source: Path) -> None:
     assert found.code == 0
     assert value["ok"] is True
     assert value["kinds"] == [{"count": 5, "writers": ["self_attn", "mlp"], "post_norms": []}]
-    assert len(value["checks"]) == 4
+    assert len(value["checks"]) == 5
     assert all(check["ok"] and check["value"] <= check["limit"] for check in value["checks"])
 
 

@@ -1,6 +1,7 @@
 """What ``inspect_model`` says is what the model is, and its checks catch what they are for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from refusal import ChatModel, Check, inspect_model
 from refusal.hooks import Edit, hooked
-from refusal.inspection import check_ablation, check_additive, check_cache, check_rows
+from refusal.inspection import check_ablation, check_additive, check_cache, check_rows, check_weights
 
 ALL = [*tiny_models.FAMILIES, *tiny_models.OTHERS]
 
@@ -91,10 +92,20 @@ def test_a_cache_that_forgets_fails_the_cache_check(model: ChatModel) -> None:
     assert not broken(model, model.sites.writers[2][0], only_in_steps, check_cache).ok
 
 
+def test_a_writer_that_the_map_lacks_fails_the_weights_check(model: ChatModel) -> None:
+    found = check_weights(model)
+    assert found is not None
+    assert found.ok
+    model.sites = replace(model.sites, writers=(model.sites.writers[0][:1], *model.sites.writers[1:]))
+    found = check_weights(model)
+    assert found is not None
+    assert not found.ok
+
+
 def test_a_value_that_is_not_a_number_fails(model: ChatModel) -> None:
     with torch.no_grad():
         model.hf.get_submodule("model.layers.1.mlp.down_proj").weight.fill_(float("nan"))  # type: ignore[operator]
-    assert [check.ok for check in inspect_model(model).checks] == [False] * 4
+    assert [check.ok for check in inspect_model(model).checks] == [False] * 5
 
 
 def test_half_precision_has_wider_limits_and_meets_them() -> None:

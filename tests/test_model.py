@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from refusal import ChatModel, ChatTemplateError, ConfigError, Error, ModelLoadError, OutOfMemoryError, load
 from refusal import model as model_module
+from refusal.forward import last_logits
 
 
 @pytest.fixture(scope="module")

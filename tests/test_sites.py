@@ -1,6 +1,7 @@
 """Blocks and writers are found by measurement, in every family; what does not add up is refused."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny_models
@@ -162,10 +163,7 @@ def test_a_residual_added_inside_a_child_is_found_below_it() -> None:
 
 
 def test_a_block_that_norms_its_stream_is_refused() -> None:
-    hf = random_model(
-        "bert", is_decoder=True, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        intermediate_size=48, vocab_size=64,
-    )  # fmt: skip
+    hf = random_model("bert", **SMALL, is_decoder=True)
     with pytest.raises(UnsupportedModelError, match=r"block bert\.encoder\.layer\.0 do not add up.*relative error"):
         find_sites(hf)
 
@@ -195,14 +193,25 @@ def test_a_block_that_scales_its_stream_is_refused_with_what_was_found() -> None
         find_sites(hf)
 
 
-def test_more_than_one_stream_is_refused() -> None:
-    """Hyper-connections: four streams side by side."""
-    hf = random_model(
-        "deepseek_v4", hidden_size=32, num_hidden_layers=3, num_attention_heads=4, vocab_size=64, head_dim=8,
-        n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, intermediate_size=48, q_lora_rank=12,
-    )  # fmt: skip
-    with pytest.raises(UnsupportedModelError, match=r"shape \(1, 8, 4, 32\).*not one residual stream"):
-        find_sites(hf)
+SMALL: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8,
+    "vocab_size": 64,
+}  # fmt: skip
+STREAMS: dict[str, dict[str, Any]] = {
+    "deepseek_v4": {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "q_lora_rank": 12,
+    },
+    "gemma3n_text": {
+        "num_key_value_heads": 2, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 64, "laurel_rank": 4,
+        "hidden_size_per_layer_input": 8, "activation_sparsity_pattern": [0.0] * 3, "pad_token_id": 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "shape"), [("deepseek_v4", "1, 8, 4, 32"), ("gemma3n_text", "4, 1, 8, 32")])
+def test_more_than_one_stream_is_refused(family: str, shape: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"shape \({shape}\).*not one residual stream"):
+        find_sites(random_model(family, **SMALL, **STREAMS[family]))
 
 
 def test_a_model_that_needs_more_than_token_ids_is_refused() -> None:
