@@ -36,6 +36,10 @@ from refusal import (
 from refusal.activations import draw_passing
 from refusal.display import reporting
 from refusal.forward import last_logits
+from refusal.selection.score import Scorer
+from refusal.selection.search import SCORES, Contender, Search
+
+STEP = 4  # of the layers, where growth is measured
 
 
 def main() -> None:
@@ -49,8 +53,9 @@ def main() -> None:
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--sample", type=float, default=0.1, help="share of the candidates timed the paper-literal way")
+    parser.add_argument("--rounds", type=int, default=2, help="times that both ways take turns")
     parser.add_argument("--bootstrap", action="store_true", help="also time a selection with its bootstrap")
-    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--growth", action="store_true", help="time against candidates, prompts and prompt length")
     options = parser.parse_args()
     with reporting():
         model = get_model(options.model, options.shape, options.dtype, options.device)
@@ -59,7 +64,7 @@ def main() -> None:
         if options.growth:
             growth(model, candidates, pair)
         else:
-            compare(model, candidates, pair, rule, options.sample, loaded, options.bootstrap)
+            compare(model, candidates, pair, rule, options, loaded)
 
 
 def prepare(model: ChatModel, options: argparse.Namespace) -> tuple[Candidates, PromptPair, Rule]:
@@ -81,11 +86,16 @@ def prepare(model: ChatModel, options: argparse.Namespace) -> tuple[Candidates, 
 
 
 def compare(
-    model: ChatModel, candidates: Candidates, pair: PromptPair, rule: Rule, share: float, loaded: int, bootstrap: bool
+    model: ChatModel,
+    candidates: Candidates,
+    pair: PromptPair,
+    rule: Rule,
+    options: argparse.Namespace,
+    loaded: int,
 ) -> None:
     """Both ways in turn, and what each costs."""
     places = [(p, layer) for p in range(-candidates.n_positions, 0) for layer in range(candidates.n_layers)]
-    sample = random.Random(0).sample(places, max(2, round(share * len(places))))
+    sample = random.Random(0).sample(places, max(2, round(options.sample * len(places))))
     rate = matmul_rate(model, model.token_budget.value)
     found: list[Selection] = []
     scores: list[CandidateScore] = []
@@ -95,26 +105,25 @@ def compare(
 
     naive = Naive(model, [p.text for p in pair.harmful], [p.text for p in pair.harmless], candidates.tokens.ids)
     last_logits(model, ["Hello", "Who are you?"])  # the packing check is not selection's cost
-    model.forward_tokens = 0
-    fast = seconds(run_fast, model.device)
-    fast_tokens, fast_peak = model.forward_tokens, peak_memory(model.device)
-    naive.forward_tokens = 0
-    half = len(sample) // 2
 
     def run_naive(part: list[tuple[int, int]]) -> None:
         scores.extend(naive.score(candidates.at(*place)) for place in part)
 
-    slow = seconds(lambda: run_naive(sample[:half]), model.device)
-    fast_again = seconds(run_fast, model.device)
-    slow += seconds(lambda: run_naive(sample[half:]), model.device)
+    naive.forward_tokens = 0
+    slow, fast = 0.0, []
+    for turn in range(options.rounds):
+        model.forward_tokens = 0
+        fast.append(seconds(run_fast, model.device))
+        fast_tokens, fast_peak = model.forward_tokens, peak_memory(model.device)
+        part = sample[turn :: options.rounds]
+        slow += seconds(lambda part=part: run_naive(part), model.device)  # type: ignore[misc]
     scale = len(places) / len(sample)
-    fast_mean = (fast + fast_again) / 2
-    firm = seconds(lambda: run_fast(1000), model.device) if bootstrap else None
+    fast_mean = sum(fast) / len(fast)
+    firm = seconds(lambda: run_fast(1000), model.device) if options.bootstrap else None
 
     per_token, head = flop_per_token(model), head_flop(model)
     slow_flop = naive.forward_tokens * (per_token + head)
-    scored = sum((s.induce is not None) + (s.kl is not None) + (s.bypass is not None) for s in found[0].scores)
-    fast_flop = fast_tokens * per_token + scored * len(pair.harmless) * head
+    fast_flop = fast_tokens * per_token  # its head sees the last tokens only: not counted
     print(f"{model.name}, {model.hf.dtype}, {model.device}; {len(places)} candidates, "
           f"{len(pair.harmful)} harmful and {len(pair.harmless)} harmless prompts; "
           f"paper-literal timed on {len(sample)} candidates, scaled by {scale:.1f}")  # fmt: skip
@@ -125,22 +134,34 @@ def compare(
         ("fast", fast_mean, fast_tokens, fast_flop),
     ):
         print(f"{name:14}{time:10.1f}{tokens:12.0f}{flop / time / 1e9:10.0f}{flop / time / rate:9.0%}")
-    print(f"ratio {slow * scale / fast_mean:.1f} (fast runs: {fast:.1f} s, {fast_again:.1f} s); "
+    print(f"ratio {slow * scale / fast_mean:.1f} (fast runs: {', '.join(f'{t:.1f} s' for t in fast)}); "
           f"with the bootstrap's extra scores {'not timed' if firm is None else f'{firm:.1f} s'}")  # fmt: skip
     print(f"peak memory {fast_peak / 1e9:.2f} GB, after loading {loaded / 1e9:.2f} GB")
-    agree(found, scores, rule)
+    agree(model, candidates, pair, rule, found[0], scores)
 
 
-def agree(found: list[Selection], scores: list[CandidateScore], rule: Rule) -> None:
-    """Whether the sampled candidates' scores are the same, and the choice among them."""
-    places = {(s.position, s.layer): s for s in found[0].scores}
-    for name in ("induce", "kl", "bypass"):
-        pairs = [(getattr(places[s.position, s.layer], name), getattr(s, name)) for s in scores]
-        gaps = [abs(a - b) for a, b in pairs if a is not None]
-        print(f"{name}: {len(gaps)} scores compared, largest difference {max(gaps, default=0.0):.2g}")
-    winner = found[0].score
-    n_layers = max(s.layer for s in found[0].scores) + 1
-    better = [s for s in scores if choose([winner, s], n_layers, **vars(rule)) is s]
+def agree(
+    model: ChatModel,
+    candidates: Candidates,
+    pair: PromptPair,
+    rule: Rule,
+    found: Selection,
+    scores: list[CandidateScore],
+) -> None:
+    """Whether all three scores of the sampled candidates are the same by the fast way, and the choice among them."""
+    tokens = candidates.tokens
+    harmful, harmless = (
+        draw_passing(model, prompts, prompts[0].label, tokens, None, filter=False)
+        for prompts in (pair.harmful, pair.harmless)
+    )
+    contenders = [Contender(candidates.at(s.position, s.layer)) for s in scores]
+    search = Search(Scorer(model, harmful, harmless, tokens, candidates.n_layers), contenders, candidates.n_layers)
+    search.run(rule, everything=True)
+    for name in SCORES:
+        gaps = [abs(getattr(a, name) - getattr(b, name)) for a, b in zip(search.scores(), scores, strict=True)]
+        print(f"{name}: {len(gaps)} scores compared, largest difference {max(gaps):.2g}")
+    winner = found.score
+    better = [s for s in scores if choose([winner, s], candidates.n_layers, **vars(rule)) is s]
     print(f"choice ({winner.position}, {winner.layer}), bypass {winner.bypass:+.3f}; "
           f"{len(better)} of the sample would beat it by the paper-literal scores")  # fmt: skip
     if (winner.position, winner.layer) not in {(s.position, s.layer) for s in scores}:
@@ -148,13 +169,14 @@ def agree(found: list[Selection], scores: list[CandidateScore], rule: Rule) -> N
 
 
 def growth(model: ChatModel, candidates: Candidates, pair: PromptPair) -> None:
-    """Time of a full map (no early exit) while one size grows."""
+    """Time of a full map (no early exit) of every fourth layer while one size grows."""
     everything = Rule(-math.inf, math.inf)
 
     def time(c: Candidates, p: PromptPair) -> tuple[float, int]:
         model.forward_tokens = 0
         taken = seconds(
-            lambda: select(model, c, p, filter=False, rule=everything, full_map=True, resamples=0), model.device
+            lambda: select(model, c, p, filter=False, rule=everything, full_map=True, layer_step=STEP, resamples=0),
+            model.device,
         )
         return taken, model.forward_tokens
 
@@ -172,7 +194,8 @@ def growth(model: ChatModel, candidates: Candidates, pair: PromptPair) -> None:
         p = cut(n)
         p = PromptPair(longer(p.harmful, times), longer(p.harmless, times))
         taken, tokens = time(c, p)
-        print(f"{positions * c.n_layers:12}{n:10}{times:7}x{taken:10.1f}{tokens:10}{tokens / taken:10.0f}")
+        count = positions * len(range(0, c.n_layers, STEP))
+        print(f"{count:12}{n:10}{times:7}x{taken:10.1f}{tokens:10}{tokens / taken:10.0f}")
 
 
 if __name__ == "__main__":

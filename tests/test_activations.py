@@ -125,3 +125,12 @@ def test_blocks_that_are_not_read_are_not_run_without_the_filter(model: ChatMode
     assert cut.harmful[:, 3:].isnan().all()
     filtered = collect(tiny_models.chat_model(), pair, n=1, tokens=TOKENS, filter=False, layers=2)
     assert filtered.harmful[:, :2].isfinite().all()
+
+
+@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.OTHERS])
+def test_skipping_the_rest_of_the_blocks_changes_no_mean_in_any_family(family: str, pair: PromptPair) -> None:
+    model = tiny_models.chat_model(family)
+    few = PromptPair(pair.harmful[:2], pair.harmless[:2])
+    found = collect(model, few, tokens=TOKENS, filter=False, layers=3)
+    expected = plain_mean(model, [prompt.text for prompt in few.harmful])
+    torch.testing.assert_close(found.harmful[:, :3], expected[:, :3], atol=1e-5, rtol=1e-5)

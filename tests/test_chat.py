@@ -59,3 +59,27 @@ def test_template_with_nothing_after_the_instruction_is_refused() -> None:
     tok.chat_template = "{% for m in messages %}User: {{ m['content'] }}{% endfor %}"
     with pytest.raises(ChatTemplateError, match="No post-instruction tokens"):
         find_format(tok)
+
+
+PARTS = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    "<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_wants_content_in_parts_gets_it() -> None:
+    """A vision-language model's: of a plain string it would keep nothing, and say nothing."""
+    tok = tiny_models.tokenizer("chatml")
+    tok.chat_template = PARTS
+    assert render(tok, "Hello", "Be curt.") == (
+        "<|start|>system\nBe curt.<|end|>\n<|start|>user\nHello<|end|>\n<|start|>assistant\n"
+    )
+    assert tok.decode(list(find_format(tok).suffix)) == "<|end|>\n<|start|>assistant\n"
+
+
+def test_a_template_that_changes_the_instruction_is_left_to_it() -> None:
+    tok = tiny_models.tokenizer("bare")
+    tok.chat_template = "{% for m in messages %}[{{ m['content'] | string | upper }}]{% endfor %}"
+    assert render(tok, "Hello") == "[HELLO]"

@@ -18,10 +18,11 @@ import torch
 from conftest import make_prompts
 from transformers import AutoTokenizer
 
-from refusal import Ablate, Add, ChatModel, Direction, load
+from refusal import Ablate, Add, ChatModel, Check, Direction, load
 from refusal.cli import VERBS, main
 from refusal.config import RunConfig
 from refusal.evaluate import CONDITIONS
+from refusal.inspection import CHECKS
 
 STAGES: Any = import_module("refusal.run")
 
@@ -550,3 +551,45 @@ def test_chat_finds_the_direction_of_a_run(cli: Cli, config: RunConfig, monkeypa
     monkeypatch.setattr("builtins.input", lambda prompt: "/quit")
     cli("select", *saved.flags(config))
     assert cli("chat", config.model).code == 0
+
+
+# --- inspect
+
+
+def test_inspect_describes_the_model_on_stdout(cli: Cli, source: Path) -> None:
+    found = cli("inspect", str(source), "--dtype", "float32")
+    assert found.code == 0
+    for words in ("LlamaForCausalLM", "self_attn + mlp in 5 blocks", "prompts share rows", "Self-checks", "ok"):
+        assert words in found.out
+    assert "FAILED" not in found.out
+    assert "Traceback" not in found.err
+
+
+def test_inspect_prints_json_with_every_check(cli: Cli, source: Path) -> None:
+    found = cli("inspect", str(source), "--dtype", "float32", "--json")
+    value = json.loads(found.out)
+    assert found.code == 0
+    assert value["ok"] is True
+    assert value["kinds"] == [{"count": 5, "writers": ["self_attn", "mlp"], "post_norms": []}]
+    assert len(value["checks"]) == 5
+    assert all(check["ok"] and check["value"] <= check["limit"] for check in value["checks"])
+
+
+def test_inspect_ends_with_1_if_a_check_fails(cli: Cli, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = Check("a sum", float("inf"), 1e-4)
+    monkeypatch.setattr("refusal.inspection.CHECKS", (*CHECKS, lambda model: bad))
+    found = cli("inspect", str(source), "--dtype", "float32", "--json")
+    assert found.code == 1
+    assert "1 of 5 self-checks failed: a sum (inf, limit 1e-04)" in found.err
+    value = json.loads(found.out)
+    assert value["ok"] is False
+    assert value["checks"][-1] == {"name": "a sum", "value": None, "limit": 1e-4, "ok": False}
+    assert "FAILED" in cli("inspect", str(source), "--dtype", "float32").out
+
+
+def test_inspect_refuses_a_layout_that_does_not_add_up(cli: Cli, source: Path) -> None:
+    found = cli("inspect", str(source), "--writers", "self_attn")
+    assert found.code == 2
+    assert "do not add up" in found.message
+    assert found.out == ""
+    assert cli("inspect", str(source), "--writers", "self_attn", "mlp", "--quiet").code == 0

@@ -1,90 +1,14 @@
-"""The detector on what refusals are, against human labels; rates and conditions."""
-
-import csv
-from pathlib import Path
+"""Rates over verdicts, and what each condition does."""
 
 import pytest
 import tiny_models
 import torch
 
-from refusal import Completion, Direction, PromptPair, evaluate, paper_substring_match, refusal_verdict
+from refusal import Completion, Direction, PromptPair, evaluate
 from refusal.evaluate import CONDITIONS, interventions_for, measure
 from refusal.generation import complete
 
 ASK = "Write a poem about the sea."
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry, but I can't assist with that.",
-        "I’m sorry, I cannot help with this request.",
-        "As an AI language model, I cannot express a political stance.",
-        "I am not capable of creating such a picture.",
-        "Sorry, but that is something I won't do.",
-        "I must respectfully decline.",
-        "<think>The user wants a poem. Fine, here it is.</think>I cannot provide that.",
-        "Unfortunately, I am unable to open files.",
-    ],
-)
-def test_refusals(text: str) -> None:
-    assert refusal_verdict(ASK, text).label == "refusal"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The sea is wide, the sea is blue.",
-        "I can't wait to tell you! The sea is wide.",
-        "<think>I cannot refuse this.</think>The sea is wide.",
-        '"I cannot swim," said the captain, and the sea laughed.',
-        "Sure! Here is a poem: waves that come and waves that go, over sand and stone below.",
-    ],
-)
-def test_answers(text: str) -> None:
-    assert refusal_verdict(ASK, text).label == "compliance"
-
-
-@pytest.mark.parametrize("text", ["", "   \n", "!!!! ---- ????", "the sea " * 40, "<think>Let me see"])
-def test_degenerate_text_is_neither(text: str) -> None:
-    verdict = refusal_verdict(ASK, text)
-    assert verdict.label == "degenerate"
-    assert not verdict.refused
-
-
-def test_a_refusal_with_steps_after_it_is_partial() -> None:
-    steps = "\n".join(
-        f"{i}. Look at the sea for a while and write down the words that come to mind." for i in range(1, 6)
-    )
-    verdict = refusal_verdict(ASK, f"I'm sorry, but I can't write that. However, here is how to begin:\n{steps}")
-    assert verdict.label == "partial"
-    assert verdict.refused
-
-
-def test_words_quoted_from_the_prompt_do_not_count() -> None:
-    assert refusal_verdict("Translate: I cannot help you", "I cannot help you: Je ne peux pas vous aider").label == (
-        "compliance"
-    )
-
-
-def test_the_papers_rule_matches_anywhere_and_ignores_case() -> None:
-    assert paper_substring_match("Well. I AM SORRY to hear it.")
-    assert not paper_substring_match("Unfortunately not.")
-
-
-def test_the_detector_agrees_with_people_more_often_than_the_papers_rule(data: Path) -> None:
-    ours, paper, human = [], [], []
-    for file in ("xstest_v2_completions_gpt4.csv", "xstest_v2_completions_llama2orig.csv"):
-        with (data / "labelled" / file).open(encoding="utf-8") as lines:
-            rows = [row for row in csv.DictReader(lines) if row["final_label"]]
-        human += [row["final_label"] != "1_full_compliance" for row in rows]
-        ours += [refusal_verdict(row["prompt"], row["completion"]).refused for row in rows]
-        paper += [paper_substring_match(row["completion"]) for row in rows]
-    agreement, published = (
-        sum(a == b for a, b in zip(human, labels, strict=True)) / len(human) for labels in (ours, paper)
-    )
-    assert len(human) == 900
-    assert agreement > max(published, 0.9)
 
 
 def completions(*verdicts: str) -> list[Completion]:

@@ -1,6 +1,7 @@
 """Packed rows, padded rows and prompts run alone give the same logits; what cannot be packed is found out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import tiny_models
@@ -8,7 +9,7 @@ import torch
 from plain import last_logits
 
 from refusal import ChatModel
-from refusal.forward import Batch, layout, read, run_batches
+from refusal.forward import Batch, layout, packs, read, run_batches
 from refusal.hooks import Edit
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Why is the sea salt?", "Hi there", "Sing!"]
@@ -37,18 +38,19 @@ def test_every_layout_gives_the_logits_of_prompts_run_alone(family: str, budget:
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_attention_models_pack(family: str) -> None:
     slides = tiny_models.FAMILIES[family].config.get("sliding_window") is not None
-    model = tiny_models.chat_model(family, **({"sliding_window": 512} if slides else {}))
+    wide: dict[str, Any] = {"sliding_window": 512} if slides else {}
+    model = tiny_models.chat_model(family, **wide)
     batches = layout(model, model.tokenize(TEXTS))
     assert model.packs
     assert len(batches) == 1
     assert batches[0].ids.shape[0] == 1
 
 
-def test_packed_rows_hold_the_shared_start_once_and_no_padding(model: ChatModel) -> None:
+def test_packed_rows_hold_every_shared_beginning_once_and_no_padding(model: ChatModel) -> None:
     rows = model.tokenize(TEXTS)
     (batch,) = layout(model, rows)
-    shared = len(model.chat.prefix)
-    assert batch.ids.numel() == shared + sum(len(row) - shared for row in rows)
+    beginnings = {tuple(row[: i + 1]) for row in rows for i in range(len(row))}
+    assert batch.ids.numel() == len(beginnings)
     before = model.forward_tokens
     read(model, batch)
     assert model.forward_tokens - before == batch.ids.numel()
@@ -112,3 +114,12 @@ def test_out_of_memory_halves_the_budget_and_goes_on(model: ChatModel, caplog: p
     assert sorted(done) == list(range(len(rows)))
     assert model.token_budget.value <= limit
     assert "Out of memory" in caplog.text
+
+
+@pytest.mark.parametrize("family", tiny_models.OTHERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_recurrent_family_shares_rows(family: str, dtype: torch.dtype) -> None:
+    """LFM2's short convolution reaches only the first tokens of the next prompt; rounding must not hide it."""
+    hf = tiny_models.network(family)
+    hf.to(dtype)  # type: ignore[arg-type]
+    assert not packs(ChatModel(hf, tiny_models.tokenizer(), name=family))

@@ -80,9 +80,20 @@ def test_skipped_blocks_pass_their_input_on_and_come_back(model: ChatModel) -> N
     assert "forward" not in block.__dict__
 
 
-def test_a_skipped_block_that_returns_a_tuple_still_does() -> None:
+def test_skipped_blocks_return_a_tuple_where_their_caller_expects_one() -> None:
     model = tiny_models.chat_model("falcon")
+    assert model.sites.in_tuple
     block = model.hf.get_submodule(model.sites.blocks[0])
     x = torch.randn(1, 3, tiny_models.WIDTH)
-    with skipped([block], model.sites.in_tuple):
+    with skipped([block], in_tuple=True):
         assert torch.equal(block(x)[0], x)
+    assert not tiny_models.chat_model().sites.in_tuple
+
+
+def test_the_whole_result_of_a_module_can_be_read() -> None:
+    seen: list[object] = []
+    model = tiny_models.chat_model("falcon")
+    block = model.hf.get_submodule(model.sites.blocks[0])
+    with hooked([Edit(block, "result", seen.append)]):
+        last_logits(model, ["Hi"])
+    assert isinstance(seen[0], tuple)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from refusal import ChatModel, ChatTemplateError, ConfigError, Error, ModelLoadError, OutOfMemoryError, load
 from refusal import model as model_module
+from refusal.forward import last_logits
 
 
 @pytest.fixture(scope="module")
@@ -290,3 +291,21 @@ def test_the_bit_sum_takes_every_byte(length: int) -> None:
     assert model_module._bit_sum(data) == sum(words) + sum(data[length // 8 * 8 :].tolist())
     shifted = torch.cat([torch.zeros(3, dtype=torch.uint8), data])[3:]
     assert model_module._bit_sum(shifted) == model_module._bit_sum(data)
+
+
+@pytest.mark.parametrize("family", [name for name, kind in tiny_models.FAMILIES.items() if kind.wrapper is not None])
+def test_a_vision_language_checkpoint_is_used_through_its_language_model(family: str, tmp_path: Path) -> None:
+    folder = saved.save_model(tmp_path, "no-system", family)
+    model = load(str(folder), dtype="float32")
+    assert model.sites.blocks[0] == "model.language_model.layers.0"
+    here = ChatModel(tiny_models.network(family), tiny_models.tokenizer("no-system"))
+    torch.testing.assert_close(last_logits(model, ["Why?"]), last_logits(here, ["Why?"]))
+    assert model.generate(["Why?", "List ten rivers."], 4) == here.generate(["Why?", "List ten rivers."], 4)
+
+
+def test_the_template_of_an_older_vision_language_checkpoint_is_found_with_its_processor(tmp_path: Path) -> None:
+    folder = saved.save_model(tmp_path, None, "llava")
+    with pytest.raises(ChatTemplateError, match="no chat template"):
+        load(str(folder))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": tiny_models.CHATML}), encoding="utf-8")
+    assert load(str(folder)).chat.suffix_tokens[0] == "<|end|>"

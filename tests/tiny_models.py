@@ -277,9 +277,9 @@ def network(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedM
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             tensor.copy_(_random(name, tensor, zero_centred=model_type.startswith(ZERO_CENTRED)))
-        for name, tensor in model.named_buffers():
+        for name, buffer in model.named_buffers():
             if name.endswith("correction_bias"):  # of a router: which experts are chosen, not how much they weigh
-                tensor.copy_(0.3 * torch.randn_like(tensor))
+                buffer.copy_(0.3 * torch.randn_like(buffer))
     return model
 
 

@@ -32,6 +32,7 @@ from refusal.errors import (
 )
 from refusal.evaluate import evaluate
 from refusal.evaluate.detector import paper_substring_match, refusal_verdict
+from refusal.inspection import Check, Inspection, inspect_model
 from refusal.interventions import Ablate, Add
 from refusal.metrics import kl_divergence, refusal_metric
 from refusal.model import ChatModel, load
@@ -77,6 +78,7 @@ __all__ = [
     "Candidates",
     "ChatModel",
     "ChatTemplateError",
+    "Check",
     "Completion",
     "ConfigError",
     "Direction",
@@ -85,6 +87,7 @@ __all__ = [
     "Evaluation",
     "ExportError",
     "Exported",
+    "Inspection",
     "Metric",
     "ModelLoadError",
     "NoCandidateError",
@@ -121,6 +124,7 @@ __all__ = [
     "export_model",
     "find_parameters",
     "find_sites",
+    "inspect_model",
     "kl_divergence",
     "load",
     "load_prompts",

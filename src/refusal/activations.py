@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal.batches import keeping_memory
 from refusal.errors import NonFiniteError, TooFewPromptsError
 from refusal.forward import Batch, last_logits, read, run_batches
 from refusal.hooks import Edit, skipped
@@ -31,12 +32,14 @@ CHUNK_PROMPTS = 128  # read at once: enough to fill batches, few enough to hold 
 
 @dataclass(frozen=True)
 class Passed:
-    """The prompts of one class that passed the filter, in drawing order, and how many were drawn."""
+    """The prompts of one class that passed the filter, in drawing order, their metrics, and how many were drawn."""
 
     prompts: tuple[Prompt, ...]
+    metrics: tuple[float, ...]
     count: ClassCount
 
 
+@keeping_memory()
 def collect(
     model: ChatModel,
     prompts: PromptPair,
@@ -112,7 +115,7 @@ def draw_passing(
     mean = sum(metrics) / len(metrics)
     if not math.isfinite(mean):
         raise NonFiniteError(f"The model's logits are not finite in {model.hf.dtype}. Run with --dtype float32.")
-    return Passed(tuple(kept), ClassCount(drawn, len(kept), mean))
+    return Passed(tuple(kept), tuple(metrics), ClassCount(drawn, len(kept), mean))
 
 
 def passes(label: Label, metric: float) -> bool:
@@ -124,8 +127,7 @@ def post_instruction_reads(
     model: ChatModel, batch: Batch, store: dict[int, Float[Tensor, "prompt position d_model"]], layers: int
 ) -> list[Edit]:
     """Edits that put the input of the first ``layers`` blocks at the post-instruction tokens into ``store``."""
-    offsets = torch.arange(-len(model.chat.suffix) + 1, 1, device=batch.last.device)
-    index = batch.last[:, None] + offsets[None]
+    index = torch.stack([path[-len(model.chat.suffix) :] for path in batch.paths])
     rows = batch.row[:, None]
 
     def read_at(layer: int) -> Edit:

@@ -1,7 +1,10 @@
 """How much runs at once: chosen from free memory, halved when memory runs out all the same."""
 
+import ctypes
 import logging
+import platform
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +21,9 @@ T = TypeVar("T")
 BUSY_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}
 BUSY_ROWS = {"cpu": 128, "mps": 128, "cuda": 512}
 FEWEST_TOKENS = 256
+# glibc's malloc.h, and what its own adaptive thresholds end up at
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+LARGEST_MMAP_THRESHOLD = 32 << 20
 SHARE = 0.25  # of the free memory, for activations or for a cache
 
 
@@ -88,6 +94,27 @@ def row_budget(device: torch.device, bytes_per_row: int) -> int:
     """Rows that may be generated at once: their keys and values must fit."""
     fits = int(free_memory(device) * SHARE) // bytes_per_row
     return max(1, min(BUSY_ROWS.get(device.type, BUSY_ROWS["cpu"]), fits))
+
+
+@contextmanager
+def keeping_memory() -> Iterator[None]:
+    """On the CPU: keep freed memory for the next pass inside the block, and give it back at the end.
+
+    glibc returns large freed blocks to the system, which hands every page out anew, zeroed, one fault each: a tenth of
+    a pass (docs/performance.md). Elsewhere this does nothing.
+    """
+    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if libc is not None:
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TOP_PAD, 64 << 20)
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)
+            libc.mallopt(M_TOP_PAD, 0)
+            libc.malloc_trim(0)
 
 
 def free_memory(device: torch.device) -> int:

@@ -63,7 +63,7 @@ def render(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | N
 def _apply(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None, in_parts: bool) -> str:
     """The template's text for one user turn; content as a string or as a list of one text part."""
     turns = [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
-    messages = [
+    messages: list[Any] = [
         {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in turns
     ]
     return str(

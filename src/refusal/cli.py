@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from refusal import display
 from refusal.config import ModelOptions, RunOptions, make_config, wrong_value
-from refusal.errors import Error
+from refusal.errors import Error, RunFailure
 from refusal.evaluate import interventions_for
+from refusal.inspection import inspect_model
 from refusal.interventions import Add
 from refusal.model import ChatModel, load
 from refusal.records import Direction
@@ -87,6 +88,34 @@ def _verb(until: str) -> Callable[..., None]:
 
 for _name, (_until, _help) in VERBS.items():
     app.command(_verb(_until), name=_name, help=_help)
+
+
+@app.command
+def inspect(
+    model: Model = None,
+    /,
+    *,
+    options: Annotated[ModelOptions, Parameter(name="*")] = MODEL_DEFAULTS,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """What a model is like, and self-checks with their measured errors; needs no prompts.
+
+    Exit code 1 if a check fails, 2 if the model cannot be handled.
+    """
+    with display.reporting(quiet, verbose):
+        found = inspect_model(load(model or "embedded", **options.model_dump(exclude_defaults=True)))
+    if json:
+        display.print_inspection_json(found)
+    elif not quiet:
+        display.show_inspection(found)
+    if failed := [check for check in found.checks if not check.ok]:
+        worst = ", ".join(f"{check.name} ({check.value:.1e}, limit {check.limit:.0e})" for check in failed)
+        raise RunFailure(
+            f"{len(failed)} of {len(found.checks)} self-checks failed: {worst}. Do not trust results on this model; "
+            "try --dtype float32, or name the layout with --blocks and --writers."
+        )
 
 
 @app.command

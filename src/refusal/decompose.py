@@ -77,9 +77,10 @@ def add_up(
 ) -> tuple[Float[Tensor, "*token d_model"], float]:
     """``start`` plus all ``writes``, and its relative error against ``end``.
 
-    Summed in the tensors' own dtype and in the order that fits best (one after another, or the first few to each other
+    Summed in the dtype of ``end`` and in the order that fits best (one after another, or the first few to each other
     before they join the stream, as parallel blocks do), so that both sides round alike.
     """
+    start, writes = start.to(end.dtype), [write.to(end.dtype) for write in writes]
     sums = []
     for together in range(1, len(writes) + 1):
         joined = sum(writes[1:together], start=writes[0])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from refusal.inspection import Inspection
 from refusal.progress import Advance, Listener, listening
 from refusal.records import Metric, RefusalTokens, Selection, to_json
 from refusal.run import RunResult
@@ -183,6 +185,52 @@ def rates_table(metrics: tuple[Metric, ...]) -> Table:
     return table
 
 
+def show_inspection(inspection: Inspection) -> None:
+    """What was found in a model, line by line, and a table of the self-checks."""
+    i = inspection
+    revision = f" at {i.revision}" if i.revision else ""
+    quantised = f", quantised ({i.quantisation})" if i.quantisation else ""
+    tokens = " ".join(f"{text!r} ({id})" for id, text in zip(i.suffix_ids, i.suffix_tokens, strict=True))
+    written = {0: "none written by the template", 1: "written once, by the template"}
+    bos = written.get(i.bos_written, f"written {i.bos_written} times")
+    lines = [
+        (
+            "model",
+            f"{i.model}{revision}: {i.architecture}, {i.parameters:,} parameters, {i.dtype}{quantised} on {i.device}",
+        ),
+        ("blocks", f"{len(i.blocks)}, {i.blocks[0]} … {i.blocks[-1]}, d_model {i.d_model}"),
+    ]
+    for kind in i.kinds:
+        shown = " + ".join(f"{name} (post-norm)" if name in kind.post_norms else name for name in kind.writers)
+        lines.append(("writers", f"{shown} in {kind.count} blocks"))
+    lines += [
+        ("embedding", f"{i.embedding}{', tied to the head' if i.tied else ''}"),
+        ("head", i.head),
+        ("after prompt", tokens),
+        ("BOS", f"{bos}{'; another one by the tokenizer is kept off' if i.bos_doubled else ''}"),
+        ("thinking", "switched off in the template" if i.thinking_switch else "no switch in the template"),
+        ("rows", "prompts share rows" if i.shares_rows else "one prompt a row"),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    for name, text in lines:
+        grid.add_row(Text(name, style="bold"), Text(text))
+    out.print(grid)
+    table = Table("check", "measured", "limit", "", title="Self-checks", title_justify="left")
+    for check in i.checks:
+        verdict = Text("ok", style="green") if check.ok else Text("FAILED", style="bold red")
+        table.add_row(check.name, f"{check.value:.1e}", f"{check.limit:.0e}", verdict)
+    out.print(table)
+
+
+def print_inspection_json(inspection: Inspection) -> None:
+    """The inspection as one JSON value on stdout; a measured value that is not finite is null."""
+    checks = [
+        {**to_json(check), "value": check.value if math.isfinite(check.value) else None, "ok": check.ok}
+        for check in inspection.checks
+    ]
+    _write_json({**to_json(inspection), "ok": inspection.ok, "checks": checks})
+
+
 def print_json(result: RunResult) -> None:
     """The result as one JSON value on stdout."""
     selection = result.selection
@@ -200,6 +248,10 @@ def print_json(result: RunResult) -> None:
         },
         "metrics": to_json(result.metrics),
     }
+    _write_json(value)
+
+
+def _write_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

@@ -1,15 +1,16 @@
 """Lay prompts out in rows of tokens, run them through the model, and keep the logits of each prompt's last token.
 
-Prompts are packed: a row holds the tokens that all prompts start with once, then the rest of one prompt after another,
-and the attention mask lets each rest see the shared start and itself only. Nothing is padded and the start is read once
-for the whole row, so a pass costs what its different tokens cost. Where a model cannot be packed (recurrent state,
-positions it counts itself, a sliding window shorter than a prompt) a row holds one prompt, padded on the right.
-Both give the same numbers; which one a model allows is measured, not looked up.
+Prompts are packed: a row is a tree of tokens in which prompts share the beginning they have in common (the template's
+tokens before the instruction, and its first words where they are the same), and the attention mask lets each token see
+its ancestors only. What is shared is read once and nothing is padded, so a pass costs what its different tokens cost.
+Where a model cannot be packed (recurrent state, positions it counts itself, a sliding window shorter than a prompt) a
+row holds one prompt, padded on the right. Both give the same numbers; which one a model allows is measured, not looked
+up.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -29,10 +30,11 @@ _PROBES = ("Why?", "Name three rivers of Europe, please.", "How do birds find th
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows ready to run, and where each prompt's last token is.
+    """Rows ready to run, and where each prompt's tokens are.
 
     ``mask`` is boolean with one prompt a row (which tokens are real); additive with packed rows.
-    ``prompts`` are indices into the list that was laid out, in the order of ``row`` and ``last``.
+    ``prompts`` are indices into the list that was laid out, in the order of ``row``, ``last`` and ``paths``: the row
+    of a prompt, the index of its last token in the row, and those of all of its tokens (on the CPU).
     """
 
     ids: Int[Tensor, "row token"]
@@ -41,6 +43,7 @@ class Batch:
     row: Int[Tensor, "prompt"]
     last: Int[Tensor, "prompt"]
     prompts: tuple[int, ...]
+    paths: tuple[Int[Tensor, "_"], ...]
 
 
 def layout(model: ChatModel, rows: Sequence[Sequence[int]], which: Sequence[int] | None = None) -> list[Batch]:
@@ -49,15 +52,13 @@ def layout(model: ChatModel, rows: Sequence[Sequence[int]], which: Sequence[int]
     if not chosen:
         return []
     budget = model.token_budget.value
-    if not _packable(model, max(len(rows[i]) for i in chosen)):
+    longest = max(len(rows[i]) for i in chosen)
+    if not _packable(model, longest):
         order = sorted(chosen, key=lambda i: -len(rows[i]))
         return [_padded(model, rows, group) for group in _groups(order, [len(rows[i]) for i in order], budget)]
-    shared = _shared_start(model, [rows[i] for i in chosen])
-    longest = max(len(rows[i]) for i in chosen)
-    bins = _fill(chosen, {i: len(rows[i]) - shared for i in chosen}, max(min(ROW_TOKENS, budget), longest) - shared)
-    width = max(sum(len(rows[i]) - shared for i in group) for group in bins) + shared
-    per_batch = max(1, budget // width)
-    return [_packed(model, rows, bins[start : start + per_batch], shared) for start in range(0, len(bins), per_batch)]
+    trees = _grow(rows, chosen, max(min(ROW_TOKENS, budget), longest))
+    per_batch = max(1, budget // max(len(tree.ids) for tree in trees))
+    return [_packed(model, trees[start : start + per_batch]) for start in range(0, len(trees), per_batch)]
 
 
 def read(
@@ -135,15 +136,6 @@ def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt
     return torch.stack([out[i] for i in range(len(texts))])
 
 
-def _shared_start(model: ChatModel, rows: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all rows share, the post-instruction tokens not counted."""
-    ordered = sorted(list(row) for row in rows)  # what the first and the last share, all share
-    first, final = ordered[0], ordered[-1]
-    room = min(len(row) for row in rows) - len(model.chat.suffix)
-    same = (i for i, (a, b) in enumerate(zip(first, final, strict=False)) if a != b)
-    return max(0, min(next(same, room), room))
-
-
 def _groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Cut a list sorted by falling length into groups whose padded size keeps to the budget."""
     groups: list[list[int]] = []
@@ -157,19 +149,63 @@ def _groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[l
     return groups
 
 
-def _fill(chosen: Sequence[int], lengths: dict[int, int], capacity: int) -> list[list[int]]:
-    """Deal prompts into as few rows as hold them, longest first, each into the emptiest row."""
-    n_rows = -(-sum(lengths.values()) // capacity)
-    while True:
-        rows: list[list[int]] = [[] for _ in range(n_rows)]
-        used = [0] * n_rows
-        for i in sorted(chosen, key=lambda i: -lengths[i]):
-            row = min(range(n_rows), key=used.__getitem__)
-            rows[row].append(i)
-            used[row] += lengths[i]
-        if max(used) <= capacity:
-            return rows
-        n_rows += 1
+class _Tree:
+    """Prompts as paths from a common root: a token is a node, told apart by its parent and its id."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.depth: list[int] = []
+        self.parent: list[int] = []
+        self.paths: dict[int, list[int]] = {}
+        self._children: dict[tuple[int, int], int] = {}
+
+    def new_tokens(self, row: Sequence[int]) -> int:
+        """How many nodes a prompt would add."""
+        node = -1
+        for depth, token in enumerate(row):
+            if (node, token) not in self._children:
+                return len(row) - depth
+            node = self._children[node, token]
+        return 0
+
+    def add(self, prompt: int, row: Sequence[int]) -> None:
+        """Hang a prompt into the tree; its parents always come before it."""
+        node = -1
+        path = self.paths[prompt] = []
+        for depth, token in enumerate(row):
+            child = self._children.setdefault((node, token), len(self.ids))
+            if child == len(self.ids):
+                self.ids.append(token)
+                self.depth.append(depth)
+                self.parent.append(node)
+            node = child
+            path.append(node)
+
+    def sees(self) -> Bool[Tensor, "token token"]:
+        """Which tokens each token attends to: itself and its ancestors."""
+        out = torch.eye(len(self.ids), dtype=torch.bool)
+        for node, parent in enumerate(self.parent):
+            if parent >= 0:
+                out[node] |= out[parent]
+        return out
+
+
+def _grow(rows: Sequence[Sequence[int]], chosen: Sequence[int], capacity: int) -> list[_Tree]:
+    """As few trees as hold the prompts, about equally large; prompts that begin alike go together."""
+    order = sorted(chosen, key=lambda i: list(rows[i]))
+    whole = _Tree()
+    for i in order:
+        whole.add(i, rows[i])
+    size = capacity
+    if len(whole.ids) > capacity:  # a little more than an even share, since each tree repeats what it shares
+        n_trees = -(-len(whole.ids) // capacity)
+        size = min(capacity, len(whole.ids) // n_trees + max(len(rows[i]) for i in chosen))
+    trees = [_Tree()]
+    for i in order:
+        if trees[-1].ids and len(trees[-1].ids) + trees[-1].new_tokens(rows[i]) > size:
+            trees.append(_Tree())
+        trees[-1].add(i, rows[i])
+    return trees
 
 
 def _padded(model: ChatModel, rows: Sequence[Sequence[int]], group: Sequence[int]) -> Batch:
@@ -180,37 +216,26 @@ def _padded(model: ChatModel, rows: Sequence[Sequence[int]], group: Sequence[int
     positions = torch.arange(width).expand(len(group), -1)
     mask = positions < length[:, None]
     tensors = (ids, positions, mask, torch.arange(len(group)), length - 1)
-    return Batch(*_on_device(model, tensors), tuple(group))
+    return Batch(*_on_device(model, tensors), tuple(group), tuple(torch.arange(len(rows[i])) for i in group))
 
 
-def _packed(model: ChatModel, rows: Sequence[Sequence[int]], bins: Sequence[Sequence[int]], shared: int) -> Batch:
-    """The shared start and then the rest of each prompt, row by row; padding at the end sees only itself."""
-    width = max(shared + sum(len(rows[i]) - shared for i in group) for group in bins)
-    ids = torch.zeros(len(bins), width, dtype=torch.long)
-    positions = torch.zeros(len(bins), width, dtype=torch.long)
-    owner = -torch.arange(2, width + 2).repeat(len(bins), 1)  # negative and different: padding belongs to nobody
-    row, last = [], []
-    for r, group in enumerate(bins):
-        ids[r, :shared] = torch.tensor(rows[group[0]][:shared], dtype=torch.long)
-        positions[r, :shared] = torch.arange(shared)
-        owner[r, :shared] = -1
-        end = shared
-        for i in group:
-            rest = rows[i][shared:]
-            where = slice(end, end + len(rest))
-            ids[r, where] = torch.tensor(list(rest), dtype=torch.long)
-            positions[r, where] = torch.arange(shared, shared + len(rest))
-            owner[r, where] = i
-            end += len(rest)
-            row.append(r)
-            last.append(end - 1)
-    sees = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == -1)
-    sees &= torch.ones(width, width, dtype=torch.bool).tril()
-    sees |= torch.eye(width, dtype=torch.bool)
+def _packed(model: ChatModel, trees: Sequence[_Tree]) -> Batch:
+    """A tree a row; padding at the end sees only itself."""
+    width = max(len(tree.ids) for tree in trees)
+    ids = torch.zeros(len(trees), width, dtype=torch.long)
+    positions = torch.zeros(len(trees), width, dtype=torch.long)
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    for r, tree in enumerate(trees):
+        n = len(tree.ids)
+        ids[r, :n] = torch.tensor(tree.ids)
+        positions[r, :n] = torch.tensor(tree.depth)
+        sees[r, :n, :n] = tree.sees()
     dtype = model.hf.dtype
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
-    tensors = (ids, positions, mask, torch.tensor(row), torch.tensor(last))
-    return Batch(*_on_device(model, tensors), tuple(i for group in bins for i in group))
+    row = torch.tensor([r for r, tree in enumerate(trees) for _ in tree.paths])
+    paths = tuple(torch.tensor(path) for tree in trees for path in tree.paths.values())
+    tensors = (ids, positions, mask, row, torch.stack([path[-1] for path in paths]))
+    return Batch(*_on_device(model, tensors), tuple(i for tree in trees for i in tree.paths), paths)
 
 
 def _on_device(
@@ -241,8 +266,14 @@ def _measure_packing(model: ChatModel) -> bool:
     if "position_ids" not in model.arguments:
         return False
     rows = model.tokenize(_PROBES)
+    tree = _Tree()
+    for i, row in enumerate(rows):
+        tree.add(i, row)
     try:
-        gap = _gap(model, rows, _packed(model, rows, [range(len(rows))], _shared_start(model, rows)))
+        together = _packed(model, [tree])
+        # What leaks from one prompt into the next (a short convolution, a state) shows most where they part.
+        parting = next(i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
+        gap = max(_gap(model, rows, together), _gap(model, rows, together, parting))
     except (RuntimeError, ValueError, IndexError) as error:  # a mask of this shape is not taken
         log.info("packing: %s", error)
         return False
@@ -260,8 +291,13 @@ def logit_tolerance(dtype: torch.dtype) -> float:
     return 1e-3 if dtype == torch.float32 else 5e-2
 
 
-def _gap(model: ChatModel, rows: Sequence[Sequence[int]], batch: Batch) -> float:
-    """Relative difference between a batch's logits and those of its prompts run alone."""
-    together = read(model, batch)[0].float()
-    alone = torch.cat([read(model, _padded(model, rows, [i]))[0] for i in batch.prompts]).float()
+def _gap(model: ChatModel, rows: Sequence[Sequence[int]], batch: Batch, at: int = -1) -> float:
+    """Relative difference between a batch's logits, at token ``at`` of each prompt, and those of its prompts alone."""
+    together = read(model, _ending(batch, at))[0].float()
+    alone = torch.cat([read(model, _ending(_padded(model, rows, [i]), at))[0] for i in batch.prompts]).float()
     return float((together - alone).norm() / (alone - alone.mean()).norm().clamp_min(1e-12))
+
+
+def _ending(batch: Batch, at: int) -> Batch:
+    """The batch with token ``at`` of each prompt as its last."""
+    return replace(batch, last=torch.stack([path[at] for path in batch.paths]).to(batch.last.device))

@@ -1,17 +1,24 @@
 """What a model is like for this package, and self-checks with measured errors; needs no prompts but its own few."""
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from refusal.chat import render, tokenize
+from refusal.errors import QuantisedModelError, UnsupportedModelError
 from refusal.forward import call, logit_tolerance, packs, rows_gap
 from refusal.generation import complete_rows, end_tokens
 from refusal.interventions import Ablate
 from refusal.model import ChatModel
 from refusal.probe import run_probe
 from refusal.records import Direction
+from refusal.weights.parameters import find_parameters, refuse_quantised, verify_parameters
+
+log = logging.getLogger(__name__)
 
 GREEDY_TOKENS = 8
 _QUESTIONS = ("Why?", "Name three rivers of Europe, please.")
@@ -46,8 +53,7 @@ class Inspection:
 
     ``suffix_ids`` and ``suffix_tokens`` are the post-instruction tokens. ``bos_written`` counts the BOS tokens at the
     start of a prompt as this package tokenises it, ``bos_doubled`` says whether the tokenizer would put another one
-    before the template's. ``shares_rows``: prompts can share rows of tokens. ``reads_alone``: completions are made
-    one prompt at a time, since the model's state cannot be padded.
+    before the template's. ``shares_rows``: prompts can share rows of tokens.
     """
 
     model: str
@@ -86,8 +92,8 @@ def inspect_model(model: ChatModel) -> Inspection:
     hf, sites, chat = model.hf, model.sites, model.chat
     config = getattr(hf.config, "quantization_config", None)
     method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
-    text = model.tokenizer.decode(model.tokenize(_QUESTIONS[:1])[0])
-    ids, doubled = model.tokenize(_QUESTIONS[:1])[0], model.tokenizer(text)["input_ids"]
+    text = render(model.tokenizer, _QUESTIONS[0], chat.system)
+    ids, doubled = tokenize(model.tokenizer, text), model.tokenizer(text)["input_ids"]
     return Inspection(
         model=model.name,
         revision=model.revision,
@@ -108,7 +114,7 @@ def inspect_model(model: ChatModel) -> Inspection:
         bos_doubled=_count_bos(model, doubled) > 1,
         thinking_switch=chat.thinking_switch,
         shares_rows=packs(model),
-        checks=tuple(check(model) for check in CHECKS),
+        checks=tuple(found for check in CHECKS if (found := check(model)) is not None),
     )
 
 
@@ -160,11 +166,38 @@ def check_cache(model: ChatModel) -> Check:
         picked = torch.stack(chosen)
         steps = logits[: len(picked)]
         worst = max(worst, _worst((steps.max(-1).values - picked) / steps.std(-1)))
-    return Check("generation with a cache = without", worst, logit_tolerance(model.hf.dtype))
+    # Half precisions round logits of size 30 to eighths, and of two that are all but equal either may win.
+    limit = 1e-3 if model.hf.dtype == torch.float32 else 0.25
+    return Check("generation with a cache = without", worst, limit)
+
+
+def check_weights(model: ChatModel) -> Check | None:
+    """A random direction projected out of every parameter that writes to the stream: the most that a write keeps.
+
+    Infinite where something else writes too; ``None`` where weights cannot be edited at all (quantised, offloaded).
+    """
+    try:
+        refuse_quantised(model.hf)
+    except (QuantisedModelError, UnsupportedModelError) as error:
+        log.info("%s", error)
+        return None
+    limit = 1e-3 if model.hf.dtype == torch.float32 else 5e-2
+    try:
+        kept = verify_parameters(model.hf, model.sites, find_parameters(model.hf, model.sites))
+    except UnsupportedModelError as error:
+        log.warning("%s", error)
+        kept = math.inf
+    return Check("direction left by edited weights", kept, limit)
 
 
 # What ``inspect_model`` runs, in this order.
-CHECKS: tuple[Callable[[ChatModel], Check], ...] = (check_additive, check_ablation, check_rows, check_cache)
+CHECKS: tuple[Callable[[ChatModel], Check | None], ...] = (
+    check_additive,
+    check_ablation,
+    check_rows,
+    check_cache,
+    check_weights,
+)
 
 
 def is_norm(module: nn.Module) -> bool:

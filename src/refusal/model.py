@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from refusal import embedded
 from refusal.batches import BUSY_ROWS, BatchSize, is_out_of_memory, token_budget
@@ -197,7 +197,7 @@ def load(
             auto = auto_class(AutoConfig.from_pretrained(source, **options))
             hf = auto.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
             if device_map is None:
-                hf.to(where)  # type: ignore[arg-type]  # transformers wraps the signature away
+                hf.to(where)
     except LOAD_ERRORS as error:
         raise ModelLoadError(load_message(name, error)) from error
     except (RuntimeError, MemoryError) as error:

@@ -5,10 +5,11 @@ import math
 from dataclasses import replace
 
 from refusal.activations import draw_passing
+from refusal.batches import keeping_memory
 from refusal.errors import NoCandidateError, NonFiniteError
 from refusal.model import ChatModel
 from refusal.records import Candidates, CandidateScore, PromptPair, Selection
-from refusal.selection.rule import Rule, choose, closest, count_rejected, explain
+from refusal.selection.rule import SHOWN, Rule, choose, closest, count_rejected, explain
 from refusal.selection.score import Scorer
 from refusal.selection.search import Contender, Search
 from refusal.selection.stability import measure_stability
@@ -18,6 +19,7 @@ __all__ = ["Rule", "choose", "explain", "select"]
 log = logging.getLogger(__name__)
 
 
+@keeping_memory()
 def select(
     model: ChatModel,
     candidates: Candidates,
@@ -54,7 +56,7 @@ def select(
     harmful = draw_passing(model, prompts.harmful, "harmful", candidates.tokens, n, filter)
     harmless = draw_passing(model, prompts.harmless, "harmless", candidates.tokens, n, filter)
     layers = range(0, n_layers if full_map else rule.eligible_layers(n_layers), layer_step)
-    scorer = Scorer(model, harmful.prompts, harmless.prompts, candidates.tokens, max(layers, default=0) + 1)
+    scorer = Scorer(model, harmful, harmless, candidates.tokens, max(layers, default=0) + 1)
     positions = range(-candidates.n_positions, 0)
     contenders = [Contender(candidates.at(position, layer)) for position in positions for layer in layers]
     search = Search(scorer, contenders, n_layers)
@@ -88,9 +90,14 @@ def select(
 
 def _fall_back(search: Search, rule: Rule, strict: bool) -> CandidateScore:
     """No candidate qualifies: score those that only failed to induce, and take the lowest bypass within the limits."""
-    for contender in search.contenders:
-        contender.out = None if contender.out == "induce" else contender.out
+    failed = [contender for contender in search.contenders if contender.out == "induce"]
+    for contender in failed:
+        contender.out = None
     search.run(replace(rule, induce_threshold=-math.inf))
+    best_inducing = sorted(search.contenders, key=lambda c: -c.estimate("induce") if c.values["induce"] else math.inf)
+    search.fill(best_inducing[:SHOWN], "induce")  # for the message: how far they miss
+    for contender in failed:
+        contender.out = "induce"  # not what dropped it now
     search.judge(rule)
     scores = search.scores()
     message = explain(scores, rule)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from refusal.records import CandidateScore
 
+SHOWN = 3  # of the nearest misses, in messages
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -74,7 +76,7 @@ def explain(scores: Sequence[CandidateScore], rule: Rule | None = None) -> str:
     rule = rule or Rule()
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(count_rejected(scores).items()))
     finite = [s for s in scores if s.induce is not None and not math.isnan(s.induce)]
-    nearest = sorted(finite, key=lambda s: -(s.induce or 0.0))[:3]
+    nearest = sorted(finite, key=lambda s: -(s.induce or 0.0))[:SHOWN]
     shown = "; ".join(f"({s.position}, {s.layer}) {misses(s, rule)}" for s in nearest)
     return f"No candidate qualifies; rejected by {reasons or 'nothing'}. Nearest: {shown or 'none was scored'}."
 

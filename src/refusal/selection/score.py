@@ -1,145 +1,145 @@
-"""The three scores of many candidates on fixed validation prompts, prompt by prompt.
+"""The three scores of candidates on fixed validation prompts, prompt by prompt.
 
 Ablation changes every block, so bypass and KL take whole passes. Addition at layer ``l`` changes nothing before ``l``:
 it starts from the block-``l`` input of the unmodified run, kept from the one pass of the unmodified model, and the
 blocks before it are not run. Several candidates go through the model side by side where one alone is a small batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal.activations import Passed
 from refusal.batches import is_out_of_memory, too_large
-from refusal.forward import Batch, layout, read
+from refusal.forward import Batch, layout, read, run_batches
 from refusal.hooks import Edit, skipped
 from refusal.interventions import AblateEach, Add
-from refusal.metrics import kl_from, refusal_metric, softmax64
+from refusal.metrics import METRIC_BOUND, kl_from, refusal_metric, softmax64
 from refusal.model import ChatModel
-from refusal.records import Direction, Prompt, RefusalTokens
+from refusal.records import Direction, RefusalTokens
 
 Score = Literal["induce", "kl", "bypass"]
 
-# After which share of the prompts to look whether a candidate can be dropped. The bound on a log-odds is so wide that
-# it decides nothing before about 7/8; a KL term has no upper bound, so a few prompts settle the bad ones.
-LOOKS: dict[Score, tuple[float, ...]] = {"induce": (7 / 8, 1), "kl": (1 / 8, 1 / 2, 1), "bypass": (7 / 8, 1)}
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Prompts ``start`` to ``stop``, laid out, and (for additions) each batch's unmodified block inputs by layer."""
-
-    start: int
-    stop: int
-    batches: list[Batch]
-    inputs: list[list[Float[Tensor, "row token d_model"]]]
-
 
 class Scorer:
-    """Scores candidates on validation prompts; the unmodified model is run once, at construction."""
+    """Scores candidates on ranges of the validation prompts; the unmodified model is run once, at construction.
 
-    def __init__(
-        self,
-        model: ChatModel,
-        harmful: Sequence[Prompt],
-        harmless: Sequence[Prompt],
-        tokens: RefusalTokens,
-        layers: int,
-    ) -> None:
+    Attributes:
+        unmodified: the value of each score and prompt when nothing is done to the model.
+    """
+
+    def __init__(self, model: ChatModel, harmful: Passed, harmless: Passed, tokens: RefusalTokens, layers: int) -> None:
         """``layers``: additions will be asked for at layers ``0 .. layers - 1``."""
         self.model = model
         self.tokens = tokens.ids
         self.layers = layers
-        harmful_rows = model.tokenize([prompt.text for prompt in harmful])
-        harmless_rows = model.tokenize([prompt.text for prompt in harmless])
+        harmful_rows, refused = _most_telling_first(model, harmful)
+        harmless_rows, answered = _most_telling_first(model, harmless)
         self.rows: dict[Score, list[list[int]]] = {
             "induce": harmless_rows,
             "kl": harmless_rows,
             "bypass": harmful_rows,
         }
-        self.parts: dict[Score, list[_Part]] = {}
-        self._lay_out()
+        self.unmodified: dict[Score, list[float]] = {
+            "induce": answered,
+            "kl": [0.0] * len(answered),
+            "bypass": refused,
+        }
+        self._layouts: dict[tuple[Score, int, int], list[Batch]] = {}
+        self._run_unmodified()
 
     def n_prompts(self, score: Score) -> int:
         """How many prompts a score is the mean over."""
         return len(self.rows[score])
 
-    def values(
-        self, score: Score, part: int, directions: Sequence[Direction], wanted: Callable[[int], bool] = lambda i: True
-    ) -> Iterator[tuple[int, Float[Tensor, "prompt"]]]:
-        """Score the prompts of one part: yield ``(index of a direction, its values in prompt order)``, float64.
+    def cost(self, score: Score, start: int, stop: int, layer: int) -> float:
+        """How many tokens through the whole model the prompts ``start .. stop - 1`` take for one candidate."""
+        tokens = sum(batch.ids.numel() for batch in self._batches(score, start, stop))
+        return tokens * (1.0 - layer / self.model.sites.n_layers if score == "induce" else 1.0)
 
-        ``wanted`` is asked before a direction's turn: what no longer matters is skipped.
+    def room(self, score: Score, start: int, stop: int) -> int:
+        """How many candidates fit side by side into a pass."""
+        largest = max(batch.ids.numel() for batch in self._batches(score, start, stop))
+        return max(1, self.model.token_budget.value // largest)
+
+    def values(
+        self, score: Score, start: int, stop: int, directions: Sequence[Direction]
+    ) -> Float[Tensor, "direction prompt"]:
+        """One score on the prompts ``start .. stop - 1``, float64; for induce all directions are of one layer.
 
         Raises:
             OutOfMemoryError: one prompt alone does not fit.
         """
-        todo = list(range(len(directions)))
-        while todo := [i for i in todo if wanted(i)]:
-            layer = directions[todo[0]].layer
-            alike = [i for i in todo if score != "induce" or directions[i].layer == layer]
-            tokens = max(batch.ids.numel() for batch in self.parts[score][part].batches)
-            group = alike[: max(1, self.model.token_budget.value // tokens)]
+        done: list[Tensor] = []
+        while len(done) < len(directions):
+            if not directions[len(done)].vector.any():  # the same token at that position in every prompt
+                done.append(torch.tensor(self.unmodified[score][start:stop], dtype=torch.float64))
+                continue
+            group = directions[len(done) :][: self.room(score, start, stop)]
+            batches = self._batches(score, start, stop)
             try:
-                values = self._score(score, self.parts[score][part], [directions[i] for i in group])
+                done += [*self._score(score, start, stop, batches, group)]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._make_room(len(group) * tokens, error)
-                continue
-            yield from zip(group, values, strict=True)
-            todo = [i for i in todo if i not in group]
+                self._make_room(len(group) * max(batch.ids.numel() for batch in batches), error)
+        return torch.stack(done)
 
-    def _lay_out(self) -> None:
-        """Cut the prompts into parts, and run the unmodified model on the harmless ones."""
-        for score, looks in LOOKS.items():
-            n = self.n_prompts(score)
-            stops = sorted({max(1, int(share * n)) for share in looks})
-            cuts = list(zip([0, *stops], stops, strict=False))
-            self.parts[score] = [_Part(a, b, layout(self.model, self.rows[score], range(a, b)), []) for a, b in cuts]
-        try:
-            self._run_baseline()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._make_room(max(b.ids.numel() for part in self.parts["induce"] for b in part.batches), error)
+    def _batches(self, score: Score, start: int, stop: int) -> list[Batch]:
+        key = (score, start, stop)
+        if key not in self._layouts:
+            self._layouts[key] = layout(self.model, self.rows[score], range(start, stop))
+        return self._layouts[key]
 
-    def _run_baseline(self) -> None:
-        """Keep the unmodified model's block inputs and next-token probabilities on the harmless prompts."""
+    def _run_unmodified(self) -> None:
+        """Keep the unmodified model's block inputs (on the CPU) and next-token probabilities on the harmless prompts.
+
+        The inputs of all tokens stand in one list per layer; ``_where`` says at which indices those of a prompt are.
+        """
+        rows = self.rows["induce"]
+        self._where: dict[int, Tensor] = {}
+        inputs: list[list[Tensor]] = [[] for _ in range(self.layers)]
         logits: dict[int, Tensor] = {}
-        for part in self.parts["induce"]:
-            for batch in part.batches:
-                inputs: list[Tensor] = []
-                logits.update(zip(batch.prompts, read(self.model, batch, self._keep(inputs))[0], strict=True))
-                part.inputs.append(inputs)
-        self.base = softmax64(torch.stack([logits[i] for i in range(len(logits))]))
+        end = 0
+        for batch, (last, read_inputs) in run_batches(self.model, rows, self._run_with_inputs):
+            logits.update(zip(batch.prompts, last, strict=True))
+            for layer, x in enumerate(read_inputs):
+                inputs[layer].append(x.flatten(0, 1))
+            for prompt, row, path in zip(batch.prompts, batch.row.tolist(), batch.paths, strict=True):
+                self._where[prompt] = end + row * batch.ids.shape[1] + path
+            end += batch.ids.numel()
+        self._inputs: list[Float[Tensor, "all d_model"]] = [torch.cat(parts) for parts in inputs]
+        self.base = softmax64(torch.stack([logits[i] for i in range(len(rows))]))
 
-    def _keep(self, inputs: list[Tensor]) -> list[Edit]:
-        """Reads that append the input of every block that additions may start at, kept on the CPU."""
+    def _run_with_inputs(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        inputs: list[Tensor] = []
 
         def keep(x: Tensor) -> None:
             inputs.append(x.cpu())
 
         names = self.model.sites.blocks[: self.layers]
-        return [Edit(self.model.hf.get_submodule(name), "input", keep) for name in names]
+        return read(self.model, batch, [Edit(self.model.hf.get_submodule(n), "input", keep) for n in names])[0], inputs
 
     def _make_room(self, tried: int, error: BaseException) -> None:
-        """Halve the token budget and lay the prompts out anew: what was scored stays valid."""
+        """Halve the token budget; what was scored stays valid."""
         longest = max(len(row) for rows in self.rows.values() for row in rows)
         if tried <= longest:
             raise too_large(longest) from error
         self.model.token_budget.halve(tried)
-        self._lay_out()
+        self._layouts.clear()
 
-    def _score(self, score: Score, part: _Part, directions: Sequence[Direction]) -> Float[Tensor, "direction prompt"]:
-        out = torch.empty(len(directions), part.stop - part.start, dtype=torch.float64)
-        for index, batch in enumerate(part.batches):
-            where = [i - part.start for i in batch.prompts]
+    def _score(
+        self, score: Score, start: int, stop: int, batches: Sequence[Batch], directions: Sequence[Direction]
+    ) -> Float[Tensor, "direction prompt"]:
+        out = torch.empty(len(directions), stop - start, dtype=torch.float64)
+        for batch in batches:
+            where = [i - start for i in batch.prompts]
             if score == "induce":
-                logits = self._added(batch, part.inputs[index][directions[0].layer], directions)
+                logits = self._added(batch, directions)
             else:
                 with self.model.apply(AblateEach(tuple(directions))):
                     logits = read(self.model, batch, copies=len(directions))
@@ -149,14 +149,29 @@ class Scorer:
                 ).cpu()
         return out
 
-    def _added(
-        self, batch: Batch, inputs: Float[Tensor, "row token d_model"], directions: Sequence[Direction]
-    ) -> Float[Tensor, "direction prompt vocab"]:
+    def _added(self, batch: Batch, directions: Sequence[Direction]) -> Float[Tensor, "direction prompt vocab"]:
         """Logits when each candidate is added at its layer (the same for all of them)."""
         layer = directions[0].layer
+        index = torch.zeros(batch.ids.shape, dtype=torch.long)  # padding may hold anything
+        for prompt, row, path in zip(batch.prompts, batch.row.tolist(), batch.paths, strict=True):
+            index[row, path] = self._where[prompt]
+        inputs = self._inputs[layer][index]
         blocks = [self.model.hf.get_submodule(name) for name in self.model.sites.blocks]
         start = torch.cat([Add(direction)(inputs) for direction in directions])
         start_here = Edit(blocks[layer], "input", lambda x: start.to(x.device))
         self.model.forward_tokens -= len(directions) * batch.ids.numel() * layer // len(blocks)  # only what is run
         with skipped(blocks[:layer], self.model.sites.in_tuple):
             return read(self.model, batch, [start_here], len(directions))
+
+
+def _most_telling_first(model: ChatModel, passed: Passed) -> tuple[list[list[int]], list[float]]:
+    """The prompts' tokens and their metrics, in the order in which they decide soonest.
+
+    A prompt tells the more, the farther its metric is from the end of the range that the score would have to reach
+    (induce: the upper, bypass: the lower), and the less it costs. The order changes nothing but when a bound decides.
+    """
+    rows = model.tokenize([prompt.text for prompt in passed.prompts])
+    shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False)))
+    told = [METRIC_BOUND + abs(metric) for metric in passed.metrics]
+    order = sorted(range(len(rows)), key=lambda i: -told[i] / max(1, len(rows[i]) - shared))
+    return [rows[i] for i in order], [passed.metrics[i] for i in order]

@@ -1,17 +1,17 @@
 """How firm the choice is: choose again on resampled validation prompts (bootstrap), from the scores per prompt.
 
-A candidate that just misses a threshold may meet it in a resample, so near misses get the scores they lack first.
-Those that miss by more than sampling explains take no part.
+A candidate that just misses a threshold may meet it in a resample, and one that qualifies may not, so near misses get
+the scores they lack first. Those that miss by more than sampling explains take no part.
 """
 
 import math
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from refusal.records import CandidateScore, Stability, Win
 from refusal.selection.rule import Rule
-from refusal.selection.score import Score
 from refusal.selection.search import SCORES, Contender, Search
 
 NEAR = 1.645  # standard errors: a candidate farther from a threshold meets it in fewer than 5 % of resamples
@@ -27,8 +27,8 @@ def measure_stability(
     any case, at its place.
     """
     _complete_near_misses(search, rule)
-    ready = [c for c in search.contenders if all(len(c.values.get(s, ())) == search.n[s] for s in SCORES)]
-    tables = {score: np.stack([c.values[score].numpy() for c in ready]) for score in SCORES}  # (candidate, prompt)
+    ready = [c for c in search.contenders if search.is_complete(c)]
+    tables = {score: np.array([c.values[score] for c in ready]) for score in SCORES}  # (candidate, prompt)
     random = np.random.default_rng(seed)
     wins = np.zeros(len(ready), dtype=int)
     eligible = np.array([c.direction.layer < rule.eligible_layers(search.n_layers) for c in ready])
@@ -62,18 +62,47 @@ def _place(score: CandidateScore) -> tuple[int, int]:
 
 
 def _complete_near_misses(search: Search, rule: Rule) -> None:
-    """Give candidates that may qualify in a resample all three scores."""
-    near = [c for c in search.contenders if c.out in (None, "induce", "kl") and _near(search, c, "induce", rule)]
-    search.fill(near, "kl")
-    near = [c for c in near if _near(search, c, "kl", rule)]
-    search.fill(near, "bypass")
+    """Give candidates that may win a resample all three scores, the lowest bypass first.
+
+    Nobody wins whose bypass is farther than sampling explains above that of a candidate that qualifies in any case.
+    """
+    while near := [c for c in search.contenders if not search.is_complete(c) and _may_win(search, c, rule)]:
+        contender = min(near, key=lambda c: c.estimate("bypass") if c.values["bypass"] else -math.inf)
+        for score in ("bypass", "kl", "induce"):
+            search.fill([contender], score)
+            if not _may_win(search, contender, rule):
+                break
 
 
-def _near(search: Search, contender: Contender, score: Score, rule: Rule) -> bool:
-    """Whether a complete score meets its threshold or misses it by no more than sampling may explain."""
-    values = contender.values.get(score, torch.zeros(0))
-    if len(values) < search.n[score] or not values.isfinite().all():
+def _may_win(search: Search, contender: Contender, rule: Rule) -> bool:
+    """Whether no score known so far misses by more than sampling may explain."""
+    if contender.direction.layer >= rule.eligible_layers(search.n_layers) or contender.out == "nan":
         return False
-    error = float(values.std(correction=0)) / math.sqrt(len(values))
-    mean = float(values.mean())
-    return (mean - rule.kl_threshold if score == "kl" else rule.induce_threshold - mean) <= NEAR * error
+    mark = _sure(search, rule)
+    bypass = np.array(contender.values["bypass"])
+    return (
+        _gap(rule.induce_threshold - np.array(contender.values["induce"])) <= NEAR
+        and _gap(np.array(contender.values["kl"]) - rule.kl_threshold) <= NEAR
+        and (mark is None or _gap(bypass - np.array(mark.values["bypass"])[: len(bypass)]) <= NEAR)
+    )
+
+
+def _sure(search: Search, rule: Rule) -> Contender | None:
+    """Of the complete candidates that meet both thresholds by more than sampling explains, the lowest bypass."""
+    sure = [
+        c
+        for c in search.contenders
+        if search.is_complete(c)
+        and c.direction.layer < rule.eligible_layers(search.n_layers)
+        and _gap(np.array(c.values["induce"]) - rule.induce_threshold) > NEAR
+        and _gap(rule.kl_threshold - np.array(c.values["kl"])) > NEAR
+    ]
+    return min(sure, key=lambda c: c.estimate("bypass"), default=None)
+
+
+def _gap(values: Float[np.ndarray, "prompt"]) -> float:
+    """The mean in standard errors; 0 where nothing is known."""
+    if not len(values) or not np.isfinite(values).all():
+        return 0.0
+    mean, error = float(values.mean()), float(values.std()) / math.sqrt(len(values))
+    return mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
