@@ -120,7 +120,7 @@ def export(
     as_: Annotated[Kind, Parameter(name="--as", help="What to write.")],
     out: Annotated[Path | None, Parameter(help="New or empty folder; default RUN/export/KIND.")] = None,
     preserve_norm: Annotated[bool, Parameter(negative="", help="Keep the norm of what each input writes.")] = False,
-    prompts: Annotated[int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))] = 16,
+    n_prompts: Annotated[int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))] = 16,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -130,7 +130,7 @@ def export(
     A model's or adapter's agreement with ablation by hooks is measured on the run's test prompts and stored with it.
     """
     with display.reporting(quiet, verbose):
-        result = export_run(run, as_, out or run / "export" / as_, n_prompts=prompts, preserve_norm=preserve_norm)
+        result = export_run(run, as_, out or run / "export" / as_, n_prompts=n_prompts, preserve_norm=preserve_norm)
     if json:
         display.print_export(result)
     elif not quiet:
