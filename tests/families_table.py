@@ -41,7 +41,8 @@ Written by `python tests/families_table.py > docs/families.md`; a test measures 
 - **additive error**: of input plus writes against the stream, largest over blocks, relative.
 - **ablation leftover**: largest share of the stream along the direction under ablation by hooks.
 - **orthogonalisation gap**: largest difference of last-token logits between edited weights and hooks. Behind a
-  post-norm they differ, because the norm rescales what is left: the share of the hooks' effect is given.
+  post-norm with gain `g` the edit reads `r g` and writes `r / g`, and they differ, because the norm rescales what is
+  left: the share of the hooks' effect is given.
 - **LoRA**: largest logit difference between the edited model and the adapter loaded by PEFT, or why there is none.
 - **streaming**: largest logit difference between the edited model and its checkpoint edited tensor by tensor.
 """

@@ -152,7 +152,7 @@ def export(
     stream: Annotated[
         bool, Parameter(negative="", help="With --as model: edit the files tensor by tensor, in little memory.")
     ] = False,
-    prompts: Annotated[int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))] = 16,
+    n_prompts: Annotated[int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))] = 16,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -166,7 +166,7 @@ def export(
     """
     with display.reporting(quiet, verbose):
         result = export_run(
-            run, as_, out or run / "export" / as_, n_prompts=prompts, preserve_norm=preserve_norm, stream=stream
+            run, as_, out or run / "export" / as_, n_prompts=n_prompts, preserve_norm=preserve_norm, stream=stream
         )
     if json:
         display.print_export(result)

@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -193,7 +194,7 @@ def load(
             if not tokenizer.chat_template:
                 tokenizer.chat_template = _processor_template(source, options)
             find_format(tokenizer, system)  # a base model is refused before its weights are read
-            auto = _auto_class(source, options)
+            auto = auto_class(AutoConfig.from_pretrained(source, **options))
             hf = auto.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
             if device_map is None:
                 hf.to(where)
@@ -235,9 +236,8 @@ def resolve(name: str) -> str:
     return name
 
 
-def _auto_class(source: str, options: dict[str, str]) -> Any:
+def auto_class(config: PreTrainedConfig) -> Any:
     """Language models as they are; a vision-language model whole, used through its language model."""
-    config = AutoConfig.from_pretrained(source, **options)
     wrapper = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     return AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
 

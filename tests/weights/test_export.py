@@ -35,7 +35,7 @@ def test_a_model_can_be_run_again(finished: Path, tmp_path: Path, capsys: pytest
 
 
 def test_an_adapter_goes_into_the_run_folder_by_default(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(finished), "--as", "lora", "--prompts", "2"]) == 0
+    assert main(["export", str(finished), "--as", "lora", "--n-prompts", "2"]) == 0
     captured = capsys.readouterr()
     assert "same next token 100%" in captured.err
     assert (finished / "export" / "lora" / "adapter_model.safetensors").is_file()

@@ -69,7 +69,7 @@ def test_a_model_folder_is_complete_and_says_what_was_changed(tmp_path: Path) ->
 
 
 def test_reloaded_weights_are_those_in_memory(tmp_path: Path) -> None:
-    for family in ("llama", "qwen3_moe", "jamba"):
+    for family in ("llama", "qwen3_moe", "jamba", "gemma3"):
         base = save_model(tmp_path / family, family=family)
         model = refusal.load(str(base), dtype="float32")
         export_model(model, direction_for(model), tmp_path / f"{family}-edited")

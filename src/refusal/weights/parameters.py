@@ -7,24 +7,20 @@ component along ``u``. Every measurement runs one block on a few tokens, with th
 model's own weights are never touched.
 """
 
-import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from refusal.errors import QuantisedModelError, UnsupportedModelError
-from refusal.hooks import Edit, EditFunction, hooked, skipped
+from refusal.hooks import Edit, EditFunction, hooked
 from refusal.sites import Sites
+from refusal.weights.norms import before_norm
+from refusal.weights.probe import Probe
 from refusal.weights.projection import Removal, project_weight
-
-PROBE_TOKENS = 64  # enough that some reach every kind of expert
-SMALL_GAIN = 0.01  # of the mean squared gain; measured: 0 and 0.1 leave larger gaps to the hooks
 
 
 @dataclass(frozen=True)
@@ -44,15 +40,6 @@ class StreamParameter:
     norm: str | None = None
 
 
-@dataclass(frozen=True)
-class _Tap:
-    """A place to look at: what a module takes in or hands on, and the norm that still follows."""
-
-    module: str
-    side: str
-    norm: str | None = None
-
-
 def find_parameters(model: PreTrainedModel, sites: Sites) -> tuple[StreamParameter, ...]:
     """Every parameter that writes to the stream, embeddings first, then block by block; verified.
 
@@ -64,15 +51,15 @@ def find_parameters(model: PreTrainedModel, sites: Sites) -> tuple[StreamParamet
         QuantisedModelError: the weights are not plain floating-point numbers.
     """
     refuse_quantised(model)
-    probe = _Probe(model, sites)
-    found = probe.writing(None, _outside(model, sites))
+    probe = Probe(model, sites)
+    found = _writing(probe, None, _outside(model, sites))
     of_kind: dict[object, list[StreamParameter]] = {}
     for layer, block in enumerate(sites.blocks):
         own = {name.removeprefix(f"{block}."): p for name, p in _inside(model, block)}
         writers = tuple(name.removeprefix(f"{block}.") for name in sites.writers[layer])
         kind = (writers, tuple((name, p.shape) for name, p in own.items()))
         if kind not in of_kind:
-            measured = probe.writing(layer, {f"{block}.{name}": p for name, p in own.items()})
+            measured = _writing(probe, layer, {f"{block}.{name}": p for name, p in own.items()})
             of_kind[kind] = [_renamed(p, f"{block}.", "") for p in measured]
         found += [_renamed(p, "", f"{block}.") for p in of_kind[kind]]
     verify_parameters(model, sites, found)
@@ -90,7 +77,7 @@ def verify_parameters(model: PreTrainedModel, sites: Sites, parameters: Sequence
             some are left out.
     """
     _check_complete(model, parameters)
-    probe = _Probe(model, sites)
+    probe = Probe(model, sites)
     worst = 0.0
     for layer in (None, *range(sites.n_layers)):
         prefix = "" if layer is None else f"{sites.blocks[layer]}."
@@ -98,7 +85,7 @@ def verify_parameters(model: PreTrainedModel, sites: Sites, parameters: Sequence
         own = [p for p in inside if p.name.startswith(prefix)]
         taps = [tap for tap in probe.taps(layer) if tap.norm is None]
         before = probe.run(layer, taps, {})
-        after = probe.run(layer, taps, {p.name: probe.projected(p) for p in own})
+        after = probe.run(layer, taps, {p.name: _projected(probe, p) for p in own})
         for tap in taps:
             kept = probe.kept(before[tap], after[tap])
             if not kept <= probe.tolerance:  # also when it is NaN
@@ -112,49 +99,6 @@ def verify_parameters(model: PreTrainedModel, sites: Sites, parameters: Sequence
     return worst
 
 
-def before_norm(norm: nn.Module, unit: Float[Tensor, "d_model"]) -> Removal:
-    """What to take out of the input of ``norm`` for its output to lose ``unit``, float32, on the device of ``unit``.
-
-    With the norm's gain ``g`` the output is ``g * x / s(x)``. Reading ``unit * g`` and writing ``unit / g`` takes out
-    of it just what the hook takes, but for the norm's own rescaling (``s`` is that of the edited ``x``). Where a gain
-    is nearly 0 dividing by it would make that rescaling large, so the write is ``unit * g / (g^2 + a little)``: any
-    write leaves nothing of ``unit`` in the output. A norm that subtracts the mean does so with both. The gain is
-    measured (Gemma's is ``1 + weight``). A bias of the norm writes to the stream by itself.
-
-    Raises:
-        UnsupportedModelError: the module is neither an RMS nor a layer norm.
-    """
-    wide = copy.deepcopy(norm).float()
-    device = next((p.device for p in norm.parameters()), torch.device("cpu"))
-
-    def run(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            out: Tensor = wide(x.to(device)[None, None])[0, 0]
-        return out.float().cpu()
-
-    d_model = unit.shape[0]
-    scale = 100.0  # the norm's epsilon is nothing beside it
-    signs = torch.tensor([1.0, -1.0]).repeat(d_model)[:d_model]
-    plus, minus = run(signs * scale), run(-signs * scale)
-    gain, bias = (plus - minus) / 2 * signs, (plus + minus) / 2
-    centred = torch.allclose(run(signs * scale + 3 * scale), plus, rtol=1e-3, atol=1e-5)
-
-    def linear(x: Tensor) -> Tensor:
-        return x - x.mean() if centred else x
-
-    x = torch.randn(d_model, generator=torch.Generator().manual_seed(0)) * scale
-    expected = gain * linear(x) / linear(x).square().mean().sqrt() + bias
-    if d_model % 2 or not (run(x) - expected).norm() <= 1e-3 * expected.norm():
-        raise UnsupportedModelError(
-            f"The {type(norm).__name__} between a writer and the stream is no RMS or layer norm, so weights cannot be "
-            "edited through it. Ablation by hooks works: use Ablate."
-        )
-    weighted = unit.float().cpu() * gain
-    read = _unit(linear(weighted))
-    write = linear(weighted / (gain.square() + SMALL_GAIN * gain.square().mean()))
-    return Removal(read, write / (read @ write)).to(unit.device)
-
-
 def refuse_quantised(model: PreTrainedModel) -> None:
     """Raise unless every parameter is stored as plain floating-point numbers, in memory.
 
@@ -163,11 +107,12 @@ def refuse_quantised(model: PreTrainedModel) -> None:
         UnsupportedModelError: weights are offloaded to disk.
     """
     config = getattr(model.config, "quantization_config", None)
-    method = getattr(config, "quant_method", None) or (config or {}).get("quant_method") if config else None
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
     packed = [name for name, p in model.named_parameters() if not p.is_floating_point() or p.dtype.itemsize < 2]
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False) or packed:
+        how = getattr(method, "value", method) or next(iter(packed), "by a quantiser that does not say its name")
         raise QuantisedModelError(
-            f"The weights are quantised ({getattr(method, 'value', method) or packed[0]}), so a direction cannot be "
+            f"The weights are quantised ({how}), so a direction cannot be "
             "projected out of them. Load the model in bfloat16 or dequantised, or ablate by hooks: use Ablate."
         )
     away = [name for name, p in model.named_parameters() if p.is_meta]
@@ -184,89 +129,29 @@ def removal_for(model: PreTrainedModel, parameter: StreamParameter, unit: Float[
     return removal.to(model.get_parameter(parameter.name).device)
 
 
-class _Probe:
-    """Runs one block (or what comes before the first) on a few tokens and looks at what is written."""
+def _writing(probe: Probe, layer: int | None, parameters: Mapping[str, Tensor]) -> list[StreamParameter]:
+    """Those of ``parameters`` that write to the stream; like ones (experts) are moved together."""
+    taps = probe.taps(layer)
+    before = probe.run(layer, taps, {})
+    found = []
+    for group in _alike(parameters):
+        first = parameters[group[0]]
+        for axis in [dim for dim, size in enumerate(first.shape) if size == probe.sites.d_model]:
+            size = max(float(x.norm(dim=-1).mean()) for x in before.values())
+            moved = {name: probe.moved(parameters[name], axis, size) for name in group}
+            after = probe.run(layer, taps, moved)
+            tap = next((tap for tap in taps if probe.only_along(after[tap] - before[tap], before[tap])), None)
+            if tap is not None:
+                found += [StreamParameter(name, axis, tap.norm) for name in group]
+                break
+    order = {name: i for i, name in enumerate(parameters)}
+    return sorted(found, key=lambda p: order[p.name])
 
-    def __init__(self, model: PreTrainedModel, sites: Sites) -> None:
-        self.model, self.sites = model, sites
-        vocabulary = model.config.get_text_config().vocab_size
-        self.ids = torch.arange(1, PROBE_TOKENS + 1).mul(7919).remainder(vocabulary)[None]
-        self.random = torch.Generator().manual_seed(0)
-        self.unit = _unit(torch.randn(sites.d_model, generator=self.random))
-        exact = model.dtype in (torch.float32, torch.float64)
-        self.tolerance = 1e-3 if exact else 5e-2  # of a component; rounding a half precision leaves 2^-9 of it
-        self.device = next(model.get_input_embeddings().parameters()).device
 
-    def taps(self, layer: int | None) -> list[_Tap]:
-        """The writes of a block, each looked at behind its norm and, if the writer is a norm, before it too."""
-        if layer is None:
-            return [_Tap(self.sites.blocks[0], "input")]
-        taps = [_Tap(name, "output") for name in self.sites.writers[layer]]
-        return taps + [_Tap(tap.module, "input", tap.module) for tap in taps if self._is_norm(tap.module)]
-
-    def _is_norm(self, name: str) -> bool:
-        """A writer without a matrix can only rescale what it is given."""
-        return all(p.dim() == 1 for p in self.model.get_submodule(name).parameters())
-
-    def run(self, layer: int | None, taps: Sequence[_Tap], swapped: Mapping[str, Tensor]) -> dict[_Tap, Tensor]:
-        """What is seen at ``taps``, ``(token, d_model)`` in float32, with some parameters swapped."""
-        seen: dict[_Tap, Tensor] = {}
-
-        def keep(tap: _Tap) -> Edit:
-            def fn(x: Tensor) -> None:
-                seen[tap] = x.detach().float().cpu().reshape(-1, x.shape[-1])
-
-            return Edit(self.model.get_submodule(tap.module), "input" if tap.side == "input" else "output", fn)
-
-        head = Edit(self.model.get_submodule(self.sites.head), "input", lambda x: x[:, -1:])
-        others = [self.model.get_submodule(b) for i, b in enumerate(self.sites.blocks) if i != layer]
-        arguments = {"input_ids": self.ids.to(self.device), "use_cache": False}
-        with torch.no_grad(), hooked([*(keep(tap) for tap in taps), head]), skipped(others, self.sites.in_tuple):
-            functional_call(self.model, dict(swapped), (), arguments)
-        return seen
-
-    def writing(self, layer: int | None, parameters: Mapping[str, Tensor]) -> list[StreamParameter]:
-        """Those of ``parameters`` that write to the stream; like ones (experts) are moved together."""
-        taps = self.taps(layer)
-        before = self.run(layer, taps, {})
-        found = []
-        for group in _alike(parameters):
-            first = parameters[group[0]]
-            for axis in [dim for dim, size in enumerate(first.shape) if size == self.sites.d_model]:
-                size = max(float(x.norm(dim=-1).mean()) for x in before.values())
-                moved = {name: self._moved(parameters[name], axis, size) for name in group}
-                after = self.run(layer, taps, moved)
-                tap = next((tap for tap in taps if self._only_along(after[tap] - before[tap], before[tap])), None)
-                if tap is not None:
-                    found += [StreamParameter(name, axis, tap.norm) for name in group]
-                    break
-        order = {name: i for i, name in enumerate(parameters)}
-        return sorted(found, key=lambda p: order[p.name])
-
-    def _moved(self, parameter: Tensor, axis: int, size: float) -> Tensor:
-        """The parameter plus something random along ``unit``, about as large as what is there."""
-        unit = self.unit.to(parameter.device)
-        if parameter.dim() == 1:
-            return (parameter.float() + unit * size).to(parameter.dtype)
-        rest = [n for dim, n in enumerate(parameter.shape) if dim != axis]
-        length = float(parameter.float().square().mean().sqrt()) * self.sites.d_model**0.5 or 1.0
-        along = torch.randn(rest, generator=self.random).to(parameter.device) * length
-        return (parameter.float() + (along[..., None] * unit).movedim(-1, axis)).to(parameter.dtype)
-
-    def _only_along(self, change: Tensor, before: Tensor) -> bool:
-        """Whether a change is there and along ``unit`` alone."""
-        total = change.norm()
-        across = (change - (change @ self.unit)[:, None] * self.unit).norm()
-        return bool(total > self.tolerance * before.norm() and across < 2 * self.tolerance * total)
-
-    def projected(self, parameter: StreamParameter) -> Tensor:
-        """A copy of the parameter without ``unit``."""
-        weight = self.model.get_parameter(parameter.name).detach()
-        return project_weight(weight, parameter.axis, removal_for(self.model, parameter, self.unit))
-
-    def kept(self, before: Tensor, after: Tensor) -> float:
-        """Size of the component along ``unit``, relative to what it was; 0 where nothing is written."""
-        return float((after @ self.unit).norm() / (before @ self.unit).norm().clamp_min(1e-20))
+def _projected(probe: Probe, parameter: StreamParameter) -> Tensor:
+    """A copy of the parameter without ``unit``."""
+    weight = probe.model.get_parameter(parameter.name).detach()
+    return project_weight(weight, parameter.axis, removal_for(probe.model, parameter, probe.unit))
 
 
 def _check_complete(model: PreTrainedModel, parameters: Iterable[StreamParameter]) -> None:
@@ -287,7 +172,7 @@ def _outside(model: PreTrainedModel, sites: Sites) -> dict[str, Tensor]:
     called: set[str] = set()
     holders = {name.rpartition(".")[0] for name, _ in model.named_parameters() if _block_of(name, sites) is None}
     edits = [Edit(model.get_submodule(name), "output", _note(called, name)) for name in holders if name]
-    probe = _Probe(model, sites)
+    probe = Probe(model, sites)
     with hooked(edits):
         probe.run(None, probe.taps(None), {})
     return {
@@ -331,8 +216,3 @@ def _pattern(name: str) -> str:
 def _renamed(parameter: StreamParameter, old: str, new: str) -> StreamParameter:
     norm = parameter.norm if parameter.norm is None else new + parameter.norm.removeprefix(old)
     return StreamParameter(new + parameter.name.removeprefix(old), parameter.axis, norm)
-
-
-def _unit(x: Tensor) -> Tensor:
-    unit: Tensor = x / x.norm()
-    return unit

@@ -32,8 +32,8 @@ from refusal.weights.checkpoint import (
     read_pieces,
     read_tensor,
 )
+from refusal.weights.norms import before_norm
 from refusal.weights.orthogonalise import OrthogonalisationReport
-from refusal.weights.parameters import before_norm
 from refusal.weights.plan import Plan, TensorEdit, load_norm, make_plan
 from refusal.weights.projection import Removal, project_weight
 from refusal.weights.save import SLACK, Exported, model_card, what_was_done

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from refusal.errors import UnsupportedModelError
+from refusal.model import auto_class
 from refusal.sites import Sites, find_sites
 from refusal.weights.parameters import StreamParameter, find_parameters
 
@@ -162,10 +163,8 @@ def _measured(config: PreTrainedConfig, blocks: str | None, writers: Sequence[st
 
 
 def _build(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
-    """A model of this config; a vision-language wrapper is no causal language model to transformers' lists."""
-    wrapped = type(config) not in AutoModelForCausalLM._model_mapping
-    auto: Any = AutoModelForImageTextToText if wrapped else AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_config(config, **options)
+    """A model of this config, of the class that would be loaded."""
+    model: PreTrainedModel = auto_class(config).from_config(config, **options)
     model.eval()
     return model
 

@@ -1,0 +1,86 @@
+"""Runs one block on a few tokens, with some parameters swapped for copies, and looks at what is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from refusal.hooks import Edit, hooked, skipped
+from refusal.sites import Sites
+
+TOKENS = 64  # enough that some reach every kind of expert
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place to look at: what a module takes in or hands on, and the norm that still follows."""
+
+    module: str
+    side: str
+    norm: str | None = None
+
+
+class Probe:
+    """Runs one block (or what comes before the first) on a few tokens and looks at what is written."""
+
+    def __init__(self, model: PreTrainedModel, sites: Sites) -> None:
+        self.model, self.sites = model, sites
+        vocabulary = model.config.get_text_config().vocab_size
+        self.ids = torch.arange(1, TOKENS + 1).mul(7919).remainder(vocabulary)[None]
+        self.random = torch.Generator().manual_seed(0)
+        unit = torch.randn(sites.d_model, generator=self.random)
+        self.unit = unit / unit.norm()
+        exact = model.dtype in (torch.float32, torch.float64)
+        self.tolerance = 1e-3 if exact else 5e-2  # of a component; rounding a half precision leaves 2^-9 of it
+        self.device = next(model.get_input_embeddings().parameters()).device
+
+    def taps(self, layer: int | None) -> list[Tap]:
+        """The writes of a block, each looked at behind its norm and, if the writer is a norm, before it too."""
+        if layer is None:
+            return [Tap(self.sites.blocks[0], "input")]
+        taps = [Tap(name, "output") for name in self.sites.writers[layer]]
+        return taps + [Tap(tap.module, "input", tap.module) for tap in taps if self._is_norm(tap.module)]
+
+    def _is_norm(self, name: str) -> bool:
+        """A writer without a matrix can only rescale what it is given."""
+        return all(p.dim() == 1 for p in self.model.get_submodule(name).parameters())
+
+    def run(self, layer: int | None, taps: Sequence[Tap], swapped: Mapping[str, Tensor]) -> dict[Tap, Tensor]:
+        """What is seen at ``taps``, ``(token, d_model)`` in float32, with some parameters swapped."""
+        seen: dict[Tap, Tensor] = {}
+
+        def keep(tap: Tap) -> Edit:
+            def fn(x: Tensor) -> None:
+                seen[tap] = x.detach().float().cpu().reshape(-1, x.shape[-1])
+
+            return Edit(self.model.get_submodule(tap.module), "input" if tap.side == "input" else "output", fn)
+
+        head = Edit(self.model.get_submodule(self.sites.head), "input", lambda x: x[:, -1:])
+        others = [self.model.get_submodule(b) for i, b in enumerate(self.sites.blocks) if i != layer]
+        arguments = {"input_ids": self.ids.to(self.device), "use_cache": False}
+        with torch.no_grad(), hooked([*(keep(tap) for tap in taps), head]), skipped(others, self.sites.in_tuple):
+            functional_call(self.model, dict(swapped), (), arguments)
+        return seen
+
+    def moved(self, parameter: Tensor, axis: int, size: float) -> Tensor:
+        """The parameter plus something random along ``unit``, about as large as what is there."""
+        unit = self.unit.to(parameter.device)
+        if parameter.dim() == 1:
+            return (parameter.float() + unit * size).to(parameter.dtype)
+        rest = [n for dim, n in enumerate(parameter.shape) if dim != axis]
+        length = float(parameter.float().square().mean().sqrt()) * self.sites.d_model**0.5 or 1.0
+        along = torch.randn(rest, generator=self.random).to(parameter.device) * length
+        return (parameter.float() + (along[..., None] * unit).movedim(-1, axis)).to(parameter.dtype)
+
+    def only_along(self, change: Tensor, before: Tensor) -> bool:
+        """Whether a change is there and along ``unit`` alone."""
+        total = change.norm()
+        across = (change - (change @ self.unit)[:, None] * self.unit).norm()
+        return bool(total > self.tolerance * before.norm() and across < 2 * self.tolerance * total)
+
+    def kept(self, before: Tensor, after: Tensor) -> float:
+        """Size of the component along ``unit``, relative to what it was; 0 where nothing is written."""
+        return float((after @ self.unit).norm() / (before @ self.unit).norm().clamp_min(1e-20))
