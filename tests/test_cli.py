@@ -580,7 +580,7 @@ def test_inspect_ends_with_1_if_a_check_fails(cli: Cli, source: Path, monkeypatc
     monkeypatch.setattr("refusal.inspection.CHECKS", (*CHECKS, lambda model: bad))
     found = cli("inspect", str(source), "--dtype", "float32", "--json")
     assert found.code == 1
-    assert "1 of 5 self-checks failed: a sum (inf, limit 1e-04)" in found.err
+    assert "1 of 6 self-checks failed: a sum (inf, limit 1e-04)" in found.err
     value = json.loads(found.out)
     assert value["ok"] is False
     assert value["checks"][-1] == {"name": "a sum", "value": None, "limit": 1e-4, "ok": False}

@@ -56,7 +56,12 @@ def test_what_cannot_be_explained_has_a_large_error() -> None:
     assert relative_error(end * torch.nan, end) == float("inf")
 
 
-def test_all_of_them_or_not_both() -> None:
+def test_all_of_them_must_be_added_when_asked_for() -> None:
     start, a, b = tensors(3)
-    assert explain(start, start + a, [a, b], 1e-4, everything=True).multipliers == pytest.approx((1.0, 0.0), abs=1e-6)
+    assert explain(start, start + 0.5 * a + 2 * b, [a, b], 1e-4, everything=True).multipliers == (0.5, 2.0)
+    assert explain(start, start + a, [a, b], 1e-4, everything=True).error > 0.1
+
+
+def test_what_must_stay_apart_is_not_combined() -> None:
+    start, a, b = tensors(3)
     assert explain(start, start + a + b, [a, b], 1e-4, apart=[(0, 1)]).error > 0.1

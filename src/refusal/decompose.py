@@ -14,7 +14,8 @@ from torch import Tensor
 
 MAX_TENSORS = 12  # 4095 subsets
 MOST_WRITES = 4  # with multipliers; a block has attention, a second mixer, an MLP and perhaps one more
-TRIED = 8  # of the subsets nearest by least squares, summed for real
+TRIED = 6  # of the subsets nearest in exact arithmetic, summed for real
+NO_WRITE = 1e-3  # a multiplier so small means that the tensor is not added at all
 EXACT = 1e-6  # relative: nothing but the order of a float32 sum
 
 
@@ -125,17 +126,21 @@ def _least_squares(
     inner: Tensor,
 ) -> Fit:
     """The smallest subset that explains the change about as well as any does, each tensor with a multiplier."""
-    fits = []
+    by_size: dict[int, list[tuple[float, tuple[int, ...], list[float]]]] = {}
     for subset in subsets:
         index = list(subset)
         solved = torch.linalg.lstsq(gram[index][:, index], inner[index, None]).solution[:, 0]
         explained = float(inner[index] @ solved)
-        fits.append((explained, subset, solved.tolist()))
-    fits.sort(key=lambda fit: -fit[0])
-    tried = [_rounded(start, end, writes, subset, solved) for _, subset, solved in fits[:TRIED]]
-    best = min(fit.error for fit in tried)
-    # More tensors always fit a little better.
-    return min((fit for fit in tried if fit.error <= 3 * best + EXACT), key=lambda fit: (len(fit.indices), fit.error))
+        by_size.setdefault(len(subset), []).append((explained, subset, solved.tolist()))
+    tried = [
+        _rounded(start, end, writes, subset, solved)
+        for fits in by_size.values()  # each size for itself, since more tensors always fit a little better
+        for _, subset, solved in sorted(fits, reverse=True)[:TRIED]
+        if min(map(abs, solved)) > NO_WRITE
+    ]
+    best = min((fit.error for fit in tried), default=float("inf"))
+    near = [fit for fit in tried if fit.error <= 3 * best + EXACT]
+    return min(near, key=lambda fit: (len(fit.indices), fit.error), default=NOTHING)
 
 
 def _rounded(

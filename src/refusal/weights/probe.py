@@ -69,11 +69,13 @@ class Probe:
         """The parameter plus something random along ``unit``, about as large as what is there."""
         unit = self.unit.to(parameter.device)
         if parameter.dim() == 1:
-            return (parameter.float() + unit * size).to(parameter.dtype)
+            shifted: Tensor = parameter.float() + unit * size
+            return shifted.to(parameter.dtype)
         rest = [n for dim, n in enumerate(parameter.shape) if dim != axis]
         length = float(parameter.float().square().mean().sqrt()) * self.sites.d_model**0.5 or 1.0
         along = torch.randn(rest, generator=self.random).to(parameter.device) * length
-        return (parameter.float() + (along[..., None] * unit).movedim(-1, axis)).to(parameter.dtype)
+        moved: Tensor = parameter.float() + (along[..., None] * unit).movedim(-1, axis)
+        return moved.to(parameter.dtype)
 
     def only_along(self, change: Tensor, before: Tensor) -> bool:
         """Whether a change is there and along ``unit`` alone."""
