@@ -88,18 +88,16 @@ def test_weights_agree_with_the_hooks_and_exports_with_the_weights(exact: ChatMo
 
     with exact.apply(refusal.Ablate(direction)):
         hooked = exact.generate(texts, 8)
-    adapter = refusal.export_lora(exact, direction, tmp_path / "adapter", texts)
+    adapter = refusal.export_lora(exact, direction, tmp_path / "adapter", texts[12:20])
+    edited = refusal.export_model(exact, direction, tmp_path / "edited")
+    assert exact.generate(texts, 8) == hooked
     assert adapter.report is not None
+    assert edited.report is not None
+    assert adapter.report.parameters == edited.report.parameters
     assert adapter.report.gap is not None
     assert adapter.report.gap.logits < 1e-2
     assert adapter.report.gap.same_argmax == 1
 
-    edited = refusal.export_model(exact, direction, tmp_path / "edited", texts[:4])
-    assert edited.report is not None
-    assert edited.report.gap is not None
-    assert edited.report.gap.logits < 1e-2
-    assert exact.generate(texts, 8) == hooked
-    some = tuple(texts[:2] + texts[-2:])
-    expected = exact.generate(some, 16)
-    assert reload(tmp_path / "edited", None, "float32", some) == expected
-    assert reload(Path(str(exact.hf.name_or_path)), tmp_path / "adapter", "float32", some) == expected
+    some, expected = [texts[0], texts[-1]], [hooked[0], hooked[-1]]
+    assert reload(tmp_path / "edited", None, "float32", some, 8) == expected
+    assert reload(Path(str(exact.hf.name_or_path)), tmp_path / "adapter", "float32", some, 8) == expected
