@@ -71,11 +71,12 @@ class Probe:
         if parameter.dim() == 1:
             shifted: Tensor = parameter.float() + unit * size
             return shifted.to(parameter.dtype)
+        wide = parameter.to(torch.float32, copy=True)
         rest = [n for dim, n in enumerate(parameter.shape) if dim != axis]
-        length = float(parameter.float().square().mean().sqrt()) * self.sites.d_model**0.5 or 1.0
+        length = float(wide.norm()) * (self.sites.d_model / wide.numel()) ** 0.5 or 1.0
         along = torch.randn(rest, generator=self.random).to(parameter.device) * length
-        moved: Tensor = parameter.float() + (along[..., None] * unit).movedim(-1, axis)
-        return moved.to(parameter.dtype)
+        wide.movedim(axis, -1).addcmul_(along[..., None], unit)
+        return wide.to(parameter.dtype)
 
     def only_along(self, change: Tensor, before: Tensor) -> bool:
         """Whether a change is there and along ``unit`` alone."""
