@@ -20,6 +20,7 @@ from torch import Tensor
 from refusal.batches import is_out_of_memory, too_large
 from refusal.hooks import Edit, hooked
 from refusal.model import ChatModel
+from refusal.trees import TokenTree, grow
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -56,7 +57,7 @@ def layout(model: ChatModel, rows: Sequence[Sequence[int]], which: Sequence[int]
     if not _packable(model, longest):
         order = sorted(chosen, key=lambda i: -len(rows[i]))
         return [_padded(model, rows, group) for group in _groups(order, [len(rows[i]) for i in order], budget)]
-    trees = _grow(rows, chosen, max(min(ROW_TOKENS, budget), longest))
+    trees = grow(rows, chosen, max(min(ROW_TOKENS, budget), longest))
     per_batch = max(1, budget // max(len(tree.ids) for tree in trees))
     return [_packed(model, trees[start : start + per_batch]) for start in range(0, len(trees), per_batch)]
 
@@ -149,65 +150,6 @@ def _groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[l
     return groups
 
 
-class _Tree:
-    """Prompts as paths from a common root: a token is a node, told apart by its parent and its id."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.depth: list[int] = []
-        self.parent: list[int] = []
-        self.paths: dict[int, list[int]] = {}
-        self._children: dict[tuple[int, int], int] = {}
-
-    def new_tokens(self, row: Sequence[int]) -> int:
-        """How many nodes a prompt would add."""
-        node = -1
-        for depth, token in enumerate(row):
-            if (node, token) not in self._children:
-                return len(row) - depth
-            node = self._children[node, token]
-        return 0
-
-    def add(self, prompt: int, row: Sequence[int]) -> None:
-        """Hang a prompt into the tree; its parents always come before it."""
-        node = -1
-        path = self.paths[prompt] = []
-        for depth, token in enumerate(row):
-            child = self._children.setdefault((node, token), len(self.ids))
-            if child == len(self.ids):
-                self.ids.append(token)
-                self.depth.append(depth)
-                self.parent.append(node)
-            node = child
-            path.append(node)
-
-    def sees(self) -> Bool[Tensor, "token token"]:
-        """Which tokens each token attends to: itself and its ancestors."""
-        out = torch.eye(len(self.ids), dtype=torch.bool)
-        for node, parent in enumerate(self.parent):
-            if parent >= 0:
-                out[node] |= out[parent]
-        return out
-
-
-def _grow(rows: Sequence[Sequence[int]], chosen: Sequence[int], capacity: int) -> list[_Tree]:
-    """As few trees as hold the prompts, about equally large; prompts that begin alike go together."""
-    order = sorted(chosen, key=lambda i: list(rows[i]))
-    whole = _Tree()
-    for i in order:
-        whole.add(i, rows[i])
-    size = capacity
-    if len(whole.ids) > capacity:  # a little more than an even share, since each tree repeats what it shares
-        n_trees = -(-len(whole.ids) // capacity)
-        size = min(capacity, len(whole.ids) // n_trees + max(len(rows[i]) for i in chosen))
-    trees = [_Tree()]
-    for i in order:
-        if trees[-1].ids and len(trees[-1].ids) + trees[-1].new_tokens(rows[i]) > size:
-            trees.append(_Tree())
-        trees[-1].add(i, rows[i])
-    return trees
-
-
 def _padded(model: ChatModel, rows: Sequence[Sequence[int]], group: Sequence[int]) -> Batch:
     """One prompt a row, padded on the right: a token's index is its position."""
     width = max(len(rows[i]) for i in group)
@@ -219,7 +161,7 @@ def _padded(model: ChatModel, rows: Sequence[Sequence[int]], group: Sequence[int
     return Batch(*_on_device(model, tensors), tuple(group), tuple(torch.arange(len(rows[i])) for i in group))
 
 
-def _packed(model: ChatModel, trees: Sequence[_Tree]) -> Batch:
+def _packed(model: ChatModel, trees: Sequence[TokenTree]) -> Batch:
     """A tree a row; padding at the end sees only itself."""
     width = max(len(tree.ids) for tree in trees)
     ids = torch.zeros(len(trees), width, dtype=torch.long)
@@ -266,11 +208,8 @@ def _measure_packing(model: ChatModel) -> bool:
     if "position_ids" not in model.arguments:
         return False
     rows = model.tokenize(_PROBES)
-    tree = _Tree()
-    for i, row in enumerate(rows):
-        tree.add(i, row)
     try:
-        together = _packed(model, [tree])
+        together = _packed(model, grow(rows, range(len(rows)), sum(map(len, rows))))
         # What leaks from one prompt into the next (a short convolution, a state) shows most where they part.
         parting = next(i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
         gap = max(_gap(model, rows, together), _gap(model, rows, together, parting))

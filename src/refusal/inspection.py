@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refusal.chat import render, tokenize
 from refusal.errors import QuantisedModelError, UnsupportedModelError
@@ -16,7 +16,9 @@ from refusal.interventions import Ablate
 from refusal.model import ChatModel
 from refusal.probe import run_probe
 from refusal.records import Direction
-from refusal.weights.parameters import find_parameters, refuse_quantised, verify_parameters
+from refusal.weights.norms import is_norm
+from refusal.weights.parameters import discover_parameters, quantisation, refuse_quantised, verify_parameters
+from refusal.weights.probe import Probe
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +92,6 @@ def inspect_model(model: ChatModel) -> Inspection:
         UnsupportedModelError: a writer that was named does not give hidden states.
     """
     hf, sites, chat = model.hf, model.sites, model.chat
-    config = getattr(hf.config, "quantization_config", None)
-    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
     text = render(model.tokenizer, _QUESTIONS[0], chat.system)
     ids, doubled = tokenize(model.tokenizer, text), model.tokenizer(text)["input_ids"]
     return Inspection(
@@ -101,7 +101,7 @@ def inspect_model(model: ChatModel) -> Inspection:
         parameters=sum(parameter.numel() for parameter in hf.parameters()),
         dtype=str(hf.dtype).removeprefix("torch."),
         device=str(model.device),
-        quantisation=None if method is None else str(getattr(method, "value", method)),
+        quantisation=quantisation(hf),
         d_model=sites.d_model,
         blocks=sites.blocks,
         kinds=_kinds(model),
@@ -181,13 +181,12 @@ def check_weights(model: ChatModel) -> Check | None:
     except (QuantisedModelError, UnsupportedModelError) as error:
         log.info("%s", error)
         return None
-    limit = 1e-3 if model.hf.dtype == torch.float32 else 5e-2
     try:
-        kept = verify_parameters(model.hf, model.sites, find_parameters(model.hf, model.sites))
+        kept = verify_parameters(model.hf, model.sites, discover_parameters(model.hf, model.sites))
     except UnsupportedModelError as error:
         log.warning("%s", error)
         kept = math.inf
-    return Check("direction left by edited weights", kept, limit)
+    return Check("direction left by edited weights", kept, Probe(model.hf, model.sites).tolerance)
 
 
 # What ``inspect_model`` runs, in this order.
@@ -198,12 +197,6 @@ CHECKS: tuple[Callable[[ChatModel], Check | None], ...] = (
     check_cache,
     check_weights,
 )
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm: all its parameters are gains and shifts, one value a dimension."""
-    parameters = list(module.parameters())
-    return bool(parameters) and all(parameter.dim() == 1 for parameter in parameters)
 
 
 def _kinds(model: ChatModel) -> tuple[BlockKind, ...]:

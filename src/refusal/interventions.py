@@ -43,7 +43,7 @@ class Ablate:
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """Project the input of block 0 and every write."""
-        _check_width(self.direction, sites)
+        check_width(self.direction, sites.d_model)
         unit = _Placed(self.direction.vector.float())
         return _everywhere(model, sites, lambda x: project_out(x, unit.beside(x)))
 
@@ -57,7 +57,7 @@ class AblateEach:
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """As ``Ablate``, each group of rows with its own direction."""
         for direction in self.directions:
-            _check_width(direction, sites)
+            check_width(direction, sites.d_model)
         units = _Placed(torch.stack([direction.vector.float() for direction in self.directions])[:, None])
 
         def clean(x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
@@ -90,7 +90,7 @@ class Add:
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """Add at the input of the block."""
-        _check_width(self.direction, sites)
+        check_width(self.direction, sites.d_model)
         layer = self.direction.layer if self.layer is None else self.layer
         if not 0 <= layer < sites.n_layers:
             raise DirectionError(f"Layer {layer} does not exist: the model has layers 0 to {sites.n_layers - 1}.")
@@ -132,10 +132,11 @@ def _everywhere(model: PreTrainedModel, sites: Sites, clean: EditFunction) -> li
     return [first, *(Edit(model.get_submodule(name), "output", clean) for names in sites.writers for name in names)]
 
 
-def _check_width(direction: Direction, sites: Sites) -> None:
+def check_width(direction: Direction, d_model: int) -> None:
+    """Raise DirectionError unless the direction is as wide as the residual stream."""
     width = direction.vector.shape[-1]
-    if width != sites.d_model:
+    if width != d_model:
         raise DirectionError(
-            f"The direction has {width} dimensions but the model's residual stream {sites.d_model}. "
+            f"The direction has {width} dimensions but the model's residual stream {d_model}. "
             "Use a direction that was found on this model."
         )

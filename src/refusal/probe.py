@@ -37,10 +37,10 @@ class Trace:
         self.in_tuple = isinstance(result, tuple)
 
 
-def probe_ids(model: PreTrainedModel) -> Tensor:
+def probe_ids(model: PreTrainedModel, count: int = PROBE_TOKENS) -> Tensor:
     """A few different token ids, ``(1, token)``."""
     vocabulary = model.config.get_text_config().vocab_size
-    ids: Tensor = torch.arange(1, PROBE_TOKENS + 1).mul(7919).remainder(vocabulary)[None]
+    ids: Tensor = torch.arange(1, count + 1).mul(7919).remainder(vocabulary)[None]
     device = next(model.get_input_embeddings().parameters()).device
     return ids if device.type == "meta" else ids.to(device)  # offloaded weights: accelerate moves the ids
 

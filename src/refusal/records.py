@@ -218,8 +218,7 @@ class Selection:
     """The chosen direction, every score, and what each criterion rejected.
 
     ``qualified`` is False when no candidate satisfied the rule and the lowest bypass inside the KL and layer limits
-    stands in. ``baseline_harmful`` and ``baseline_harmless`` are mean metrics of the unmodified model on the
-    validation prompts that passed the filter.
+    stands in. The counts hold the unmodified model's mean metrics on the validation prompts that passed the filter.
     """
 
     direction: Direction

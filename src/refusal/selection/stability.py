@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from refusal.records import CandidateScore, Stability, Win
 from refusal.selection.rule import Rule
+from refusal.selection.score import Score
 from refusal.selection.search import SCORES, Contender, Search
 
 NEAR = 1.645  # standard errors: a candidate farther from a threshold meets it in fewer than 5 % of resamples
@@ -66,19 +67,20 @@ def _complete_near_misses(search: Search, rule: Rule) -> None:
 
     Nobody wins whose bypass is farther than sampling explains above that of a candidate that qualifies in any case.
     """
-    while near := [c for c in search.contenders if not search.is_complete(c) and _may_win(search, c, rule)]:
+    while True:
+        mark = _sure(search, rule)
+        near = [c for c in search.contenders if not search.is_complete(c) and _may_win(search, c, mark, rule)]
+        if not near:
+            return
         contender = min(near, key=lambda c: c.estimate("bypass") if c.values["bypass"] else -math.inf)
-        for score in ("bypass", "kl", "induce"):
-            search.fill([contender], score)
-            if not _may_win(search, contender, rule):
-                break
+        missing: list[Score] = [score for score in ("bypass", "kl", "induce") if not search.has(contender, score)]
+        search.fill([contender], missing[0])
 
 
-def _may_win(search: Search, contender: Contender, rule: Rule) -> bool:
+def _may_win(search: Search, contender: Contender, mark: Contender | None, rule: Rule) -> bool:
     """Whether no score known so far misses by more than sampling may explain."""
     if contender.direction.layer >= rule.eligible_layers(search.n_layers) or contender.out == "nan":
         return False
-    mark = _sure(search, rule)
     bypass = np.array(contender.values["bypass"])
     return (
         _gap(rule.induce_threshold - np.array(contender.values["induce"])) <= NEAR

@@ -54,3 +54,8 @@ def before_norm(norm: nn.Module, unit: Float[Tensor, "d_model"]) -> Removal:
     read = read / read.norm()
     write = linear(weighted / (gain.square() + SMALL_GAIN * gain.square().mean()))
     return Removal(read, write / (read @ write)).to(unit.device)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a writer is a norm: without a matrix it can only rescale what it is given."""
+    return all(parameter.dim() == 1 for parameter in module.parameters())

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from refusal.errors import DirectionError
 from refusal.forward import last_logits
-from refusal.interventions import Ablate
+from refusal.interventions import Ablate, check_width
 from refusal.model import ChatModel
 from refusal.records import Direction
 from refusal.weights.parameters import StreamParameter, find_parameters, removal_for
@@ -153,11 +153,7 @@ def check_direction(direction: Direction, name: str, d_model: int) -> None:
             f"The direction was found on {direction.model}, not on {name}. Give a direction of this model; if "
             "it is the same model under another name, set the direction's `model` to this name."
         )
-    if direction.vector.shape[-1] != d_model:
-        raise DirectionError(
-            f"The direction has {direction.vector.shape[-1]} dimensions but the model's residual stream {d_model}. "
-            "Use a direction that was found on this model."
-        )
+    check_width(direction, d_model)
     if not abs(float(direction.vector.float().norm()) - 1) < 1e-3:
         raise DirectionError(
             f"The direction has length {float(direction.vector.float().norm()):.3g}, not 1. Divide it by its norm."

@@ -43,16 +43,27 @@ class StreamParameter:
 def find_parameters(model: PreTrainedModel, sites: Sites) -> tuple[StreamParameter, ...]:
     """Every parameter that writes to the stream, embeddings first, then block by block; verified.
 
-    Blocks whose parameters have the same names and shapes are of one kind, and one of each kind is measured; the
-    verification runs all of them.
-
     Raises:
         UnsupportedModelError: some write keeps a component along a direction that all parameters found have lost.
         QuantisedModelError: the weights are not plain floating-point numbers.
     """
+    found = discover_parameters(model, sites)
+    verify_parameters(model, sites, found)
+    return found
+
+
+def discover_parameters(model: PreTrainedModel, sites: Sites) -> tuple[StreamParameter, ...]:
+    """``find_parameters`` without its verification.
+
+    Blocks whose parameters have the same names and shapes are of one kind, and one of each kind is measured; the
+    verification runs all of them.
+
+    Raises:
+        QuantisedModelError: the weights are not plain floating-point numbers.
+    """
     refuse_quantised(model)
     probe = Probe(model, sites)
-    found = _writing(probe, None, _outside(model, sites))
+    found = _writing(probe, None, _outside(probe))
     of_kind: dict[object, list[StreamParameter]] = {}
     for layer, block in enumerate(sites.blocks):
         own = {name.removeprefix(f"{block}."): p for name, p in _inside(model, block)}
@@ -62,7 +73,6 @@ def find_parameters(model: PreTrainedModel, sites: Sites) -> tuple[StreamParamet
             measured = _writing(probe, layer, {f"{block}.{name}": p for name, p in own.items()})
             of_kind[kind] = [_renamed(p, f"{block}.", "") for p in measured]
         found += [_renamed(p, "", f"{block}.") for p in of_kind[kind]]
-    verify_parameters(model, sites, found)
     return tuple(found)
 
 
@@ -106,11 +116,9 @@ def refuse_quantised(model: PreTrainedModel) -> None:
         QuantisedModelError: a quantiser packed the weights, or they are 8-bit or integer numbers.
         UnsupportedModelError: weights are offloaded to disk.
     """
-    config = getattr(model.config, "quantization_config", None)
-    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
     packed = [name for name, p in model.named_parameters() if not p.is_floating_point() or p.dtype.itemsize < 2]
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False) or packed:
-        how = getattr(method, "value", method) or next(iter(packed), "by a quantiser that does not say its name")
+        how = quantisation(model) or next(iter(packed), "by a quantiser that does not say its name")
         raise QuantisedModelError(
             f"The weights are quantised ({how}), so a direction cannot be "
             "projected out of them. Load the model in bfloat16 or dequantised, or ablate by hooks: use Ablate."
@@ -121,6 +129,13 @@ def refuse_quantised(model: PreTrainedModel) -> None:
             f"{len(away)} weights are offloaded to disk ({away[0]} first), so they cannot be edited. "
             "Load the model without --device-map, or export with --stream."
         )
+
+
+def quantisation(model: PreTrainedModel) -> str | None:
+    """The method that a model's config says its weights are quantised by."""
+    config = getattr(model.config, "quantization_config", None)
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return None if method is None else str(getattr(method, "value", method))
 
 
 def removal_for(model: PreTrainedModel, parameter: StreamParameter, unit: Float[Tensor, "d_model"]) -> Removal:
@@ -167,12 +182,12 @@ def _check_complete(model: PreTrainedModel, parameters: Iterable[StreamParameter
         )
 
 
-def _outside(model: PreTrainedModel, sites: Sites) -> dict[str, Tensor]:
+def _outside(probe: Probe) -> dict[str, Tensor]:
     """Parameters outside the blocks whose modules run on text: what may make the input of the first block."""
+    model, sites = probe.model, probe.sites
     called: set[str] = set()
     holders = {name.rpartition(".")[0] for name, _ in model.named_parameters() if _block_of(name, sites) is None}
     edits = [Edit(model.get_submodule(name), "output", _note(called, name)) for name in holders if name]
-    probe = Probe(model, sites)
     with hooked(edits):
         probe.run(None, probe.taps(None), {})
     return {

@@ -9,7 +9,9 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from refusal.hooks import Edit, hooked, skipped
+from refusal.probe import probe_ids
 from refusal.sites import Sites
+from refusal.weights.norms import is_norm
 
 TOKENS = 64  # enough that some reach every kind of expert
 
@@ -28,25 +30,20 @@ class Probe:
 
     def __init__(self, model: PreTrainedModel, sites: Sites) -> None:
         self.model, self.sites = model, sites
-        vocabulary = model.config.get_text_config().vocab_size
-        self.ids = torch.arange(1, TOKENS + 1).mul(7919).remainder(vocabulary)[None]
+        self.ids = probe_ids(model, TOKENS)
         self.random = torch.Generator().manual_seed(0)
         unit = torch.randn(sites.d_model, generator=self.random)
         self.unit = unit / unit.norm()
         exact = model.dtype in (torch.float32, torch.float64)
         self.tolerance = 1e-3 if exact else 5e-2  # of a component; rounding a half precision leaves 2^-9 of it
-        self.device = next(model.get_input_embeddings().parameters()).device
 
     def taps(self, layer: int | None) -> list[Tap]:
         """The writes of a block, each looked at behind its norm and, if the writer is a norm, before it too."""
         if layer is None:
             return [Tap(self.sites.blocks[0], "input")]
         taps = [Tap(name, "output") for name in self.sites.writers[layer]]
-        return taps + [Tap(tap.module, "input", tap.module) for tap in taps if self._is_norm(tap.module)]
-
-    def _is_norm(self, name: str) -> bool:
-        """A writer without a matrix can only rescale what it is given."""
-        return all(p.dim() == 1 for p in self.model.get_submodule(name).parameters())
+        norms = [tap.module for tap in taps if is_norm(self.model.get_submodule(tap.module))]
+        return taps + [Tap(name, "input", name) for name in norms]
 
     def run(self, layer: int | None, taps: Sequence[Tap], swapped: Mapping[str, Tensor]) -> dict[Tap, Tensor]:
         """What is seen at ``taps``, ``(token, d_model)`` in float32, with some parameters swapped."""
@@ -60,7 +57,7 @@ class Probe:
 
         head = Edit(self.model.get_submodule(self.sites.head), "input", lambda x: x[:, -1:])
         others = [self.model.get_submodule(b) for i, b in enumerate(self.sites.blocks) if i != layer]
-        arguments = {"input_ids": self.ids.to(self.device), "use_cache": False}
+        arguments = {"input_ids": self.ids, "use_cache": False}
         with torch.no_grad(), hooked([*(keep(tap) for tap in taps), head]), skipped(others, self.sites.in_tuple):
             functional_call(self.model, dict(swapped), (), arguments)
         return seen
