@@ -5,8 +5,9 @@ import tiny_models
 import torch
 from plain import last_logits
 
-from refusal import Ablate, Add, ChatModel, Direction
-from refusal.generation import _read_prompts, complete, end_tokens
+from refusal import Ablate, Add, ChatModel, Direction, DirectionError
+from refusal.generation import _read_prompts, complete, complete_each, end_tokens
+from refusal.interventions import SideBySide
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Sing!", "Name a colour, and say why."]
 
@@ -95,3 +96,27 @@ def test_out_of_memory_halves_the_rows(model: ChatModel, monkeypatch: pytest.Mon
     monkeypatch.setattr(model.hf, "forward", tight)
     assert complete(model, TEXTS, 4) == expected
     assert model.batch_size.value <= 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mamba"])
+def test_interventions_side_by_side_write_what_each_writes_alone(family: str) -> None:
+    model = tiny_models.chat_model(family)
+    often_ending(model)  # so that rows leave the batch at different steps
+    random = torch.Generator().manual_seed(5)
+    vectors = torch.randn(3, model.sites.d_model, generator=random)
+    directions = [Direction(v / v.norm(), 4.0, -1, 1) for v in vectors]
+    for kind in (Ablate, Add):
+        interventions = [Ablate(d) if kind is Ablate else Add(d) for d in directions]
+        together = complete_each(model, TEXTS, interventions, 6)
+        for intervention, found in zip(interventions, together, strict=True):
+            with model.apply(intervention):
+                assert found == complete(model, TEXTS, 6)
+        assert together[0] != together[1]
+
+
+def test_what_cannot_run_side_by_side_is_refused() -> None:
+    direction = Direction(torch.eye(tiny_models.WIDTH)[0], 1.0, -1, 1)
+    with pytest.raises(DirectionError, match="side by side"):
+        SideBySide([Add(direction), Add(direction, layer=0)])
+    with pytest.raises(DirectionError, match="side by side"):
+        SideBySide([Ablate(direction), Add(direction)])

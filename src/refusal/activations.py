@@ -32,11 +32,15 @@ CHUNK_PROMPTS = 128  # read at once: enough to fill batches, few enough to hold 
 
 @dataclass(frozen=True)
 class Passed:
-    """The prompts of one class that passed the filter, in drawing order, their metrics, and how many were drawn."""
+    """The prompts of one class that passed the filter, in drawing order, their metrics, and how many were drawn.
+
+    ``seen`` holds the fingerprints of all that were drawn.
+    """
 
     prompts: tuple[Prompt, ...]
     metrics: tuple[float, ...]
     count: ClassCount
+    seen: frozenset[str] = frozenset()
 
 
 @keeping_memory()
@@ -67,6 +71,7 @@ def collect(
     """
     tokens = tokens_for(model, prompts) if tokens is None else tokens
     sums = {}
+    seen: set[str] = set()
     counts = {}
     for label, pool in (("harmful", prompts.harmful), ("harmless", prompts.harmless)):
         total = _Sum(model, layers)
@@ -74,6 +79,7 @@ def collect(
         work = _run_pool(model, pool, tokens, n, filter, f"collect {label}", total.layers)
         for prompt, metric, activation in work:
             drawn += 1
+            seen.add(prompt.fingerprint)
             if not filter or passes(prompt.label, metric):
                 assert activation is not None
                 total.add(activation)
@@ -92,6 +98,7 @@ def collect(
         harmless_count=counts["harmless"],
         model=model.name,
         seed=seed,
+        seen=frozenset(seen),
     )
 
 
@@ -104,8 +111,10 @@ def draw_passing(
         TooFewPromptsError: fewer than 8 pass.
     """
     kept, metrics, drawn = [], [], 0
+    seen: set[str] = set()
     for prompt, metric, _ in _run_pool(model, pool, tokens, n, filter, f"filter {label}", 0):
         drawn += 1
+        seen.add(prompt.fingerprint)
         if not filter or passes(prompt.label, metric):
             kept.append(prompt)
             metrics.append(metric)
@@ -115,7 +124,7 @@ def draw_passing(
     mean = sum(metrics) / len(metrics)
     if not math.isfinite(mean):
         raise NonFiniteError(f"The model's logits are not finite in {model.hf.dtype}. Run with --dtype float32.")
-    return Passed(tuple(kept), tuple(metrics), ClassCount(drawn, len(kept), mean))
+    return Passed(tuple(kept), tuple(metrics), ClassCount(drawn, len(kept), mean), frozenset(seen))
 
 
 def passes(label: Label, metric: float) -> bool:

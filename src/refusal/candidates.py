@@ -10,4 +10,5 @@ def difference_in_means(activations: Activations) -> Candidates:
         tokens=activations.tokens,
         model=activations.model,
         seed=activations.seed,
+        seen=activations.seen,
     )

@@ -10,6 +10,7 @@
     │   ├── QuantisedModelError    weights that are no plain numbers cannot be edited
     │   ├── ExportError            a folder that is not empty, or a format that cannot hold the edit
     │   ├── DirectionError         a direction of another width or model, or unreadable
+    │   ├── LeakageError           a test prompt that the direction was found or chosen with
     │   └── RunFolderError         a run folder of another model or version, or unwritable
     └── RunFailure                 exit code 1: the run ended with a documented failure
         ├── TooFewPromptsError     not enough prompts pass the filter
@@ -67,6 +68,10 @@ class ExportError(UsageError):
 
 class DirectionError(UsageError):
     """A direction cannot be read, or does not fit the model."""
+
+
+class LeakageError(UsageError):
+    """A prompt that is to be tested on took part in finding or choosing the direction."""
 
 
 class RunFolderError(UsageError):

@@ -16,10 +16,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from refusal.batches import BatchSize, batched, row_budget
 from refusal.forward import call
 from refusal.hooks import Edit, hooked
+from refusal.interventions import Ablate, Add, SideBySide
 from refusal.model import ChatModel
 from refusal.progress import task
 
 log = logging.getLogger(__name__)
+
+OnRows = Callable[[Sequence[int]], object]
 
 # Caches that hold each row's tokens apart. Recurrent states would mix padding in and cannot drop rows.
 _ROWS_APART = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -31,10 +34,44 @@ def complete(model: ChatModel, instructions: Sequence[str], max_new_tokens: int,
     return [str(model.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
 
 
+def complete_each(
+    model: ChatModel,
+    instructions: Sequence[str],
+    interventions: Sequence[Ablate | Add],
+    max_new_tokens: int,
+    name: str = "generate",
+) -> list[list[str]]:
+    """Greedy completions of all ``instructions`` under each of the interventions, side by side in the same batches.
+
+    A step of a small batch costs little more than reading the weights, so many small runs are best done as one.
+    """
+    rows = model.tokenize(instructions)
+    side = SideBySide(interventions)
+    n = len(rows)
+    with model.apply(side):
+        outputs = complete_rows(
+            model,
+            [row for _ in interventions for row in rows],
+            max_new_tokens,
+            name,
+            lambda running: side.rows([i // n for i in running]),
+        )
+    texts = [str(model.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
+    return [texts[start : start + n] for start in range(0, len(texts), n)]
+
+
 def complete_rows(
-    model: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, name: str = "generate"
+    model: ChatModel,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    name: str = "generate",
+    on_rows: OnRows | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations of token ids, in their order, the ending token left out."""
+    """Greedy continuations of token ids, in their order, the ending token left out.
+
+    ``on_rows`` is told which of ``rows`` make up the batch of the coming calls, whenever that changes; for interventions
+    that differ by row. Nothing is then shared between rows.
+    """
     found: list[list[int]] = [[] for _ in rows]
     ends = end_tokens(model)
     length = max((len(row) for row in rows), default=0) + max_new_tokens
@@ -55,7 +92,8 @@ def complete_rows(
                 advance(n)
 
             try:
-                return complete_batch(model, [rows[i] for i in indices], max_new_tokens, ends, count)
+                told = None if on_rows is None else lambda kept: on_rows([indices[i] for i in kept])
+                return complete_batch(model, [rows[i] for i in indices], max_new_tokens, ends, count, told)
             except (RuntimeError, MemoryError):  # out of memory: the same rows will be tried again
                 advance(-counted)
                 raise
@@ -90,6 +128,7 @@ def _complete_batch(
     max_new_tokens: int,
     ends: Sequence[int],
     count: Callable[[int], object],
+    on_rows: OnRows | None,
 ) -> list[list[int]]:
     """Token ids generated for each row, the ending token left out.
 
@@ -98,7 +137,9 @@ def _complete_batch(
     outputs: list[list[int]] = [[] for _ in rows]
     stop = torch.tensor(list(ends), dtype=torch.long, device=model.device)
     with torch.inference_mode():
-        state = _read_prompts(model, rows, max_new_tokens)
+        if on_rows is not None:
+            on_rows(range(len(rows)))
+        state = _read_prompts(model, rows, max_new_tokens, share=on_rows is None)
         logits, mask, position, cache = state.logits, state.mask, state.position, state.cache
         alive = list(range(len(rows)))
         for step in range(max_new_tokens):
@@ -116,6 +157,8 @@ def _complete_batch(
                 alive = [alive[i] for i in keep.tolist()]
                 cache.batch_select_indices(keep)
                 token, mask, position = token[keep], mask[keep], position[keep]
+                if on_rows is not None:
+                    on_rows(alive)
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
             position = position + 1
             model.forward_tokens += len(alive)
@@ -129,8 +172,11 @@ def _complete_alone(
     max_new_tokens: int,
     ends: Sequence[int],
     count: Callable[[int], object],
+    on_rows: OnRows | None,
 ) -> list[list[int]]:
     """One row through transformers' own generation, which knows every kind of state."""
+    if on_rows is not None:
+        on_rows([0])
     ids = torch.tensor([list(rows[0])], device=model.device)
     out = model.hf.generate(  # type: ignore[operator]
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
@@ -142,10 +188,10 @@ def _complete_alone(
     return [new[:-1] if new and new[-1] in ends else new]
 
 
-def _read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int) -> _Prefill:
+def _read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int, share: bool = True) -> _Prefill:
     """Read the prompts into a cache: the shared start once, its keys and values then repeated for every row."""
     cache = DynamicCache(config=model.hf.config)
-    shared = _shared_start(model, rows, cache, new_tokens)
+    shared = _shared_start(model, rows, cache, new_tokens) if share else 0
     tails = [list(row[shared:]) for row in rows]
     width = max(len(tail) for tail in tails)
     ids = torch.tensor([[0] * (width - len(tail)) + tail for tail in tails])

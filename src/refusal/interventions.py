@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -97,6 +97,49 @@ class Add:
         step = _Placed(self.step)
         block = model.get_submodule(sites.blocks[layer])
         return [Edit(block, "input", lambda x: (x.float() + step.beside(x)).to(x.dtype))]
+
+
+class SideBySide:
+    """Interventions of one kind on the rows of one batch, each row under its own.
+
+    Whoever lays out the batch says with ``rows`` which intervention each row of the coming calls is under. All are
+    ablations, or all are additions at one layer.
+    """
+
+    def __init__(self, interventions: Sequence[Ablate | Add]) -> None:
+        self.directions = [intervention.direction for intervention in interventions]
+        first = interventions[0]
+        self.layer: int | None = None
+        if isinstance(first, Add):
+            layers = {i.direction.layer if i.layer is None else i.layer for i in interventions if isinstance(i, Add)}
+            vectors = [i.step for i in interventions if isinstance(i, Add)]
+            self.layer = min(layers)
+        else:
+            layers = set()
+            vectors = [i.direction.vector.float() for i in interventions if isinstance(i, Ablate)]
+        if len(vectors) != len(interventions) or len(layers) > 1:
+            raise DirectionError(
+                "Ablations and additions, or additions at several layers, cannot run side by side. Run them in turn."
+            )
+        self.all = _Placed(torch.stack(vectors))
+        self.which: Int[Tensor, "row"] = torch.zeros(0, dtype=torch.long)
+
+    def rows(self, which: Sequence[int]) -> None:
+        """Row ``i`` of the coming calls is under intervention ``which[i]``."""
+        self.which = torch.tensor(list(which), dtype=torch.long)
+
+    def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
+        """As each intervention by itself, on its rows."""
+        for direction in self.directions:
+            check_width(direction, sites.d_model)
+
+        def mine(x: Tensor) -> Float[Tensor, "row 1 d_model"]:
+            return self.all.beside(x)[self.which.to(x.device)][:, None]
+
+        if self.layer is None:
+            return _everywhere(model, sites, lambda x: project_out(x, mine(x)))
+        block = model.get_submodule(sites.blocks[self.layer])
+        return [Edit(block, "input", lambda x: (x.float() + mine(x)).to(x.dtype))]
 
 
 def project_out(

@@ -4,6 +4,7 @@ Dimensions: ``position`` counts post-instruction tokens (first is the earliest, 
 (the value at ``layer`` is the *input* of that block), ``d_model`` the width of the residual stream.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,11 @@ class Prompt:
     text: str
     label: Label
     category: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the text, whatever its case and spacing: the same prompt under another id is the same prompt."""
+        return hashlib.sha256(" ".join(self.text.casefold().split()).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -93,16 +99,21 @@ class Activations:
     harmless_count: ClassCount
     model: str
     seed: int | None = None
+    seen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Differences in means ``mean_harmful - mean_harmless``, one per (position, layer), float32."""
+    """Differences in means ``mean_harmful - mean_harmless``, one per (position, layer), float32.
+
+    ``seen``: fingerprints of the prompts that took part, here and in the other records.
+    """
 
     vectors: Float[Tensor, "position layer d_model"]
     tokens: RefusalTokens
     model: str
     seed: int | None = None
+    seen: frozenset[str] = frozenset()
 
     @property
     def n_positions(self) -> int:
@@ -124,7 +135,7 @@ class Candidates:
         vector = self.vectors[position, layer].float()
         norm = float(vector.norm())
         unit = vector / norm if norm > 0 else vector
-        return Direction(unit, norm, position, layer, model=self.model, seed=self.seed)
+        return Direction(unit, norm, position, layer, model=self.model, seed=self.seed, seen=self.seen)
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,10 @@ class CandidateScore:
 
 @dataclass(frozen=True)
 class Direction:
-    """A refusal direction: unit vector, the norm it had as a difference in means, and its provenance."""
+    """A refusal direction: unit vector, the norm it had as a difference in means, and its provenance.
+
+    ``seen``: fingerprints of the prompts that it was found and chosen with; it is never evaluated on those.
+    """
 
     vector: Float[Tensor, "d_model"]
     norm: float
@@ -150,6 +164,7 @@ class Direction:
     qualified: bool = True
     model: str = ""
     seed: int | None = None
+    seen: frozenset[str] = frozenset()
 
     def save(self, path: str | Path) -> None:
         """Write safetensors: tensor ``direction`` (unit, float32) and its provenance as metadata."""
@@ -160,6 +175,7 @@ class Direction:
             "qualified": json.dumps(self.qualified),
             "model": self.model,
             "seed": json.dumps(self.seed),
+            "seen": json.dumps(sorted(self.seen)),
         }
         write_tensors(Path(path), {"direction": self.vector.float().cpu()}, metadata)
 
@@ -182,6 +198,7 @@ class Direction:
                 qualified=json.loads(meta["qualified"]),
                 model=meta.get("model", ""),
                 seed=json.loads(meta.get("seed", "null")),
+                seen=frozenset(json.loads(meta.get("seen", "[]"))),
             )
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DirectionError(
@@ -261,7 +278,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number with its interval: ``name`` on ``set`` under ``condition``, over ``n`` prompts."""
+    """One number with its interval: ``name`` on ``set`` under ``condition``, over ``n`` prompts or texts.
+
+    A name that ends in ``_change`` is the difference from the baseline on the same prompts; ``p_value`` is then that of
+    McNemar's exact test, where there is one. With fewer than two texts a mean has no interval (infinite).
+    """
 
     name: str
     set: str
@@ -270,6 +291,7 @@ class Metric:
     low: float
     high: float
     n: int
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)

@@ -153,12 +153,14 @@ def _extract(
             "counts": json.dumps(_finite(counts)),
             "model": model.name,
             "suffix": json.dumps(model.chat.suffix_tokens),
+            "seen": json.dumps(sorted(activations.seen)),
         }
         write_tensors(path, {"candidates": difference_in_means(activations).vectors}, metadata)
 
     folder.stage("extract", inputs, [path], work)
     with safe_open(str(path), framework="pt") as file:
-        return Candidates(file.get_tensor("candidates"), tokens, model.name, config.seed)
+        seen = frozenset(json.loads(file.metadata().get("seen", "[]")))
+        return Candidates(file.get_tensor("candidates"), tokens, model.name, config.seed, seen)
 
 
 def _select(

@@ -27,7 +27,7 @@ from refusal.storage import file_sha256, remove, write_json, write_toml
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 class RunFolder:

@@ -77,7 +77,11 @@ def select(
     scores = sorted([*search.scores(), *skipped], key=lambda s: (s.position, s.layer))
     qualified = best.rejected_because is None
     return Selection(
-        direction=replace(candidates.at(best.position, best.layer), qualified=qualified),
+        direction=replace(
+            candidates.at(best.position, best.layer),
+            qualified=qualified,
+            seen=candidates.seen | harmful.seen | harmless.seen,
+        ),
         score=best,
         scores=tuple(scores),
         qualified=qualified,
