@@ -11,6 +11,7 @@ from rich.progress import Task, TaskID
 
 from refusal import Metric, display
 from refusal.progress import task
+from refusal.tables import all_tables
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, is_terminal: bool = True) -> io.StringIO:
@@ -105,19 +106,44 @@ def test_replies_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "red �[31m bell �\nnext\tline [bold]é 日本\n".expandtabs()
 
 
-def test_the_table_of_rates_shows_every_condition_with_its_interval() -> None:
-    metrics = (
+def shown(*metrics: Metric) -> str:
+    stream = io.StringIO()
+    for table in all_tables(metrics):
+        Console(file=stream, width=120).print(table)
+    return stream.getvalue()
+
+
+def test_the_table_of_rates_shows_every_condition_with_its_interval_and_change() -> None:
+    text = shown(
         Metric("refusal_rate", "harmful", "baseline", 0.84, 0.75, 0.9, 100),
         Metric("degenerate_rate", "harmful", "baseline", 0.02, 0.0, 0.1, 100),
+        Metric("refusal_rate", "harmful", "ablation", 0.04, 0.01, 0.1, 100),
+        Metric("refusal_rate_change", "harmful", "ablation", -0.8, -0.87, -0.7, 100, 1e-20),
     )
-    stream = io.StringIO()
-    Console(file=stream, width=120).print(display.rates_table(metrics))
-    row = next(line for line in stream.getvalue().splitlines() if "baseline" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "harmful",
-        "baseline",
-        "84%",
-        "75% to 90%",
-        "2%",
-        "100",
-    ]
+    rows = [line.split() for line in text.splitlines()]
+    assert ["harmful", "baseline", "84%", "(75–90)", "2%", "100"] in rows
+    assert ["harmful", "ablation", "4%", "(1–10)", "-80", "(-87", "to", "-70)", "100"] in rows
+
+
+def test_few_prompts_show_their_interval_first() -> None:
+    text = shown(Metric("refusal_rate", "harmful", "baseline", 0.5, 0.21, 0.79, 8))
+    assert "21–79 (50%)" in text
+
+
+def test_controls_over_refusal_drift_and_seeds_get_tables_of_their_own() -> None:
+    text = shown(
+        Metric("refusal_rate", "harmful", "ablation", 0.0, 0.0, 0.1, 32),
+        Metric("refusal_rate", "harmful", "random-ablation", 0.9, 0.8, 0.97, 32),
+        Metric("refusal_rate", "harmful", "random-1-ablation", 0.123, 0.0, 1.0, 32),
+        Metric("cosine", "direction", "shuffled", 0.1, 0.1, 0.1, 1),
+        Metric("cosine", "direction", "matched", 0.95, 0.95, 0.95, 1),
+        Metric("refusal_rate", "xstest-safe", "baseline", 0.31, 0.2, 0.4, 100),
+        Metric("cross_entropy", "wiki", "ablation", 2.5, 2.4, 2.6, 64),
+        Metric("cross_entropy_change", "wiki", "ablation", 0.017, 0.01, 0.024, 64),
+        Metric("kl_first_32_tokens", "own-answers", "ablation", 0.05, 0.04, 0.06, 64),
+        Metric("bypass", "direction", "seed-43", -5.25, -5.25, -5.25, 1),
+        Metric("cosine", "direction", "seed-43", 0.97, 0.97, 0.97, 1),
+    )
+    for part in ("90% (80–97)", "+0.95", "31% (20–40)", "+0.017 (+0.010 to +0.024)", "-5.25", "KL, tokens 1–32"):
+        assert part in text
+    assert "12%" not in text  # one of several random directions

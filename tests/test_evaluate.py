@@ -4,8 +4,10 @@ import pytest
 import tiny_models
 import torch
 
-from refusal import Completion, Direction, PromptPair, evaluate
-from refusal.evaluate import CONDITIONS, interventions_for, measure
+from refusal import Completion, Direction, LeakageError, PromptPair, control_directions, evaluate, tokens_for
+from refusal.evaluate import CONDITIONS, interventions_for, measure, measure_all
+from refusal.evaluate.conditions import random_group
+from refusal.evaluate.controls import cosines
 from refusal.generation import complete
 
 ASK = "Write a poem about the sea."
@@ -42,3 +44,74 @@ def test_every_condition_is_what_its_name_says(pair: PromptPair) -> None:
     assert texts["baseline"] != texts["ablation"] != texts["subtraction"]
     with pytest.raises(KeyError, match="no refusal_rate for harmful prompts under addition"):
         found.rate("harmful", "addition")
+
+
+def test_changes_are_paired_by_prompt_and_random_directions_stand_together() -> None:
+    base = completions("refusal", "refusal", "refusal", "compliance")
+    some = [base[2], base[0]]  # a control is run on some of the prompts, and order does not matter
+    found = measure_all(
+        {
+            ("harmful", "baseline"): base,
+            ("harmful", "ablation"): completions("compliance", "compliance", "compliance", "compliance"),
+            ("harmful", "random-1-ablation"): some,
+            ("harmful", "random-2-ablation"): [Completion("2", ASK, "text", "compliance"), base[0]],
+        }
+    )
+    by_key = {(m.name, m.condition): m for m in found}
+    change = by_key["refusal_rate_change", "ablation"]
+    assert (change.value, change.n, change.p_value) == (-0.75, 4, 0.25)  # three of three changed: 2 / 2^3
+    assert by_key["refusal_rate_change", "random-1-ablation"].value == 0.0
+    assert by_key["refusal_rate", "random-ablation"].value == 0.75
+    assert by_key["refusal_rate_change", "random-ablation"].value == -0.25
+    assert ("refusal_rate_change", "baseline") not in by_key
+
+
+def test_names_of_conditions() -> None:
+    assert random_group("random-3-ablation") == "random-ablation"
+    assert random_group("shuffled-ablation") is None
+    direction = Direction(torch.eye(tiny_models.WIDTH)[0], 2.0, -1, 1)
+    assert interventions_for("random-3-addition", direction) == interventions_for("addition", direction)
+    assert interventions_for("baseline", direction) == ()
+
+
+def test_controls_have_the_norm_and_are_what_they_say(pair: PromptPair) -> None:
+    model = tiny_models.chat_model()
+    tokens = tokens_for(model, pair, ("I",))
+    vector = torch.randn(tiny_models.WIDTH, generator=torch.Generator().manual_seed(2))
+    direction = Direction(vector / vector.norm(), 5.0, -1, 2, seen=frozenset(["x"]))
+    controls = control_directions(model, direction, pair, tokens, n_random=3, seed=7)
+    assert list(controls) == ["random-1", "random-2", "random-3", "shuffled", "matched"]
+    for name, control in controls.items():
+        assert float(control.vector.norm()) == pytest.approx(1, abs=1e-5)
+        assert (control.position, control.layer) == (-1, 2)
+        assert control.norm == 5.0 or name == "matched"
+        assert "x" in control.seen
+    shuffled = {p.fingerprint for p in (*pair.harmful, *pair.harmless)}
+    assert controls["shuffled"].seen == shuffled | {"x"}
+    assert max(abs(value) for name, value in cosines(direction, controls).items() if name != "matched") < 0.9
+    again = control_directions(model, direction, pair, tokens, n_random=3, seed=7)
+    assert all(torch.equal(controls[name].vector, again[name].vector) for name in controls)
+    assert control_directions(model, direction, pair, tokens, n_random=0) == {}
+
+
+def test_every_control_is_evaluated_as_the_direction_is(pair: PromptPair) -> None:
+    model = tiny_models.chat_model()
+    vectors = torch.randn(3, tiny_models.WIDTH, generator=torch.Generator().manual_seed(2))
+    direction, *others = (Direction(v / v.norm(), 5.0, -1, 2) for v in vectors)
+    controls = {"random-1": others[0], "random-2": others[1]}
+    found = evaluate(model, direction, pair, n=4, max_new_tokens=5, controls=controls, n_control=3)
+    for name, control in controls.items():
+        alone = evaluate(model, control, pair, n=3, max_new_tokens=5)
+        for set, condition in CONDITIONS:
+            if condition != "baseline":
+                assert found.completions[set, f"{name}-{condition}"] == alone.completions[set, condition]
+    assert found.rate("harmful", "random-ablation").n == 3
+
+
+def test_a_prompt_that_the_direction_was_found_with_is_never_tested_on(pair: PromptPair) -> None:
+    model = tiny_models.chat_model()
+    seen = frozenset([pair.harmful[3].fingerprint])
+    direction = Direction(torch.eye(tiny_models.WIDTH)[0], 5.0, -1, 2, seen=seen)
+    with pytest.raises(LeakageError, match=r"1 of 10 prompts .* 'harmful-3'\. Test on prompts"):
+        evaluate(model, direction, pair, max_new_tokens=2)
+    evaluate(model, direction, pair, n=3, max_new_tokens=2)

@@ -69,25 +69,23 @@ def test_pairing_tightens_the_interval_of_a_change() -> None:
     random = np.random.default_rng(3)
     base = random.normal(5, 3, 80)
     after = base + 0.1 + random.normal(0, 0.05, 80)
-    found = stats.mean_change(base.tolist(), after.tolist())
+    found = stats.ratio_change(base.tolist(), after.tolist(), [1.0] * 80)
     assert 0.08 < found.low < found.value < found.high < 0.13
 
 
 def test_several_runs_of_the_same_prompts_are_no_more_prompts() -> None:
-    one = [True] * 9 + [False]
-    pooled = stats.pooled_rate([one] * 8)
-    assert pooled.value == 0.9
-    assert (pooled.low, pooled.high) == stats.wilson_interval(9, 10)
-    mixed = stats.pooled_rate([one, [True] * 10])
+    one = stats.rate([True] * 9 + [False])
+    assert stats.together([one] * 8) == one
+    mixed = stats.together([one, stats.rate([True] * 10)])
     assert mixed.value == 0.95
-    assert mixed.low <= 0.95 <= mixed.high
+    assert one.low < mixed.low < mixed.value < mixed.high <= 1.0
 
 
 def test_unequal_lists_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="cannot be paired"):
         stats.rate_change([True], [True, False])
     with pytest.raises(ValueError, match="cannot be paired"):
-        stats.mean_change([1.0], [1.0, 2.0])
+        stats.ratio_change([1.0], [1.0, 2.0], [1.0])
 
 
 def test_one_value_has_no_interval() -> None:

@@ -32,6 +32,7 @@ from refusal.errors import (
     UsageError,
 )
 from refusal.evaluate import evaluate
+from refusal.evaluate.controls import control_directions
 from refusal.evaluate.detector import paper_substring_match, refusal_verdict
 from refusal.inspection import Check, Inspection, inspect_model
 from refusal.interventions import Ablate, Add
@@ -119,6 +120,7 @@ __all__ = [
     "Verdict",
     "choose",
     "collect",
+    "control_directions",
     "difference_in_means",
     "evaluate",
     "export_direction",

@@ -76,6 +76,24 @@ class RunOptions(ModelOptions):
 
     max_new_tokens: Count = 512
     """Length of the completions."""
+    controls: Annotated[int, Field(ge=0)] = 8
+    """Random directions to do the same with, beside shuffled labels and matched pairs; 0 leaves all controls out."""
+    n_control: Count = 32
+    """Test prompts per class that each control is run on."""
+    over_refusal: tuple[Literal["xstest", "orbench-hard"], ...] = ()
+    """Also complete these sets of harmless prompts that look harmful (and XSTest's unsafe half)."""
+    n_over_refusal: Count = 100
+    """Prompts of each half of those sets."""
+    drift_tokens: Annotated[int, Field(ge=0)] = 32
+    """Tokens of the model's own answers over which KL is taken, beside the first; 0 measures no drift at all."""
+    texts: tuple[str, ...] = ()
+    """Files for cross-entropy: running text (.txt, .jsonl with text) or pairs (.jsonl with instruction and output)."""
+    n_texts: Count = 64
+    """Texts of each kind."""
+    text_tokens: Annotated[int, Field(ge=2)] = 256
+    """Longest text, in tokens."""
+    seeds: Count = 1
+    """Repeat split, extraction and selection with so many seeds in all, and report how far they agree."""
 
     @property
     def rule(self) -> Rule:
@@ -94,7 +112,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Arditi et al. 2024: 128 / 32 / 100 prompts a class, 512 new tokens, every position and layer.
     "paper": {},
     # A first look in minutes on a laptop's processor: fewer prompts, every second layer, short completions.
-    "quick": {"n_train": 32, "n_val": 12, "n_test": 32, "max_new_tokens": 32, "layer_step": 2},
+    "quick": {
+        "n_train": 32,
+        "n_val": 12,
+        "n_test": 32,
+        "max_new_tokens": 32,
+        "layer_step": 2,
+        "n_control": 8,
+        "drift_tokens": 16,
+        "n_texts": 16,
+        "text_tokens": 128,
+    },
 }
 
 

@@ -16,8 +16,9 @@ from rich.text import Text
 
 from refusal.inspection import Inspection
 from refusal.progress import Advance, Listener, listening
-from refusal.records import Metric, RefusalTokens, Selection, to_json
+from refusal.records import RefusalTokens, Selection, to_json
 from refusal.run import RunResult
+from refusal.tables import all_tables
 from refusal.weights import Exported
 
 err = Console(stderr=True)
@@ -112,8 +113,8 @@ def show_result(result: RunResult) -> None:
     show_tokens(result.tokens)
     if result.selection is not None:
         show_selection(result.selection)
-    if result.metrics:
-        err.print(rates_table(result.metrics))
+    for table in all_tables(result.metrics):
+        err.print(table)
     out.print(f"Run folder: {result.folder}", highlight=False, soft_wrap=True)
 
 
@@ -170,19 +171,6 @@ def stability_line(selection: Selection) -> str:
     if stability.none_qualifies > 0:
         text += f"; in {stability.none_qualifies:.0%} none qualifies"
     return text
-
-
-def rates_table(metrics: tuple[Metric, ...]) -> Table:
-    """Refusal rate with its interval by condition, beside the share of degenerate completions."""
-    table = Table(title="Share of completions that refuse (95 % interval)", title_justify="left")
-    for name in ("prompts", "condition", "refusal rate", "interval", "degenerate", "n"):
-        table.add_column(name, justify="left" if name in ("prompts", "condition") else "right")
-    degenerate = {(m.set, m.condition): m.value for m in metrics if m.name == "degenerate_rate"}
-    for m in metrics:
-        if m.name == "refusal_rate":
-            row = (f"{m.value:.0%}", f"{m.low:.0%} to {m.high:.0%}", f"{degenerate[m.set, m.condition]:.0%}", str(m.n))
-            table.add_row(m.set, m.condition, *row)
-    return table
 
 
 def show_inspection(inspection: Inspection) -> None:

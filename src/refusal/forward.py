@@ -47,12 +47,17 @@ class Batch:
     paths: tuple[Int[Tensor, "_"], ...]
 
 
-def layout(model: ChatModel, rows: Sequence[Sequence[int]], which: Sequence[int] | None = None) -> list[Batch]:
-    """Batches of at most ``model.token_budget`` tokens that hold the prompts ``rows`` (those at ``which``)."""
+def layout(
+    model: ChatModel,
+    rows: Sequence[Sequence[int]],
+    which: Sequence[int] | None = None,
+    most: int | None = None,
+) -> list[Batch]:
+    """Batches of at most ``model.token_budget`` (and ``most``) tokens that hold the prompts ``rows`` (at ``which``)."""
     chosen = list(range(len(rows)) if which is None else which)
     if not chosen:
         return []
-    budget = model.token_budget.value
+    budget = min(model.token_budget.value, most or model.token_budget.value)
     longest = max(len(rows[i]) for i in chosen)
     if not _packable(model, longest):
         order = sorted(chosen, key=lambda i: -len(rows[i]))
@@ -85,6 +90,22 @@ def read(
     return logits.view(copies, len(batch.prompts), -1)
 
 
+def read_from(model: ChatModel, batch: Batch, starts: Sequence[int]) -> list[Float[Tensor, "token vocab"]]:
+    """For each prompt ``p`` of a batch, the logits that predict its tokens from ``starts[p]`` (at least 1) on."""
+    head = model.hf.get_submodule(model.sites.head)
+    before = [path[start - 1 : -1] for path, start in zip(batch.paths, starts, strict=True)]
+    row = torch.cat([r.expand(len(index)) for r, index in zip(batch.row.cpu(), before, strict=True)])
+    column = torch.cat(before)
+    model.forward_tokens += batch.ids.numel()
+
+    def predicting(x: Tensor) -> Tensor:
+        return x[row.to(x.device), column.to(x.device)][:, None]
+
+    with torch.inference_mode(), hooked([Edit(head, "input", predicting)]):
+        logits = call(model, batch.ids, batch.mask, batch.positions)[:, 0]
+    return list(logits.split([len(index) for index in before]))
+
+
 def call(
     model: ChatModel,
     ids: Int[Tensor, "row token"],
@@ -105,14 +126,16 @@ def call(
 
 
 def run_batches(
-    model: ChatModel, rows: Sequence[Sequence[int]], run: Callable[[Batch], T]
+    model: ChatModel, rows: Sequence[Sequence[int]], run: Callable[[Batch], T], most: int | None = None
 ) -> Iterator[tuple[Batch, T]]:
     """Lay out ``rows`` and call ``run`` on every batch; out of memory, halve the budget and lay out what is left.
+
+    ``most``: tokens a batch, where ``run`` needs much memory for each.
 
     Raises:
         OutOfMemoryError: one prompt alone does not fit.
     """
-    todo = layout(model, rows)
+    todo = layout(model, rows, most=most)
     while todo:
         batch, *rest = todo
         try:
@@ -123,7 +146,7 @@ def run_batches(
             if len(batch.prompts) == 1:
                 raise too_large(len(rows[batch.prompts[0]])) from error
             model.token_budget.halve(batch.ids.numel())
-            todo = layout(model, rows, [i for left in todo for i in left.prompts])
+            todo = layout(model, rows, [i for left in todo for i in left.prompts], most)
             continue
         yield batch, result
         todo = rest

@@ -69,7 +69,7 @@ def complete_rows(
 ) -> list[list[int]]:
     """Greedy continuations of token ids, in their order, the ending token left out.
 
-    ``on_rows`` is told which of ``rows`` make up the batch of the coming calls, whenever that changes; for interventions
+    ``on_rows`` is told which of ``rows`` the batch of the coming calls holds, whenever that changes; for interventions
     that differ by row. Nothing is then shared between rows.
     """
     found: list[list[int]] = [[] for _ in rows]

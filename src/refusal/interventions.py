@@ -122,7 +122,7 @@ class SideBySide:
                 "Ablations and additions, or additions at several layers, cannot run side by side. Run them in turn."
             )
         self.all = _Placed(torch.stack(vectors))
-        self.which: Int[Tensor, "row"] = torch.zeros(0, dtype=torch.long)
+        self.which: Int[Tensor, " row"] = torch.zeros(0, dtype=torch.long)
 
     def rows(self, which: Sequence[int]) -> None:
         """Row ``i`` of the coming calls is under intervention ``which[i]``."""

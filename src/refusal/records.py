@@ -6,6 +6,7 @@ Dimensions: ``position`` counts post-instruction tokens (first is the earliest, 
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -316,3 +317,12 @@ def to_json(record: Any) -> Any:
     if isinstance(record, torch.Tensor):
         raise TypeError("tensors are stored as safetensors, not as JSON")
     return asdict(record)
+
+
+def finite(value: Any) -> Any:
+    """JSON values with ``None`` for NaN and infinity, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,14 +1,12 @@
 """A whole run in a folder: stages with recorded inputs, so that finished ones are reused and nothing else is.
 
-    prompts -> tokens -> extract -> select -> generate (one stage per condition) -> evaluate
+    prompts -> tokens -> extract -> select -> (run_evaluation) controls -> generate -> drift -> evaluate
 
 A stage is reused if and only if the hash of its inputs (options, model, prompts, files of earlier stages) is the one it
 was made with and its files are there as it wrote them. Only this module and ``run_folder`` write into the folder.
 """
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,28 +17,28 @@ from refusal.activations import collect
 from refusal.candidates import difference_in_means
 from refusal.config import RunConfig
 from refusal.errors import NoCandidateError
-from refusal.evaluate import CONDITIONS, complete_under, measure
 from refusal.model import ChatModel, load
 from refusal.prompts import load_prompts
 from refusal.records import (
     Candidates,
     CandidateScore,
     ClassCount,
-    Completion,
     Direction,
     Metric,
-    Prompt,
     PromptSplits,
     RefusalTokens,
     Selection,
     Stability,
     Win,
+    finite,
     to_json,
 )
 from refusal.refusal_tokens import tokens_for
+from refusal.run_evaluation import Measured, load_sets
 from refusal.run_folder import RunFolder, prompts_hash, read_json
+from refusal.run_seeds import repeat_seeds
 from refusal.selection import explain, select
-from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
+from refusal.storage import file_sha256, write_json, write_tensors
 
 STAGES = ("extract", "select", "generate", "evaluate")
 
@@ -73,6 +71,7 @@ def run(config: RunConfig, out: str | Path, *, until: str = "evaluate", model: C
     prompts = load_prompts(
         config.prompts, seed=config.seed, dedup=config.dedup, data_dir=config.data_dir, column=config.column
     )
+    sets = load_sets(config, prompts)
     model = model or load_for(config)
     folder.begin(config, model, prompts)
 
@@ -85,10 +84,11 @@ def run(config: RunConfig, out: str | Path, *, until: str = "evaluate", model: C
     result = replace(result, selection=selection)
     if until == "select":
         return result
-    _generate(folder, config, model, prompts, selection.direction)
+    measured = Measured(folder, config, model, prompts, tokens, selection.direction, sets)
+    measured.complete()
     if until == "generate":
         return result
-    return replace(result, metrics=_evaluate(folder))
+    return replace(result, metrics=measured.metrics(repeat_seeds(folder, config, model, prompts, tokens, selection)))
 
 
 def load_for(config: RunConfig) -> ChatModel:
@@ -150,7 +150,7 @@ def _extract(
         )
         counts = {"harmful": asdict(activations.harmful_count), "harmless": asdict(activations.harmless_count)}
         metadata = {
-            "counts": json.dumps(_finite(counts)),
+            "counts": json.dumps(finite(counts)),
             "model": model.name,
             "suffix": json.dumps(model.chat.suffix_tokens),
             "seen": json.dumps(sorted(activations.seen)),
@@ -196,13 +196,13 @@ def _select(
                 strict=config.strict,
             )
         except NoCandidateError as error:
-            write_json(scores, _finite(to_json(error.scores)))  # so that one can see what was missed
+            write_json(scores, finite(to_json(error.scores)))  # so that one can see what was missed
             raise
-        write_json(scores, _finite(to_json(selection.scores)))
+        write_json(scores, finite(to_json(selection.scores)))
         selection.direction.save(direction)
         write_json(stability, _plain(selection.stability))
         kept = ("score", "qualified", "rejected", "harmful_count", "harmless_count")
-        write_json(summary, _finite({name: _plain(getattr(selection, name)) for name in kept}))
+        write_json(summary, finite({name: _plain(getattr(selection, name)) for name in kept}))
 
     folder.stage("select", inputs, [scores, direction, summary, stability], work)
     saved = read_json(summary)
@@ -222,52 +222,8 @@ def _select(
     return selection
 
 
-def _generate(
-    folder: RunFolder, config: RunConfig, model: ChatModel, prompts: PromptSplits, direction: Direction
-) -> None:
-    direction_hash = file_sha256(folder.path / "direction.safetensors")
-    for set, condition in CONDITIONS:
-        pool = (prompts.test.harmful if set == "harmful" else prompts.test.harmless)[: config.n_test]
-        path = folder.completions(set, condition)
-        inputs = {
-            "prompts": prompts_hash(pool),
-            "max_new_tokens": config.max_new_tokens,
-            "direction": None if condition == "baseline" else direction_hash,
-        }
-
-        def work(pool: Sequence[Prompt] = pool, condition: str = condition, path: Path = path) -> None:
-            done = complete_under(model, direction, pool, condition, config.max_new_tokens)
-            write_jsonl(path, to_json(done))
-
-        folder.stage(f"generate {set}.{condition}", inputs, [path], work)
-
-
-def _evaluate(folder: RunFolder) -> tuple[Metric, ...]:
-    path = folder.path / "metrics.json"
-    files = {f"{set}.{condition}": folder.completions(set, condition) for set, condition in CONDITIONS}
-
-    def work() -> None:
-        metrics: list[Metric] = []
-        for set, condition in CONDITIONS:
-            with files[f"{set}.{condition}"].open(encoding="utf-8") as lines:  # str.splitlines would split completions
-                metrics += measure([Completion(**json.loads(line)) for line in lines], set, condition)
-        write_json(path, to_json(metrics))
-
-    folder.stage("evaluate", {name: file_sha256(file) for name, file in files.items()}, [path], work)
-    return tuple(Metric(**item) for item in read_json(path))
-
-
 def _plain(value: Any) -> Any:
     return to_json(value) if hasattr(value, "__dataclass_fields__") else value
-
-
-def _finite(value: Any) -> Any:
-    """JSON values with ``None`` for NaN and infinity, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _stability(saved: dict[str, Any] | None) -> Stability | None:

@@ -7,6 +7,7 @@ It is written again after every stage, so that an interrupted run keeps what is 
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import sys
@@ -22,7 +23,7 @@ import torch
 from refusal.config import RunConfig
 from refusal.errors import RunFolderError
 from refusal.model import ChatModel
-from refusal.records import Prompt, PromptSplits
+from refusal.records import Metric, Prompt, PromptSplits
 from refusal.storage import file_sha256, remove, write_json, write_toml
 
 log = logging.getLogger(__name__)
@@ -169,6 +170,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RunFolderError(f"{path} cannot be read ({error}). Delete it, or give another --out.") from error
+
+
+def read_metrics(path: Path) -> tuple[Metric, ...]:
+    """The metrics of a run; a bound that is not known is infinite.
+
+    Raises:
+        RunFolderError: the file cannot be read or holds something else.
+    """
+    unknown: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf}
+    try:
+        return tuple(
+            Metric(**{**row, **{key: unknown[key] for key in unknown if row[key] is None}}) for row in read_json(path)
+        )
+    except (TypeError, KeyError) as error:
+        raise RunFolderError(f"{path} holds no metrics ({error}). Run the same command again.") from error
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ prompts. Bootstraps are seeded: the same numbers give the same interval.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from jaxtyping import Float
@@ -41,16 +42,12 @@ def rate(hits: Sequence[bool]) -> Estimate:
     return Estimate(sum(hits) / n if n else 0.0, *wilson_interval(sum(hits), n))
 
 
-def pooled_rate(hits: Sequence[Sequence[bool]]) -> Estimate:
-    """The share over several runs of the same prompts, ``hits[run][prompt]``.
+def together(runs: Sequence[Estimate]) -> Estimate:
+    """What several runs on the same prompts show together: the mean of their values and of their bounds.
 
-    The interval counts a prompt once, not once a run, since a prompt's answers go together: Wilson's for the mean
-    number of hits a run, rounded outwards to whole prompts.
+    The interval is as wide as one run's: a prompt's answers in several runs go together, so it counts once.
     """
-    n = len(hits[0])
-    mean = sum(map(sum, hits)) / len(hits)
-    low, high = wilson_interval(math.floor(mean), n)[0], wilson_interval(math.ceil(mean), n)[1]
-    return Estimate(mean / n if n else 0.0, low, high)
+    return Estimate(fmean(r.value for r in runs), fmean(r.low for r in runs), fmean(r.high for r in runs))
 
 
 def rate_change(before: Sequence[bool], after: Sequence[bool]) -> Estimate:
@@ -95,12 +92,6 @@ def mean(values: Sequence[float]) -> Estimate:
 def ratio(totals: Sequence[float], weights: Sequence[float]) -> Estimate:
     """``sum(totals) / sum(weights)`` with a bootstrap interval over the pairs (nats of a text and its tokens)."""
     return _bootstrapped(np.array([totals, weights], dtype=float), lambda t, w, axis: t.sum(axis) / w.sum(axis))
-
-
-def mean_change(before: Sequence[float], after: Sequence[float]) -> Estimate:
-    """``mean(after) - mean(before)`` on the same prompts, with a bootstrap interval over prompts."""
-    ones = [1.0] * len(before)
-    return ratio_change(before, after, ones)
 
 
 def ratio_change(before: Sequence[float], after: Sequence[float], weights: Sequence[float]) -> Estimate:

@@ -7,6 +7,7 @@ that are near-duplicates of a later split's are removed and counted.
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -87,16 +88,31 @@ def load_prompts(
     return PromptSplits(name="+".join(names), **splits, counts=counts, matched=matched)
 
 
+def matched_pairs() -> PromptPair:
+    """Built-in harmful prompts and the harmless one written to match each; none of their test split."""
+    harmful, _, _ = _builtin()
+    by_id = {prompt.id: prompt for split in ("train", "val") for prompt in harmful[split]}
+    pairs = [(by_id[row["pair"]], _prompt(row)) for row in _builtin_rows() if row.get("pair") in by_id]
+    return PromptPair(tuple(first for first, _ in pairs), tuple(second for _, second in pairs))
+
+
 def _builtin() -> tuple[Pools, Pools, tuple[Prompt, ...]]:
     """The set written for this project, with its fixed splits."""
     pools: dict[str, dict[str, list[Prompt]]] = {}
-    for line in resources.files("refusal.prompts").joinpath("builtin.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        label: Label = "harmful" if row["label"] == "harmful" else "harmless"
-        prompt = Prompt(row["id"], row["text"], label, row["category"])
-        pools.setdefault(row["label"], {"train": [], "val": [], "test": []})[row["split"]].append(prompt)
+    for row in _builtin_rows():
+        pools.setdefault(row["label"], {"train": [], "val": [], "test": []})[row["split"]].append(_prompt(row))
     frozen = {kind: {split: tuple(items) for split, items in pool.items()} for kind, pool in pools.items()}
     return frozen["harmful"], frozen["harmless"], tuple(p for items in frozen["matched"].values() for p in items)
+
+
+def _builtin_rows() -> list[dict[str, str]]:
+    text = resources.files("refusal.prompts").joinpath("builtin.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _prompt(row: dict[str, str]) -> Prompt:
+    label: Label = "harmful" if row["label"] == "harmful" else "harmless"
+    return Prompt(row["id"], row["text"], label, row["category"])
 
 
 def _paper_harmful(folder: Path | None) -> Pools:
@@ -125,6 +141,16 @@ def _paper_harmless(folder: Path | None) -> Pools:
     random.Random(PUBLISHED_SEED).shuffle(pool)
     first, second = int(0.6 * len(pool)), int(0.6 * len(pool)) + int(0.2 * len(pool))
     return {"train": tuple(pool[:first]), "val": tuple(pool[first:second]), "test": tuple(pool[second:])}
+
+
+def redealt(prompts: PromptSplits, seed: int) -> PromptSplits:
+    """The training and validation prompts of each class dealt out anew, in the same numbers; test is not touched."""
+    pairs: dict[str, dict[str, tuple[Prompt, ...]]] = {"train": {}, "val": {}}
+    for label in ("harmful", "harmless"):
+        train: tuple[Prompt, ...] = getattr(prompts.train, label)
+        everything = _shuffled([*train, *getattr(prompts.val, label)], seed)
+        pairs["train"][label], pairs["val"][label] = everything[: len(train)], everything[len(train) :]
+    return replace(prompts, train=PromptPair(**pairs["train"]), val=PromptPair(**pairs["val"]))
 
 
 def _deduplicate(pools: Pools, dedup: Dedup, label: str, counts: dict[str, int]) -> Pools:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pooch
 
+from refusal.datafiles import find_data_file
 from refusal.errors import PromptError
 from refusal.storage import cache_root, file_sha256
 
@@ -48,6 +49,19 @@ def _strongreject(text: str) -> Rows:
     return _column(text, "forbidden_prompt", "category")
 
 
+def _xstest(label: str) -> Callable[[str], Rows]:
+    def half(text: str) -> Rows:
+        rows = csv.DictReader(io.StringIO(text))
+        return [(row["prompt"].strip(), row["type"]) for row in rows if row["label"] == label]
+
+    return half
+
+
+def _orbench(text: str) -> Rows:
+    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [(row["prompt"].strip(), row["topic"]) for row in rows]
+
+
 def _instructions(text: str) -> Rows:
     return [(item["instruction"].strip(), item["category"]) for item in json.loads(text)]
 
@@ -62,6 +76,11 @@ class Source:
     licence: str
     parse: Callable[[str], Rows]
     also: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """For messages: the address, if there is a pinned one."""
+        return self.url or "its authors"
 
 
 _GITHUB = "https://raw.githubusercontent.com"
@@ -136,6 +155,23 @@ SOURCES = {
         "CC BY-NC 4.0",
         _instructions,
     ),
+    **{
+        f"xstest_{half}": Source(
+            "xstest_prompts.csv",
+            f"{_GITHUB}/paul-rottger/xstest/main/xstest_prompts.csv",  # a branch: the sha256 alone pins it
+            "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
+            "CC BY 4.0",
+            _xstest(half),
+        )
+        for half in ("safe", "unsafe")
+    },
+    "orbench_hard": Source(
+        "orbench_hard.jsonl",
+        "",  # bench-llm/or-bench publishes it in another format: only from a data folder
+        "04c6032c5c49baa3f9ac0edc62292c986ae90000780c21025f405cd538b09c92",
+        "Apache-2.0",
+        _orbench,
+    ),
 }
 
 
@@ -146,21 +182,26 @@ def read_source(name: str, data_dir: Path | None = None) -> Rows:
         PromptError: the file is missing, cannot be downloaded, or is not the pinned one.
     """
     source = SOURCES[name]
-    path = _download(source) if data_dir is None else data_dir / source.file
-    if not path.is_file():
-        raise PromptError(f"{path} does not exist. Put {source.file} (from {source.url}) there, or drop --data-dir.")
+    path = _download(source) if data_dir is None else find_data_file(data_dir, source.file)
+    if path is None:
+        missing = data_dir / source.file if data_dir is not None else source.file
+        raise PromptError(
+            f"{missing} does not exist. Put {source.file} (from {source.origin}) there, or drop --data-dir."
+        )
     try:
         found = file_sha256(path)
     except OSError as error:
         raise PromptError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     if found not in (source.sha256, *source.also):
         raise PromptError(
-            f"{path} has sha256 {found[:16]}…, not the pinned {source.sha256[:16]}…. Fetch it again from {source.url}."
+            f"{path} has sha256 {found[:16]}…, not the pinned {source.sha256[:16]}…. Get it again from {source.origin}."
         )
     return source.parse(path.read_text(encoding="utf-8"))
 
 
 def _download(source: Source) -> Path:
+    if not source.url:
+        raise PromptError(f"{source.file} has no pinned address. Give a folder that holds it with --data-dir.")
     try:
         path = pooch.retrieve(
             source.url, f"sha256:{source.sha256}", fname=source.file, path=cache_root() / "prompts", progressbar=False

@@ -1,0 +1,62 @@
+"""Completions under the conditions, judged by the built-in detector."""
+
+from collections.abc import Mapping, Sequence
+
+from refusal.errors import LeakageError
+from refusal.evaluate.conditions import intervention, interventions_for
+from refusal.evaluate.detector import refusal_verdict
+from refusal.generation import complete, complete_each
+from refusal.model import ChatModel
+from refusal.records import Completion, Direction, Prompt
+
+
+def complete_under(
+    model: ChatModel, direction: Direction, prompts: Sequence[Prompt], condition: str, max_new_tokens: int, name: str
+) -> tuple[Completion, ...]:
+    """Greedy completions of ``prompts`` under a condition of ``direction``.
+
+    Raises:
+        LeakageError: the direction was found or chosen with one of the prompts.
+    """
+    check_untouched(prompts, direction)
+    with model.apply(*interventions_for(condition, direction)):
+        outputs = complete(model, [p.text for p in prompts], max_new_tokens, name=f"generate: {name}, {condition}")
+    return _judged(prompts, outputs)
+
+
+def complete_controls(
+    model: ChatModel,
+    controls: Mapping[str, Direction],
+    prompts: Sequence[Prompt],
+    action: str,
+    max_new_tokens: int,
+    name: str,
+) -> dict[str, tuple[Completion, ...]]:
+    """The same for an action with every control direction, by condition, all of them side by side."""
+    for control in controls.values():
+        check_untouched(prompts, control)
+    outputs = complete_each(
+        model,
+        [prompt.text for prompt in prompts],
+        [intervention(action, control) for control in controls.values()],
+        max_new_tokens,
+        name=f"generate: {name}, {action} with {len(controls)} controls",
+    )
+    return {f"{control}-{action}": _judged(prompts, output) for control, output in zip(controls, outputs, strict=True)}
+
+
+def check_untouched(prompts: Sequence[Prompt], direction: Direction) -> None:
+    """Raise LeakageError if the direction was found or chosen with one of the prompts."""
+    leaked = [prompt for prompt in prompts if prompt.fingerprint in direction.seen]
+    if leaked:
+        raise LeakageError(
+            f"{len(leaked)} of {len(prompts)} prompts to test on took part in finding the direction, the first of them "
+            f"{leaked[0].id!r}. Test on prompts that are not in the training or validation split."
+        )
+
+
+def _judged(prompts: Sequence[Prompt], outputs: Sequence[str]) -> tuple[Completion, ...]:
+    return tuple(
+        Completion(prompt.id, prompt.text, output, refusal_verdict(prompt.text, output).label)
+        for prompt, output in zip(prompts, outputs, strict=True)
+    )

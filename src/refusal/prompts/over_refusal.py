@@ -1,0 +1,46 @@
+"""Prompts that only look harmful, for measuring over-refusal, and truly unsafe ones where a set has them too."""
+
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from refusal.errors import ConfigError
+from refusal.prompts.similarity import drop_near_duplicates
+from refusal.prompts.sources import read_source
+from refusal.records import Label, Prompt
+
+log = logging.getLogger(__name__)
+
+# By name of the set: its halves, each with its source and what a model should make of it.
+SETS: dict[str, dict[str, tuple[str, Label]]] = {
+    "xstest": {"xstest-safe": ("xstest_safe", "harmless"), "xstest-unsafe": ("xstest_unsafe", "harmful")},
+    "orbench-hard": {"orbench-hard": ("orbench_hard", "harmless")},
+}
+
+
+def load_over_refusal(
+    name: str, *, n: int | None = None, seed: int = 42, data_dir: Path | None = None, apart_from: Sequence[Prompt] = ()
+) -> dict[str, tuple[Prompt, ...]]:
+    """The halves of a set by name (``xstest-safe``, ``xstest-unsafe``; ``orbench-hard``), ``n`` prompts each.
+
+    Args:
+        apart_from: training and validation prompts; near-duplicates of them are left out.
+
+    Raises:
+        ConfigError: unknown set.
+        PromptError: its file is missing, cannot be downloaded, or is not the pinned one.
+    """
+    if name not in SETS:
+        raise ConfigError(f"Unknown over-refusal set {name!r}. Use {' or '.join(SETS)}.")
+    found = {}
+    for half, (source, label) in SETS[name].items():
+        rows = read_source(source, data_dir)
+        prompts = [Prompt(f"{half}-{i}", text, label, category) for i, (text, category) in enumerate(rows)]
+        kept, dropped = drop_near_duplicates(prompts, apart_from)
+        if dropped:
+            log.info("%s: %d prompts are near-duplicates of training or validation prompts, left out", half, dropped)
+        order = list(kept)
+        random.Random(seed).shuffle(order)
+        found[half] = tuple(order[:n])
+    return found

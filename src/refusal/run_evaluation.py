@@ -1,0 +1,253 @@
+"""The stages of a run after the direction is chosen: controls, completions, drift, and the numbers made of them.
+
+Everything measured is kept item by item, and ``metrics.json`` is computed from those files alone:
+
+    completions/<set>.<condition>.jsonl   what the model wrote, with the verdict
+    drift/<set>.<condition>.jsonl         nats and KL of every token
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from refusal.config import RunConfig
+from refusal.evaluate import CONDITIONS, complete_controls, complete_under, measure_all
+from refusal.evaluate.conditions import ACTIONS, BASELINE
+from refusal.evaluate.controls import control_directions, cosines
+from refusal.evaluate.drift import Drift, ForcedText, drift_metrics, measure_drift, own_answers
+from refusal.evaluate.texts import Corpus, read_corpus
+from refusal.model import ChatModel
+from refusal.prompts.over_refusal import load_over_refusal
+from refusal.records import (
+    Completion,
+    Direction,
+    Label,
+    Metric,
+    Prompt,
+    PromptSplits,
+    RefusalTokens,
+    finite,
+    to_json,
+)
+from refusal.run_folder import RunFolder, prompts_hash, read_metrics
+from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
+
+DRIFT_CONDITIONS = ("ablation", "subtraction")
+OVER_REFUSAL_CONDITIONS = (BASELINE, "ablation", "subtraction")
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What is measured beside the test prompts; read before anything slow, so that a wrong name stops a run at once."""
+
+    over_refusal: dict[str, tuple[Prompt, ...]]
+    corpora: tuple[Corpus, ...]
+
+
+def load_sets(config: RunConfig, prompts: PromptSplits) -> Sets:
+    """The over-refusal prompts and the texts that a configuration names.
+
+    Raises:
+        PromptError: a file is missing or cannot be used.
+    """
+    folder = Path(config.data_dir).expanduser() if config.data_dir is not None else None
+    used = [p for pair in (prompts.train, prompts.val) for p in (*pair.harmful, *pair.harmless)]
+    sets: dict[str, tuple[Prompt, ...]] = {}
+    for name in dict.fromkeys(config.over_refusal):
+        sets |= load_over_refusal(name, n=config.n_over_refusal, seed=config.seed, data_dir=folder, apart_from=used)
+    corpora = tuple(read_corpus(name, config.n_texts, config.seed, folder) for name in dict.fromkeys(config.texts))
+    return Sets(sets, corpora)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measurements of one direction in a run folder."""
+
+    folder: RunFolder
+    config: RunConfig
+    model: ChatModel
+    prompts: PromptSplits
+    tokens: RefusalTokens
+    direction: Direction
+    sets: Sets
+
+    @cached_property
+    def test(self) -> dict[Label, tuple[Prompt, ...]]:
+        """The test prompts of a class."""
+        n = self.config.n_test
+        return {"harmful": self.prompts.test.harmful[:n], "harmless": self.prompts.test.harmless[:n]}
+
+    @cached_property
+    def _direction_hash(self) -> str:
+        return file_sha256(self.folder.path / "direction.safetensors")
+
+    def complete(self) -> None:
+        """Completions of every set under every condition, the controls included."""
+        for label, condition in CONDITIONS:
+            self._complete(label, condition, self.test[label])
+        for set, prompts in self.sets.over_refusal.items():
+            for condition in OVER_REFUSAL_CONDITIONS:
+                self._complete(set, condition, prompts)
+        if controls := self.controls:
+            for label, actions in ACTIONS.items():
+                for action in actions:
+                    self._complete_controls(label, action, controls)
+
+    def metrics(self, extra: Sequence[Metric] = ()) -> tuple[Metric, ...]:
+        """All that is measured; written to ``metrics.json``."""
+        drifts = dict(self._drifts())
+        path = self.folder.path / "metrics.json"
+        files = {
+            **{".".join(key): self.folder.completions(*key) for key in self._completed()},
+            **{f"drift {set}.{c}": self._drift_file(set, c) for set in drifts for c in drifts[set]},
+        }
+        inputs = {
+            **{name: file_sha256(file) for name, file in files.items()},
+            "direction": self._direction_hash,
+            "extra": to_json(tuple(extra)),
+            "k": self.config.drift_tokens,
+        }
+
+        def work() -> None:
+            completions = {key: read_completions(self.folder.completions(*key)) for key in self._completed()}
+            metrics = [*measure_all(completions), *self._cosines(), *extra]
+            for set, drift in drifts.items():
+                metrics += drift_metrics(drift, set, self.config.drift_tokens if set == "own-answers" else None)
+            write_json(path, finite(to_json(metrics)))
+
+        self.folder.stage("evaluate", inputs, [path], work)
+        return read_metrics(path)
+
+    @cached_property
+    def controls(self) -> dict[str, Direction]:
+        """The control directions, made once and kept in ``controls.safetensors``."""
+        if self.config.controls == 0:
+            return {}
+        path = self.folder.path / "controls.safetensors"
+        inputs = {
+            "direction": self._direction_hash,
+            "n": self.config.controls,
+            "train": prompts_hash([*self.prompts.train.harmful, *self.prompts.train.harmless]),
+            "n_train": self.config.n_train,
+            "seed": self.config.seed,
+        }
+
+        def work() -> None:
+            made = control_directions(
+                self.model,
+                self.direction,
+                self.prompts.train,
+                self.tokens,
+                n_random=self.config.controls,
+                n_train=self.config.n_train,
+                seed=self.config.seed,
+            )
+            about = {name: json.dumps({"norm": d.norm, "seen": sorted(d.seen)}) for name, d in made.items()}
+            write_tensors(path, {name: control.vector for name, control in made.items()}, about)
+
+        self.folder.stage("controls", inputs, [path], work)
+        with safe_open(str(path), framework="pt") as file:
+            about = {name: json.loads(text) for name, text in file.metadata().items()}
+            names = sorted(about, key=lambda name: (not name.startswith("random"), len(name), name))
+            return {
+                name: replace(
+                    self.direction,
+                    vector=file.get_tensor(name),
+                    norm=about[name]["norm"],
+                    seen=frozenset(about[name]["seen"]),
+                )
+                for name in names
+            }
+
+    def _cosines(self) -> list[Metric]:
+        found = cosines(self.direction, self.controls)
+        return [Metric("cosine", "direction", name, value, value, value, 1) for name, value in found.items()]
+
+    def _completed(self) -> list[tuple[str, str]]:
+        """The (set, condition) pairs that this configuration has completions of."""
+        controls = [
+            (str(set), f"{name}-{action}")
+            for set, actions in ACTIONS.items()
+            for action in actions
+            for name in self.controls
+        ]
+        over = [(set, condition) for set in self.sets.over_refusal for condition in OVER_REFUSAL_CONDITIONS]
+        return [*CONDITIONS, *over, *controls]
+
+    def _complete(self, set: str, condition: str, prompts: Sequence[Prompt]) -> None:
+        path = self.folder.completions(set, condition)
+        inputs = {
+            "prompts": prompts_hash(prompts),
+            "max_new_tokens": self.config.max_new_tokens,
+            "direction": None if condition == BASELINE else self._direction_hash,
+        }
+
+        def work() -> None:
+            done = complete_under(self.model, self.direction, prompts, condition, self.config.max_new_tokens, set)
+            write_jsonl(path, to_json(done))
+
+        self.folder.stage(f"generate {set}.{condition}", inputs, [path], work)
+
+    def _complete_controls(self, set: Label, action: str, controls: dict[str, Direction]) -> None:
+        prompts = self.test[set][: self.config.n_control]
+        paths = {name: self.folder.completions(set, f"{name}-{action}") for name in controls}
+        inputs = {
+            "prompts": prompts_hash(prompts),
+            "max_new_tokens": self.config.max_new_tokens,
+            "controls": file_sha256(self.folder.path / "controls.safetensors"),
+        }
+
+        def work() -> None:
+            done = complete_controls(self.model, controls, prompts, action, self.config.max_new_tokens, set)
+            for condition, completions in done.items():
+                write_jsonl(self.folder.completions(set, condition), to_json(completions))
+
+        self.folder.stage(f"generate {set}.controls-{action}", inputs, list(paths.values()), work)
+
+    def _drifts(self) -> Iterator[tuple[str, dict[str, tuple[Drift, ...]]]]:
+        """Drift by set and condition, measured where it is not there yet."""
+        if self.config.drift_tokens == 0:
+            return
+        baseline = read_completions(self.folder.completions("harmless", BASELINE))[: self.config.n_texts]
+        answers = own_answers(self.model, baseline, self.config.text_tokens)
+        kinds = {"own-answers": answers}
+        kinds |= {corpus.name: corpus.forced(self.model, self.config.text_tokens) for corpus in self.sets.corpora}
+        for set, texts in kinds.items():
+            if texts:
+                yield set, self._drift(set, texts)
+
+    def _drift(self, set: str, texts: Sequence[ForcedText]) -> dict[str, tuple[Drift, ...]]:
+        paths = {condition: self._drift_file(set, condition) for condition in (BASELINE, *DRIFT_CONDITIONS)}
+        inputs = {"texts": [asdict(text) for text in texts], "direction": self._direction_hash}
+
+        def work() -> None:
+            found = measure_drift(self.model, self.direction, texts, DRIFT_CONDITIONS, set)
+            for condition, rows in found.items():
+                write_jsonl(paths[condition], to_json(rows))
+
+        self.folder.stage(f"drift {set}", inputs, list(paths.values()), work)
+        return {condition: read_drift(path) for condition, path in paths.items()}
+
+    def _drift_file(self, set: str, condition: str) -> Path:
+        return self.folder.path / "drift" / f"{set}.{condition}.jsonl"
+
+
+def read_completions(path: Path) -> tuple[Completion, ...]:
+    """The completions of one file."""
+    return tuple(Completion(**row) for row in _rows(path))
+
+
+def read_drift(path: Path) -> tuple[Drift, ...]:
+    """The drift of one file."""
+    return tuple(Drift(row["id"], tuple(row["nats"]), tuple(row["kl"])) for row in _rows(path))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:  # str.splitlines would split completions
+        for line in lines:
+            yield json.loads(line)
