@@ -22,6 +22,8 @@ SMALL: dict[str, Any] = {
     "induce_threshold": -1000.0,
     "kl_threshold": 1000.0,
     "layer_step": 2,
+    "controls": 0,
+    "drift_tokens": 0,
 }
 
 

@@ -24,7 +24,9 @@ from refusal.evaluate import CONDITIONS
 from refusal.storage import file_sha256
 
 STAGES: Any = import_module("refusal.run")  # the package's attribute of that name is the function
+MEASURING: Any = import_module("refusal.run_evaluation")
 RATES = {"refusal_rate", "partial_rate", "degenerate_rate", "substring_refusal_rate"}
+CHANGES = {"refusal_rate_change", "degenerate_rate_change"}
 COMPLETIONS = {f"completions/{set}.{condition}.jsonl" for set, condition in CONDITIONS}
 BASELINES = {"completions/harmful.baseline.jsonl", "completions/harmless.baseline.jsonl"}
 SELECTED = {"scores.json", "direction.safetensors", "selection.json", "stability.json"}
@@ -118,8 +120,8 @@ def test_the_direction_is_the_chosen_candidate_normalised(finished: Path, source
 
 def test_rates_are_those_of_the_completions(finished: Path) -> None:
     metrics = read(finished / "metrics.json")
-    assert all(set(m) == {"name", "set", "condition", "value", "low", "high", "n"} for m in metrics)
-    assert {m["name"] for m in metrics} == RATES
+    assert all(set(m) == {"name", "set", "condition", "value", "low", "high", "n", "p_value"} for m in metrics)
+    assert {m["name"] for m in metrics} == RATES | CHANGES
     for set_, condition in CONDITIONS:
         lines = (finished / "completions" / f"{set_}.{condition}.jsonl").read_text(encoding="utf-8").split("\n")
         rows = [json.loads(line) for line in lines if line]
@@ -134,7 +136,7 @@ def test_rates_are_those_of_the_completions(finished: Path) -> None:
 
 def test_the_manifest_says_where_the_numbers_come_from(finished: Path, source: Path) -> None:
     manifest = read(finished / "manifest.json")
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["seed"] == 42
     assert {"python", "refusal", "torch", "transformers"} <= set(manifest["versions"])
     assert manifest["model"]["weight_hash"] == load(str(source), dtype="float32").weight_hash()
@@ -258,7 +260,7 @@ def test_a_run_stops_where_it_is_told(config: RunConfig, tmp_path: Path, until: 
 def test_an_interrupted_run_keeps_its_finished_stages_and_goes_on(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[..., tuple[Completion, ...]] = STAGES.complete_under
+    real: Callable[..., tuple[Completion, ...]] = MEASURING.complete_under
     calls: list[str] = []
 
     def stopping(*args: Any) -> tuple[Completion, ...]:
@@ -267,7 +269,7 @@ def test_an_interrupted_run_keeps_its_finished_stages_and_goes_on(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(STAGES, "complete_under", stopping)
+    monkeypatch.setattr(MEASURING, "complete_under", stopping)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run_stages(config, out)
@@ -318,7 +320,7 @@ def test_the_same_weights_under_another_name_go_on(out: Path, source: Path, prom
         ("{", "cannot be read"),
         ("[]", "is not the manifest"),
         ('{"format": 1, "model": {}}', "is not the manifest"),
-        ('{"format": 99, "model": {}, "stages": {}}', "format 99, this version writes 1"),
+        ('{"format": 99, "model": {}, "stages": {}}', "format 99, this version writes 2"),
     ],
 )
 def test_a_folder_that_cannot_be_understood_is_refused_before_the_model_is_loaded(
@@ -387,6 +389,6 @@ def test_completions_with_odd_line_ends_are_read_back_whole(
     def complete(model: ChatModel, direction: object, pool: Sequence[Any], *args: object) -> tuple[Completion, ...]:
         return tuple(Completion(p.id, p.text, odd, "compliance") for p in pool)
 
-    monkeypatch.setattr(STAGES, "complete_under", complete)
+    monkeypatch.setattr(MEASURING, "complete_under", complete)
     result = run_stages(config, tmp_path / "run")
     assert {m.n for m in result.metrics} == {3}
