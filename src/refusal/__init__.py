@@ -10,6 +10,7 @@ with model.apply(refusal.Ablate(selection.direction)):
 
 from refusal.activations import collect
 from refusal.candidates import difference_in_means
+from refusal.compare import ComparedRow, Comparison, RunSummary, compare
 from refusal.config import RunConfig, make_config
 from refusal.errors import (
     ChatTemplateError,
@@ -81,6 +82,8 @@ __all__ = [
     "ChatModel",
     "ChatTemplateError",
     "Check",
+    "ComparedRow",
+    "Comparison",
     "Completion",
     "ConfigError",
     "Direction",
@@ -109,6 +112,7 @@ __all__ = [
     "RunFailure",
     "RunFolderError",
     "RunResult",
+    "RunSummary",
     "Selection",
     "SiteReport",
     "Sites",
@@ -120,6 +124,7 @@ __all__ = [
     "Verdict",
     "choose",
     "collect",
+    "compare",
     "control_directions",
     "difference_in_means",
     "evaluate",

@@ -13,7 +13,9 @@ from cyclopts.validators import Number
 from pydantic import ValidationError
 
 from refusal import display
-from refusal.config import ModelOptions, RunOptions, make_config, wrong_value
+from refusal.compare import check_completed
+from refusal.compare import compare as compare_runs
+from refusal.config import ModelOptions, RunOptions, added, make_config, wrong_value
 from refusal.errors import Error, RunFailure
 from refusal.evaluate import interventions_for
 from refusal.inspection import inspect_model
@@ -21,6 +23,7 @@ from refusal.interventions import Add
 from refusal.model import ChatModel, load
 from refusal.records import Direction
 from refusal.run import run as run_stages
+from refusal.run_folder import is_run_folder
 from refusal.weights.export import Kind, export_run
 
 INTERRUPTED = 130
@@ -53,7 +56,12 @@ VERBS = {
     "extract": ("extract", "Only up to the candidates: mean activations and their differences."),
     "select": ("select", "Up to the chosen direction."),
     "generate": ("generate", "Up to the completions under every condition."),
-    "evaluate": ("evaluate", "Up to the rates; what is missing before them is done too."),
+    "evaluate": (
+        "evaluate",
+        "Up to the rates; what is missing before them is done too.\n\n"
+        "Instead of a model it takes the folder of a run, and adds to it what the options name: "
+        "refusal evaluate runs/embedded --over-refusal xstest.",
+    ),
 }
 
 
@@ -73,11 +81,14 @@ def _verb(until: str) -> Callable[..., None]:
         verbose: Verbose = False,
     ) -> None:
         given = {name: getattr(options, name) for name in options.model_fields_set}
-        if model is not None:
-            given["model"] = model
-        settings = make_config(preset, config, **given)
+        existing = Path(model) if until == "evaluate" and model is not None and is_run_folder(Path(model)) else None
+        if existing is not None:
+            check_completed(existing)
+            settings = added(make_config(file=existing / "run.toml"), given)
+        else:
+            settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
         with display.reporting(quiet, verbose):
-            result = run_stages(settings, out or _default_folder(settings.model), until=until)
+            result = run_stages(settings, out or existing or _default_folder(settings.model), until=until)
         if json:
             display.print_json(result)
         elif not quiet:
@@ -88,6 +99,16 @@ def _verb(until: str) -> Callable[..., None]:
 
 for _name, (_until, _help) in VERBS.items():
     app.command(_verb(_until), name=_name, help=_help)
+
+
+@app.command
+def compare(*runs: Annotated[Path, Parameter(help="Folders of finished runs.")], json: Json = False) -> None:
+    """Runs side by side (models, prompt sets, interventions), with paired tests where the prompts are the same."""
+    found = compare_runs(runs)
+    if json:
+        display.print_comparison(found)
+    else:
+        display.show_comparison(found)
 
 
 @app.command

@@ -1,6 +1,7 @@
 """The configuration of a run, its presets, and its TOML form."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -139,6 +140,16 @@ def make_config(preset: str | None = None, file: Path | None = None, **given: An
         return RunConfig(**{**values, **given})
     except ValidationError as error:
         raise wrong_value(error) from error
+
+
+def added(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run with more measured: lists grow, everything else is replaced."""
+    grown = {
+        name: (*getattr(config, name), *(item for item in given[name] if item not in getattr(config, name)))
+        for name in ("over_refusal", "texts")
+        if name in given
+    }
+    return make_config(**{**config.model_dump(exclude_none=True), **given, **grown})
 
 
 def wrong_value(error: ValidationError) -> ConfigError:

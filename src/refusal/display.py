@@ -14,11 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from refusal.compare import Comparison
 from refusal.inspection import Inspection
 from refusal.progress import Advance, Listener, listening
-from refusal.records import RefusalTokens, Selection, to_json
+from refusal.records import RefusalTokens, Selection, finite, to_json
 from refusal.run import RunResult
-from refusal.tables import all_tables
+from refusal.tables import all_tables, comparison
 from refusal.weights import Exported
 
 err = Console(stderr=True)
@@ -116,6 +117,23 @@ def show_result(result: RunResult) -> None:
     for table in all_tables(result.metrics):
         err.print(table)
     out.print(f"Run folder: {result.folder}", highlight=False, soft_wrap=True)
+
+
+def show_comparison(found: Comparison) -> None:
+    """Which runs, and the table of their rates."""
+    for i, (run, cosine) in enumerate(zip(found.runs, found.cosines, strict=True), start=1):
+        against = "" if i == 1 or cosine is None else f", cosine with run 1 {cosine:.2f}"
+        flag = "" if run.qualified else " UNQUALIFIED"
+        show_notice(
+            f"{i}: {run.folder}: {run.model}, prompts {run.prompts}, seed {run.seed}, "
+            f"direction ({run.position}, {run.layer}){flag}{against}"
+        )
+    out.print(comparison(found))
+
+
+def print_comparison(found: Comparison) -> None:
+    """The same as JSON on stdout."""
+    _write_json(finite(to_json(found)))
 
 
 def show_tokens(tokens: RefusalTokens) -> None:
@@ -234,7 +252,7 @@ def print_json(result: RunResult) -> None:
             "norm": selection.direction.norm,
             "rejected": selection.rejected,
         },
-        "metrics": to_json(result.metrics),
+        "metrics": finite(to_json(result.metrics)),
     }
     _write_json(value)
 

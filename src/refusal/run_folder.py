@@ -152,6 +152,11 @@ class RunFolder:
         return True
 
 
+def is_run_folder(path: Path) -> bool:
+    """Whether a run has lived there."""
+    return (path / "run.toml").is_file() and (path / "manifest.json").is_file()
+
+
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
     """Sha256 over ids, texts and labels, in order."""
     digest = hashlib.sha256()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from rich import box
 from rich.table import Table
 
+from refusal.compare import Comparison
 from refusal.evaluate.conditions import ACTIONS, CONDITIONS
 from refusal.records import Metric
 
@@ -107,6 +108,25 @@ def seeds(found: _Found) -> Table:
         rate = found.get("refusal_rate", "harmful", f"{m.condition}-ablation")
         plain = [f"{x.value:+.2f}" if x else "" for x in (m, *others)]
         table.add_row(m.condition.removeprefix("seed-"), *plain, share(rate))
+    return table
+
+
+def comparison(found: Comparison) -> Table:
+    """The runs' rates and drift side by side; the change from the first run where both share prompts."""
+    table = _table("Runs compared (95 % interval; change from run 1 in points, paired)", "measure", "set", "condition")
+    for i in range(1, len(found.runs) + 1):
+        table.add_column(f"run {i}", justify="right")
+        if i > 1:
+            table.add_column("change", justify="right")
+            table.add_column("p", justify="right")
+    for row in found.rows:
+        cells = []
+        for i, (value, change) in enumerate(zip(row.values, row.changes, strict=True)):
+            cells.append(share(value) if row.name.endswith("_rate") else number(value))
+            if i > 0:
+                p = None if change is None else change.p_value
+                cells += [points(change), "" if p is None else f"{p:.2g}"]
+        table.add_row(row.name.replace("_", " "), row.set, row.condition, *cells)
     return table
 
 
