@@ -26,7 +26,7 @@ def test_nats_and_kl_equal_a_plain_loop(family: str) -> None:
     model = tiny_models.chat_model(family)
     direction = direction_of(model)
     texts = running_text(model, TEXTS, 40) + answers(model, [("d", "Sing!", "La la la."), ("e", "Why?", "So.")], 5)
-    found = measure_drift(model, direction, texts, ["ablation"], "test")
+    found = measure_drift(model, texts, {"ablation": [Ablate(direction)]}, "test")
     for text, base, ablated in zip(texts, found["baseline"], found["ablation"], strict=True):
         assert len(base.nats) == len(ablated.kl) == len(text.ids) - text.start
         for k, target in enumerate(text.ids[text.start :]):
@@ -55,7 +55,7 @@ def test_answers_count_only_the_answer_and_running_text_all_but_its_first_token(
 def test_metrics_weigh_tokens_and_pair_texts() -> None:
     model = tiny_models.chat_model()
     texts = running_text(model, TEXTS, 40)
-    drifts = measure_drift(model, direction_of(model), texts, ["ablation"], "test")
+    drifts = measure_drift(model, texts, {"ablation": [Ablate(direction_of(model))]}, "test")
     found = {(m.name, m.condition): m for m in drift_metrics(drifts, "some-text", k=4)}
     total = sum(sum(d.nats) for d in drifts["ablation"]) / sum(len(d.nats) for d in drifts["ablation"])
     assert found["cross_entropy", "ablation"].value == pytest.approx(total)
@@ -72,7 +72,8 @@ def test_metrics_weigh_tokens_and_pair_texts() -> None:
 def test_doing_nothing_drifts_nowhere() -> None:
     model = tiny_models.chat_model()
     nothing = Direction(torch.zeros(model.sites.d_model), 0.0, -1, 1)
-    drifts = measure_drift(model, nothing, [ForcedText("a", tuple(range(3, 12)), 1)], ["ablation"], "test")
+    texts = [ForcedText("a", tuple(range(3, 12)), 1)]
+    drifts = measure_drift(model, texts, {"ablation": [Ablate(nothing)]}, "test")
     assert drifts["ablation"][0].nats == drifts["baseline"][0].nats
     assert max(map(abs, drifts["ablation"][0].kl)) < 1e-6
 
@@ -101,3 +102,18 @@ def test_files_that_cannot_be_used_say_why(tmp_path: Path, content: str | None, 
         path.write_text(content)
     with pytest.raises(PromptError, match=match):
         read_corpus(str(path), 3)
+
+
+def test_controls_on_some_of_the_texts_are_compared_on_those() -> None:
+    model = tiny_models.chat_model()
+    texts = running_text(model, TEXTS, 40)
+    base = measure_drift(model, texts, {}, "test")
+    some = measure_drift(model, texts[1:], {"random-1-ablation": [Ablate(direction_of(model))]}, "test")
+    drifts = {**base, "random-1-ablation": some["random-1-ablation"]}
+    found = {(m.name, m.condition): m for m in drift_metrics(drifts, "some-text")}
+    tokens = sum(len(d.nats) for d in base["baseline"][1:])
+    after, before = (sum(sum(d.nats) for d in rows) for rows in (some["random-1-ablation"], base["baseline"][1:]))
+    change = found["cross_entropy_change", "random-1-ablation"]
+    assert change.value == pytest.approx((after - before) / tokens)
+    assert change.n == 2
+    assert found["cross_entropy_change", "random-ablation"].value == change.value

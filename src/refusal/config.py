@@ -80,7 +80,7 @@ class RunOptions(ModelOptions):
     controls: Annotated[int, Field(ge=0)] = 8
     """Random directions to do the same with, beside shuffled labels and matched pairs; 0 leaves all controls out."""
     n_control: Count = 32
-    """Test prompts per class that each control is run on."""
+    """Prompts of a set, or texts of a file, that each control is run on."""
     over_refusal: tuple[Literal["xstest", "orbench-hard"], ...] = ()
     """Also complete these sets of harmless prompts that look harmful (and XSTest's unsafe half)."""
     n_over_refusal: Count = 100

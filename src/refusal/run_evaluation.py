@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import safe_open
 
 from refusal.config import RunConfig
-from refusal.evaluate import CONDITIONS, complete_controls, complete_under, measure_all
+from refusal.evaluate import CONDITIONS, complete_controls, complete_under, interventions_for, measure_all
 from refusal.evaluate.conditions import ACTIONS, BASELINE
 from refusal.evaluate.controls import control_directions, cosines
 from refusal.evaluate.drift import Drift, ForcedText, drift_metrics, measure_drift, own_answers
@@ -37,8 +37,7 @@ from refusal.records import (
 from refusal.run_folder import RunFolder, prompts_hash, read_metrics
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
 
-DRIFT_CONDITIONS = ("ablation", "subtraction")
-OVER_REFUSAL_CONDITIONS = (BASELINE, "ablation", "subtraction")
+STOPPING = ("ablation", "subtraction")  # what is to stop refusal, and should change nothing else
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,11 @@ class Measured:
         for label, condition in CONDITIONS:
             self._complete(label, condition, self.test[label])
         for set, prompts in self.sets.over_refusal.items():
-            for condition in OVER_REFUSAL_CONDITIONS:
+            for condition in (BASELINE, *STOPPING):
                 self._complete(set, condition, prompts)
-        if controls := self.controls:
-            for label, actions in ACTIONS.items():
-                for action in actions:
-                    self._complete_controls(label, action, controls)
+        for set, some, actions in self._controlled():
+            for action in actions if self.controls else ():
+                self._complete_controls(set, action, some)
 
     def metrics(self, extra: Sequence[Metric] = ()) -> tuple[Metric, ...]:
         """All that is measured; written to ``metrics.json``."""
@@ -168,15 +166,20 @@ class Measured:
         found = cosines(self.direction, self.controls)
         return [Metric("cosine", "direction", name, value, value, value, 1) for name, value in found.items()]
 
+    def _controlled(self) -> list[tuple[str, Sequence[Prompt], tuple[str, ...]]]:
+        """(set, its prompts, actions): what every control goes through."""
+        classes = [(str(label), self.test[label], actions) for label, actions in ACTIONS.items()]
+        return [*classes, *((set, prompts, STOPPING) for set, prompts in self.sets.over_refusal.items())]
+
     def _completed(self) -> list[tuple[str, str]]:
         """The (set, condition) pairs that this configuration has completions of."""
+        over = [(set, condition) for set in self.sets.over_refusal for condition in (BASELINE, *STOPPING)]
         controls = [
-            (str(set), f"{name}-{action}")
-            for set, actions in ACTIONS.items()
+            (set, f"{name}-{action}")
+            for set, _, actions in self._controlled()
             for action in actions
             for name in self.controls
         ]
-        over = [(set, condition) for set in self.sets.over_refusal for condition in OVER_REFUSAL_CONDITIONS]
         return [*CONDITIONS, *over, *controls]
 
     def _complete(self, set: str, condition: str, prompts: Sequence[Prompt]) -> None:
@@ -193,8 +196,8 @@ class Measured:
 
         self.folder.stage(f"generate {set}.{condition}", inputs, [path], work)
 
-    def _complete_controls(self, set: Label, action: str, controls: dict[str, Direction]) -> None:
-        prompts = self.test[set][: self.config.n_control]
+    def _complete_controls(self, set: str, action: str, prompts: Sequence[Prompt]) -> None:
+        controls, prompts = self.controls, prompts[: self.config.n_control]
         paths = {name: self.folder.completions(set, f"{name}-{action}") for name in controls}
         inputs = {
             "prompts": prompts_hash(prompts),
@@ -222,15 +225,34 @@ class Measured:
                 yield set, self._drift(set, texts)
 
     def _drift(self, set: str, texts: Sequence[ForcedText]) -> dict[str, tuple[Drift, ...]]:
-        paths = {condition: self._drift_file(set, condition) for condition in (BASELINE, *DRIFT_CONDITIONS)}
-        inputs = {"texts": [asdict(text) for text in texts], "direction": self._direction_hash}
+        """Every text under the direction's own conditions, the first ``n_control`` under those of the controls."""
+        own = self._drift_stage(set, f"drift {set}", texts, dict.fromkeys(STOPPING, self.direction))
+        controls = {f"{name}-{action}": control for action in STOPPING for name, control in self.controls.items()}
+        if not controls:
+            return own
+        some = texts[: self.config.n_control]
+        return {**own, **self._drift_stage(set, f"drift {set} with controls", some, controls)}
+
+    def _drift_stage(
+        self, set: str, name: str, texts: Sequence[ForcedText], directions: dict[str, Direction]
+    ) -> dict[str, tuple[Drift, ...]]:
+        """One stage for all ``directions``, by condition; the baseline's file is written with the direction's own."""
+        own = "ablation" in directions
+        paths = {
+            condition: self._drift_file(set, condition) for condition in (*([BASELINE] if own else []), *directions)
+        }
+        inputs = {
+            "texts": [asdict(text) for text in texts],
+            "direction": self._direction_hash if own else file_sha256(self.folder.path / "controls.safetensors"),
+        }
 
         def work() -> None:
-            found = measure_drift(self.model, self.direction, texts, DRIFT_CONDITIONS, set)
-            for condition, rows in found.items():
-                write_jsonl(paths[condition], to_json(rows))
+            conditions = {condition: interventions_for(condition, d) for condition, d in directions.items()}
+            found = measure_drift(self.model, texts, conditions, name.removeprefix("drift "))
+            for condition, path in paths.items():
+                write_jsonl(path, to_json(found[condition]))
 
-        self.folder.stage(f"drift {set}", inputs, list(paths.values()), work)
+        self.folder.stage(name, inputs, list(paths.values()), work)
         return {condition: read_drift(path) for condition, path in paths.items()}
 
     def _drift_file(self, set: str, condition: str) -> Path:

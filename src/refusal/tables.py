@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from refusal.compare import Comparison
-from refusal.evaluate.conditions import ACTIONS, CONDITIONS
+from refusal.evaluate.conditions import ACTIONS, BASELINE, CONDITIONS
 from refusal.records import Metric
 
 FEW = 30
@@ -37,6 +37,11 @@ class _Found:
 
     def named(self, name: str) -> Iterator[Metric]:
         return (m for m in self.by_key.values() if m.name == name)
+
+    def summed_up(self, name: str) -> Iterator[Metric]:
+        """Without the controls, but for what the random directions do together."""
+        plain = (BASELINE, "ablation", "subtraction", "addition")
+        return (m for m in self.named(name) if m.condition.removeprefix("random-") in plain)
 
 
 def rates(found: _Found) -> Table:
@@ -73,7 +78,7 @@ def controls(found: _Found) -> Table:
 
 def over_refusal(found: _Found) -> Table:
     """Refusal on the sets of prompts that only look harmful, side by side with their unsafe halves."""
-    shown = [m for m in found.named("refusal_rate") if m.set not in CLASSES]
+    shown = [m for m in found.summed_up("refusal_rate") if m.set not in CLASSES]
     sets = list(dict.fromkeys(m.set for m in shown))
     table = _table("Over-refusal: share that refuses (95 % interval)", "condition")
     for set in sets:
@@ -91,7 +96,7 @@ def drift(found: _Found) -> Table:
     k = several.split("_")[2]
     for name in ("cross-entropy", "change", "KL, token 1", f"KL, tokens 1–{k}", "n"):
         table.add_column(name, justify="right")
-    for m in found.named("cross_entropy"):
+    for m in found.summed_up("cross_entropy"):
         change = found.get("cross_entropy_change", m.set, m.condition)
         kl = (found.get(name, m.set, m.condition) for name in ("kl_first_token", several))
         table.add_row(m.set, m.condition, number(m), signed(change, ".3f"), *map(number, kl), str(m.n))

@@ -9,20 +9,20 @@ shows damage that the first token's KL (the selection score) is blind to.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.evaluate.conditions import BASELINE, interventions_for
-from refusal.evaluate.rates import metric
+from refusal.evaluate.conditions import BASELINE
+from refusal.evaluate.rates import metric, random_together
 from refusal.forward import Batch, read_from, run_batches
+from refusal.interventions import Intervention
 from refusal.metrics import kl_from, softmax64
 from refusal.model import ChatModel
 from refusal.progress import task
-from refusal.records import Completion, Direction, Metric
+from refusal.records import Completion, Metric
 from refusal.stats import Estimate, mean, ratio, ratio_change
 
 MOST_TOKENS = 1024  # at once: every predicted token needs a row of the vocabulary, in float64
@@ -70,10 +70,10 @@ def own_answers(model: ChatModel, completions: Sequence[Completion], tokens: int
 
 
 def measure_drift(
-    model: ChatModel, direction: Direction, texts: Sequence[ForcedText], conditions: Sequence[str], name: str
+    model: ChatModel, texts: Sequence[ForcedText], conditions: Mapping[str, Sequence[Intervention]], name: str
 ) -> dict[str, tuple[Drift, ...]]:
     """Nats and KL of every text under the baseline and under each condition, in the order of ``texts``."""
-    everything = [BASELINE, *conditions]
+    everything = {BASELINE: (), **conditions}
     found: dict[str, dict[int, Drift]] = {condition: {} for condition in everything}
     rows = [text.ids for text in texts]
 
@@ -81,8 +81,8 @@ def measure_drift(
         members = [texts[i] for i in batch.prompts]
         base: list[Tensor] | None = None
         out = {}
-        for condition in everything:
-            with _under(model, condition, direction):
+        for condition, interventions in everything.items():
+            with model.apply(*interventions):
                 logits = read_from(model, batch, [text.start for text in members])
             base = logits if base is None else base
             out[condition] = [_drift(*three) for three in zip(members, logits, base, strict=True)]
@@ -97,37 +97,34 @@ def measure_drift(
 
 
 def drift_metrics(drifts: Mapping[str, Sequence[Drift]], set: str, k: int | None = None) -> tuple[Metric, ...]:
-    """Cross-entropy and perplexity per token by condition, and their change from the baseline.
+    """Cross-entropy and perplexity per token by condition, and their change from the baseline on the same texts.
 
-    With ``k`` also the KL of the first token and the mean over the first ``k``. Intervals are over texts.
+    With ``k`` also the KL of the first token and the mean over the first ``k``. Intervals are over texts. What the
+    random directions do together is added.
     """
-    found = []
-    base = drifts[BASELINE]
-    weights = [float(len(d.nats)) for d in base]
-    before = [sum(d.nats) for d in base]
+    found: list[Metric] = []
+    base = {drift.id: drift for drift in drifts[BASELINE]}
     for condition, rows in drifts.items():
+        n = len(rows)
+        weights = [float(len(d.nats)) for d in rows]
         after = [sum(d.nats) for d in rows]
         entropy = ratio(after, weights)
-        found.append(metric("cross_entropy", set, condition, entropy, len(rows)))
-        found.append(metric("perplexity", set, condition, _exp(entropy), len(rows)))
-        if condition != BASELINE:
-            change = ratio_change(before, after, weights)
-            found.append(metric("cross_entropy_change", set, condition, change, len(rows)))
-            if k is not None:
-                first = mean([d.kl[0] for d in rows])
-                several = ratio([sum(d.kl[:k]) for d in rows], [float(len(d.kl[:k])) for d in rows])
-                found.append(metric("kl_first_token", set, condition, first, len(rows)))
-                found.append(metric(f"kl_first_{k}_tokens", set, condition, several, len(rows)))
-    return tuple(found)
+        found.append(metric("cross_entropy", set, condition, entropy, n))
+        found.append(metric("perplexity", set, condition, _exp(entropy), n))
+        if condition == BASELINE:
+            continue
+        before = [sum(base[d.id].nats) for d in rows]
+        found.append(metric("cross_entropy_change", set, condition, ratio_change(before, after, weights), n))
+        if k is not None:
+            several = ratio([sum(d.kl[:k]) for d in rows], [float(len(d.kl[:k])) for d in rows])
+            found.append(metric("kl_first_token", set, condition, mean([d.kl[0] for d in rows]), n))
+            found.append(metric(f"kl_first_{k}_tokens", set, condition, several, n))
+    return (*found, *random_together(found))
 
 
 def _exp(estimate: Estimate) -> Estimate:
     value, low, high = torch.tensor([estimate.value, estimate.low, estimate.high], dtype=torch.float64).exp().tolist()
     return Estimate(value, low, high)
-
-
-def _under(model: ChatModel, condition: str, direction: Direction) -> AbstractContextManager[object]:
-    return nullcontext() if condition == BASELINE else model.apply(*interventions_for(condition, direction))
 
 
 def _drift(text: ForcedText, logits: Float[Tensor, "token vocab"], base: Float[Tensor, "token vocab"]) -> Drift:
@@ -139,4 +136,4 @@ def _drift(text: ForcedText, logits: Float[Tensor, "token vocab"], base: Float[T
         p = softmax64(mine)
         nats += (-p.gather(1, target.to(p.device)[:, None]).clamp_min(1e-300).log()).flatten().tolist()
         kl += [0.0] * len(target) if logits is base else kl_from(softmax64(theirs), mine).tolist()
-    return Drift(text.id, tuple(nats), tuple(kl))
+    return Drift(text.id, tuple(round(x, 6) for x in nats), tuple(round(x, 6) for x in kl))

@@ -39,7 +39,7 @@ def measure_all(completions: Completions) -> tuple[Metric, ...]:
         base = completions.get((set, BASELINE))
         if base is not None and condition != BASELINE:
             found += _changes(base, rows, set, condition)
-    return (*found, *_random_together(found))
+    return (*found, *random_together(found))
 
 
 def metric(name: str, set: str, condition: str, estimate: Estimate, n: int) -> Metric:
@@ -67,7 +67,7 @@ def paired(base: Sequence[Completion], rows: Sequence[Completion]) -> list[Compl
     return [by_id[c.prompt_id] for c in rows]
 
 
-def _random_together(metrics: Sequence[Metric]) -> list[Metric]:
+def random_together(metrics: Sequence[Metric]) -> list[Metric]:
     """The random directions' metrics as one for each name, set and action."""
     groups: dict[tuple[str, str, str], list[Metric]] = {}
     for m in metrics:
