@@ -10,6 +10,7 @@
     │   ├── QuantisedModelError    weights that are no plain numbers cannot be edited
     │   ├── ExportError            a folder that is not empty, or a format that cannot hold the edit
     │   ├── DirectionError         a direction of another width or model, or unreadable
+    │   ├── JudgeError             an endpoint that cannot be asked: no such model, no key, no server
     │   └── RunFolderError         a run folder of another model or version, or unwritable
     └── RunFailure                 exit code 1: the run ended with a documented failure
         ├── TooFewPromptsError     not enough prompts pass the filter
@@ -67,6 +68,10 @@ class ExportError(UsageError):
 
 class DirectionError(UsageError):
     """A direction cannot be read, or does not fit the model."""
+
+
+class JudgeError(UsageError):
+    """A judge's endpoint cannot be asked: no such model, no valid key, or no server there."""
 
 
 class RunFolderError(UsageError):
