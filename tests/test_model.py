@@ -102,7 +102,7 @@ def test_a_model_spread_by_accelerate_generates_the_same(source: Path) -> None:
 def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch, has: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has == "cuda")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has == "mps")
-    assert model_module._device("auto") == torch.device(has)
+    assert model_module.find_device("auto") == torch.device(has)
 
 
 # --- what is refused

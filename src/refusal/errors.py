@@ -11,6 +11,7 @@
     │   ├── ExportError            a folder that is not empty, or a format that cannot hold the edit
     │   ├── DirectionError         a direction of another width or model, or unreadable
     │   ├── LeakageError           a test prompt that the direction was found or chosen with
+    │   ├── JudgeError             an endpoint that cannot be asked: no such model, no key, no server
     │   └── RunFolderError         a run folder of another model or version, or unwritable
     └── RunFailure                 exit code 1: the run ended with a documented failure
         ├── TooFewPromptsError     not enough prompts pass the filter
@@ -72,6 +73,10 @@ class DirectionError(UsageError):
 
 class LeakageError(UsageError):
     """A prompt that is to be tested on took part in finding or choosing the direction."""
+
+
+class JudgeError(UsageError):
+    """A judge's endpoint cannot be asked: no such model, no valid key, or no server there."""
 
 
 class RunFolderError(UsageError):

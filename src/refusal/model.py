@@ -184,20 +184,34 @@ def load(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"Unknown dtype {dtype!r}. Use one of {', '.join(DTYPES)}.")
-    where = _device(device)
+    where = find_device(device)
     source = resolve(name)
     options = {"revision": revision} if revision is not None else {}
     placement = {"device_map": device_map} if device_map is not None else {}
+    with loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = _processor_template(source, options)
+        find_format(tokenizer, system)  # a base model is refused before its weights are read
+        auto = auto_class(AutoConfig.from_pretrained(source, **options))
+        hf = auto.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
+        if device_map is None:
+            hf.to(where)
+    sites = find_sites(hf, blocks, writers)
+    return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size)
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Report what transformers loads inside the block as a task, and its errors as this package's.
+
+    Raises:
+        ModelLoadError: not found, no network, or not readable.
+        OutOfMemoryError: the weights do not fit.
+    """
     try:
         with bars_as_tasks(), task("load the model", total=0, unit=""):
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            if not tokenizer.chat_template:
-                tokenizer.chat_template = _processor_template(source, options)
-            find_format(tokenizer, system)  # a base model is refused before its weights are read
-            auto = auto_class(AutoConfig.from_pretrained(source, **options))
-            hf = auto.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
-            if device_map is None:
-                hf.to(where)
+            yield
     except LOAD_ERRORS as error:
         raise ModelLoadError(load_message(name, error)) from error
     except (RuntimeError, MemoryError) as error:
@@ -207,8 +221,6 @@ def load(
                 "another --device, or --device-map auto."
             ) from error
         raise ModelLoadError(load_message(name, error)) from error
-    sites = find_sites(hf, blocks, writers)
-    return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size)
 
 
 def resolve(name: str) -> str:
@@ -257,7 +269,12 @@ def _processor_template(source: str, options: dict[str, str]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """The device of that name; ``auto`` is the best there is.
+
+    Raises:
+        ConfigError: unknown, or not there.
+    """
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
