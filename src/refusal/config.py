@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refusal.errors import ConfigError
+from refusal.evaluate.judges.options import JudgeOptions
 from refusal.selection.rule import Rule
 
 Count = Annotated[int, Field(ge=1)]
@@ -36,7 +37,7 @@ class ModelOptions(BaseModel):
     """Most prompts at once when generating; by default chosen from free memory."""
 
 
-class RunOptions(ModelOptions):
+class RunOptions(ModelOptions, JudgeOptions):
     """The options of a run, all but the model. The defaults are the paper's sizes on the built-in prompts."""
 
     prompts: tuple[str, ...] = ("builtin",)
@@ -93,6 +94,8 @@ class RunOptions(ModelOptions):
     """Texts of each kind."""
     text_tokens: Annotated[int, Field(ge=2)] = 256
     """Longest text, in tokens."""
+    judges: tuple[str, ...] = ()
+    """Further judges: substring, llama-guard-3, harmbench, wildguard, strongreject, endpoint-refusal=MODEL, …"""
     seeds: Count = 1
     """Repeat split, extraction and selection with so many seeds in all, and report how far they agree."""
 
@@ -146,7 +149,7 @@ def added(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run with more measured: lists grow, everything else is replaced."""
     grown = {
         name: (*getattr(config, name), *(item for item in given[name] if item not in getattr(config, name)))
-        for name in ("over_refusal", "texts")
+        for name in ("over_refusal", "texts", "judges")
         if name in given
     }
     return make_config(**{**config.model_dump(exclude_none=True), **given, **grown})

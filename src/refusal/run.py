@@ -36,6 +36,7 @@ from refusal.records import (
 from refusal.refusal_tokens import tokens_for
 from refusal.run_evaluation import Measured, load_sets
 from refusal.run_folder import RunFolder, prompts_hash, read_json
+from refusal.run_judges import Judging, judges_for
 from refusal.run_seeds import repeat_seeds
 from refusal.selection import explain, select
 from refusal.storage import file_sha256, write_json, write_tensors
@@ -72,6 +73,7 @@ def run(config: RunConfig, out: str | Path, *, until: str = "evaluate", model: C
         config.prompts, seed=config.seed, dedup=config.dedup, data_dir=config.data_dir, column=config.column
     )
     sets = load_sets(config, prompts)
+    judges = judges_for(config)
     model = model or load_for(config)
     folder.begin(config, model, prompts)
 
@@ -88,7 +90,11 @@ def run(config: RunConfig, out: str | Path, *, until: str = "evaluate", model: C
     measured.complete()
     if until == "generate":
         return result
-    return replace(result, metrics=measured.metrics(repeat_seeds(folder, config, model, prompts, tokens, selection)))
+    extra = (
+        *repeat_seeds(folder, config, model, prompts, tokens, selection),
+        *Judging(folder, config, judges).metrics(measured.uncontrolled()),
+    )
+    return replace(result, metrics=measured.metrics(extra))
 
 
 def load_for(config: RunConfig) -> ChatModel:

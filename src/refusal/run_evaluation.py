@@ -96,6 +96,11 @@ class Measured:
             for action in actions if self.controls else ():
                 self._complete_controls(set, action, some)
 
+    def uncontrolled(self) -> dict[tuple[str, str], tuple[Completion, ...]]:
+        """The completions without those of the controls: what further judges are asked about."""
+        over = [(set, condition) for set in self.sets.over_refusal for condition in (BASELINE, *STOPPING)]
+        return {key: read_completions(self.folder.completions(*key)) for key in (*CONDITIONS, *over)}
+
     def metrics(self, extra: Sequence[Metric] = ()) -> tuple[Metric, ...]:
         """All that is measured; written to ``metrics.json``."""
         drifts = dict(self._drifts())
@@ -116,7 +121,7 @@ class Measured:
             metrics = [*measure_all(completions), *self._cosines(), *extra]
             for set, drift in drifts.items():
                 metrics += drift_metrics(drift, set, self.config.drift_tokens if set == "own-answers" else None)
-            write_json(path, finite(to_json(metrics)))
+            write_json(path, finite(to_json(tuple(dict.fromkeys(metrics)))))  # a judge may repeat a rate
 
         self.folder.stage("evaluate", inputs, [path], work)
         return read_metrics(path)

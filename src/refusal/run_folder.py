@@ -102,9 +102,10 @@ class RunFolder:
             "command": sys.argv[1:] if Path(sys.argv[0]).stem in ("refusal", "__main__") else None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "stages": self.manifest.get("stages", {}),
+            "judges": self.manifest.get("judges", {}),
         }
         write_toml(self.path / "run.toml", config.model_dump(exclude_none=True))
-        write_json(self.path / "manifest.json", self.manifest)
+        self.save()
 
     def _check_model(self, ours: dict[str, Any]) -> None:
         """Refuse a folder of other weights; the same model in another dtype may replace what is here."""
@@ -138,6 +139,10 @@ class RunFolder:
             "forward_tokens": self.model.forward_tokens - tokens,
             "peak_memory_bytes": _peak_memory(),
         }
+        self.save()
+
+    def save(self) -> None:
+        """Write the manifest as it is now."""
         write_json(self.path / "manifest.json", self.manifest)
 
     def _untouched(self, name: str, done: dict[str, Any], outputs: Sequence[Path]) -> bool:

@@ -44,6 +44,17 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
+def append_jsonl(path: Path, row: Any) -> None:
+    """Add one line to a file of JSON lines, for work that is to be kept item by item."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        raise StorageError(
+            f"{path} could not be written ({error}). Free some space or give another folder with --out."
+        ) from error
+
+
 def write_toml(path: Path, value: Mapping[str, Any]) -> None:
     """Write TOML; ``None`` values are left out, since TOML has none."""
     write_text(path, tomli_w.dumps({key: item for key, item in value.items() if item is not None}))

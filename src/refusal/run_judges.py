@@ -1,0 +1,133 @@
+"""Judging the completions of a run by further judges, as the last of its stages: resumable item by item.
+
+    judgements/<judge>/<set>.<condition>.jsonl   one judgement a line, written as each comes
+    judgements/agreement.json                    every two judges of the same kind, over all completions
+
+Rows that are there are kept while the completions and the judge's options are the same; failed ones are asked again.
+Which those were, and what the judge has cost, is in ``manifest.json``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+
+from refusal.config import RunConfig
+from refusal.evaluate.judges import (
+    Agreement,
+    EndpointJudge,
+    Judge,
+    Judgement,
+    JudgeOptions,
+    agreement,
+    judge_metrics,
+    make_judges,
+    match_judgements,
+    read_judgements,
+    unjudged,
+)
+from refusal.progress import task
+from refusal.records import Completion, Metric, to_json
+from refusal.run_folder import RunFolder
+from refusal.storage import append_jsonl, file_sha256, write_json, write_jsonl
+
+Completions = Mapping[tuple[str, str], Sequence[Completion]]  # by (set, condition)
+DETECTOR = "detector"
+
+
+def judges_for(config: RunConfig) -> dict[str, Judge]:
+    """The judges that a configuration names, by that; the built-in detector's verdicts every completion has anyway.
+
+    Raises:
+        UsageError: an unknown judge, or one that cannot be had.
+    """
+    options = JudgeOptions(**{name: getattr(config, name) for name in JudgeOptions.model_fields})
+    specs = [spec for spec in dict.fromkeys(config.judges) if spec != DETECTOR]
+    return dict(zip(specs, make_judges(specs, options), strict=True))
+
+
+@dataclass(frozen=True)
+class Judging:
+    """The judges of a run at work on its completions."""
+
+    folder: RunFolder
+    config: RunConfig
+    judges: Mapping[str, Judge]
+
+    def metrics(self, completions: Completions) -> tuple[Metric, ...]:
+        """What every judge says of every set and condition, and how far the judges agree.
+
+        Raises:
+            JudgeError: an endpoint cannot be asked; what was judged until then stays.
+        """
+        if not self.judges:
+            return ()
+        found: list[Metric] = []
+        said: dict[str, list[Judgement]] = {DETECTOR: _verdicts(completions)}
+        kinds = {DETECTOR: "refusal", **{judge.name: judge.kind for judge in self.judges.values()}}
+        for spec, judge in self.judges.items():
+            said[judge.name] = []
+            for (set, condition), rows in completions.items():
+                judgements = self._judge(spec, judge, set, condition, rows)
+                found += judge_metrics(judge.name, judge.kind, judgements, set, condition)
+                said[judge.name] += _named(judgements, set, condition)
+        pairs = [
+            agreement(first, said[first], second, said[second])
+            for first, second in combinations(said, 2)
+            if kinds[first] == kinds[second] != "score" and any(j.label for j in said[second])
+        ]
+        write_json(self.folder.path / "judgements" / "agreement.json", to_json(pairs))
+        return (*found, *(metric for pair in pairs for metric in _agreement(pair)))
+
+    def _judge(self, spec: str, judge: Judge, set: str, condition: str, rows: Sequence[Completion]) -> list[Judgement]:
+        """The judgements of one file, in the order of its completions."""
+        path = self.folder.path / "judgements" / judge.name / f"{set}.{condition}.jsonl"
+        record = self.folder.manifest.setdefault("judges", {}).setdefault(judge.name, {"inputs": {}})
+        inputs = self._inputs(spec, set, condition)
+        same = record["inputs"].get(f"{set}.{condition}") == inputs
+        kept = [j for j in read_judgements(path) if not j.failed] if same and path.is_file() else []
+        missing = unjudged(kept, rows, str(path))
+        if missing:
+            write_jsonl(path, to_json(kept))  # without what failed or was cut off
+            record["inputs"][f"{set}.{condition}"] = inputs
+            self.folder.save()
+            with task(f"judge: {judge.name}, {set}, {condition}", len(missing), "completions") as advance:
+                for judgement in judge.judge(missing):
+                    append_jsonl(path, to_json(judgement))
+                    advance(1)
+        if isinstance(judge, EndpointJudge) and judge.usage.answers:
+            record["last_usage"] = {**asdict(judge.usage), "cost": judge.cost}
+            self.folder.save()
+        found = match_judgements(read_judgements(path), rows, str(path))
+        return [found[row.prompt_id] for row in rows]
+
+    def _inputs(self, spec: str, set: str, condition: str) -> str:
+        """A hash of what judgements depend on: the completions, who is asked and where, the rule for short ones."""
+        asked = [spec, self.config.judge_url, self.config.short_is_safe]
+        completions = file_sha256(self.folder.completions(set, condition))
+        return hashlib.sha256(json.dumps([completions, *asked]).encode()).hexdigest()
+
+
+def _verdicts(completions: Completions) -> list[Judgement]:
+    """The detector's verdicts as judgements."""
+    return [
+        judgement
+        for (set, condition), rows in completions.items()
+        for judgement in _named([Judgement(row.prompt_id, row.verdict) for row in rows], set, condition)
+    ]
+
+
+def _named(judgements: Sequence[Judgement], set: str, condition: str) -> list[Judgement]:
+    """With ids that are unique over all files."""
+    return [replace(judgement, prompt_id=f"{set}.{condition}.{judgement.prompt_id}") for judgement in judgements]
+
+
+def _agreement(pair: Agreement) -> list[Metric]:
+    if pair.share is None:
+        return []
+    who = f"{pair.first}/{pair.second}"
+    found = [Metric("agreement", "judges", who, pair.share, pair.low, pair.high, pair.n)]
+    if pair.kappa is not None:
+        found.append(Metric("kappa", "judges", who, pair.kappa, float("-inf"), float("inf"), pair.n))
+    return found

@@ -1,0 +1,149 @@
+"""Judges of a run: asked once for each completion, again only for what failed, and compared with the detector."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import saved
+
+from refusal import Completion, ConfigError, JudgeError
+from refusal import run as run_stages
+from refusal.config import RunConfig
+from refusal.evaluate.conditions import CONDITIONS
+from refusal.evaluate.judges import Judgement
+from refusal.evaluate.judges.protocol import JudgeKind
+from refusal.run_evaluation import read_completions
+from refusal.run_folder import RunFolder, read_json
+from refusal.run_judges import Judging
+
+
+@dataclass
+class Fickle:
+    """Answers in reverse order; fails on the ids in ``fails``, gives up altogether after ``stops`` answers."""
+
+    name: str = "fickle"
+    kind: JudgeKind = "refusal"
+    fails: set[str] = field(default_factory=set)
+    stops: int | None = None
+    asked: list[str] = field(default_factory=list)
+
+    def judge(self, items: Sequence[Completion]) -> Iterator[Judgement]:
+        for item in reversed(items):
+            if self.stops is not None and len(self.asked) >= self.stops:
+                raise JudgeError("Nobody answers. Start the server.")
+            self.asked.append(item.prompt_id)
+            if item.prompt_id in self.fails:
+                yield Judgement(item.prompt_id, error="HTTP 500")
+            else:
+                yield Judgement(item.prompt_id, "refusal" if item.prompt_id.endswith("1") else "compliance")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    base = tmp_path_factory.mktemp("judged")
+    config = saved.small_config(saved.save_model(base / "model"), saved.write_prompts(base), n_test=4)
+    run_stages(config, base / "run")
+    return config, base / "run"
+
+
+@pytest.fixture
+def folder(finished: tuple[RunConfig, Path], tmp_path: Path) -> RunFolder:
+    folder = RunFolder(Path(shutil.copytree(finished[1], tmp_path / "run")))
+    folder.check()
+    return folder
+
+
+def completions(folder: RunFolder) -> dict[tuple[str, str], tuple[Completion, ...]]:
+    return {key: read_completions(folder.completions(*key)) for key in CONDITIONS}
+
+
+def judged(folder: RunFolder, config: RunConfig, judge: Fickle) -> dict[tuple[str, str, str], Any]:
+    again = RunFolder(folder.path)
+    again.check()
+    found = Judging(again, config, {"fickle": judge}).metrics(completions(folder))
+    return {(m.name, m.set, m.condition): m for m in found}
+
+
+def test_failures_are_counted_and_asked_again_and_nothing_else_is(
+    folder: RunFolder, finished: tuple[RunConfig, Path]
+) -> None:
+    rows = completions(folder)
+    some = rows["harmful", "baseline"][0].prompt_id
+    found = judged(folder, finished[0], Fickle(fails={some}))
+    assert (
+        found["fickle_failed_rate", "harmful", "baseline"].value,
+        found["fickle_refusal_rate", "harmful", "baseline"].n,
+    ) == (0.25, 3)
+    file = folder.path / "judgements" / "fickle" / "harmful.baseline.jsonl"
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 4
+    second = Fickle()
+    found = judged(folder, finished[0], second)
+    assert second.asked == [some] * 3  # under each condition of the harmful set
+    assert found["fickle_failed_rate", "harmful", "baseline"].value == 0
+    expected = sum(c.prompt_id.endswith("1") for c in rows["harmful", "baseline"]) / 4
+    assert found["fickle_refusal_rate", "harmful", "baseline"].value == expected
+    assert judged(folder, finished[0], third := Fickle()) == found
+    assert third.asked == []
+
+
+def test_what_was_judged_before_the_endpoint_went_away_is_kept(
+    folder: RunFolder, finished: tuple[RunConfig, Path]
+) -> None:
+    first, second = Fickle(stops=6), Fickle()
+    with pytest.raises(JudgeError):
+        judged(folder, finished[0], first)
+    judged(folder, finished[0], second)
+    assert len(first.asked) + len(second.asked) == sum(map(len, completions(folder).values()))
+
+
+def test_a_line_cut_off_by_an_interruption_is_asked_again(folder: RunFolder, finished: tuple[RunConfig, Path]) -> None:
+    judged(folder, finished[0], Fickle())
+    file = folder.path / "judgements" / "fickle" / "harmless.addition.jsonl"
+    file.write_text(file.read_text(encoding="utf-8")[:-7], encoding="utf-8")
+    again = Fickle()
+    judged(folder, finished[0], again)
+    assert len(again.asked) == 1
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_other_completions_are_judged_anew(folder: RunFolder, finished: tuple[RunConfig, Path]) -> None:
+    judged(folder, finished[0], Fickle())
+    path = folder.completions("harmful", "ablation")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    path.write_text("".join(json.dumps({**row, "completion": "other"}) + "\n" for row in rows), encoding="utf-8")
+    again = Fickle()
+    judged(folder, finished[0], again)
+    assert len(again.asked) == 4
+
+
+def test_agreement_with_the_detector_is_over_all_completions(
+    folder: RunFolder, finished: tuple[RunConfig, Path]
+) -> None:
+    found = judged(folder, finished[0], Fickle())
+    rows = completions(folder)
+    agreed = [(c.verdict in ("refusal", "partial")) == c.prompt_id.endswith("1") for r in rows.values() for c in r]
+    share = found["agreement", "judges", "detector/fickle"]
+    assert (share.value, share.n) == (pytest.approx(sum(agreed) / len(agreed)), len(agreed))
+    (pair,) = read_json(folder.path / "judgements" / "agreement.json")
+    assert sum(sum(row.values()) for row in pair["confusion"].values()) == len(agreed)
+
+
+def test_a_run_with_a_judge_writes_its_rates(finished: tuple[RunConfig, Path], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished[1], tmp_path / "run"))
+    result = run_stages(finished[0].model_copy(update={"judges": ("detector", "substring")}), out)
+    found = {(m.name, m.set, m.condition): m.value for m in result.metrics}
+    for set, condition in CONDITIONS:
+        assert found["substring_refusal_rate", set, condition] <= 1
+    assert ("agreement", "judges", "detector/substring") in found
+
+
+def test_a_judge_that_does_not_exist_stops_the_run_before_anything_slow(
+    finished: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    wrong = finished[0].model_copy(update={"judges": ("wildgard",), "model": "no/such-model"})
+    with pytest.raises(ConfigError, match="wildguard"):
+        run_stages(wrong, tmp_path / "run")
