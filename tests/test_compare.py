@@ -111,3 +111,25 @@ def test_evaluate_needs_completions_in_a_run(
     shutil.rmtree(out / "completions")
     assert main(["evaluate", str(out)]) == 2
     assert "holds no completions" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"prompt_id": "x"}, "x"), ({"prompt": "Sing!"}, "another prompt under the name"), ({"prompt": None}, None)],
+)
+def test_evaluate_refuses_completions_of_other_prompts(
+    runs: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, str | None],
+    message: str | None,
+) -> None:
+    out = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    path = out / "completions" / "harmless.baseline.jsonl"
+    first, *others = path.read_text(encoding="utf-8").split("\n")
+    row = {**json.loads(first), **change} if message else {"verdict": "refusal"}
+    path.write_text("\n".join([json.dumps(row), *others]), encoding="utf-8")
+    assert main(["evaluate", str(out)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "harmless.baseline.jsonl" in said
+    assert (message or "line 1, cannot be read") in said

@@ -88,7 +88,8 @@ def _verb(until: str) -> Callable[..., None]:
         else:
             settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
         with display.reporting(quiet, verbose):
-            result = run_stages(settings, out or existing or _default_folder(settings.model), until=until)
+            folder = out or existing or _default_folder(settings.model)
+            result = run_stages(settings, folder, until=until, adding=existing is not None)
         if json:
             display.print_json(result)
         elif not quiet:

@@ -34,7 +34,7 @@ from refusal.records import (
     to_json,
 )
 from refusal.refusal_tokens import tokens_for
-from refusal.run_evaluation import Measured, load_sets
+from refusal.run_evaluation import Measured, check_completions_of, load_sets
 from refusal.run_folder import RunFolder, prompts_hash, read_json
 from refusal.run_judges import Judging, judges_for
 from refusal.run_seeds import repeat_seeds
@@ -56,11 +56,19 @@ class RunResult:
     metrics: tuple[Metric, ...] = ()
 
 
-def run(config: RunConfig, out: str | Path, *, until: str = "evaluate", model: ChatModel | None = None) -> RunResult:
+def run(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    until: str = "evaluate",
+    model: ChatModel | None = None,
+    adding: bool = False,
+) -> RunResult:
     """Run the stages up to ``until`` (one of ``STAGES``) in the folder ``out``, reusing what is finished there.
 
     Args:
         model: an already loaded model; default: what the config names.
+        adding: to completions that are there: they must be of the config's prompts, and are not replaced silently.
 
     Raises:
         RunFolderError: the folder holds a run of another model or format, or cannot be used.
@@ -72,6 +80,8 @@ def run(config: RunConfig, out: str | Path, *, until: str = "evaluate", model: C
     prompts = load_prompts(
         config.prompts, seed=config.seed, dedup=config.dedup, data_dir=config.data_dir, column=config.column
     )
+    if adding:
+        check_completions_of(folder, config, prompts)
     sets = load_sets(config, prompts)
     judges = judges_for(config)
     model = model or load_for(config)

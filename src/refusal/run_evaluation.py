@@ -7,19 +7,21 @@ Everything measured is kept item by item, and ``metrics.json`` is computed from 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import safe_open
 
 from refusal.config import RunConfig
+from refusal.errors import RunFolderError
 from refusal.evaluate import CONDITIONS, complete_controls, complete_under, interventions_for, measure_all
 from refusal.evaluate.conditions import ACTIONS, BASELINE
 from refusal.evaluate.controls import control_directions, cosines
 from refusal.evaluate.drift import Drift, ForcedText, drift_metrics, measure_drift, own_answers
+from refusal.evaluate.judges.reading import check_completions
 from refusal.evaluate.texts import Corpus, read_corpus
 from refusal.model import ChatModel
 from refusal.prompts.over_refusal import load_over_refusal
@@ -36,6 +38,8 @@ from refusal.records import (
 )
 from refusal.run_folder import RunFolder, prompts_hash, read_metrics
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
+
+T = TypeVar("T")
 
 STOPPING = ("ablation", "subtraction")  # what is to stop refusal, and should change nothing else
 
@@ -264,17 +268,41 @@ class Measured:
         return self.folder.path / "drift" / f"{set}.{condition}.jsonl"
 
 
+def check_completions_of(folder: RunFolder, config: RunConfig, prompts: PromptSplits) -> None:
+    """Before more is measured on a run: its completions must be of the prompts that its configuration gives.
+
+    Raises:
+        RunFolderError: they are not, or a file is damaged.
+    """
+    pools = {"harmful": prompts.test.harmful, "harmless": prompts.test.harmless}
+    for set, condition in CONDITIONS:
+        path = folder.completions(set, condition)
+        if path.is_file():
+            check_completions(read_completions(path), pools[set][: config.n_test], str(path))
+
+
 def read_completions(path: Path) -> tuple[Completion, ...]:
-    """The completions of one file."""
-    return tuple(Completion(**row) for row in _rows(path))
+    """The completions of one file.
+
+    Raises:
+        RunFolderError: it cannot be read, or a row is no completion.
+    """
+    return tuple(_read(path, lambda row: Completion(**row)))
 
 
 def read_drift(path: Path) -> tuple[Drift, ...]:
-    """The drift of one file."""
-    return tuple(Drift(row["id"], tuple(row["nats"]), tuple(row["kl"])) for row in _rows(path))
+    """The drift of one file. Raises as above."""
+    return tuple(_read(path, lambda row: Drift(row["id"], tuple(row["nats"]), tuple(row["kl"]))))
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:  # str.splitlines would split completions
-        for line in lines:
-            yield json.loads(line)
+def _read(path: Path, make: Callable[[Any], T]) -> Iterator[T]:
+    lines = 0
+    try:
+        with path.open(encoding="utf-8") as file:  # str.splitlines would split completions
+            for line in file:
+                lines += 1
+                yield make(json.loads(line))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(
+            f"{path}, line {lines}, cannot be read ({error}). Delete the file; the same command makes it again."
+        ) from error
