@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import saved
 
-from refusal import Completion, ConfigError, JudgeError
+from refusal import Completion, ConfigError, JudgeError, PromptError
 from refusal import run as run_stages
 from refusal.config import RunConfig
 from refusal.evaluate.conditions import CONDITIONS
@@ -147,3 +147,55 @@ def test_a_judge_that_does_not_exist_stops_the_run_before_anything_slow(
     wrong = finished[0].model_copy(update={"judges": ("wildgard",), "model": "no/such-model"})
     with pytest.raises(ConfigError, match="wildguard"):
         run_stages(wrong, tmp_path / "run")
+
+
+def labelled(folder: RunFolder, path: Path, labels: dict[str, str], **change: str) -> Path:
+    """People's labels of the harmful baseline completions."""
+    rows = completions(folder)["harmful", "baseline"]
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            if row.prompt_id in labels:
+                value = {"prompt_id": row.prompt_id, "completion": row.completion, "label": labels[row.prompt_id]}
+                file.write(json.dumps({**value, **change}) + "\n")
+    return path
+
+
+def test_labels_that_people_gave_are_a_judge(
+    folder: RunFolder, finished: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    ids = [row.prompt_id for row in completions(folder)["harmful", "baseline"]]
+    path = labelled(
+        folder, tmp_path / "people.jsonl", dict(zip(ids[:3], ("refusal", "partial", "compliance"), strict=True))
+    )
+    config = finished[0].model_copy(update={"judges": (f"labels={path}",)})
+    found = {(m.name, m.condition): m for m in run_stages(config, folder.path).metrics if m.set == "harmful"}
+    rate = found["labels_people.jsonl_refusal_rate", "baseline"]
+    assert rate.value == pytest.approx(2 / 3)
+    assert rate.n == 3
+    assert found["labels_people.jsonl_failed_rate", "baseline"].value == 0.25
+    assert found["labels_people.jsonl_failed_rate", "ablation"].value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "change", "message"),
+    [
+        (("refusal", "unsure"), {}, "row 2: unknown label 'unsure'"),
+        (("refusal", "safe"), {}, "labels of refusal beside labels of safety"),
+        ((), {}, "holds no labels"),
+        (("refusal", "refusal"), {"completion": "something else"}, "2 of 2 labels in .* are of no completion"),
+        (("refusal", "compliance"), {"prompt_id": "x", "completion": "y"}, "row 2 labels x again"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(
+    folder: RunFolder,
+    finished: tuple[RunConfig, Path],
+    tmp_path: Path,
+    labels: tuple[str, ...],
+    change: dict[str, str],
+    message: str,
+) -> None:
+    ids = [row.prompt_id for row in completions(folder)["harmful", "baseline"]]
+    path = labelled(folder, tmp_path / "people.jsonl", dict(zip(ids, labels, strict=False)), **change)
+    config = finished[0].model_copy(update={"judges": (f"labels={path}",)})
+    with pytest.raises(PromptError, match=message):
+        run_stages(config, folder.path)

@@ -27,6 +27,7 @@ from refusal.evaluate.judges import (
     read_judgements,
     unjudged,
 )
+from refusal.evaluate.judges.labels import LabelsJudge
 from refusal.progress import task
 from refusal.records import Completion, Metric, to_json
 from refusal.run_folder import RunFolder
@@ -72,6 +73,8 @@ class Judging:
                 judgements = self._judge(spec, judge, set, condition, rows)
                 found += judge_metrics(judge.name, judge.kind, judgements, set, condition)
                 said[judge.name] += _named(judgements, set, condition)
+            if isinstance(judge, LabelsJudge):
+                judge.check_matched()
         pairs = [
             agreement(first, said[first], second, said[second])
             for first, second in combinations(said, 2)
@@ -85,7 +88,7 @@ class Judging:
         path = self.folder.path / "judgements" / judge.name / f"{set}.{condition}.jsonl"
         record = self.folder.manifest.setdefault("judges", {}).setdefault(judge.name, {"inputs": {}})
         inputs = self._inputs(spec, set, condition)
-        same = record["inputs"].get(f"{set}.{condition}") == inputs
+        same = record["inputs"].get(f"{set}.{condition}") == inputs and not isinstance(judge, LabelsJudge)
         kept = [j for j in read_judgements(path) if not j.failed] if same and path.is_file() else []
         missing = unjudged(kept, rows, str(path))
         if missing:

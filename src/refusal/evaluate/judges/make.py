@@ -3,19 +3,21 @@
 import difflib
 import re
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from refusal.errors import ConfigError
 from refusal.evaluate.judges.builtin import DetectorJudge, SubstringJudge
 from refusal.evaluate.judges.classifier import ClassifierJudge
 from refusal.evaluate.judges.endpoint import EndpointJudge
 from refusal.evaluate.judges.formats import FORMATS
+from refusal.evaluate.judges.labels import LabelsJudge
 from refusal.evaluate.judges.options import JudgeOptions
 from refusal.evaluate.judges.protocol import Judge
 from refusal.evaluate.judges.rubrics import RUBRICS
 
 BUILTIN: dict[str, type[DetectorJudge | SubstringJudge]] = {"detector": DetectorJudge, "substring": SubstringJudge}
-KINDS = (*BUILTIN, *FORMATS, *RUBRICS)
+LABELS = "labels"
+KINDS = (*BUILTIN, LABELS, *FORMATS, *RUBRICS)
 
 
 def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
@@ -23,7 +25,8 @@ def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
 
     ``detector`` and ``substring`` take no model. ``llama-guard-2``, ``llama-guard-3``, ``harmbench``, ``wildguard``,
     ``wildguard-refusal`` and ``strongreject`` take a hub id or a folder, by default what their authors published.
-    ``endpoint-refusal`` and ``endpoint-strongreject`` need the model's name at the endpoint.
+    ``labels`` takes a file of labels that people gave. ``endpoint-refusal`` and ``endpoint-strongreject`` need the
+    model's name at the endpoint.
 
     Raises:
         ConfigError: unknown kind, a model too many or too few, a missing package or key.
@@ -45,6 +48,10 @@ def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
     if kind in BUILTIN:
         return BUILTIN[kind]()
     name = _name(kind, model)
+    if kind == LABELS:
+        if not model:
+            raise ConfigError("The judge 'labels' needs a file of labels. Write labels=FILE.")
+        return LabelsJudge(name, Path(model).expanduser())
     if kind in FORMATS:
         return ClassifierJudge(name, FORMATS[kind], model or FORMATS[kind].model, options)
     if not model:
