@@ -164,7 +164,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, cli: Cli, *arguments: str) -> tupl
     """What the command line asks the library to do."""
     asked: list[tuple[RunConfig, Path]] = []
 
-    def record(config: RunConfig, out: Path, until: str) -> None:
+    def record(config: RunConfig, out: Path, until: str, adding: bool) -> None:
         asked.append((config, out))
         raise KeyboardInterrupt
 
