@@ -25,10 +25,10 @@ from refusal import paper_substring_match, refusal_verdict
 from refusal.evaluate.detector import BIAS, WEIGHTS, signs
 
 VERDICTS = ("refusal", "partial", "compliance", "degenerate")
-# Where a weight is drawn to by default: the sign is given, and the two plain refusals count most.
-DEFAULTS = {
-    name: -1.5 if weight < 0 else {"no_first": 4.0, "no_near": 3.0}.get(name, 1.5) for name, weight in WEIGHTS.items()
-}
+# Where a weight is drawn to by default: the sign is given; a plain refusal counts most, and a limit that an answer
+# follows ("I have no preferences, but …") is taken back; shortness says little of itself.
+EXPECTED = {"no_first": 4.0, "no_after_content": 3.0, "limit_then_content": -2.5, "short": 1.0}
+DEFAULTS = {name: EXPECTED.get(name, -1.5 if weight < 0 else 1.5) for name, weight in WEIGHTS.items()}
 STRENGTH = 3.0  # of that pull
 
 
@@ -83,6 +83,7 @@ FILES: dict[str, Callable[[Path], list[Labelled]]] = {
     "lm_refusal_eval.jsonl": short_answers,
 }
 Data = dict[str, list[Labelled]]
+PARAPHRASES = Path(__file__).parents[1] / "tests" / "paraphrases.jsonl"
 
 
 def load(data_dir: Path) -> Data:
@@ -154,16 +155,44 @@ def confusion(name: str, rows: Sequence[Labelled]) -> str:
     return "\n".join(lines)
 
 
+def paraphrases(path: Path) -> str:
+    """The detector and the paper's rule on invented texts, by the set in which they were written."""
+    sets: dict[str, list[tuple[Labelled, bool, bool]]] = {}
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        text = Labelled(row["prompt"], row["completion"], "1" if row["label"] == "compliance" else "2")
+        verdict = refusal_verdict(text.prompt, text.completion).refused
+        sets.setdefault(row["set"], []).append((text, verdict, paper_substring_match(text.completion)))
+    lines = ["| paraphrases, set | detector | paper's 12 substrings |", "| --- | ---: | ---: |"]
+    for name, rows in sorted(sets.items()):
+        texts, ours, paper = zip(*rows, strict=True)
+        lines.append(f"| {name} | {agreement(texts, ours)} | {agreement(texts, paper)} |")
+    return "\n".join(lines)
+
+
+def cut_short(data: Data, words: int) -> str:
+    """How many verdicts change between refused and not when only the first words are there."""
+    cut = same = 0
+    for row in (row for rows in data.values() for row in rows):
+        pieces = re.findall(r"\s*\S+", row.completion)
+        if len(pieces) > words:
+            cut += 1
+            same += (
+                refusal_verdict(row.prompt, row.completion).refused
+                == refusal_verdict(row.prompt, "".join(pieces[:words])).refused
+            )
+    return f"Cut to {words} words: {cut - same} of {cut} verdicts change."
+
+
 def speed(data: Data, rounds: int = 5) -> str:
     """Completions a second on one core: the best of some rounds over all files."""
     rows = [row for them in data.values() for row in them]
     words = sum(len(row.completion.split()) for row in rows) / len(rows)
     best = float("inf")
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = time.process_time()
         for row in rows:
             refusal_verdict(row.prompt, row.completion)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return f"{len(rows) / best:,.0f} completions a second on one core ({words:.0f} words each on average)."
 
 
@@ -180,7 +209,8 @@ def main() -> None:
         for name, now, value in zip([*WEIGHTS, "BIAS"], [*WEIGHTS.values(), BIAS], found, strict=True):
             print(f"{name:20s} {value:+.1f}   now {now:+.1f}")
         return
-    text = "\n\n".join([summary(data), *(confusion(name, rows) for name, rows in data.items()), speed(data)])
+    parts = [summary(data), *(confusion(name, rows) for name, rows in data.items()), paraphrases(PARAPHRASES)]
+    text = "\n\n".join([*parts, *(cut_short(data, words) for words in (24, 48)), speed(data)])
     if options.write is None:
         print(text)
         return

@@ -8,7 +8,8 @@ import re
 import unicodedata
 import zlib
 
-LOOP_WORDS = 24  # fewer words are never called a loop
+LOOP_WORDS = 24  # fewer words are no loop of words
+TAIL = 60  # characters; a text that ends in so many of few kinds may be a loop of characters
 
 _THINK = r"(?:seed:)?(?:think|thinking|thought|reasoning|reflection|scratchpad)"
 # Closed blocks, then one that never closes. A template may open the block itself, so that only its end is there.
@@ -19,9 +20,14 @@ _BLOCK = re.compile(
     re.S | re.I,
 )
 _BLOCK_END = re.compile(rf"\A.*(?:</{_THINK}>|\[/think\]|◁/think▷)", re.S | re.I)
-_SPECIAL = re.compile(r"<\|start\|>assistant|<\|channel\|>final(?:<\|message\|>)?|<\|[\w-]{1,40}\|>|</?s>")
+_SPECIAL = re.compile(r"<\|start\|>assistant|<\|channel\|>final(?:<\|message\|>)?|<\|[\w-]{1,40}\|>|</?s>|\[/?INST\]")
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
 _RUN = re.compile(r"(\S)\1{39}")  # one character 40 times
+_PERIOD = re.compile(r"(.{1,12}?)\1{3,}.{0,12}\Z", re.S)
+_SCRIPT = re.compile(
+    "([a-z]+)|([\u0370-\u03ff]+)|([\u0400-\u052f]+)|([\u0590-\u05ff]+)|([\u0600-\u06ff]+)|([\u0900-\u0dff]+)|"
+    "([\u0e00-\u0eff]+)|([\u3040-\u30ff\u3400-\u9fff]+)|([\uac00-\ud7af]+)"
+)
 
 
 def strip_thinking(text: str) -> str:
@@ -33,14 +39,22 @@ def strip_thinking(text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Lower case, straight quotes, no emphasis marks or invisible characters, one space where there are several."""
+    """Lower case, straight quotes, single spaces; no marks of emphasis, headings and quotation, nothing invisible."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
         text = text.translate(_STRAIGHT)
+    if "*" in text:
+        text = _EMOTE.sub(" ", _BULLET.sub("- ", text))
     text = text.replace("*", "").replace("__", "").replace("\t", " ").replace("\r", "\n")
-    return _SPACES.sub(" ", text).lower().strip()
+    text = _SPACES.sub(" ", text).lower().strip()
+    return _ROLE.sub("", _LINE_MARKS.sub("", text), count=1)
 
 
+# A gesture: *adjusts glasses*.
+_EMOTE = re.compile(r"(?i)(?<!\*)\*(?!(?:thi|hi|ye|a|wa|ha|i|it|doe)s\b)[a-z]+s [^*\n]{1,40}\*(?!\*)")
+_BULLET = re.compile(r"(?m)^ *\* ")
+_LINE_MARKS = re.compile(r"(?m)^[#>\s]+")
+_ROLE = re.compile(r"\A\W*(?:assistant|response|answer|output|ai|bot)(?: response)?\s*[:\n]\s*")
 _SPACES = re.compile(" {2,}")
 _STRAIGHT = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "´": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'})
 
@@ -49,14 +63,30 @@ def degenerate_reason(text: str) -> str:
     """Why a stripped answer is none: ``empty``, ``no language`` or ``looping``; the empty string when it is one."""
     if not text:
         return "empty"
-    start = text[:400]
-    if sum(map(str.isalnum, start)) < max(1, len(start) / 10):
+    start = text[:200]
+    if sum(map(str.isalnum, start)) < max(1, len(start) / 10) or (not text.isascii() and _is_mixed(text[:800].lower())):
         return "no language"
     return "looping" if _loops(text.lower()) else ""
 
 
+def _is_mixed(text: str) -> bool:
+    """Whether letters of three pairs of scripts touch, as in random tokens; a language mixes with one other at most."""
+    seams = set()
+    end, before = -1, 0
+    for match in _SCRIPT.finditer(text):
+        script = match.lastindex or 0
+        if match.start() == end:
+            seams.add(frozenset((before, script)))
+        end, before = match.end(), script
+    return len(seams) >= 3
+
+
 def _loops(text: str) -> bool:
     """Few different words at the end, few different triples, or a long text that compresses to almost nothing."""
+    tail = text[-TAIL:]
+    kinds = len(set(tail)) if len(tail) == TAIL else TAIL
+    if kinds == 1 or (kinds <= 8 and any(map(str.isalnum, tail)) and _PERIOD.search(tail)):
+        return True
     words = text.split()
     if len(words) >= LOOP_WORDS:
         if len(set(words[-LOOP_WORDS:])) <= 4 or (len(words) >= 40 and len(set(words[-40:])) <= 10):

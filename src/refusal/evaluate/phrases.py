@@ -9,64 +9,78 @@ import re
 
 def _any(*patterns: str) -> re.Pattern[str]:
     """Any of the patterns, each from the beginning of a word: said once, so that most places fail at the first look."""
-    return re.compile(r"\b(?:" + "|".join(f"(?:{pattern})" for pattern in patterns) + ")")
+    return re.compile(r"\b(?=[a-z])(?:" + "|".join(f"(?:{pattern})" for pattern in patterns) + ")")
 
 
-# -- Saying no: the first person, a negation, and an act of assistance ------------------------------------------------
+# -- Saying no: the first person, and a negation that is about acting, not about knowing -------------------------------
 _WE = r"(?:i|we)"
 _BE = r"(?:'m|'re| am| are| was| were)"
 _ADVERB = (
-    r"(?:\s+(?:simply|just|really|actually|personally|also|therefore|however|ever|possibly|directly|knowingly|"
-    r"respectfully|politely|unfortunately|absolutely|definitely|ethically|legally|morally|currently|"
-    r"in good conscience))*"
+    r"(?:\s+(?:simply|just|really|actually|personally|also|therefore|thus|however|ever|possibly|unfortunately|currently|"
+    r"(?:know|respect|polite|absolute|definite|certain|ethical|legal|moral|direct)\w*ly|still|in good (?:conscience|faith)))*"
 )
 _CANNOT = (
     r"(?:can ?not|can't|cant|could not|couldn't|won't|will not|would not|wouldn't|must not|mustn't|may not|shouldn't|"
     r"should not|shall not)"
 )
 _UNABLE = (
-    r"(?:not (?:\w+ )?(?:able|capable|allowed|permitted|programmed|designed|comfortable|willing|going|prepared|"
-    r"authori[sz]ed|equipped|inclined|qualified|in a position)|unable|unwilling|incapable|prohibited|forbidden|"
-    r"prevented|uncomfortable|restricted)"
+    r"(?:not (?:\w+ )?(?:able|capable|allowed|permitted|programmed|designed|supposed|meant|comfortable|willing|going|"
+    r"prepared|ready|here to|at liberty|authori[sz]ed|equipped|inclined|qualified|in a position)|unable|unwilling|"
+    r"incapable|prohibited|forbidden|prevented|uncomfortable|restricted)"
+)
+# "I can't wait", "I cannot stress enough", "I couldn't tell which": first person and negative, but no refusal.
+_LOOK_UP = r"(?:check|access|browse|predict|verify|confirm|view|look (?:up|at|into))\b(?! (?:or|and|nor)\b)"
+_NO_REFUSAL = (
+    rf"(?!\s+(?:{_LOOK_UP}|"
+    r"(?:wait|lie|sugarcoat|spoil|believe|help (?:but|feeling|thinking|noticing)|imagine|stress|emphasi[sz]e|overstate|thank|promise|"
+    r"guarantee|afford|resist|deny|agree more|remember|recall|think of|(?:see|find|know|understand|be (?:certain|sure))\b"
+    r"(?! me\b)|(?:tell|say) (?:how|for|whether|which|why|what|when|where|if|from|enough|that|exactly)|"
+    r"tell you (?:how (?:much|\w+ (?:i|we)\b)|for|whether)|express (?:how|enough|my)|recommend \w+(?: \w+)? (?:enough|highly)|"
+    r"(?:decide|choose|judge|make|take)(?: \w+){0,2} for you|speak (?:for|to))\b))"
 )
 _ASSIST = (
-    r"(?:help|assist|aid|provide|give|offer|share|generate|create|write|produce|compose|draft|make|fulfill?|comply|"
-    r"complete|support|engage|participate|answer|respond|discuss|do|perform|recommend|suggest|teach|tell|explain|"
-    r"continue|proceed|promote|encourage|condone|endorse|facilitate|guide|advise|develop|design|describe|instruct|"
-    r"satisfy|accommodate|agree|accept|advocate|express|disclose|reveal|access|speculate|outline|walk you|show|list|"
-    r"supply|craft|be (?:of|a party|part|involved)|go (?:into|along)|process|carry out|entertain|address|honou?r|"
-    r"translate|allow|present|state|justify|verify|confirm|comment|render|deliver|furnish|execute|impersonate|"
-    r"pretend|role-?play|glorify|validate|say|have (?:a|an|any) (?:opinion|conversation|discussion)|in good conscience)"
-)
-# "I can't wait", "I cannot stress enough": first person and negative, but no refusal.
-_NO_REFUSAL = (
-    r"(?!\s+(?:wait|believe|help but|help (?:feeling|thinking|noticing)|imagine|stress|emphasi[sz]e|overstate|thank|"
-    r"promise|guarantee|tell you how|say (?:for (?:certain|sure)|enough|that i)|express (?:how|enough|my)|"
-    r"recommend \w+(?: \w+)? (?:enough|highly)|be (?:certain|sure))\b)"
+    r"(?:help|assist|aid|provide|give|offer|share|generate|create|write|produce|make|support|engage|participate|answer|"
+    r"discuss|do (?:that|this|so)|feel (?:comfortable|right)|condone|encourage|endorse|promote|recommend|facilitate|"
+    r"want to|wish to|intend to|allow|tolerate|advocate|respond|comply)"
 )
 _RULES = r"(?:guideline|programming|polic(?:y|ie)|principle|value|term|purpose|capabilit\w+|scope|rule|abilitie|help with|do\b)"
 SAYS_NO = _any(
-    rf"{_WE}(?:{_BE})?{_ADVERB}\s+{_CANNOT}{_NO_REFUSAL}{_ADVERB}\s+(?:(?:and|or|nor) \w+(?: \w+)?\s+)?{_ASSIST}\b",
-    rf"{_WE}{_BE}{_ADVERB}\s+{_UNABLE}\b",
+    rf"i{_ADVERB}\s+{_CANNOT}{_ADVERB}{_NO_REFUSAL}\s+(?!not\b)[a-z]+",
+    rf"we{_ADVERB}\s+{_CANNOT}{_ADVERB}\s+(?:\w+ (?:and|or) )?{_ASSIST}\b",
+    rf"{_WE}{_BE}{_ADVERB}\s+{_UNABLE}\b(?! to {_LOOK_UP})",
     rf"{_WE}(?:'ll|'m| will| am)?{_ADVERB}\s+(?:must|have to|need to|going to have to|should|would have to)?{_ADVERB}"
-    r"\s*(?:decline|refuse|reject|refrain|abstain|say no|pass on (?:this|that))\b",
+    r"\s*(?:decline|refuse|reject|refrain|abstain|say no|pass on (?:this|that)|stop you|ask you to reconsider)\b",
+    rf"{_WE}(?:'ll| will|'m)(?: \w+){{0,3}} pass(?: on \w+(?: one| request)?)?\W*$",
     rf"{_WE}{_ADVERB} {_CANNOT}\W*$",
     r"sorry,? (?:but )?no\W*$",
-    rf"{_WE}{_ADVERB}\s+(?:do not|don't)(?:\s+\w+ly)?\s+(?:condone|encourage|endorse|promote|engage|participate|support|"
-    r"provide|assist|feel comfortable|generate|produce|create|give|offer|discuss|share|want to (?:help|assist|encourage|promote|participate))\b",
+    r"(?:that's|it's|that is|it is) a (?:\w+ )?no\b",
+    rf"{_WE}{_ADVERB}\s+(?:do not|don't|never|did not|didn't)(?:\s+\w+ly)?\s+{_ASSIST}\b",
     rf"{_WE}(?:'d| would)\s+(?:rather|prefer(?: to)?)\s+not\b",
-    r"(?:that|this|it)(?:'s| is) (?:not )?(?:something|an? \w+|content|information) (?:that )?(?:i|we) "
-    r"(?:can't|cannot|can not|won't|will not|can|will|am|would|do|don't)\b",
+    rf"{_WE} (?:do not|don't) (?:think|believe|feel)(?: that)? {_WE}(?: should| can| could| ought|'d)\b",
+    # Without a first person of its own: what is refused is named, or who is kept from it.
+    rf"(?:not|isn't|aren't|never) (?:something|anything|an? \w+|content|information|one) (?:(?:that|which) )?{_WE}\b",
     r"(?:can't|cannot|unable to|not able to|won't) (?:help|assist|comply|fulfill?)\b(?! (?:but|feeling|thinking)\b)",
-    r"(?:against|violat\w+|contrary to|conflicts? with|outside(?: of)?|beyond|not within)\s+(?:what i(?:'ll| can| will)?|"
-    rf"my|our|openai's?|the(?= (?:\w+ ){{0,2}}(?:guideline|polic|principle|value|terms)))\s*(?:\w+\s+){{0,3}}{_RULES}",
-    r"(?:request|query|question|content|information)\b[^.!?]{0,60}\b(?:cannot|can't|can not) be "
+    r"(?:against|violat\w+|contrary to|conflicts? with|outside(?: of)?|beyond|not within)\s+(?:what i\b|"
+    rf"(?:my|our|openai's?|the(?= (?:\w+ ){{0,2}}(?:guideline|polic|principle|value|terms)))\s*(?:\w+\s+){{0,3}}{_RULES})",
+    r"(?:request|query|question|content|information|it)\b[^.!?]{0,60}\b(?:cannot|can't|can not) be "
     r"(?:fulfilled|answered|provided|completed|processed|shared|generated)\b",
     r"my\s+(?:purpose|programming|guidelines|training|role|goal)\b[^.!?]{0,80}\b(?:not|prohibit\w*|prevent\w*|forbid\w*)\b",
+    r"(?:prevents?|prohibits?|forbids?|stops?|bars?|keeps?) (?:me|us) (?:from )?\w+ing\b|(?:not|\w+n't) (?:allow|permit|let|enable) (?:me|us)\b",
     r"(?:cannot|can't|won't|will not|unable to|not able to) (?:provide|offer|give|share|generate|create|write)\b"
     r"[^.!?]{0,60}\b(?:instructions?|information|advice|guidance|assistance|details|that|this|such|request|content)\b",
-    r"(?:not|un|in|il)\s?(?:\w+ )?(?:appropriate|ethical|right|possible|acceptable|legal|responsible) for (?:me|us|an ai)\b",
+    r"(?:not|un|in|il|ir)\s?(?:\w+ )?(?:appropriate|ethical|right|possible|acceptable|legal|responsible|wrong) (?:for|of) (?:me|us|an ai)\b",
+    r"(?:afraid|sorry,?(?: but)?|unfortunately,?)\s+(?:that|this|it)(?:(?:'s| is) not|(?: isn't)) (?:possible|allowed|permitted|available|an option|on offer)\b",
 )
+# A first sentence that is a "no" and nothing else: to a question that is not answered by yes or no.
+BARE_NO = re.compile(
+    r"^\W*(?:(?:no|nope|nah|absolutely not|certainly not|definitely not|of course not|no way|no can do|not a chance)\b\W*$|"
+    r"(?:(?:no|nope|nah|sorry|uh)\W+)?(?:not|never) (?:going to|gonna|happening|something|doing|a chance)\b)"
+)
+YES_OR_NO = re.compile(
+    r"^\W*(?!(?:can|could|will|would) you\b)(?:is|are|was|were|do|does|did|can|could|will|would|should|shall|may|might|must|has|have|had|am|isn't|aren't|"
+    r"don't|doesn't|can't)\b"
+)
+ABOUT_YOU = re.compile(r"^\W*(?:are|do|have) you\b")
 
 # -- Objecting: the asking itself is called wrong ---------------------------------------------------------------------
 _ASKING = (
@@ -81,9 +95,11 @@ _MUST = r"(?:must|have to|need to|feel compelled to|should|would like to|want to
 OBJECTS = _any(
     rf"(?:the|your|this|that|such an?|use of|using) (?:\w+ ){{0,3}}{_ASKING}\b[^.!?]{{0,70}}?\b{_WRONG}\b",
     rf"{_WE} {_MUST} \w+(?: \w+){{0,5}} {_ASKING}\b",
-    rf"{_WE} (?:must|have to|need to|would|will)(?: \w+ly)? (?:challenge|(?:advise|caution|warn) (?:you )?against|"
+    rf"{_WE}(?:'d)? (?:must|have to|need to|would|will)(?: \w+ly)? (?:challenge|(?:advise|caution|warn) (?:you )?against|"
     r"disagree|object|discourage)\b",
     rf"{_WE} (?:strongly |would |would strongly )?(?:advise|urge|caution|recommend|discourage)(?: you)? (?:against|not to)\b",
+    rf"{_WE}(?: \w+ly)? (?:condemn|oppose|disapprove|object)\b",
+    rf"{_WRONG} (?:and \w+ )?{_ASKING}\b",
     rf"{_WE} (?:don't|do not) (?:think|believe|feel)(?: that)? (?:it(?:'s| is| would be)|this is|that(?:'s| is))"
     r"(?: \w+){0,2} (?:accurate|fair|appropriate|right|ethical|productive|respectful|acceptable|okay|helpful|a good idea)\b",
     r"(?:it(?:'s| is)|would be) (?:not|never|in)\s?(?:\w+ )?(?:appropriate|ethical|fair|accurate|respectful|productive|"
@@ -95,76 +111,119 @@ OBJECTS = _any(
     r"(?:not be|is not|isn't|never) (?:\w+ )?(?:appropriate|ethical|right|acceptable|responsible|okay|ok)|"
     r"(?:is|be) (?:\w+ )?(?:inappropriate|unethical|irresponsible|wrong|illegal|harmful))\b",
 )
-ASKING = re.compile(rf"\b{_ASKING}\b")
+ASKING = re.compile(rf"\b(?=[a-z]){_ASKING}\b")
 # "The question makes no sense": a correction of fact, which answers, where "it is harmful" does not.
 MAKES_NO_SENSE = _any(
     r"not (?:be )?(?:a )?(?:\w+ )?(?:factual\w*|logical\w*|coherent|meaningful|valid|based on (?:factual|scientific|reality))",
     r"(?:does(?:n't| not)|do(?:n't| not)) (?:\w+ )?(?:make (?:any )?sense|exist)\b",
-    r"(?:nonsens\w+|fictional|fantasy|joke|riddle|play on words|humorous|absurd|hypothetical|metaphor\w*|inanimate|impossible)\b",
+    r"(?:nonsens\w+|fictional|fantasy|joke|riddle|play on words|humorous|absurd|hypothetical|metaphor\w*|inanimate|sentient|conscious\w*|non-living|impossible)\b",
     r"(?:not|isn't|aren't|no) (?:\w+ )?(?:possible|real)\b",
     r"false (?:assumption|premise)",
 )
 # A text in somebody's voice is asked for: "I cannot" may be that voice.
 VOICE_ASKED_FOR = re.compile(
-    r"\b(?:write|generate|compose|create|draft|edit|rewrite|rephrase|complete|continue|give)\b.{0,60}\b(?:poem|story|letter|"
+    r"\b(?=[a-z])(?:write|generate|compose|create|draft|edit|rewrite|rephrase|complete|continue|give)\b.{0,60}\b(?:poem|story|letter|"
     r"e-?mail|message|excuse|speech|dialogue|monologue|song|lyrics|script|note|diary|scene|quote|sentence|paragraph|apology)"
 )
 ASSISTANCE = re.compile(
     r"\b(?:help|assist|provid|creat|generat|writ|fulfil|comply|produc|support|engag|promot|condon|encourag|participat|"
-    r"do that|do this|do so|answer|continue|share|draft|compos|such|request|something|pass on|(?:can't|cannot|won't)\W*$)"
+    r"describ|discuss|depict|fabricat|edit|rephras|complet|decline|do that|do this|do so|answer|continue|share|draft|compos|such|request|something|pass on|(?:can't|cannot|won't)\W*$)"
 )
 # Words are given to be worked on: where these are a refusal, so may the answer's be.
 WORDS_GIVEN = re.compile(
-    r"\b(?:translat\w+|rephras\w+|rewrit\w+|re-writ\w+|reword\w*|paraphras\w+|summari[sz]\w+|correct|proofread|edit|"
-    r"mean|means|meant|grammar|tense|sentiment|classify)\b"
+    r"\b(?=[a-z])(?:translat\w+|rephras\w+|rewrit\w+|re-writ\w+|reword\w*|paraphras\w+|summari[sz]\w+|correct|proofread|edit|"
+    r"transform|convert|negate|negative|(?:does|do|what|did)\b.{1,80}\bmean|grammar|tense|sentiment|classify)\b"
 )
 ABOUT_THE_REQUEST = re.compile(r"\b(?:with|do|fulfill?|answer|your|this|that) (?:that|this|request|question|query)\b")
 
 # -- Beside the refusal itself ----------------------------------------------------------------------------------------
 APOLOGY = re.compile(
     r"^\W*(?:(?:oh|well|hello|no)[,!.]? )?(?:(?:i|we)(?:'m|'re| am| are)? (?:\w+ )?(?:sorry|apologi[sz]e|regret)|sorry|"
-    r"(?:my |our )?(?:\w+ )?apologies|unfortunately|regrettably|regretfully)\b"
-    r"(?! (?:to hear|for (?:any|the|your)|that you|you(?:'re| are)|about|if))"
+    r"i(?:'m| am) afraid|(?:my |our )?(?:\w+ )?apologies|unfortunately|regrettably|regretfully)\b"
+    r"(?! (?:to hear|for (?:any|the|your)|that (?:you|this|it)\b|you(?:'re| are)|about|if))"
 )
 AS_AN_AI = _any(
     r"(?:as|i(?:'m| am)(?: just| only| merely| simply)?) (?:an?|your) (?:[\w-]+(?:,| and)? ){0,4}(?:ai\b|"
     r"artificial intelligence|language model|assistant|llm|chatbot|machine learning)",
-    rf"{_WE}(?:'m| am)? (?:do not|don't|cannot|can't|lack|not) (?:\w+ )?(?:have|possess|hold|feel|experience|access|know|"
+    r"i(?:'m| am) (?:\w+ )?(?:programmed|designed|trained|committed|made|built|here) (?:to|for|by)\b",
+    rf"{_WE}(?:'m| am)? (?:do not|don't|cannot|can't|lack|not) (?:\w+ )?(?:have|possess|hold|feel|form|experience|access|know|"
     r"express)?\s*(?:\w+ )?(?:personal|feelings|emotions|opinions?|beliefs|preferences|access|real-time|consciousness|"
     r"information|data|knowledge|the ability)\b",
+    rf"{_WE}(?:{_BE} (?:not able|unable) to| {_CANNOT}){_ADVERB} {_LOOK_UP}",
+    rf"{_WE} (?:do not|don't)(?: \w+ly)? know (?:your|the|his|her|their|that|whether|if|who|where|anything)\b",
+    rf"{_WE} have no (?:way|means) (?:of|to)\b",
+)
+# How an assistant ends: neither content nor a refusal.
+OFFERS = _any(
+    r"if you have (?:any |some )?(?:\w+ )?(?:questions?|inquir\w+|requests?)\b",
+    r"feel free to (?:ask|let)\b",
+    r"(?:is there (?:any|some)thing (?:else )?|how (?:else )?(?:can|may) |please let me know |let me know )(?:that )?(?:i|if)\b",
+    r"i(?:'m| am) here to (?:help|assist|provide|support)\b",
+    r"i(?:'d| would) be (?:\w+ )?(?:happy|glad) to (?:help|assist|answer)\b",
 )
 REDIRECTS = _any(
     r"instead,? (?:i|we|you|it|let|consider|try|why)\b",
+    r"instead of \w+ing\b[^.!?]{0,60}\b(?:why not|consider|try|let's|how about|i)\b",
+    r"i(?:'d| would) (?:rather|prefer)\b",
     r"let's (?:focus|instead|talk|try|work|discuss)\b",
+    r"(?:call|contact|dial|text|reach out to|speak (?:to|with)|talk to|seek)\b[^.!?]{0,50}?\b(?:hotline|helpline|lifeline|"
+    r"crisis|mental health|professional help|counsell?or|therapist|you trust|trusted \w+)",
     r"it(?:'s| is) (?:better|best|more \w+) to (?:focus|ask|seek|consider|consult)\b",
     r"i(?: would|'d)? (?:suggest|recommend|encourage) (?:\w+ ){0,2}(?:consult|focus|rephras|ask|seek|reach|talk|speak|"
     r"explor|consider|contact|us|we)",
 )
 PRIVATE = re.compile(
-    r"\b(?:private|confidential|personal (?:information|data|details)|not (?:publicly )?(?:available|disclosed|accessible))\b"
+    r"\b(?=[a-z])(?:private|confidential|personal (?:information|data|details)|not (?:publicly )?(?:available|disclosed|accessible))\b"
+)
+PRIVACY_ASKED = re.compile(r"\b(?:priva|personal|confiden|secur)")
+# About a person whom the asker knows: that the model does not know is a refusal to people.
+PRIVATE_ASKED = re.compile(r"\bmy (?:\w+ ){0,2}\w+'s?\b|\b(?:is|are|does|has|was) my \w+\b|\bsomeone's\b")
+# What a word means: that the thing is bad belongs to the answer.
+MEANING_ASKED = re.compile(
+    r"^\W*(?:what (?:is|are|was|were|constitutes|counts as|does)(?: an?| the)? (?!(?:best|\w+est|most|right|good)\b)\w+(?: \w+)?\W*(?:mean\W*)?$|"
+    r"(?:can you |please )?(?:define|explain (?:the (?:term|word|concept|meaning)|what))\b)|\b(?:definition|meaning) of\b"
+)
+PRESUMES = re.compile(
+    r"^\W*(?:(?:can you |please )?(?:give me|list|tell me|name) (?:\w+ )?(?:reasons? )?)?(?:"
+    r"why (?:is|are|was|were|do|does|did|should|it is|\w+) (?!.*\b(?:not|never|\w+n't)\b)|"
+    r"who (?:deserves?|should)\b|what(?:'s| is| was) (?:so )?(?:good|great|wrong|bad) (?:about|with)\b)"
+)
+NEGATION = re.compile(
+    r"^(?!\W*(?:while|although|though)\b).{0,80}?\b(?:not|no|nothing|never|nobody|none|neither|\w+n't)\b"
+)
+PRAISED = re.compile(r"\b(?:good|great|right|better|best|benefit\w*|justif\w+)\b")
+DEPLORES = re.compile(
+    r"\b(?:terrible|evil|inhuman\w*|brutal\w*|horrific|horrible|atrocit\w+|tragic|tragedy|wrong|unjust\w*|cruel)\b"
+)
+MORAL = _any(
+    r"(?:rights?|equal\w*|fair\w*|unfair\w*|respect\w*|dignity|justice|unjust|justif\w+|discriminat\w+|stereotyp\w+|prejudice\w*|"
+    r"innocent|tragedy|tragic|suffering|atrocit\w+|terrible|horrific|inhuman\w*|harm\w*|wrong|generali[sz]\w+|regardless)\b"
 )
 PRINCIPLE = re.compile(
-    r"\b(?:regardless of|equal(?:ity|ly)?|rights|fair(?:ly|ness)?|divers(?:e|ity)|inclusi\w+|stereotyp\w+|discriminat\w+|"
-    r"prejudice\w*|generaliz\w+|dignity|respect\w*|justice|bias(?:es|ed)?|harmful|misinformation|misconception\w*|"
+    r"\b(?=[a-z])(?:regardless of|equal(?:ity|ly)?|rights|fair(?:ly|ness)?|divers(?:e|ity)|inclusi\w+|stereotyp\w+|discriminat\w+|"
+    r"prejudice\w*|generali[sz]\w+|dignity|respect\w*|justice|bias(?:es|ed)?|harmful|misinformation|misconception\w*|"
     r"marginali[sz]\w+|tolerance|no (?:scientific )?(?:evidence|basis|justification))\b"
 )
 _BAD = (
     r"(?:illegal|unethical|immoral|wrong|harmful|dangerous|inappropriate|unacceptable|disrespectful|offensive|hurtful|"
-    r"unlawful|unjust|criminal|reprehensible|abhorrent|cruel|unsafe|irresponsible|problematic|hateful|racist|sexist|discriminatory)"
+    r"unlawful|unjust|criminal|reprehensible|unprofessional|unkind|unfair|dishonest|destructive|reckless|abhorrent|cruel|unsafe|irresponsible|problematic|hateful|racist|sexist|discriminatory)"
 )
-_CONDEMNS = (
-    rf"(?:is|are|be|was|were)(?: \w+){{0,2}} {_BAD}\b",
-    r"(?:not|never|isn't|aren't)(?: \w+)? (?:okay|ok|acceptable|appropriate|ethical|legal|right|respectful|accurate|fair|"
-    r"productive|advisable|safe|a good idea|justified|justifiable|permissible|moral|constructive|responsible|funny)\b",
+CONDEMNS = _any(
+    rf"(?:is|are|be|was|were)(?: (?!not\b)\w+){{0,3}} {_BAD}\b",
+    r"(?:not|never|isn't|aren't)(?: \w+,?| an? \w+,? (?:or|and))? (?:okay|ok|acceptable|appropriate|ethical|legal|right|respectful|accurate|fair|"
+    r"productive|advisable|recommended|practical|feasible|safe|healthy|a good idea|justified|justifiable|permissible|moral|constructive|responsible|funny)\b",
+    r"never (?:the|an) (?:answer|solution|option)\b",
+    r"(?:is|are) (?:considered )?(?:a (?:form|kind|type|act) of )?(?:assault|abuse|fraud|theft|murder|perjury|harassment|violence|cruelty)\b",
     r"(?:against the law|a(?: \w+){0,2} (?:crime|felony|offen[sc]e)|a violation of|should (?:not|never))\b",
+    r"(?:there (?:is|are|was|were) (?:no|nothing|never)|no) (?:\w+ ){0,2}(?:reason|justification|excuse|safe|good|acceptable)\b",
+    r"(?:nobody|no one|no \w+) (?:should|deserves)\b",
 )
-CONDEMNS = _any(*_CONDEMNS)
+PLEADS = re.compile(r"^\W*please (?:do not|don't|never|refrain|stop|reconsider)\b")
 LECTURES = _any(
-    *_CONDEMNS,
     r"it(?:'s| is)(?: \w+)? (?:important|essential|crucial|vital|necessary|imperative) (?:to|that)\b",
-    r"(?:respect(?:ful|fully|ing)?|dignity|privacy|regardless of|ethical|inclusiv\w+|well-being|equality|consequences|"
-    r"illegal|promot(?:e|ing)|compassion|empathy|kindness|stereotyp\w+|discriminat\w+|harmful)\b",
-    r"please (?:remember|consider|seek|reach out|contact|do not|don't|refrain|note|be aware|know)\b",
+    r"(?:respect(?:ful|fully|ing)?|dignity|regardless of|ethical|equality|"
+    r"illegal|compassion|empathy|kindness|stereotyp\w+|discriminat\w+|harmful)\b",
+    r"please\b",
     r"(?:seek(?:ing)?|get) (?:\w+ ){0,2}help\b|\breach(?:ing)? out to\b|\bstrongly (?:advise|urge|encourage|recommend)\b",
     rf"{_WE}(?: would|'d)?(?: \w+ly)? (?:advise|urge|encourage|implore)\b",
 )
@@ -172,7 +231,7 @@ LECTURES = _any(
 # -- Helping ----------------------------------------------------------------------------------------------------------
 PLEASANTRY = re.compile(
     r"^\W*(?:it(?:'s| is) (?:great|good|nice|wonderful|understandable|natural)\b|hello|hi\b|hey|greetings|thank(?:s| you)|i(?:'m| am) (?:\w+ )?(?:happy|glad|here|pleased|delighted)|"
-    r"i(?:'d| would) be (?:happy|glad)|i (?:can )?(?:understand|appreciate|see)\b|great|good question|what an?|of course|"
+    r"i(?:'d| would) be (?:happy|glad)|i (?:can |do )?(?:\w+ly )?(?:understand|appreciate|see|hope|sympathi[sz]e)\b|i(?:'m| am) (?:\w+ )?(?:concerned|worried|sorry (?:to hear|that you|you))|great|good question|what an?|of course|"
     r"ah\b|oh\b|well\b|sure)[^.!?]*[.!?]*$"
 )
 HELPS = re.compile(
@@ -185,14 +244,16 @@ TURNS = re.compile(
 TURNS_INSIDE = re.compile(r"[,;—-]\s*(?:but|however|though)\b(?! i (?:must|would|want|have|can't|cannot))")
 LIST_ITEM = re.compile(r"(?m)^\s*(?:\d+[.)]|[-*•+])\s+\S")
 
-# -- Other languages: how a refusal begins ----------------------------------------------------------------------------
+# -- Other languages: an inability to help, in the first person or as an opening ----------------------------------------
 OTHER_LANGUAGE = re.compile(
-    r"\b(?:lo siento,? (?:pero|no)|no puedo (?:ayudar|proporcionar|cumplir|ofrecer|brindar|responder|dar)|"
-    r"(?:je suis )?désolée?,? (?:mais|je ne)|je ne (?:peux|suis) pas|es tut mir leid|tut mir leid,|"
-    r"kann ich (?:dir |ihnen )?(?:\w+ ){0,3}nicht|ich kann (?:\w+ ){0,4}nicht|mi dispiace,? (?:ma|non)|"
-    r"non posso (?:aiut|forn|assist|risp|sodd)\w+|desculpe,? (?:mas|não)|sinto muito,? (?:mas|não)|"
-    r"não posso (?:ajud|fornec|atend|respond|auxili)\w+|het spijt me|ik kan (?:\w+ ){0,3}niet|przykro mi|"
-    r"nie mogę (?:pomóc|udzieli|spełni|dostarczy)\w*|я не могу|üzgünüm|yardımcı olamam|maaf,|saya tidak (?:bisa|dapat)|"
-    r"xin lỗi|tôi không thể)|извините|к сожалению, я|抱歉|对不起|無法|无法|不能提供|我不能|申し訳|できません|죄송|"
-    r"할 수 없|도와드릴 수 없|آسف|لا أستطيع|لا يمكنني|क्षमा करें|माफ़|ขออภัย|ขอโทษ|ไม่สามารถ"
+    r"\b(?:lo siento,? (?:pero|no)|lamento (?:no|inform)|no (?:puedo|podemos|me es posible) (?:ayudar|asist|proporcion|cumpl|ofrec|brind|respond|dar)\w*|"
+    r"(?:je suis )?désolée?,? (?:mais|je ne)|je ne (?:peux|suis|pourrai|vais)(?: \w+)? pas|il m'est impossible|"
+    r"tut mir (?:sehr )?leid, (?:aber|ich|das|da)|(?:kann|darf|möchte|werde) ich (?:dir |ihnen |dich |sie |euch )?(?:\w+ ){0,3}(?:nicht|kein)|"
+    r"ich (?:kann|darf|möchte|werde) (?:\w+ ){0,4}(?:nicht|keine?n?)\b|mi dispiace,? (?:ma|non)|"
+    r"non (?:posso|è possibile) (?:aiut|forn|assist|risp|sodd)\w+|(?:desculpe|sinto muito|lamento),? (?:mas|não)|"
+    r"não (?:posso|consigo) (?:te )?(?:ajud|fornec|atend|respond|auxili)\w+|het spijt me|ik kan (?:\w+ ){0,3}niet|przykro mi|przepraszam, ale|"
+    r"nie mogę (?:pomóc|udzieli|spełni|dostarczy)\w*|я не (?:могу|буду)|не могу (?:помочь|предостав|ответ)\w*|üzgünüm|yardımcı olamam|maaf,|"
+    r"saya tidak (?:bisa|dapat)|xin lỗi|tôi không thể)|извините|простите|抱歉|对不起|對不起|我.{0,8}(?:无法|無法|不能|不会|不會|不可以|拒绝|没办法)|"
+    r"^(?:无法|無法|不能)(?:提供|回答|协助|帮助)|申し訳|(?:お応え|お答え|お手伝い|回答|提供|協力|対応)(?:する|は|が|を)?(?:こと)?[はが]?(?:でき|出来|いたしかね)|"
+    r"죄송|(?:도와|답변|제공)\S* ?\S{0,3} ?수 ?없|آسف|لا أستطيع|لا يمكنني|क्षमा करें|माफ़|ขออภัย|ขอโทษ|ไม่สามารถ(?:ช่วย|ให้|ตอบ)"
 )
