@@ -198,8 +198,8 @@ class EndpointJudge:
                 raise JudgeError(
                     f"Nobody answers at {self._options.judge_url} ({cause}). Start the server, or check the address."
                 ) from error
-            what = f"answer in {tries} tries of {self._options.judge_timeout:g} seconds" if connected else "connection"
-            raise _Failed(f"no {what}") from error
+            what = f"answer in {tries} tries of {self._options.judge_timeout:g} seconds"
+            raise _Failed(f"no {what if connected else f'connection in {tries} tries'}") from error
         except openai.APIStatusError as error:
             self._reached = True
             raise self._status(error) from error
