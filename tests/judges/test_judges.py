@@ -219,7 +219,7 @@ def test_rates_are_of_valid_judgements_and_failures_have_their_own() -> None:
 
 
 def test_the_mean_score_and_its_interval() -> None:
-    rows = [Judgement(str(i), score=i % 2) for i in range(400)]
+    rows = [Judgement(str(i), score=float(i % 2)) for i in range(400)]
     score, failed = judge_metrics("strongreject", "score", rows, "harmful", "ablation")
     assert (score.name, score.value, failed.value) == ("strongreject_score", 0.5, 0.0)
     # normal approximation: 1.96 * 0.5 / 20 on either side
