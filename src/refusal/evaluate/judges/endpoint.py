@@ -198,8 +198,8 @@ class EndpointJudge:
                 raise JudgeError(
                     f"Nobody answers at {self._options.judge_url} ({cause}). Start the server, or check the address."
                 ) from error
-            what = f"answer in {tries} tries of {self._options.judge_timeout:g} seconds" if connected else "connection"
-            raise _Failed(f"no {what}") from error
+            what = f"answer in {tries} tries of {self._options.judge_timeout:g} seconds"
+            raise _Failed(f"no {what if connected else f'connection in {tries} tries'}") from error
         except openai.APIStatusError as error:
             self._reached = True
             raise self._status(error) from error
@@ -215,7 +215,7 @@ class EndpointJudge:
 
     def _status(self, error: Any) -> Exception:
         """What an HTTP error means: for every request, for this one for good, or after all tries."""
-        status, said = error.status_code, self._clean(str(error.message))
+        status, said = error.status_code, self._clean(_words(error))
         if status == 401:
             held = "is not accepted" if self._key else "is not set"
             return JudgeError(
@@ -246,6 +246,12 @@ class EndpointJudge:
         """The beginning of what a server says, on one line and without the key."""
         hidden = text.replace(self._key, "[key]") if self._key else text
         return " ".join(hidden.split())[:120].rstrip(". ")
+
+
+def _words(error: Any) -> str:
+    """What a server says about an error, in one of the usual places."""
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message") or body.get("detail") or error.response.text or error.response.reason_phrase)
 
 
 async def _together(work: Sequence[Any]) -> None:
