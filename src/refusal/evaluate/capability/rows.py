@@ -6,7 +6,7 @@ Each model takes the columns of the data set on the hub. ARC and TruthfulQA are 
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -47,7 +47,7 @@ class Arc(Row):
         }
 
     @model_validator(mode="after")
-    def _key_is_a_label(self) -> Self:
+    def _key_is_a_label(self) -> "Arc":
         if len(self.choices.text) != len(self.choices.label) or self.answerKey not in self.choices.label:
             raise ValueError(f"the answer key {self.answerKey!r} names none of the {len(self.choices.text)} choices")
         return self
@@ -77,7 +77,7 @@ class TruthfulQA(Row):
         return {"question": row["centerpiece"], "mc1_targets": {"choices": texts, "labels": marks}}
 
     @model_validator(mode="after")
-    def _true_one_first(self) -> Self:
+    def _true_one_first(self) -> "TruthfulQA":
         if self.mc1_targets.labels != [1] + [0] * (len(self.mc1_targets.choices) - 1):
             raise ValueError("the true answer must be the first choice, and the only one")
         return self

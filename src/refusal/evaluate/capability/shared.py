@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether it is the greedy one
 
-MOST_TOKENS = 1024  # at once; every scored token needs a row of the vocabulary
+MOST_SCORED = 2048  # tokens at once, about: each needs a row of the vocabulary
 HF_ROWS = 8  # prompts at once where transformers generates
 # What a generation config may say without the greedy answer being another than the argmax: the ids, what only sampling
 # reads, lengths and output formats. A repetition penalty (Qwen2.5) is none of them.
@@ -62,10 +62,11 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             log.warning("%d prompts were cut to the model's %d tokens, at their beginning.", n_cut, self.max_length)
         rows = [row[-(self.max_length + 1) :][:-1] for row in whole]  # the last token is predicted, not read
         scored = [continuation for _, _, continuation in requests]
+        most = MOST_SCORED * sum(map(len, rows)) // max(1, sum(map(len, scored)))
         answers: dict[int, Answer] = {}
         bar = huggingface.tqdm(total=len(rows), disable=disable_tqdm, desc="Running loglikelihood requests")
         with keeping_memory():
-            for batch, found in run_batches(self.chat, rows, lambda b: _score(self.chat, b, scored), MOST_TOKENS):
+            for batch, found in run_batches(self.chat, rows, lambda b: _score(self.chat, b, scored), most):
                 answers.update(zip(batch.prompts, found, strict=True))
                 bar.update(len(found))
         bar.close()

@@ -86,10 +86,16 @@ def spread(counts: Mapping[str, int], limit: int | None, random: Random) -> dict
 
 
 def _manager(name: str) -> Any:
-    """An index of lm-eval's tasks that knows ``name``; the whole one takes seconds, so the usual folders come first."""
-    for manager in (_index(whole=False), _index(whole=True)):
-        if name in manager.task_index:
-            return manager
+    """An index of lm-eval's tasks that knows ``name``; the whole one takes seconds, so the usual folders come first.
+
+    Not for tags: tasks anywhere may carry one.
+    """
+    manager = _index(whole=False)
+    if name in manager.task_index and manager.task_index[name].kind.name != "TAG":
+        return manager
+    manager = _index(whole=True)
+    if name in manager.task_index:
+        return manager
     near = get_close_matches(name, manager.all_tasks, n=4)
     hint = f"Did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists all."
     raise ConfigError(f"lm-eval has no task {name!r}. {hint}")
@@ -112,11 +118,11 @@ def _from_files(manager: Any, spec: Spec, data_dir: Path | None) -> Iterator[dic
     index = manager.task_index
     before = dict(index)
     files: dict[str, Path] = {}
-    for name in _members(index, spec.name):
-        if data_dir is not None and (found := overlay(index[name], data_dir, spec.shots)) is not None:
-            index[name], paths = found
-            files.update({path.name: path for path in paths.values()})
     try:
+        for name in _members(index, spec.name):
+            if data_dir is not None and (found := overlay(index[name], data_dir, spec.shots)) is not None:
+                index[name], paths = found
+                files.update({path.name: path for path in paths.values()})
         yield files
     finally:
         index.clear()
@@ -152,8 +158,9 @@ def _set_up(spec: Spec, name: str, task: Any) -> None:
     if spec.shots and configured == 0:
         raise ConfigError(f"{name} takes no worked examples besides those in its prompt. Ask for {spec.name}.")
     task.set_config("num_fewshot", spec.shots if spec.shots is not None else configured or 0)
-    wanted, there = task.get_config("num_fewshot"), len(task.sampler.df)
-    if wanted > there:
+    wanted, pool = task.get_config("num_fewshot"), getattr(getattr(task, "sampler", None), "df", None)
+    there = len(pool or ())
+    if pool is not None and wanted > there:
         raise ConfigError(f"{name} has {there} worked examples, not {wanted}. Ask for {spec.name}:{there}.")
 
 
