@@ -98,7 +98,7 @@ def localised(config: Config, dataset: DataSet, files: Mapping[str, Path], shots
     if evaluated is None:
         return None
     shots = shots if shots is not None else config.get("num_fewshot") or 0
-    built_in = (config.get("fewshot_config") or {}).get("samples") is not None
+    built_in = config.get("num_fewshot") == 0 or (config.get("fewshot_config") or {}).get("samples") is not None
     apart = [here[key] for key in ("fewshot_split", "training_split", "validation_split") if here[key] != evaluated]
     if shots and not built_in and not any(apart):
         missing = [names[0] for split, names in dataset.splits.items() if split not in files]

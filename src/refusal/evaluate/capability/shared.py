@@ -55,7 +55,7 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self.label = label
 
     def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
         whole = [[*context, *continuation] for _, context, continuation in requests]
         if n_cut := sum(len(row) > self.max_length + 1 for row in whole):
