@@ -6,7 +6,7 @@ import torch
 from plain import last_logits
 
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
-from refusal.generation import _read_prompts, complete, complete_each, end_tokens
+from refusal.generation import _read_prompts, complete, complete_each, complete_rows, end_tokens
 from refusal.interventions import SideBySide
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Sing!", "Name a colour, and say why."]
@@ -76,6 +76,25 @@ def test_rows_that_ended_leave_the_batch(model: ChatModel) -> None:
     longest = max(len(ids) for ids in model.tokenize(TEXTS)) - shared
     steps = sum(min(length, 7) for length in lengths)  # the last of 8 tokens is never fed back
     assert model.forward_tokens == shared + len(TEXTS) * longest + steps
+
+
+def test_rows_end_where_the_caller_says(model: ChatModel) -> None:
+    rows = model.tokenize(TEXTS)
+    whole = complete_rows(model, rows, 8)
+    stop = whole[0][3]
+    before = model.forward_tokens
+    found = complete_rows(model, rows, 8, ended=lambda tokens: stop in tokens)
+    assert found == [out[: out.index(stop) + 1] if stop in out else out for out in whole]
+    assert model.forward_tokens - before < before
+
+
+def test_what_prompts_begin_with_in_common_is_read_once(model: ChatModel) -> None:
+    shared = model.tokenizer.encode("Question: ", add_special_tokens=False)
+    tails = [model.tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
+    rows = [[*shared, *tail] for tail in tails]
+    assert complete_rows(model, rows, 1) == [plain_completion(model, row, 1) for row in rows]
+    assert model.forward_tokens == len(shared) + len(rows) * max(len(tail) for tail in tails)
+    assert complete_rows(model, [shared, shared], 3) == [plain_completion(model, shared, 3)] * 2
 
 
 def test_no_prompts_and_model_generate(model: ChatModel) -> None:

@@ -23,6 +23,7 @@ from refusal.progress import task
 log = logging.getLogger(__name__)
 
 OnRows = Callable[[Sequence[int]], object]
+Ended = Callable[[Sequence[int]], bool]
 
 # Caches that hold each row's tokens apart. Recurrent states would mix padding in and cannot drop rows.
 _ROWS_APART = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -66,11 +67,13 @@ def complete_rows(
     max_new_tokens: int,
     name: str = "generate",
     on_rows: OnRows | None = None,
+    ended: Ended | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of token ids, in their order, the ending token left out.
 
     ``on_rows`` is told which of ``rows`` the batch of the coming calls holds, whenever that changes; for interventions
-    that differ by row. Nothing is then shared between rows.
+    that differ by row. Nothing is then shared between rows. ``ended`` says of the tokens written so far whether more
+    are not needed (a stop string is among them).
     """
     found: list[list[int]] = [[] for _ in rows]
     ends = end_tokens(model)
@@ -93,7 +96,7 @@ def complete_rows(
 
             try:
                 told = None if on_rows is None else lambda kept: on_rows([indices[i] for i in kept])
-                return complete_batch(model, [rows[i] for i in indices], max_new_tokens, ends, count, told)
+                return complete_batch(model, [rows[i] for i in indices], max_new_tokens, ends, count, told, ended)
             except (RuntimeError, MemoryError):  # out of memory: the same rows will be tried again
                 advance(-counted)
                 raise
@@ -129,6 +132,7 @@ def _complete_batch(
     ends: Sequence[int],
     count: Callable[[int], object],
     on_rows: OnRows | None,
+    ended: Ended | None,
 ) -> list[list[int]]:
     """Token ids generated for each row, the ending token left out.
 
@@ -145,11 +149,13 @@ def _complete_batch(
         for step in range(max_new_tokens):
             token: Tensor = logits.argmax(-1).to(model.device)
             going = ~torch.isin(token, stop)
-            ended = len(alive) - int(going.sum())
-            count(len(alive) + ended * (max_new_tokens - step - 1))
             for row, value, goes_on in zip(alive, token.tolist(), going.tolist(), strict=True):
                 if goes_on:
                     outputs[row].append(value)
+            if ended is not None:
+                going &= torch.tensor([not ended(outputs[row]) for row in alive], device=going.device)
+            left = int((~going).sum())
+            count(len(alive) + left * (max_new_tokens - step - 1))
             if step == max_new_tokens - 1 or not going.any():
                 break
             if not going.all():
@@ -173,6 +179,7 @@ def _complete_alone(
     ends: Sequence[int],
     count: Callable[[int], object],
     on_rows: OnRows | None,
+    ended: Ended | None,
 ) -> list[list[int]]:
     """One row through transformers' own generation, which knows every kind of state."""
     if on_rows is not None:
@@ -191,7 +198,7 @@ def _complete_alone(
 def _read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int, share: bool = True) -> _Prefill:
     """Read the prompts into a cache: the shared start once, its keys and values then repeated for every row."""
     cache = DynamicCache(config=model.hf.config)
-    shared = _shared_start(model, rows, cache, new_tokens) if share else 0
+    shared = _shared_start(rows, cache, new_tokens) if share else 0
     tails = [list(row[shared:]) for row in rows]
     width = max(len(tail) for tail in tails)
     ids = torch.tensor([[0] * (width - len(tail)) + tail for tail in tails])
@@ -212,19 +219,16 @@ def _read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: i
     return _Prefill(logits, mask, positions[:, -1:], cache)
 
 
-def _shared_start(model: ChatModel, rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens: int) -> int:
-    """How many leading tokens to read once for all rows; 0 where that would not pay or not be exact."""
-    prefix = list(model.chat.prefix)
-    if len(rows) < 2 or not prefix:
-        return 0
-    room = min(len(row) for row in rows) - len(model.chat.suffix)
-    if room < len(prefix) or any(list(row[: len(prefix)]) != prefix for row in rows):
+def _shared_start(rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens: int) -> int:
+    """How many leading tokens to read once for all rows; 0 where that would not be exact."""
+    if len(rows) < 2:
         return 0
     longest = max(len(row) for row in rows) + new_tokens
     for layer in cache.layers:
         if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < longest:
             return 0  # padding after the shared start would shift the window
-    return len(prefix)
+    together = zip(*(row[:-1] for row in rows), strict=False)  # each row keeps a token of its own
+    return next((i for i, tokens in enumerate(together) if len(set(tokens)) > 1), min(len(row) for row in rows) - 1)
 
 
 def _cache_bytes_per_token(model: ChatModel) -> int:

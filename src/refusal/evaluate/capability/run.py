@@ -1,0 +1,168 @@
+"""Run benchmarks of ability on a loaded model under interventions, in this process."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from refusal.batches import BatchSize, is_out_of_memory
+from refusal.errors import ConfigError, NonFiniteError, OutOfMemoryError
+from refusal.evaluate.capability.harness import hosted, require
+from refusal.evaluate.capability.results import ItemResult, TaskRun
+from refusal.evaluate.capability.tasks import Loaded, Spec, choose_items, load_task
+from refusal.interventions import Intervention
+from refusal.model import ChatModel
+
+log = logging.getLogger(__name__)
+
+FEWSHOT_SEED = 1234  # lm-eval's default
+PREFERRED = "acc_norm"  # where a task has it (ARC, HellaSwag): what the paper's table and the leaderboards report
+
+
+def run_tasks(
+    model: ChatModel,
+    interventions: Sequence[Intervention],
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    data_dir: Path | None = None,
+    seed: int = 42,
+    apply_chat_template: bool = False,
+    max_gen_toks: int | None = None,
+    exact: bool = False,
+    batch_size: int | None = None,
+    name: str = "capability",
+) -> dict[str, TaskRun]:
+    """Run lm-eval's ``tasks`` with ``interventions`` active, and give its numbers item by item.
+
+    Args:
+        tasks: names of lm-eval's tasks, groups or tags; ``name:N`` for N worked examples instead of the task's own.
+        limit: items per task or group, a seeded random choice; by default all.
+        data_dir: a folder of data files; tasks whose files it holds (docs/capability.md) need no network.
+        seed: of the choice of items: the same ones whatever the model and the interventions.
+        apply_chat_template: put prompts into the model's chat format, thinking off; lm-eval's default is not to.
+        max_gen_toks: longest generated answer in tokens; by default what the task says, else lm-eval's 256.
+        exact: run lm-eval's own ``HFLM`` as it is, bit for bit; by default what requests begin with in common is read
+            once, which is faster and changes numbers by rounding only.
+        batch_size: prompts at once under ``exact``; lm-eval's default is 1.
+        name: of the progress.
+
+    Raises:
+        ConfigError: lm-eval is not installed, an unknown task, or data that are missing or malformed.
+        NonFiniteError: a log-likelihood is NaN or infinite.
+        OutOfMemoryError: one prompt alone does not fit.
+    """
+    if not tasks or (limit is not None and limit < 1):
+        raise ConfigError(
+            f"There is nothing to run: tasks {list(tasks)}, limit {limit}. Name a task, or a limit over 0."
+        )
+    require()
+    from refusal.evaluate.capability.shared import counted, make_harness
+
+    found = {}
+    for spec in map(Spec.parse, tasks):
+        label = f"{name}: {spec.text}"
+        with hosted(label), ExitStack() as stack:
+            loaded = load_task(spec, data_dir)
+            items = choose_items(loaded, limit, seed)
+            lm = make_harness(model, label, exact, batch_size, thinking=False if apply_chat_template else None)
+            _limit_answers(loaded, max_gen_toks, lm)
+            if exact:
+                stack.enter_context(counted(model))
+            with model.apply(*interventions):
+                results = _evaluate(lm, loaded, items, apply_chat_template, model.chat.system)
+        found[spec.text] = _task_run(loaded, results)
+    return found
+
+
+def _limit_answers(loaded: Loaded, max_gen_toks: int | None, lm: Any) -> None:
+    """Set the length of generated answers, and make sure that it leaves room for a prompt."""
+    for name, task in loaded.tasks.items():
+        if task.OUTPUT_TYPE != "generate_until":
+            continue
+        if max_gen_toks is not None:
+            task.set_config("generation_kwargs", {"max_gen_toks": max_gen_toks}, update=True)
+        wanted = task.config.generation_kwargs.get("max_gen_toks", lm.max_gen_toks)
+        if not 0 < wanted < lm.max_length:
+            raise ConfigError(
+                f"{name} cannot write answers of {wanted} tokens with a model of {lm.max_length} tokens in all. "
+                "Give another --max-gen-toks."
+            )
+
+
+def _evaluate(lm: Any, loaded: Loaded, items: dict[str, list[int]], chat: bool, system: str | None) -> dict[str, Any]:
+    """lm-eval's results for the chosen items; out of memory, once more with half as many prompts at once."""
+    from lm_eval.evaluator import evaluate
+
+    chosen = {name: loaded.tasks[name] for name in items}
+    size = BatchSize(int(lm.batch_size_per_gpu))
+    while True:
+        for task in chosen.values():
+            task.set_fewshot_seed(FEWSHOT_SEED)
+        try:
+            results: dict[str, Any] = evaluate(
+                lm,
+                {"tasks": chosen, "groups": loaded.groups},
+                samples=items,
+                bootstrap_iters=0,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=True,
+                system_instruction=system if chat else None,
+            )
+            return results
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if size.value == 1:
+                raise OutOfMemoryError(
+                    f"A single prompt of {loaded.spec.text} does not fit into memory. Use a smaller model, "
+                    "--dtype bfloat16, fewer worked examples (task:N), or a device with more memory."
+                ) from error
+            size.halve(size.value)
+            lm.batch_size_per_gpu = size.value
+
+
+def _task_run(loaded: Loaded, results: dict[str, Any]) -> TaskRun:
+    """One row an item and metric, the main metric, and the aggregate."""
+    items: list[ItemResult] = []
+    mains: Counter[str] = Counter()
+    for task, samples in results["samples"].items():
+        _check_finite(task, samples)
+        rows = [row for sample in samples for row in _rows(task, sample)]
+        metrics = list(dict.fromkeys(row.metric for row in rows))
+        mains.update([PREFERRED] if PREFERRED in metrics else metrics[:1])
+        items += rows
+    aggregate = {
+        name: {key: float(value) for key, value in row.items() if isinstance(value, Real)}
+        for name, row in results["results"].items()
+    }
+    main = mains.most_common(1)[0][0] if mains else ""
+    items.sort(key=lambda item: item.metric != main)  # stable
+    shots = {name: int(loaded.tasks[name].get_config("num_fewshot")) for name in results["samples"]}
+    return TaskRun(loaded.spec.text, main, tuple(items), aggregate, shots, loaded.files)
+
+
+def _rows(task: str, sample: dict[str, Any]) -> list[ItemResult]:
+    id = f"{task}/{sample['doc_id']}-{sample['doc_hash'][:8]}"
+    suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
+    values = ((metric, sample[metric]) for metric in sample["metrics"])
+    return [ItemResult(id, float(value), metric + suffix) for metric, value in values if isinstance(value, Real)]
+
+
+def _check_finite(task: str, samples: Sequence[dict[str, Any]]) -> None:
+    numbers = (part for sample in samples for response in sample["resps"] for one in response for part in _parts(one))
+    if not all(math.isfinite(number) for number in numbers):
+        raise NonFiniteError(
+            f"The model gives log-likelihoods on {task} that are no numbers. "
+            "Use --dtype bfloat16 or float32, or a weaker intervention."
+        )
+
+
+def _parts(response: Any) -> list[float]:
+    """The numbers in one response: a log-likelihood with its greedy flag, a log-likelihood alone, or a text (none)."""
+    parts = response if isinstance(response, tuple) else (response,)
+    return [float(part) for part in parts if isinstance(part, Real)]
