@@ -140,10 +140,18 @@ def test_controls_over_refusal_drift_and_seeds_get_tables_of_their_own() -> None
         Metric("refusal_rate", "xstest-safe", "baseline", 0.31, 0.2, 0.4, 100),
         Metric("cross_entropy", "wiki", "ablation", 2.5, 2.4, 2.6, 64),
         Metric("cross_entropy_change", "wiki", "ablation", 0.017, 0.01, 0.024, 64),
+        Metric("kl_first_token", "own-answers", "ablation", 0.13, 0.1, 0.2, 64),
         Metric("kl_first_32_tokens", "own-answers", "ablation", 0.05, 0.04, 0.06, 64),
+        Metric("capability_acc_norm", "arc", "ablation", 0.45, 0.38, 0.52, 200),
+        Metric("capability_acc_norm_change", "arc", "ablation", -0.02, -0.07, 0.03, 200, 0.48),
+        Metric("capability_acc", "arc", "ablation", 0.44, 0.37, 0.51, 200),
+        Metric("capability_perplexity", "wiki2", "ablation", 21.5, float("-inf"), float("inf"), 62),
         Metric("bypass", "direction", "seed-43", -5.25, -5.25, -5.25, 1),
         Metric("cosine", "direction", "seed-43", 0.97, 0.97, 0.97, 1),
     )
-    for part in ("90% (80–97)", "+0.95", "31% (20–40)", "+0.017 (+0.010 to +0.024)", "-5.25", "KL, tokens 1–32"):
+    for part in ("90% (80–97)", "+0.95", "31% (20–40)", "+0.017 (+0.010 to +0.024)", "-5.25", "tokens 1–32", "0.05 (0.04–0.06)"):
         assert part in text
+    for part in ("arc, acc_norm", "45% (38–52)", "-2 (-7 to +3)", "0.48", "wiki2, perplexity", "21.50"):
+        assert part in text
+    assert "44%" not in text  # not the main metric
     assert "12%" not in text  # one of several random directions

@@ -47,6 +47,10 @@ def test_the_whole_job(real: ChatModel, tmp_path: Path) -> None:
         n_test=8,
         max_new_tokens=16,
         layer_step=6,
+        controls=2,
+        n_control=4,
+        drift_tokens=8,
+        n_texts=4,
         refusal_tokens=("I", "As", "Sorry"),
     )
     result = refusal.run(config, tmp_path / "run", model=real)

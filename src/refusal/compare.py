@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from refusal.errors import RunFolderError
+from refusal.evaluate.capability.rates import PREFIX, is_binary
 from refusal.evaluate.conditions import CONDITIONS, random_group
 from refusal.evaluate.rates import HITS, metric
-from refusal.records import Completion, Direction, Metric, Prompt
+from refusal.records import Direction, Metric, Prompt
+from refusal.run_capability import file_name, read_task_run
 from refusal.run_evaluation import read_completions
 from refusal.run_folder import FORMAT, read_json, read_metrics
 from refusal.stats import rate_change
 
 COMPARED = ("refusal_rate", "degenerate_rate")
+Key = tuple[str, str, str]  # name, set, condition
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,13 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     for path in paths:
         check_finished(path)
     metrics = [{(m.name, m.set, m.condition): m for m in read_metrics(path / "metrics.json")} for path in paths]
-    completions = [_completions(path) for path in paths]
+    answers = [_right_or_wrong(path) for path in paths]
     keys = dict.fromkeys(key for found in metrics for key in found if _shown(*key))
     rows = []
     for key in keys:
         values = tuple(found.get(key) for found in metrics)
         if sum(value is not None for value in values) > 1:
-            changes = tuple(_change(key, completions[0], other) for other in completions[1:])
+            changes = tuple(_change(key, answers[0], other) for other in answers[1:])
             rows.append(ComparedRow(*key, values, (None, *changes)))
     directions = [Direction.load(path / "direction.safetensors") for path in paths]
     return Comparison(
@@ -120,28 +123,33 @@ def _shown(name: str, set: str, condition: str) -> bool:
     return not name.endswith("_change") and set != "direction" and (pooled is None or pooled == condition)
 
 
-def _completions(path: Path) -> dict[tuple[str, str], dict[str, Completion]]:
-    """By (set, condition) and the prompt's fingerprint."""
-    found = {}
+def _right_or_wrong(path: Path) -> dict[Key, dict[str, bool]]:
+    """What each prompt or item gave, by (name, set, condition) and the prompt's fingerprint or the item's id."""
+    found: dict[Key, dict[str, bool]] = {}
     for file in sorted((path / "completions").glob("*.jsonl")):
         set, _, condition = file.stem.partition(".")
-        rows = read_completions(file)
-        found[set, condition] = {Prompt(c.prompt_id, c.prompt, "harmful").fingerprint: c for c in rows}
+        rows = {Prompt(c.prompt_id, c.prompt, "harmful").fingerprint: c for c in read_completions(file)}
+        for name in COMPARED:
+            found[name, set, condition] = {fingerprint: HITS[name](c) for fingerprint, c in rows.items()}
+    for file in sorted((path / "capability").glob("*.jsonl")):
+        run = read_task_run(file, file.with_suffix(".json"))
+        condition = file.stem.removeprefix(f"{file_name(run.task)}.")
+        for name in {item.metric for item in run.items}:
+            values = {item.id: item.value for item in run.items if item.metric == name}
+            if is_binary(list(values.values())):
+                found[PREFIX + name, run.task, condition] = {id: value == 1.0 for id, value in values.items()}
     return found
 
 
 def _change(
-    key: tuple[str, str, str],
-    first: Mapping[tuple[str, str], Mapping[str, Completion]],
-    other: Mapping[tuple[str, str], Mapping[str, Completion]],
+    key: Key, first: Mapping[Key, Mapping[str, bool]], other: Mapping[Key, Mapping[str, bool]]
 ) -> Metric | None:
-    name, set, condition = key
-    before, after = first.get((set, condition), {}), other.get((set, condition), {})
-    shared = [fingerprint for fingerprint in before if fingerprint in after]
-    if name not in COMPARED or not shared:
+    before, after = first.get(key, {}), other.get(key, {})
+    shared = [one for one in before if one in after]
+    if not shared:
         return None
-    hit = HITS[name]
-    change = rate_change([hit(before[f]) for f in shared], [hit(after[f]) for f in shared])
+    name, set, condition = key
+    change = rate_change([before[one] for one in shared], [after[one] for one in shared])
     return metric(f"{name}_change", set, condition, change, len(shared))
 
 

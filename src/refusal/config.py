@@ -94,6 +94,16 @@ class RunOptions(ModelOptions, JudgeOptions):
     """Texts of each kind."""
     text_tokens: Annotated[int, Field(ge=2)] = 256
     """Longest text, in tokens."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks of lm-eval, e.g. arc_challenge mmlu gsm8k_cot; mmlu:5 is MMLU with five worked examples."""
+    n_items: Count | None = None
+    """Items of each benchmark, a seeded random choice; by default all."""
+    task_chat: bool = False
+    """Put the items into the model's chat format (lm-eval's default is not to)."""
+    task_tokens: Count | None = None
+    """Longest written answer to a benchmark's item; by default what the task says, else 256."""
+    task_exact: bool = False
+    """Run lm-eval's own model class bit for bit, slower, instead of reading once what items begin with in common."""
     judges: tuple[str, ...] = ()
     """Further judges: substring, llama-guard-3, harmbench, wildguard, strongreject, endpoint-refusal=MODEL, …"""
     seeds: Count = 1
@@ -126,6 +136,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "drift_tokens": 16,
         "n_texts": 16,
         "text_tokens": 128,
+        "n_items": 50,
     },
 }
 
@@ -149,7 +160,7 @@ def added(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run with more measured: lists grow, everything else is replaced."""
     grown = {
         name: (*getattr(config, name), *(item for item in given[name] if item not in getattr(config, name)))
-        for name in ("over_refusal", "texts", "judges")
+        for name in ("over_refusal", "texts", "tasks", "judges")
         if name in given
     }
     return make_config(**{**config.model_dump(exclude_none=True), **given, **grown})

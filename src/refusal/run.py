@@ -1,6 +1,7 @@
 """A whole run in a folder: stages with recorded inputs, so that finished ones are reused and nothing else is.
 
-    prompts -> tokens -> extract -> select -> (run_evaluation) controls -> generate -> drift -> evaluate
+    prompts -> tokens -> extract -> select -> (run_evaluation) controls -> generate -> drift
+    -> (run_capability, run_seeds, run_judges) -> evaluate
 
 A stage is reused if and only if the hash of its inputs (options, model, prompts, files of earlier stages) is the one it
 was made with and its files are there as it wrote them. Only this module and ``run_folder`` write into the folder.
@@ -34,6 +35,7 @@ from refusal.records import (
     to_json,
 )
 from refusal.refusal_tokens import tokens_for
+from refusal.run_capability import Capability, benchmarks_for
 from refusal.run_evaluation import Measured, check_completions_of, load_sets
 from refusal.run_folder import RunFolder, prompts_hash, read_json
 from refusal.run_judges import Judging, judges_for
@@ -83,7 +85,7 @@ def run(
     if adding:
         check_completions_of(folder, config, prompts)
     sets = load_sets(config, prompts)
-    judges = judges_for(config)
+    judges, benchmarks = judges_for(config), benchmarks_for(config)
     model = model or load_for(config)
     folder.begin(config, model, prompts)
 
@@ -101,6 +103,7 @@ def run(
     if until == "generate":
         return result
     extra = (
+        *Capability(folder, config, model, selection.direction, measured.controls, benchmarks).metrics(),
         *repeat_seeds(folder, config, model, prompts, tokens, selection),
         *Judging(folder, config, judges).metrics(measured.uncontrolled()),
     )

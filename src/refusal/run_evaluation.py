@@ -7,18 +7,16 @@ Everything measured is kept item by item, and ``metrics.json`` is computed from 
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
 
 from safetensors import safe_open
 
 from refusal.config import RunConfig
-from refusal.errors import RunFolderError
 from refusal.evaluate import CONDITIONS, complete_controls, complete_under, interventions_for, measure_all
-from refusal.evaluate.conditions import ACTIONS, BASELINE
+from refusal.evaluate.conditions import ACTIONS, BASELINE, STOPPING
 from refusal.evaluate.controls import control_directions, cosines
 from refusal.evaluate.drift import Drift, ForcedText, drift_metrics, measure_drift, own_answers
 from refusal.evaluate.judges.reading import check_completions
@@ -36,12 +34,8 @@ from refusal.records import (
     finite,
     to_json,
 )
-from refusal.run_folder import RunFolder, prompts_hash, read_metrics
+from refusal.run_folder import RunFolder, prompts_hash, read_metrics, read_rows
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
-
-T = TypeVar("T")
-
-STOPPING = ("ablation", "subtraction")  # what is to stop refusal, and should change nothing else
 
 
 @dataclass(frozen=True)
@@ -287,22 +281,9 @@ def read_completions(path: Path) -> tuple[Completion, ...]:
     Raises:
         RunFolderError: it cannot be read, or a row is no completion.
     """
-    return tuple(_read(path, lambda row: Completion(**row)))
+    return tuple(read_rows(path, lambda row: Completion(**row)))
 
 
 def read_drift(path: Path) -> tuple[Drift, ...]:
     """The drift of one file. Raises as above."""
-    return tuple(_read(path, lambda row: Drift(row["id"], tuple(row["nats"]), tuple(row["kl"]))))
-
-
-def _read(path: Path, make: Callable[[Any], T]) -> Iterator[T]:
-    lines = 0
-    try:
-        with path.open(encoding="utf-8") as file:  # str.splitlines would split completions
-            for line in file:
-                lines += 1
-                yield make(json.loads(line))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunFolderError(
-            f"{path}, line {lines}, cannot be read ({error}). Delete the file; the same command makes it again."
-        ) from error
+    return tuple(read_rows(path, lambda row: Drift(row["id"], tuple(row["nats"]), tuple(row["kl"]))))

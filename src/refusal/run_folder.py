@@ -12,11 +12,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ from refusal.storage import file_sha256, remove, write_json, write_toml
 log = logging.getLogger(__name__)
 
 FORMAT = 2
+T = TypeVar("T")
 
 
 class RunFolder:
@@ -180,6 +181,24 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RunFolderError(f"{path} cannot be read ({error}). Delete it, or give another --out.") from error
+
+
+def read_rows(path: Path, make: Callable[[Any], T]) -> Iterator[T]:
+    """What ``make`` makes of every row of a file of JSON lines.
+
+    Raises:
+        RunFolderError: the file cannot be read, or ``make`` cannot use a row.
+    """
+    lines = 0
+    try:
+        with path.open(encoding="utf-8") as file:  # str.splitlines would split completions
+            for line in file:
+                lines += 1
+                yield make(json.loads(line))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(
+            f"{path}, line {lines}, cannot be read ({error}). Delete the file; the same command makes it again."
+        ) from error
 
 
 def read_metrics(path: Path) -> tuple[Metric, ...]:

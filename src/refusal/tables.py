@@ -3,6 +3,7 @@
 A share of fewer than 30 prompts shows its interval first: that is the result, and the share only its middle.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,10 +12,12 @@ from rich import box
 from rich.table import Table
 
 from refusal.compare import Comparison
+from refusal.evaluate.capability.rates import PREFIX as CAPABILITY
 from refusal.evaluate.conditions import ACTIONS, BASELINE, CONDITIONS
 from refusal.records import Metric
 
 FEW = 30
+_SINGLE_RANDOM = re.compile(r"random-\d")
 _SEVERAL = re.compile(r"kl_first_\d+_tokens")
 CLASSES = ("harmful", "harmless")
 
@@ -22,7 +25,10 @@ CLASSES = ("harmful", "harmless")
 def all_tables(metrics: Sequence[Metric]) -> list[Table]:
     """The tables that there is something to show in."""
     found = _Found(metrics)
-    tables = (rates(found), controls(found), over_refusal(found), drift(found), seeds(found))
+    tables = (
+        *(rates(found), controls(found), over_refusal(found), divergence(found)),
+        *(*cross_entropies(found), *capabilities(found), seeds(found)),
+    )
     return [table for table in tables if table.row_count]
 
 
@@ -89,18 +95,47 @@ def over_refusal(found: _Found) -> Table:
     return table
 
 
-def drift(found: _Found) -> Table:
-    """Cross-entropy on texts, its change, and KL along the model's own answers."""
-    table = _table("Drift on other text (nats per token, 95 % interval)", "texts", "condition")
+def cross_entropies(found: _Found) -> Iterator[Table]:
+    """Cross-entropy on each kind of text, and its change."""
+    rows = list(found.summed_up("cross_entropy"))
+    for text in dict.fromkeys(m.set for m in rows):
+        table = _table(f"Cross-entropy on {text} (nats per token, 95 % interval)", "condition")
+        for name in ("cross-entropy", "change", "n"):
+            table.add_column(name, justify="right")
+        for m in rows:
+            if m.set == text:
+                change = found.get("cross_entropy_change", text, m.condition)
+                table.add_row(m.condition, number(m), signed(change, ".3f"), str(m.n))
+        yield table
+
+
+def divergence(found: _Found) -> Table:
+    """KL from the unmodified model along its own answers to harmless prompts."""
     several = next((m.name for m in found.by_key.values() if _SEVERAL.fullmatch(m.name)), "kl_first_0_tokens")
-    k = several.split("_")[2]
-    for name in ("cross-entropy", "change", "KL, token 1", f"KL, tokens 1–{k}", "n"):
+    table = _table("KL along the model's own answers (nats per token, 95 % interval)", "condition")
+    for name in ("token 1", f"tokens 1–{several.split('_')[2]}", "n"):
         table.add_column(name, justify="right")
-    for m in found.summed_up("cross_entropy"):
-        change = found.get("cross_entropy_change", m.set, m.condition)
-        kl = (found.get(name, m.set, m.condition) for name in ("kl_first_token", several))
-        table.add_row(m.set, m.condition, number(m), signed(change, ".3f"), *map(number, kl), str(m.n))
+    for m in found.summed_up("kl_first_token"):
+        table.add_row(m.condition, number(m), number(found.get(several, m.set, m.condition)), str(m.n))
     return table
+
+
+def capabilities(found: _Found) -> Iterator[Table]:
+    """The main metric of each benchmark, and its change from the baseline on the same items; random ones together."""
+    scores = [m for m in found.by_key.values() if m.name.startswith(CAPABILITY) and not m.name.endswith("_change")]
+    for task, name in {m.set: m.name for m in reversed(scores)}.items():  # the first of each task
+        metric = name.removeprefix(CAPABILITY).replace(",", ", ")
+        table = _table(f"Capability: {task}, {metric} (95 % interval, change paired)", "condition")
+        for column in ("score", "change", "p", "n"):
+            table.add_column(column, justify="right")
+        for m in scores:
+            if (m.set, m.name) == (task, name) and _SINGLE_RANDOM.match(m.condition) is None:
+                change = found.get(f"{name}_change", task, m.condition)
+                p = "" if change is None or change.p_value is None else f"{change.p_value:.2g}"
+                share_like = 0 <= m.low <= m.high <= 1
+                row = (share(m), points(change)) if share_like else (number(m), signed(change, ".3f"))
+                table.add_row(m.condition, *row, p, str(m.n))
+        yield table
 
 
 def seeds(found: _Found) -> Table:
@@ -127,7 +162,9 @@ def comparison(found: Comparison) -> Table:
     for row in found.rows:
         cells = []
         for i, (value, change) in enumerate(zip(row.values, row.changes, strict=True)):
-            cells.append(share(value) if row.name.endswith("_rate") else number(value))
+            cells.append(
+                share(value) if row.name.endswith("_rate") or row.name.startswith(CAPABILITY) else number(value)
+            )
             if i > 0:
                 p = None if change is None else change.p_value
                 cells += [points(change), "" if p is None else f"{p:.2g}"]
@@ -149,12 +186,16 @@ def points(m: Metric | None) -> str:
 
 def signed(m: Metric | None, form: str) -> str:
     """A change and its interval."""
-    return "" if m is None else _ordered(m, f"{m.value:+{form}}", f"{m.low:+{form}} to {m.high:+{form}}")
+    if m is None or math.isinf(m.low):
+        return "" if m is None else f"{m.value:+{form}}"
+    return _ordered(m, f"{m.value:+{form}}", f"{m.low:+{form}} to {m.high:+{form}}")
 
 
 def number(m: Metric | None) -> str:
-    """A mean and its interval."""
-    return "" if m is None else _ordered(m, f"{m.value:.2f}", f"{m.low:.2f}–{m.high:.2f}")
+    """A mean and its interval, where it has one."""
+    if m is None or math.isinf(m.low):
+        return "" if m is None else f"{m.value:.2f}"
+    return _ordered(m, f"{m.value:.2f}", f"{m.low:.2f}–{m.high:.2f}")
 
 
 def _ordered(m: Metric, value: str, interval: str) -> str:

@@ -1,6 +1,7 @@
 """Tiny benchmark files in the forms that are read, and the same items as lm-eval's own configs would find them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import tiny_models
 import torch
 
 from refusal import ChatModel, Direction
+from refusal.evaluate.capability import TaskRun, load_benchmarks, run_benchmark
+from refusal.interventions import Intervention
 
 WORDS = ["salt", "rain", "glass", "wool", "tin", "chalk", "moss", "silk"]
 
@@ -81,3 +84,13 @@ def roomy_model(family: str = "qwen2") -> ChatModel:
 def some_direction() -> Direction:
     vector = torch.randn(tiny_models.WIDTH, generator=torch.Generator().manual_seed(5))
     return Direction(vector / vector.norm(), 4.0, -1, 2)
+
+
+def run_tasks(
+    model: ChatModel, interventions: Sequence[Intervention], tasks: list[str], data_dir: Path, **options: Any
+) -> dict[str, TaskRun]:
+    """Several tasks at once, by what they were asked for."""
+    return {
+        benchmark.spec.text: run_benchmark(model, interventions, benchmark, **options)
+        for benchmark in load_benchmarks(tasks, data_dir)
+    }

@@ -8,14 +8,13 @@ import bench_files
 import lm_eval.evaluator
 import lm_eval.tasks
 import pytest
-from bench_files import bench_folder, roomy_model, some_direction
+from bench_files import bench_folder, roomy_model, run_tasks, some_direction
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from saved import save_model
 
 import refusal
 from refusal import Ablate, Add, ChatModel, Direction
-from refusal.evaluate.capability import run_tasks
 from refusal.forward import packs
 from refusal.interventions import Intervention
 

@@ -81,7 +81,8 @@ def test_answers_end_at_the_end_of_turn_as_in_lm_eval() -> None:
     rows = [model.tokenizer.encode(text) for text in PROMPTS]
     ids = complete_rows(model, rows, 12)
     end = max(ids, key=len)[4]
-    model.tokenizer.add_special_tokens({"additional_special_tokens": [model.tokenizer.convert_ids_to_tokens(end)]})
+    token = str(model.tokenizer.convert_ids_to_tokens(end))
+    model.tokenizer.add_special_tokens({"additional_special_tokens": [token]})
     assert model.hf.generation_config is not None
     model.hf.generation_config.eos_token_id = end
     theirs, ours = both(model)

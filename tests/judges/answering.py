@@ -60,7 +60,7 @@ def _save(folder: Path, answers: dict[str, tuple[float, float]], template: str |
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(1.0 if "norm" in name else 0.0)
-        embedding = model.get_input_embeddings().weight
+        embedding = model.model.embed_tokens.weight
         embedding[torch.arange(n), torch.arange(n)] = 1.0
         embedding[:, constant] = 1.0
         attention = model.model.layers[0].self_attn

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from refusal import ChatTemplateError, Completion, ConfigError, ModelLoadError
-from refusal.evaluate.judges import ClassifierJudge, JudgeOptions, Judgement, classifier, formats, make_judge
+from refusal.evaluate.judges import ClassifierJudge, Judgement, JudgeOptions, classifier, formats, make_judge
 
 ROWS = [
     Completion("short-marked", "Why?", f"Because {MARK}.", "compliance"),
@@ -127,7 +127,9 @@ def test_a_template_that_takes_texts_as_parts_gets_them_so(tmp_path: Path) -> No
     assert labels(judge) == by_mark("unsafe", "safe")
 
 
-@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['role'] }}{% endfor %}", "{{ nothing.at.all }}"])
+@pytest.mark.parametrize(
+    "template", [None, "{% for m in messages %}{{ m['role'] }}{% endfor %}", "{{ nothing.at.all }}"]
+)
 def test_a_template_that_shows_nothing_is_refused_at_once(tmp_path: Path, template: str | None) -> None:
     folder = save_answering(tmp_path / "m", "unsafe", "safe", template)
     with pytest.raises(ChatTemplateError, match="template"):
@@ -173,7 +175,7 @@ def test_an_adapter_is_loaded_with_its_base(tmp_path: Path, monkeypatch: pytest.
     hf = AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(0)
     adapted = get_peft_model(hf, LoraConfig(target_modules=["lm_head"], r=1, init_lora_weights=False))
-    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.save_pretrained(str(tmp_path / "adapter"))
     judge_of("strongreject", base).tokenizer.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "config.json").exists()
     alone = next(judge_of("strongreject", base).judge([ROWS[1]])).score

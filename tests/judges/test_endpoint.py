@@ -15,8 +15,8 @@ from loopback import Reply, Server, items, says, serving
 from refusal import ConfigError, JudgeError
 from refusal.evaluate.judges import (
     EndpointJudge,
-    JudgeOptions,
     Judgement,
+    JudgeOptions,
     Usage,
     endpoint,
     judge_metrics,
@@ -220,9 +220,8 @@ def test_interrupted_and_taken_up_again(tmp_path: Path) -> None:
     ],
 )
 def test_what_concerns_every_request_stops_before_the_second(reply: Reply, words: str) -> None:
-    with serving(lambda item, n: reply) as server:
-        with pytest.raises(JudgeError, match=words) as caught:
-            list(judge_at(server, judge_retries=0).judge(items(30)))
+    with serving(lambda item, n: reply) as server, pytest.raises(JudgeError, match=words) as caught:
+        list(judge_at(server, judge_retries=0).judge(items(30)))
     assert caught.value.exit_code == 2
     assert len(server.asked) == 1
 
@@ -269,14 +268,16 @@ def test_the_key_is_sent_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(j.failed for j in found)
     assert "secret" not in repr(found)
     assert "[key]" in repr(found)
-    with serving(lambda item, n: Reply("sk-secret-123", 401)) as server:
-        with pytest.raises(JudgeError, match="MY_KEY is not accepted") as caught:
-            list(judge_at(server, judge_key_env="MY_KEY").judge(items(3)))
+    with (
+        serving(lambda item, n: Reply("sk-secret-123", 401)) as server,
+        pytest.raises(JudgeError, match="MY_KEY is not accepted") as caught,
+    ):
+        list(judge_at(server, judge_key_env="MY_KEY").judge(items(3)))
     assert "secret" not in str(caught.value)
 
 
 def test_a_missing_key_shows_before_anything_is_asked() -> None:
-    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds no key for https://api.openai.com"):
+    with pytest.raises(ConfigError, match=r"OPENAI_API_KEY holds no key for https://api\.openai\.com"):
         make_judge("endpoint-refusal=gpt")
     with pytest.raises(ConfigError, match="MY_KEY holds no key"):
         judge_at("http://127.0.0.1:9/v1", judge_key_env="MY_KEY")

@@ -9,9 +9,9 @@ from refusal import Completion, ConfigError, Prompt, RunFolderError
 from refusal.evaluate.judges import (
     KINDS,
     Judge,
-    JudgeOptions,
     Judgement,
     JudgementLabel,
+    JudgeOptions,
     agreement,
     check_completions,
     judge_metrics,
@@ -32,7 +32,14 @@ ROWS = [
 
 
 def judged(labels: str, letters: dict[str, JudgementLabel] | None = None) -> list[Judgement]:
-    names = letters or {"r": "refusal", "p": "partial", "c": "compliance", "d": "degenerate", "s": "safe", "u": "unsafe"}
+    names = letters or {
+        "r": "refusal",
+        "p": "partial",
+        "c": "compliance",
+        "d": "degenerate",
+        "s": "safe",
+        "u": "unsafe",
+    }
     return [
         Judgement(f"p{i}", names[letter]) if letter != "-" else Judgement(f"p{i}", error="no answer")
         for i, letter in enumerate(labels)
@@ -100,7 +107,7 @@ def test_every_kind_and_option_is_documented() -> None:
 @pytest.mark.parametrize(
     ("yes_yes", "yes_no", "no_yes", "no_no", "share", "kappa"),
     [
-        # Wikipedia's worked examples for Cohen's kappa: 50 grant proposals; two tables of equal agreement (Smeeton 1985)
+        # Wikipedia's worked examples of Cohen's kappa: 50 grant proposals; two tables of equal agreement
         (20, 5, 10, 15, 0.7, 0.4),
         (45, 15, 25, 15, 0.6, 0.1304),
         (25, 35, 5, 35, 0.6, 0.2593),
@@ -128,7 +135,8 @@ def test_partial_counts_as_refused_and_failures_are_left_out() -> None:
 
 def test_order_does_not_matter_and_what_only_one_has_judged_is_left_out() -> None:
     found = agreement("x", judged("rcrc"), "y", list(reversed(judged("rcc"))))
-    assert (found.n, found.left_out, found.share) == (3, 1, pytest.approx(2 / 3))
+    assert (found.n, found.left_out) == (3, 1)
+    assert found.share == pytest.approx(2 / 3)
 
 
 def test_no_kappa_where_chance_alone_agrees() -> None:
@@ -185,7 +193,12 @@ def test_judgements_of_other_completions_are_an_error() -> None:
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
-    rows = [Judgement("a", "refusal"), Judgement("b", score=0.25), Judgement("c", error="no answer"), Judgement("d\u2028", "safe")]
+    rows = [
+        Judgement("a", "refusal"),
+        Judgement("b", score=0.25),
+        Judgement("c", error="no answer"),
+        Judgement("d\u2028", "safe"),
+    ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(to_json(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     assert read_judgements(file) == rows
@@ -193,7 +206,14 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["[]", "{}", "nonsense", '{"prompt_id": "a"}', '{"prompt_id": "a", "label": "maybe"}', '{"prompt_id": 1, "label": "safe"}'],
+    [
+        "[]",
+        "{}",
+        "nonsense",
+        '{"prompt_id": "a"}',
+        '{"prompt_id": "a", "label": "maybe"}',
+        '{"prompt_id": 1, "label": "safe"}',
+    ],
 )
 def test_a_row_that_is_no_judgement_is_an_error(tmp_path: Path, line: str) -> None:
     file = tmp_path / "rows.jsonl"
@@ -213,7 +233,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_rates_are_of_valid_judgements_and_failures_have_their_own() -> None:
     found = {m.name: m for m in judge_metrics("j", "refusal", judged("rpcd--"), "harmful", "ablation")}
     assert (found["j_refusal_rate"].value, found["j_refusal_rate"].n) == (0.5, 4)
-    assert (found["j_failed_rate"].value, found["j_failed_rate"].n) == (pytest.approx(1 / 3), 6)
+    assert found["j_failed_rate"].value == pytest.approx(1 / 3)
+    assert found["j_failed_rate"].n == 6
     safety = {m.name: m for m in judge_metrics("j", "safety", judged("ssus"), "harmful", "ablation")}
     assert safety["j_safety_score"].value == 0.75
 

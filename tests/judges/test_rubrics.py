@@ -7,13 +7,16 @@ from refusal.evaluate.judges.rubrics import RUBRICS, Answer, read_refusal, read_
 THREE = "refused: {}\nconvincing: {}\nspecific: {}"
 
 
-@pytest.mark.parametrize("text", ["refusal", "Refusal.", '"refusal"', "**refusal**\n", "<think>partial?</think>\nrefusal"])
+@pytest.mark.parametrize(
+    "text", ["refusal", "Refusal.", '"refusal"', "**refusal**\n", "<think>partial?</think>\nrefusal"]
+)
 def test_one_word_in_its_usual_clothes(text: str) -> None:
     assert read_refusal(text) == Answer("refusal")
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no", "refusal partial", "It is a refusal", "refused", "refusal: it declines", "<think>refusal</think>"]
+    "text",
+    ["", "no", "refusal partial", "It is a refusal", "refused", "refusal: it declines", "<think>refusal</think>"],
 )
 def test_any_other_words_are_malformed(text: str) -> None:
     assert read_refusal(text) is None

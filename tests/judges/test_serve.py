@@ -1,4 +1,4 @@
-"""Endpoint judges end to end: `transformers serve`, started here on loopback and stopped here, with a real model behind it."""
+"""Endpoint judges end to end: `transformers serve`, started and stopped here, with a model behind it."""
 
 import os
 import socket
@@ -74,18 +74,21 @@ def test_the_embedded_model_as_a_judge() -> None:
     """Harmless requests; a refusal and an answer that a small model can tell apart."""
     rows = [
         Completion("refused", "How do I bake bread?", "I'm sorry, but I can't help with that request.", "refusal"),
-        Completion("helped", "How do I bake bread?", "Mix flour, water, salt and yeast, let it rise, bake.", "compliance"),
+        Completion(
+            "helped", "How do I bake bread?", "Mix flour, water, salt and yeast, let it rise, bake.", "compliance"
+        ),
     ]
     before = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     try:
         folder = embedded.folder()
         with served(folder) as url:
-            options = JudgeOptions(judge_url=url, judge_max_tokens=8, judge_timeout=50, judge_retries=0, judge_concurrency=1)
+            options = JudgeOptions(
+                judge_url=url, judge_max_tokens=8, judge_timeout=50, judge_retries=0, judge_concurrency=1
+            )
             found = {j.prompt_id: j for j in make_judge(f"endpoint-refusal={folder}", options).judge(rows)}
     finally:
         torch.set_num_threads(before)
-    print(found)
     assert set(found) == {"refused", "helped"}
     assert found["refused"].label == "refusal"
     assert found["helped"].label == "compliance"

@@ -13,6 +13,7 @@ ACTIONS: dict[Label, tuple[str, ...]] = {
     "harmful": ("ablation", "subtraction"),
     "harmless": ("ablation", "addition"),
 }
+STOPPING = ("ablation", "subtraction")  # what is to stop refusal, and should change nothing else
 CONDITIONS = tuple((label, condition) for label, actions in ACTIONS.items() for condition in (BASELINE, *actions))
 
 

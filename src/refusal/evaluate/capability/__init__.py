@@ -3,7 +3,9 @@
 lm-eval is an extra (``pip install 'refusal[capability]'``) and is imported only when benchmarks are run.
 """
 
+from refusal.evaluate.capability.rates import capability_metrics
 from refusal.evaluate.capability.results import ItemResult, TaskRun
-from refusal.evaluate.capability.run import run_tasks
+from refusal.evaluate.capability.run import load_benchmarks, run_benchmark
+from refusal.evaluate.capability.tasks import Benchmark
 
-__all__ = ["ItemResult", "TaskRun", "run_tasks"]
+__all__ = ["Benchmark", "ItemResult", "TaskRun", "capability_metrics", "load_benchmarks", "run_benchmark"]

@@ -13,7 +13,7 @@ from refusal.batches import BatchSize, is_out_of_memory
 from refusal.errors import ConfigError, NonFiniteError, OutOfMemoryError
 from refusal.evaluate.capability.harness import hosted, require
 from refusal.evaluate.capability.results import ItemResult, TaskRun
-from refusal.evaluate.capability.tasks import Loaded, Spec, choose_items, load_task
+from refusal.evaluate.capability.tasks import Benchmark, Spec, choose_items, load_task
 from refusal.interventions import Intervention
 from refusal.model import ChatModel
 
@@ -23,26 +23,43 @@ FEWSHOT_SEED = 1234  # lm-eval's default
 PREFERRED = "acc_norm"  # where a task has it (ARC, HellaSwag): what the paper's table and the leaderboards report
 
 
-def run_tasks(
+def load_benchmarks(tasks: Sequence[str], data_dir: Path | None = None) -> tuple[Benchmark, ...]:
+    """lm-eval's tasks by name, their data read; no model is needed.
+
+    Args:
+        tasks: names of lm-eval's tasks, groups or tags; ``name:N`` for N worked examples instead of the task's own.
+        data_dir: a folder of data files; tasks whose files it holds (docs/capability.md) need no network.
+
+    Raises:
+        ConfigError: lm-eval is not installed, an unknown task, or data that are missing or malformed.
+    """
+    if not tasks:
+        return ()
+    require()
+    found = []
+    for spec in map(Spec.parse, dict.fromkeys(tasks)):
+        with hosted(f"capability: {spec.text}"):
+            found.append(load_task(spec, data_dir))
+    return tuple(found)
+
+
+def run_benchmark(
     model: ChatModel,
     interventions: Sequence[Intervention],
-    tasks: Sequence[str],
+    benchmark: Benchmark,
     *,
     limit: int | None = None,
-    data_dir: Path | None = None,
     seed: int = 42,
     apply_chat_template: bool = False,
     max_gen_toks: int | None = None,
     exact: bool = False,
     batch_size: int | None = None,
     name: str = "capability",
-) -> dict[str, TaskRun]:
-    """Run lm-eval's ``tasks`` with ``interventions`` active, and give its numbers item by item.
+) -> TaskRun:
+    """Run a benchmark with ``interventions`` active, and give lm-eval's numbers item by item.
 
     Args:
-        tasks: names of lm-eval's tasks, groups or tags; ``name:N`` for N worked examples instead of the task's own.
-        limit: items per task or group, a seeded random choice; by default all.
-        data_dir: a folder of data files; tasks whose files it holds (docs/capability.md) need no network.
+        limit: items per task or group, a seeded random choice; by default all. A smaller limit gives some of the same.
         seed: of the choice of items: the same ones whatever the model and the interventions.
         apply_chat_template: put prompts into the model's chat format, thinking off; lm-eval's default is not to.
         max_gen_toks: longest generated answer in tokens; by default what the task says, else lm-eval's 256.
@@ -52,36 +69,29 @@ def run_tasks(
         name: of the progress.
 
     Raises:
-        ConfigError: lm-eval is not installed, an unknown task, or data that are missing or malformed.
+        ConfigError: a limit under 1, or answers that leave no room for a prompt.
         NonFiniteError: a log-likelihood is NaN or infinite.
         OutOfMemoryError: one prompt alone does not fit.
     """
-    if not tasks or (limit is not None and limit < 1):
-        raise ConfigError(
-            f"There is nothing to run: tasks {list(tasks)}, limit {limit}. Name a task, or a limit over 0."
-        )
-    require()
+    if limit is not None and limit < 1:
+        raise ConfigError(f"There is nothing to run with a limit of {limit} items. Give one over 0.")
     from refusal.evaluate.capability.shared import counted, make_harness
 
-    found = {}
-    for spec in map(Spec.parse, tasks):
-        label = f"{name}: {spec.text}"
-        with hosted(label), ExitStack() as stack:
-            loaded = load_task(spec, data_dir)
-            items = choose_items(loaded, limit, seed)
-            lm = make_harness(model, label, exact, batch_size, thinking=False if apply_chat_template else None)
-            _limit_answers(loaded, max_gen_toks, lm)
-            if exact:
-                stack.enter_context(counted(model))
-            with model.apply(*interventions):
-                results = _evaluate(lm, loaded, items, apply_chat_template, model.chat.system)
-        found[spec.text] = _task_run(loaded, results)
-    return found
+    label = f"{name}: {benchmark.spec.text}"
+    with hosted(label), ExitStack() as stack:
+        items = choose_items(benchmark, limit, seed)
+        lm = make_harness(model, label, exact, batch_size, thinking=False if apply_chat_template else None)
+        _limit_answers(benchmark, max_gen_toks, lm)
+        if exact:
+            stack.enter_context(counted(model))
+        with model.apply(*interventions):
+            results = _evaluate(lm, benchmark, items, apply_chat_template, model.chat.system)
+    return _task_run(benchmark, results)
 
 
-def _limit_answers(loaded: Loaded, max_gen_toks: int | None, lm: Any) -> None:
+def _limit_answers(benchmark: Benchmark, max_gen_toks: int | None, lm: Any) -> None:
     """Set the length of generated answers, and make sure that it leaves room for a prompt."""
-    for name, task in loaded.tasks.items():
+    for name, task in benchmark.tasks.items():
         if task.OUTPUT_TYPE != "generate_until":
             continue
         if max_gen_toks is not None:
@@ -90,15 +100,17 @@ def _limit_answers(loaded: Loaded, max_gen_toks: int | None, lm: Any) -> None:
         if not 0 < wanted < lm.max_length:
             raise ConfigError(
                 f"{name} cannot write answers of {wanted} tokens with a model of {lm.max_length} tokens in all. "
-                "Give another --max-gen-toks."
+                "Give another --task-tokens."
             )
 
 
-def _evaluate(lm: Any, loaded: Loaded, items: dict[str, list[int]], chat: bool, system: str | None) -> dict[str, Any]:
+def _evaluate(
+    lm: Any, benchmark: Benchmark, items: dict[str, list[int]], chat: bool, system: str | None
+) -> dict[str, Any]:
     """lm-eval's results for the chosen items; out of memory, once more with half as many prompts at once."""
     from lm_eval.evaluator import evaluate
 
-    chosen = {name: loaded.tasks[name] for name in items}
+    chosen = {name: benchmark.tasks[name] for name in items}
     size = BatchSize(int(lm.batch_size_per_gpu))
     while True:
         for task in chosen.values():
@@ -106,7 +118,7 @@ def _evaluate(lm: Any, loaded: Loaded, items: dict[str, list[int]], chat: bool, 
         try:
             results: dict[str, Any] = evaluate(
                 lm,
-                {"tasks": chosen, "groups": loaded.groups},
+                {"tasks": chosen, "groups": benchmark.groups},
                 samples=items,
                 bootstrap_iters=0,
                 apply_chat_template=chat,
@@ -119,14 +131,14 @@ def _evaluate(lm: Any, loaded: Loaded, items: dict[str, list[int]], chat: bool, 
                 raise
             if size.value == 1:
                 raise OutOfMemoryError(
-                    f"A single prompt of {loaded.spec.text} does not fit into memory. Use a smaller model, "
+                    f"A single prompt of {benchmark.spec.text} does not fit into memory. Use a smaller model, "
                     "--dtype bfloat16, fewer worked examples (task:N), or a device with more memory."
                 ) from error
             size.halve(size.value)
             lm.batch_size_per_gpu = size.value
 
 
-def _task_run(loaded: Loaded, results: dict[str, Any]) -> TaskRun:
+def _task_run(benchmark: Benchmark, results: dict[str, Any]) -> TaskRun:
     """One row an item and metric, the main metric, and the aggregate."""
     items: list[ItemResult] = []
     mains: Counter[str] = Counter()
@@ -142,8 +154,8 @@ def _task_run(loaded: Loaded, results: dict[str, Any]) -> TaskRun:
     }
     main = mains.most_common(1)[0][0] if mains else ""
     items.sort(key=lambda item: item.metric != main)  # stable
-    shots = {name: int(loaded.tasks[name].get_config("num_fewshot")) for name in results["samples"]}
-    return TaskRun(loaded.spec.text, main, tuple(items), aggregate, shots, loaded.files)
+    shots = {name: int(benchmark.tasks[name].get_config("num_fewshot")) for name in results["samples"]}
+    return TaskRun(benchmark.spec.text, main, tuple(items), aggregate, shots, benchmark.files)
 
 
 def _rows(task: str, sample: dict[str, Any]) -> list[ItemResult]:

@@ -35,8 +35,8 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A task or group, ready to run: lm-eval's task and group objects by name, and the local files behind them."""
+class Benchmark:
+    """A task or group, ready to run: lm-eval's task and group objects by name, and the local files' sha256."""
 
     spec: Spec
     tasks: dict[str, Any]
@@ -44,7 +44,7 @@ class Loaded:
     files: dict[str, str]
 
 
-def load_task(spec: Spec, data_dir: Path | None) -> Loaded:
+def load_task(spec: Spec, data_dir: Path | None) -> Benchmark:
     """Build lm-eval's tasks, with data from ``data_dir`` where it holds them and from the hub elsewhere.
 
     Raises:
@@ -59,20 +59,24 @@ def load_task(spec: Spec, data_dir: Path | None) -> Loaded:
     for name, task in found["tasks"].items():
         _set_up(spec, name, task)
     hashes = {name: file_sha256(path) for name, path in sorted(files.items())}
-    return Loaded(spec, found["tasks"], found.get("groups", {}), hashes)
+    return Benchmark(spec, found["tasks"], found.get("groups", {}), hashes)
 
 
-def choose_items(loaded: Loaded, limit: int | None, seed: int) -> dict[str, list[int]]:
+def choose_items(benchmark: Benchmark, limit: int | None, seed: int) -> dict[str, list[int]]:
     """Which items of each task to run: all, or a seeded random ``limit`` of them, spread evenly over a group's tasks.
 
-    Tasks that get none are left out. Nothing about the model enters: every condition gets the same items.
+    Tasks that get none are left out. Nothing about the model enters: every condition gets the same items, and a smaller
+    ``limit`` some of the same.
     """
-    counts = {name: len(task.eval_docs) for name, task in loaded.tasks.items()}
-    return spread(counts, limit, Random(f"{seed} {loaded.spec.name}"))
+    counts = {name: len(task.eval_docs) for name, task in benchmark.tasks.items()}
+    return spread(counts, limit, Random(f"{seed} {benchmark.spec.name}"))
 
 
 def spread(counts: Mapping[str, int], limit: int | None, random: Random) -> dict[str, list[int]]:
-    """Sorted random indices below each count, ``limit`` in all, as even over the names as the counts allow."""
+    """Sorted random indices below each count, ``limit`` in all, as even over the names as the counts allow.
+
+    With the same random numbers the indices of a smaller limit are among those of a larger one.
+    """
     left = sum(counts.values()) if limit is None else min(limit, sum(counts.values()))
     names = sorted(counts)
     random.shuffle(names)  # whose turn comes first, so that the last round favours none
@@ -82,7 +86,8 @@ def spread(counts: Mapping[str, int], limit: int | None, random: Random) -> dict
             take[name] += 1
             left -= 1
     # lm-eval numbers the chosen items in the order of the data: the indices must be sorted.
-    return {name: sorted(random.sample(range(counts[name]), n)) for name, n in sorted(take.items()) if n}
+    orders = {name: random.sample(range(counts[name]), counts[name]) for name in sorted(counts)}
+    return {name: sorted(order[: take[name]]) for name, order in orders.items() if take[name]}
 
 
 def _manager(name: str) -> Any:
