@@ -76,7 +76,7 @@ def collect(
     for label, pool in (("harmful", prompts.harmful), ("harmless", prompts.harmless)):
         total = _Sum(model, layers)
         kept, metrics, drawn = [], [], 0
-        work = _run_pool(model, pool, tokens, n, filter, f"collect {label}", total.layers)
+        work = run_pool(model, pool, tokens, n, filter, f"collect {label}", total.layers)
         for prompt, metric, activation in work:
             drawn += 1
             seen.add(prompt.fingerprint)
@@ -112,7 +112,7 @@ def draw_passing(
     """
     kept, metrics, drawn = [], [], 0
     seen: set[str] = set()
-    for prompt, metric, _ in _run_pool(model, pool, tokens, n, filter, f"filter {label}", 0):
+    for prompt, metric, _ in run_pool(model, pool, tokens, n, filter, f"filter {label}", 0):
         drawn += 1
         seen.add(prompt.fingerprint)
         if not filter or passes(prompt.label, metric):
@@ -175,7 +175,7 @@ class _Sum:
         return mean
 
 
-def _run_pool(
+def run_pool(
     model: ChatModel,
     pool: Sequence[Prompt],
     tokens: RefusalTokens,

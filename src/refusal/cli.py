@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -22,6 +22,7 @@ from refusal.inspection import inspect_model
 from refusal.interventions import Add
 from refusal.model import ChatModel, load
 from refusal.records import Direction
+from refusal.report import write_comparison, write_report
 from refusal.run import run as run_stages
 from refusal.run_folder import is_run_folder
 from refusal.weights.export import Kind, export_run
@@ -103,9 +104,37 @@ for _name, (_until, _help) in VERBS.items():
 
 
 @app.command
-def compare(*runs: Annotated[Path, Parameter(help="Folders of finished runs.")], json: Json = False) -> None:
+def report(
+    run: Annotated[Path, Parameter(help="Run folder, finished or not.")],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="The page; default RUN/report.html.")] = None,
+    show_completions: Annotated[
+        bool, Parameter(negative="", help="Also put the completions of harmful prompts into the page.")
+    ] = False,
+    figures: Annotated[
+        tuple[Literal["svg", "png", "pdf"], ...], Parameter(help="Formats of the figures in RUN/figures.")
+    ] = ("svg", "png"),
+    json: Json = False,
+) -> None:
+    """Write a run's page, its figures as files and its tables as CSV; what an unfinished run lacks stands on the page."""
+    page = write_report(run, out=out, show_completions=show_completions, formats=figures)
+    if json:
+        display.print_report(page)
+    else:
+        display.show_report(page)
+
+
+@app.command
+def compare(
+    *runs: Annotated[Path, Parameter(help="Folders of finished runs.")],
+    out: Annotated[Path | None, Parameter(help="Also write a page, such as compared.html.")] = None,
+    json: Json = False,
+) -> None:
     """Runs side by side (models, prompt sets, interventions), with paired tests where the prompts are the same."""
     found = compare_runs(runs)
+    if out is not None:
+        write_comparison(runs, out)
     if json:
         display.print_comparison(found)
     else:

@@ -15,7 +15,7 @@ from refusal.evaluate.rates import HITS, metric
 from refusal.records import Direction, Metric, Prompt
 from refusal.run_capability import file_name, read_task_run
 from refusal.run_evaluation import read_completions
-from refusal.run_folder import FORMAT, read_json, read_metrics
+from refusal.run_folder import read_json, read_manifest, read_metrics
 from refusal.stats import rate_change
 
 COMPARED = ("refusal_rate", "degenerate_rate")
@@ -88,11 +88,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 def check_finished(path: Path) -> None:
     """Raise RunFolderError unless a run with completions and metrics, of this format, is in the folder."""
-    if not (path / "manifest.json").is_file():
-        raise RunFolderError(f"{path} is no run folder: it has no manifest.json. Give a folder that refusal run made.")
-    found = read_json(path / "manifest.json").get("format")
-    if found != FORMAT:
-        raise RunFolderError(f"{path} holds a run of format {found}, this version reads {FORMAT}. Run it again.")
+    read_manifest(path)
     check_completed(path)
     if not (path / "metrics.json").is_file():
         raise RunFolderError(f"{path} holds no metrics.json: the run is not finished. Run the same command again.")

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import transformers
 from rich.console import Console
@@ -20,6 +21,7 @@ from refusal.progress import Advance, Listener, listening
 from refusal.records import RefusalTokens, Selection, finite, to_json
 from refusal.run import RunResult
 from refusal.tables import all_tables, comparison
+from refusal.visible import visible
 from refusal.weights import Exported
 
 err = Console(stderr=True)
@@ -116,7 +118,18 @@ def show_result(result: RunResult) -> None:
         show_selection(result.selection)
     for table in all_tables(result.metrics):
         err.print(table)
+    show_notice(f"Report: {result.folder / 'report.html'}")
     out.print(f"Run folder: {result.folder}", highlight=False, soft_wrap=True)
+
+
+def show_report(page: Path) -> None:
+    """Where the page is."""
+    out.print(f"Report: {page}", highlight=False, soft_wrap=True)
+
+
+def print_report(page: Path) -> None:
+    """The same as JSON on stdout."""
+    _write_json({"report": str(page)})
 
 
 def show_comparison(found: Comparison) -> None:
@@ -300,4 +313,4 @@ def show_notice(text: str) -> None:
 
 def show_reply(text: str) -> None:
     """A model's reply in the chat, control characters made visible."""
-    out.print("".join(c if c.isprintable() or c in "\n\t" else "�" for c in text), markup=False, highlight=False)
+    out.print(visible(text), markup=False, highlight=False)

@@ -1,7 +1,7 @@
 """A whole run in a folder: stages with recorded inputs, so that finished ones are reused and nothing else is.
 
-    prompts -> tokens -> extract -> select -> (run_evaluation) controls -> generate -> drift
-    -> (run_capability, run_seeds, run_judges) -> evaluate
+    prompts -> tokens -> extract -> select -> (run_projections) -> (run_evaluation) controls -> generate -> drift
+    -> (run_capability, run_seeds, run_judges) -> evaluate -> (report)
 
 A stage is reused if and only if the hash of its inputs (options, model, prompts, files of earlier stages) is the one it
 was made with and its files are there as it wrote them. Only this module and ``run_folder`` write into the folder.
@@ -12,33 +12,31 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from refusal.activations import collect
 from refusal.candidates import difference_in_means
 from refusal.config import RunConfig
 from refusal.errors import NoCandidateError
+from refusal.evaluate.capability import Benchmark
+from refusal.evaluate.judges import Judge
 from refusal.model import ChatModel, load
 from refusal.prompts import load_prompts
 from refusal.records import (
     Candidates,
-    CandidateScore,
-    ClassCount,
-    Direction,
     Metric,
     PromptSplits,
     RefusalTokens,
     Selection,
-    Stability,
-    Win,
     finite,
     to_json,
 )
 from refusal.refusal_tokens import tokens_for
+from refusal.report import write_report
 from refusal.run_capability import Capability, benchmarks_for
-from refusal.run_evaluation import Measured, check_completions_of, load_sets
-from refusal.run_folder import RunFolder, prompts_hash, read_json
+from refusal.run_evaluation import Measured, Sets, check_completions_of, load_sets
+from refusal.run_folder import RunFolder, prompts_hash
 from refusal.run_judges import Judging, judges_for
+from refusal.run_projections import project
+from refusal.run_records import read_candidates, read_selection, read_tokens
 from refusal.run_seeds import repeat_seeds
 from refusal.selection import explain, select
 from refusal.storage import file_sha256, write_json, write_tensors
@@ -88,7 +86,21 @@ def run(
     judges, benchmarks = judges_for(config), benchmarks_for(config)
     model = model or load_for(config)
     folder.begin(config, model, prompts)
+    write_json(folder.path / "categories.json", _categories(config, prompts, sets))
+    result = _stages(folder, config, model, prompts, sets, (judges, benchmarks), until)
+    write_report(folder.path, formats=config.figures)
+    return result
 
+
+def _stages(
+    folder: RunFolder,
+    config: RunConfig,
+    model: ChatModel,
+    prompts: PromptSplits,
+    sets: Sets,
+    more: tuple[dict[str, Judge], tuple[Benchmark, ...]],
+    until: str,
+) -> RunResult:
     tokens = _tokens(folder, config, model, prompts)
     candidates = _extract(folder, config, model, prompts, tokens)
     result = RunResult(folder.path, config, tokens, candidates)
@@ -96,12 +108,14 @@ def run(
         return result
     selection = _select(folder, config, model, prompts, candidates)
     result = replace(result, selection=selection)
+    project(folder, config, model, prompts.val, tokens, selection.direction)
     if until == "select":
         return result
     measured = Measured(folder, config, model, prompts, tokens, selection.direction, sets)
     measured.complete()
     if until == "generate":
         return result
+    judges, benchmarks = more
     extra = (
         *Capability(folder, config, model, selection.direction, measured.controls, benchmarks).metrics(),
         *repeat_seeds(folder, config, model, prompts, tokens, selection),
@@ -125,6 +139,16 @@ def load_for(config: RunConfig) -> ChatModel:
     )
 
 
+def _categories(config: RunConfig, prompts: PromptSplits, sets: Sets) -> dict[str, dict[str, str]]:
+    """The category of every prompt that is measured and has one, by set and id."""
+    test = prompts.test
+    measured = {"harmful": test.harmful[: config.n_test], "harmless": test.harmless[: config.n_test]}
+    return {
+        set: {prompt.id: prompt.category for prompt in pool if prompt.category}
+        for set, pool in {**measured, **sets.over_refusal}.items()
+    }
+
+
 def _tokens(folder: RunFolder, config: RunConfig, model: ChatModel, prompts: PromptSplits) -> RefusalTokens:
     path = folder.path / "refusal_tokens.json"
     inputs = {
@@ -137,9 +161,7 @@ def _tokens(folder: RunFolder, config: RunConfig, model: ChatModel, prompts: Pro
         write_json(path, to_json(tokens_for(model, prompts.train, config.refusal_tokens)))
 
     folder.stage("tokens", inputs, [path], work)
-    saved = read_json(path)
-    lists = {key: tuple(saved[key]) if saved[key] is not None else None for key in ("ids", "texts", "probabilities")}
-    return RefusalTokens(**{**saved, **lists})
+    return read_tokens(folder.path)
 
 
 def _extract(
@@ -177,9 +199,7 @@ def _extract(
         write_tensors(path, {"candidates": difference_in_means(activations).vectors}, metadata)
 
     folder.stage("extract", inputs, [path], work)
-    with safe_open(str(path), framework="pt") as file:
-        seen = frozenset(json.loads(file.metadata().get("seen", "[]")))
-        return Candidates(file.get_tensor("candidates"), tokens, model.name, config.seed, seen)
+    return read_candidates(folder.path, tokens, model.name, config.seed)
 
 
 def _select(
@@ -224,17 +244,7 @@ def _select(
         write_json(summary, finite({name: _plain(getattr(selection, name)) for name in kept}))
 
     folder.stage("select", inputs, [scores, direction, summary, stability], work)
-    saved = read_json(summary)
-    selection = Selection(
-        direction=Direction.load(direction),
-        score=CandidateScore(**saved["score"]),
-        scores=tuple(CandidateScore(**item) for item in read_json(scores)),
-        qualified=saved["qualified"],
-        rejected=saved["rejected"],
-        harmful_count=ClassCount(**saved["harmful_count"]),
-        harmless_count=ClassCount(**saved["harmless_count"]),
-        stability=_stability(read_json(stability)),
-    )
+    selection = read_selection(folder.path)
     if config.strict and not selection.qualified:
         why = explain(selection.scores, config.rule)
         raise NoCandidateError(f"{why} Run without --strict to go on with the closest one, marked unqualified.")
@@ -243,10 +253,3 @@ def _select(
 
 def _plain(value: Any) -> Any:
     return to_json(value) if hasattr(value, "__dataclass_fields__") else value
-
-
-def _stability(saved: dict[str, Any] | None) -> Stability | None:
-    if saved is None:
-        return None
-    winners = tuple(Win(**win) for win in saved["winners"])
-    return Stability(**{**saved, "winners": winners, "cosines": tuple(map(tuple, saved["cosines"]))})

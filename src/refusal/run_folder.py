@@ -139,6 +139,7 @@ class RunFolder:
             "seconds": round(time.perf_counter() - start, 2),
             "forward_tokens": self.model.forward_tokens - tokens,
             "peak_memory_bytes": _peak_memory(),
+            **{key: inputs[key] for key in ("direction",) if inputs.get(key)},  # so that one can see whose it is
         }
         self.save()
 
@@ -169,6 +170,24 @@ def prompts_hash(prompts: Sequence[Prompt]) -> str:
     for prompt in prompts:
         digest.update(f"{prompt.id}\0{prompt.text}\0{prompt.label}\n".encode())
     return digest.hexdigest()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the run in a folder.
+
+    Raises:
+        RunFolderError: there is none, it is damaged, or of another format.
+    """
+    if not (path / "manifest.json").is_file():
+        raise RunFolderError(f"{path} is no run folder: it has no manifest.json. Give a folder that refusal run made.")
+    found = read_json(path / "manifest.json")
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("model", "stages")):
+        raise RunFolderError(f"{path / 'manifest.json'} is not the manifest of a run. Give a folder that holds one.")
+    if found.get("format") != FORMAT:
+        raise RunFolderError(
+            f"{path} holds a run of format {found.get('format')}, this version reads {FORMAT}. Run it again."
+        )
+    return found
 
 
 def read_json(path: Path) -> Any:

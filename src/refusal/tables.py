@@ -24,7 +24,7 @@ CLASSES = ("harmful", "harmless")
 
 def all_tables(metrics: Sequence[Metric]) -> list[Table]:
     """The tables that there is something to show in."""
-    found = _Found(metrics)
+    found = Found(metrics)
     tables = (
         *(rates(found), controls(found), over_refusal(found), divergence(found)),
         *(*cross_entropies(found), *capabilities(found), seeds(found)),
@@ -32,7 +32,7 @@ def all_tables(metrics: Sequence[Metric]) -> list[Table]:
     return [table for table in tables if table.row_count]
 
 
-class _Found:
+class Found:
     """Metrics by name, set and condition."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
@@ -50,7 +50,7 @@ class _Found:
         return (m for m in self.named(name) if m.condition.removeprefix("random-") in plain)
 
 
-def rates(found: _Found) -> Table:
+def rates(found: Found) -> Table:
     """Refusal on harmful and harmless prompts by condition."""
     table = _table("Share of completions that refuse (95 % interval)", "prompts", "condition")
     for name in ("refusal rate", "change", "degenerate", "n"):
@@ -65,7 +65,7 @@ def rates(found: _Found) -> Table:
     return table
 
 
-def controls(found: _Found) -> Table:
+def controls(found: Found) -> Table:
     """The same interventions with control directions, the random ones together, beside the direction itself."""
     kinds = {"this direction": "", "random": "random-", "shuffled": "shuffled-", "matched": "matched-"}
     shown = [(set, action) for set, actions in ACTIONS.items() for action in actions]
@@ -82,7 +82,7 @@ def controls(found: _Found) -> Table:
     return table
 
 
-def over_refusal(found: _Found) -> Table:
+def over_refusal(found: Found) -> Table:
     """Refusal on the sets of prompts that only look harmful, side by side with their unsafe halves."""
     shown = [m for m in found.summed_up("refusal_rate") if m.set not in CLASSES]
     sets = list(dict.fromkeys(m.set for m in shown))
@@ -95,7 +95,7 @@ def over_refusal(found: _Found) -> Table:
     return table
 
 
-def cross_entropies(found: _Found) -> Iterator[Table]:
+def cross_entropies(found: Found) -> Iterator[Table]:
     """Cross-entropy on each kind of text, and its change."""
     rows = list(found.summed_up("cross_entropy"))
     for text in dict.fromkeys(m.set for m in rows):
@@ -109,7 +109,7 @@ def cross_entropies(found: _Found) -> Iterator[Table]:
         yield table
 
 
-def divergence(found: _Found) -> Table:
+def divergence(found: Found) -> Table:
     """KL from the unmodified model along its own answers to harmless prompts."""
     several = next((m.name for m in found.by_key.values() if _SEVERAL.fullmatch(m.name)), "kl_first_0_tokens")
     table = _table("KL along the model's own answers (nats per token, 95 % interval)", "condition")
@@ -120,7 +120,7 @@ def divergence(found: _Found) -> Table:
     return table
 
 
-def capabilities(found: _Found) -> Iterator[Table]:
+def capabilities(found: Found) -> Iterator[Table]:
     """The main metric of each benchmark, and its change from the baseline on the same items; random ones together."""
     scores = [m for m in found.by_key.values() if m.name.startswith(CAPABILITY) and not m.name.endswith("_change")]
     for task, name in {m.set: m.name for m in reversed(scores)}.items():  # the first of each task
@@ -138,7 +138,7 @@ def capabilities(found: _Found) -> Iterator[Table]:
         yield table
 
 
-def seeds(found: _Found) -> Table:
+def seeds(found: Found) -> Table:
     """The choice with other seeds: scores, cosine with the direction, refusal under its ablation."""
     table = _table("Other seeds", "seed")
     for name in ("bypass", "induce", "KL", "cosine", "refusal under ablation"):
@@ -148,6 +148,21 @@ def seeds(found: _Found) -> Table:
         rate = found.get("refusal_rate", "harmful", f"{m.condition}-ablation")
         plain = [f"{x.value:+.2f}" if x else "" for x in (m, *others)]
         table.add_row(m.condition.removeprefix("seed-"), *plain, share(rate))
+    return table
+
+
+def judged(found: Found, names: Sequence[str]) -> Table:
+    """What further judges say, by set and condition, and how often they had no valid answer."""
+    table = _table("Further judges (95 % interval)", "judge", "prompts", "condition", "measure")
+    for name in ("value", "failed", "n"):
+        table.add_column(name, justify="right")
+    for judge in names:
+        for measure in ("refusal_rate", "safety_score", "score"):
+            for m in found.named(f"{judge}_{measure}"):
+                failed = found.get(f"{judge}_failed_rate", m.set, m.condition)
+                value = number(m) if measure == "score" else share(m)
+                lost = "" if failed is None else f"{failed.value:.0%}"
+                table.add_row(judge, m.set, m.condition, measure.replace("_", " "), value, lost, str(m.n))
     return table
 
 

@@ -1,0 +1,253 @@
+"""What stands on the page beside the figures: tables as rows of texts, completions side by side, what was run."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import tomli_w
+from markupsafe import Markup
+from rich.table import Table
+
+from refusal.records import Completion, Metric
+from refusal.report import svg
+from refusal.report.data import ReportData
+from refusal.report.figures import OUTCOMES, outcome
+from refusal.report.grids import score_words
+from refusal.report.rates import Row, category_rows, controlled_rows, other_rows, rate_rows
+from refusal.tables import points, share
+from refusal.visible import visible
+
+EXAMPLES = 12  # prompts of a class that are shown
+LONG = 1200  # characters from which on a completion is folded
+SHOWN = 300  # of a folded one
+OPEN_SETS = ("harmless",)  # whose completions are shown without being asked for
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table as the page shows it; columns whose index is in ``numeric`` are set to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | Markup, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    note: str = ""
+    grouped: bool = False  # a line above each row that names a new thing in its first column
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion: ``text`` is ``None`` where it is hidden, ``folded`` what shows of a long one."""
+
+    condition: str
+    verdict: str
+    text: str | None
+    folded: str | None = None
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and what the model wrote under each condition."""
+
+    prompt: str
+    answers: tuple[Answer, ...]
+
+
+def rate_table(rows: Sequence[Row], title: str, note: str = "") -> PageTable | None:
+    """Shares with their intervals drawn."""
+    if not rows:
+        return None
+    changes, broken = any(row.change for row in rows), any(row.degenerate for row in rows)
+    shown = []
+    for row, same in zip(rows, [False, *(a.set == b.set for a, b in zip(rows[1:], rows, strict=False))], strict=True):
+        cells: list[str | Markup] = ["" if same else row.set, row.label, svg.interval_bar(row.metric, _style(row.set))]
+        cells.append(share(row.metric))
+        cells += [points(row.change)] if changes else []
+        cells += ["" if row.degenerate is None else f"{row.degenerate.value:.0%}"] if broken else []
+        shown.append((*cells, str(row.metric.n)))
+    columns = ("prompts", "condition", "0 to 100%", "refused", *(["change, points"] if changes else []))
+    columns += (*(["degenerate"] if broken else []), "n")
+    return PageTable(title, columns, _typeset(shown), frozenset(range(3, len(columns))), note, grouped=True)
+
+
+def _style(set: str) -> str:
+    return "harmless" if set in ("harmless", "xstest-safe", "orbench-hard") else "harmful"
+
+
+def main_rates(data: ReportData) -> PageTable | None:
+    """Refusal by condition."""
+    note = "95% Wilson intervals; changes are from the baseline on the same prompts, in points (Newcombe)."
+    return rate_table(rate_rows(data.metrics), "Share of completions that refuse", note)
+
+
+def control_rates(data: ReportData) -> PageTable | None:
+    """The same with control directions."""
+    rows = controlled_rows(data.metrics)
+    cosines = {m.condition: m.value for m in data.metrics if (m.name, m.set) == ("cosine", "direction")}
+    alike = [f"{words} {cosines[name]:+.2f}" for name, words in (("shuffled", "shuffled labels"), ("matched", "matched "
+             "pairs")) if name in cosines]  # fmt: skip
+    note = "Random directions of the same norm are taken together. "
+    note += f"Cosine with the direction: {', '.join(alike)}." if alike else ""
+    return rate_table(rows, "The same with control directions", minus(note))
+
+
+def other_rates(data: ReportData) -> PageTable | None:
+    """Refusal of prompts that only look harmful."""
+    return rate_table(other_rows(data.metrics), "Refusal on over-refusal sets")
+
+
+def category_tables(data: ReportData) -> Iterator[PageTable]:
+    """Refusal per category, baseline and ablation, of the sets whose categories are known."""
+    for set, categories in data.categories.items():
+        rows = list(category_rows(data.completions, categories, set)) if categories else []
+        if len(rows) < 2 or set == "harmless":
+            continue
+        conditions = [c for c in ("baseline", "ablation", "subtraction") if all(c in found for _, found in rows)]
+        if not conditions:
+            continue
+        shown = [
+            (name.replace("_", " "), *(cell for c in conditions for cell in (svg.interval_bar(found[c], _style(set)), share(found[c]))),
+             str(found[conditions[0]].n))
+            for name, found in rows
+        ]  # fmt: skip
+        columns = ("category", *(cell for c in conditions for cell in (c, "refused")), "n")
+        numeric = frozenset(i for i in range(1, len(columns)) if i % 2 == 0 or i == len(columns) - 1)
+        few = max(found[conditions[0]].n for _, found in rows)
+        note = "Few prompts each: the interval comes first, and is the result." if few < 30 else ""
+        yield PageTable(f"Refusal by category, {set} prompts", columns, _typeset(shown), numeric, note)
+
+
+def from_terminal(table: Table) -> PageTable:
+    """A table of the command line, as it is."""
+    columns = tuple(str(column.header) for column in table.columns)
+    rows = zip(*(list(column.cells) for column in table.columns), strict=True)
+    numeric = frozenset(i for i, column in enumerate(table.columns) if column.justify == "right")
+    return PageTable(str(table.title), columns, _typeset([tuple(map(str, row)) for row in rows]), numeric)
+
+
+def rejected_table(data: ReportData) -> PageTable | None:
+    """How many candidates each criterion rejected, with the letter that stands for it in the map."""
+    if not data.scores:
+        return None
+    found = [outcome(data, s) for s in data.scores]
+    rows = [(OUTCOMES[key][0], score_words(data, key), str(found.count(key))) for key in OUTCOMES if key in found]
+    return PageTable("What became of the candidates", ("sign", "outcome", "candidates"), _typeset(rows), frozenset({2}))
+
+
+def stability_table(data: ReportData) -> PageTable | None:
+    """Which candidates win when the validation prompts are resampled."""
+    stability = data.selection.stability if data.selection is not None else None
+    if stability is None or data.selection is None:
+        return None
+    where = [(win.position, win.layer) for win in stability.winners]
+    chosen = (data.selection.score.position, data.selection.score.layer)
+    base = where.index(chosen) if chosen in where else None
+    rows = [
+        (f"({win.position}, {win.layer})", f"{win.share:.1%}", "" if base is None else f"{stability.cosines[base][i]:+.2f}")
+        for i, win in enumerate(stability.winners)
+    ]
+    if stability.none_qualifies > 0:
+        rows.append(("none qualifies", f"{stability.none_qualifies:.1%}", ""))
+    note = f"{stability.resamples} resamples; {stability.contenders} candidates can win at all."
+    columns = ("candidate", "chosen in", "cosine with the chosen one")
+    return PageTable("How firm the choice is", columns, _typeset(rows), frozenset({1, 2}), note)
+
+
+def agreement_table(data: ReportData) -> PageTable | None:
+    """How far every two judges agree."""
+    rows = []
+    for pair in data.agreement:
+        if pair.get("share") is not None:
+            m = Metric("agreement", "judges", "", pair["share"], pair["low"], pair["high"], pair["n"])
+            kappa = "" if pair.get("kappa") is None else f"{pair['kappa']:.2f}"
+            rows.append((f"{pair['first']} and {pair['second']}", share(m), kappa, str(pair["n"])))
+    columns = ("judges", "agree", "kappa", "n")
+    return PageTable("Agreement of judges", columns, _typeset(rows), frozenset({1, 2, 3})) if rows else None
+
+
+def examples(data: ReportData, set: str, show_hidden: bool) -> tuple[Example, ...]:
+    """The first prompts of a set, in the drawing order that the seed gave: not picked."""
+    conditions = [c for s, c in data.completions if s == set]
+    if not conditions:
+        return ()
+    by_id = [{row.prompt_id: row for row in data.completions[set, c]} for c in conditions]
+    shown = data.completions[set, conditions[0]][:EXAMPLES]
+    hidden = set not in OPEN_SETS and not show_hidden
+    return tuple(
+        Example(
+            visible(row.prompt),
+            tuple(_answer(c, rows[row.prompt_id], hidden) for c, rows in zip(conditions, by_id, strict=True) if row.prompt_id in rows),
+        )
+        for row in shown
+    )  # fmt: skip
+
+
+def _answer(condition: str, row: Completion, hidden: bool) -> Answer:
+    if hidden:
+        return Answer(condition, row.verdict, None)
+    text = visible(row.completion).strip("\n")
+    folded = text[:SHOWN].rstrip() + " …" if len(text) > LONG else None
+    return Answer(condition, row.verdict, text, folded, len(row.completion))
+
+
+def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
+    """What was run, as name and value."""
+    manifest = data.manifest
+    model, prompts, hardware = manifest["model"], manifest["prompts"], manifest["hardware"]
+    found = [("Model", model["name"]), ("Revision", model.get("revision")), ("Weights, sha256", model["weight_hash"])]
+    found += [("Precision", model["dtype"]), ("Chat template, sha256", model["template_hash"])]
+    found += [("System prompt", model.get("system")), ("Prompts", prompts["name"]), ("Seed", str(manifest["seed"]))]
+    if data.tokens is not None:
+        quality = "" if data.tokens.auroc is None else f"; AUROC {data.tokens.auroc:.2f} on {data.tokens.judged} completions"
+        found.append(("Refusal tokens", ", ".join(map(repr, data.tokens.texts)) + f" ({data.tokens.source}){quality}"))
+    found.append(("Hardware", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in hardware.items() if v is not None)))
+    found.append(("Versions", ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())))
+    found.append(("Started", manifest["started"]))
+    if manifest.get("command"):
+        found.append(("Command", " ".join(["refusal", *manifest["command"]])))
+    return tuple((name, visible(str(value))) for name, value in found if value)
+
+
+def prompt_table(data: ReportData) -> PageTable:
+    """The pools with their sizes and hashes."""
+    counts, hashes = data.manifest["prompts"]["counts"], data.manifest["prompts"]["sha256"]
+    rows = [
+        (pool.replace("_", ", "), str(counts.get(pool, "")), str(counts.get(f"removed_{pool}", "")), digest[:16])
+        for pool, digest in hashes.items()
+    ]
+    columns = ("pool", "prompts", "near-duplicates removed", "sha256")
+    return PageTable("Prompt pools", columns, tuple(rows), frozenset({1, 2}))
+
+
+def stage_table(data: ReportData) -> PageTable:
+    """What every stage cost."""
+    stages = data.manifest["stages"]
+    rows = [
+        (name, f"{s['seconds']:,.1f}", f"{s['forward_tokens']:,}", _gigabytes(s.get("peak_memory_bytes")))
+        for name, s in stages.items()
+    ]
+    seconds, tokens = (sum(s[key] for s in stages.values()) for key in ("seconds", "forward_tokens"))
+    rows.append(("all together", f"{seconds:,.1f}", f"{tokens:,}", ""))
+    columns = ("stage", "seconds", "forward tokens", "peak memory, GB")
+    return PageTable("Time per stage", columns, tuple(rows), frozenset({1, 2, 3}))
+
+
+def configuration(data: ReportData) -> str:
+    """``run.toml``, as it is."""
+    return visible(tomli_w.dumps(json.loads(data.config.model_dump_json(exclude_none=True))))
+
+
+def _gigabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e9:.1f}"
+
+
+def _typeset(rows: Iterable[tuple[str | Markup, ...]]) -> tuple[tuple[str | Markup, ...], ...]:
+    """With real minus signs."""
+    return tuple(tuple(cell if isinstance(cell, Markup) else minus(cell) for cell in row) for row in rows)
+
+
+def minus(text: str) -> str:
+    """With real minus signs before numbers."""
+    return re.sub(r"(?<![\w-])-(?=[\d.])", "−", text)

@@ -1,0 +1,194 @@
+"""A run folder as one record: everything that the report shows, and what is not there yet."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from refusal.config import RunConfig, make_config
+from refusal.evaluate import CONDITIONS, measure_all
+from refusal.evaluate.conditions import BASELINE, STOPPING
+from refusal.prompts.over_refusal import SETS
+from refusal.records import Candidates, CandidateScore, Completion, Metric, RefusalTokens, Selection
+from refusal.run_evaluation import read_completions
+from refusal.run_folder import read_json, read_manifest, read_metrics
+from refusal.run_projections import Projections, read_projections
+from refusal.run_records import read_candidates, read_scores, read_selection, read_suffix, read_tokens
+from refusal.storage import file_sha256
+
+Key = tuple[str, str]  # set, condition
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a run has so far; a part that is not there is ``None`` or empty, and named in ``missing``.
+
+    Attributes:
+        suffix: texts of the post-instruction tokens, the earliest first.
+        scores: of all candidates, there also where none qualifies under ``--strict``.
+        completions: without those of the control directions, by set and condition.
+        metrics: of ``metrics.json``; while that is missing, the rates of the completions that are there.
+        categories: of prompts by set and id, where they are known.
+        agreement: of every two judges, as ``judgements/agreement.json`` has it.
+        missing: what this run has not done yet, in order; empty for a finished run.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    config: RunConfig
+    tokens: RefusalTokens | None
+    candidates: Candidates | None
+    suffix: tuple[str, ...]
+    scores: tuple[CandidateScore, ...]
+    selection: Selection | None
+    projections: Projections | None
+    completions: Mapping[Key, tuple[Completion, ...]]
+    metrics: tuple[Metric, ...]
+    categories: Mapping[str, Mapping[str, str]]
+    agreement: tuple[Mapping[str, Any], ...]
+    missing: tuple[str, ...]
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its numbers."""
+        return (self.path / "metrics.json").is_file()
+
+    @property
+    def n_layers(self) -> int:
+        """Decoder blocks; 0 where nothing is known yet."""
+        return self.candidates.n_layers if self.candidates is not None else 1 + max((s.layer for s in self.scores), default=-1)
+
+    @property
+    def eligible(self) -> int:
+        """Layers ``0 .. value - 1`` may be chosen."""
+        return self.config.rule.eligible_layers(self.n_layers)
+
+    @property
+    def command(self) -> str:
+        """Goes on with the run, or adds what an older version left out."""
+        return f"refusal run --config {shlex.quote(str(self.path / 'run.toml'))} --out {shlex.quote(str(self.path))}"
+
+    def find(self, name: str, set: str, condition: str) -> Metric | None:
+        """The metric of that name, if it is there."""
+        wanted = (name, set, condition)
+        return next((m for m in self.metrics if (m.name, m.set, m.condition) == wanted), None)
+
+
+def read_run(path: Path) -> ReportData:
+    """Everything of a run folder that there is.
+
+    Raises:
+        RunFolderError: no run folder, one of another format, or a damaged file in it.
+        ConfigError: its ``run.toml`` is not one of this version.
+    """
+    manifest = read_manifest(path)
+    config = make_config(file=path / "run.toml")
+    there = {name: (path / name).is_file() for name in ("refusal_tokens.json", "candidates.safetensors", "scores.json",
+                                                        "categories.json", "judgements/agreement.json")}  # fmt: skip
+    tokens = read_tokens(path) if there["refusal_tokens.json"] else None
+    candidates = None
+    if tokens is not None and there["candidates.safetensors"]:
+        candidates = read_candidates(path, tokens, manifest["model"]["name"], config.seed)
+    chosen = all((path / f).is_file() for f in ("selection.json", "direction.safetensors", "scores.json", "stability.json"))
+    selection = read_selection(path) if chosen else None
+    direction = file_sha256(path / "direction.safetensors") if chosen else None
+    current = _Current(manifest, direction)
+    completions = {
+        (set, condition): read_completions(file)
+        for file in _plain_completions(path)
+        for set, _, condition in (file.stem.rpartition("."),)
+        if current(f"generate {set}.{condition}")
+    }
+    projected = (path / "projections.json").is_file() and chosen and current("projections")
+    finished = (path / "metrics.json").is_file()
+    data = ReportData(
+        path=path,
+        manifest=manifest,
+        config=config,
+        tokens=tokens,
+        candidates=candidates,
+        suffix=read_suffix(path) if there["candidates.safetensors"] else (),
+        scores=read_scores(path) if there["scores.json"] else (),
+        selection=selection,
+        projections=read_projections(path / "projections.json") if projected else None,
+        completions=completions,
+        metrics=read_metrics(path / "metrics.json") if finished else measure_all(_paired(completions)),
+        categories=read_json(path / "categories.json") if there["categories.json"] else {},
+        agreement=tuple(read_json(path / "judgements" / "agreement.json")) if there["judgements/agreement.json"] else (),
+        missing=(),
+    )
+    return _with_missing(data)
+
+
+@dataclass(frozen=True)
+class _Current:
+    """Whether a stage's files are of the direction that is in the folder; older runs do not say, and are believed."""
+
+    manifest: Mapping[str, Any]
+    direction: str | None
+
+    def __call__(self, stage: str) -> bool:
+        made_with = self.manifest["stages"].get(stage, {}).get("direction")
+        return made_with is None or made_with == self.direction
+
+
+def _plain_completions(path: Path) -> Iterator[Path]:
+    """Those under the direction itself and without any, in the order of the conditions."""
+    over = [half for name in SETS for half in SETS[name]]
+    for set, condition in (*CONDITIONS, *((half, c) for half in over for c in (BASELINE, *STOPPING))):
+        file = path / "completions" / f"{set}.{condition}.jsonl"
+        if file.is_file():
+            yield file
+
+
+def _paired(completions: Mapping[Key, tuple[Completion, ...]]) -> dict[Key, tuple[Completion, ...]]:
+    """Without the baselines that lack prompts of another condition (left from other options): nothing to pair there."""
+    lacking = {
+        set
+        for (set, _), rows in completions.items()
+        if not {c.prompt_id for c in rows} <= {c.prompt_id for c in completions.get((set, BASELINE), ())}
+    }
+    return {(set, c): rows for (set, c), rows in completions.items() if c != BASELINE or set not in lacking}
+
+
+def _with_missing(data: ReportData) -> ReportData:
+    return replace(data, missing=tuple(_missing(data)))
+
+
+def _missing(data: ReportData) -> Iterator[str]:
+    """In words, in the order of the stages."""
+    if data.tokens is None:
+        yield "the refusal tokens"
+    if data.candidates is None:
+        yield "the candidate directions"
+    if data.selection is None:
+        strict = data.config.strict and any(s.rejected_because for s in data.scores)
+        yield "the choice of a direction" + (" (no candidate qualifies under --strict)" if strict else "")
+    if data.projections is None:
+        yield "the projections of prompts on the direction"
+    over = [(half, c) for name in data.config.over_refusal for half in SETS[name] for c in (BASELINE, *STOPPING)]
+    for set, condition in (*CONDITIONS, *over):
+        if (set, condition) not in data.completions:
+            yield f"completions of {set} prompts under {condition}"
+    if data.finished:
+        return
+    stages, config = data.manifest["stages"], data.config
+    if config.controls and not (data.path / "controls.safetensors").is_file():
+        yield "the control directions"
+    if config.drift_tokens and "drift own-answers" not in stages:
+        yield "drift on other text"
+    for task in config.tasks:
+        if f"capability {task}.baseline" not in stages:
+            yield f"the benchmark {task}"
+    for seed in range(config.seed + 1, config.seed + config.seeds):
+        if f"seed {seed}" not in stages:
+            yield f"the repetition with seed {seed}"
+    for judge in config.judges:
+        yield f"the judge {judge}"
+    yield "the final numbers (metrics.json)"

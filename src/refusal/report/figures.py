@@ -1,0 +1,286 @@
+"""What the report draws, as data: the same for the page (SVG) and for files (matplotlib).
+
+Four kinds are enough: a grid over layer and position, lines over layers, points in a plane, intervals in rows.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from refusal.records import CandidateScore
+from refusal.report.data import ReportData
+from refusal.report.rates import Row, controlled_rows, rate_rows
+
+Values = tuple[tuple[float | None, ...], ...]
+Style = Literal["harmful", "harmless", "plain"]
+
+# What a letter in the grid of outcomes stands for; the chosen candidate and those that qualify have signs.
+OUTCOMES = {
+    "chosen": ("★", "chosen"),
+    "bypass": ("b", "meets every limit it was scored on, but another ablates refusal better (bypass)"),
+    "induce": ("i", "adding it induces too little refusal"),
+    "kl": ("k", "ablating it changes harmless behaviour too much"),
+    "layer": ("l", "among the last layers, which are not eligible"),
+    "step": ("s", "a layer left out by --layer-step"),
+    "nan": ("n", "a score is not a number"),
+    None: ("", "not rejected"),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values over position and layer.
+
+    Attributes:
+        rows: labels of the positions, ``columns`` the layers; ``values[row][column]``, ``None`` where there is none.
+        letters: drawn into the cells, so that nothing rests on colour; ``marked`` cells get a dot.
+        chosen: (row, column) of the chosen candidate.
+        log: colours by the logarithm. ``limit`` is drawn into the colour bar.
+    """
+
+    name: str
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[int, ...]
+    values: Values
+    letters: tuple[tuple[str, ...], ...] = ()
+    marked: frozenset[tuple[int, int]] = frozenset()
+    chosen: tuple[int, int] | None = None
+    log: bool = False
+    limit: float | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line over layers, with a band from ``low`` to ``high`` where those are given."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    style: Style = "plain"
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines on the same axes; ``at`` is marked by a vertical line, ``level`` by a horizontal one."""
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    at: float | None = None
+    level: float | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Groups of points in a plane."""
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    groups: tuple[tuple[str, Style, tuple[tuple[float, float], ...]], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Shares with their intervals, a row each."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+
+
+Figure = Grid | Lines | Points | Intervals
+
+
+def figures(data: ReportData) -> tuple[Figure, ...]:
+    """All that there is something to draw of."""
+    found: list[Figure] = []
+    if rows := (*rate_rows(data.metrics), *controlled_rows(data.metrics)):
+        found.append(Intervals("refusal-rates", "Share of completions that refuse", rows))
+    return (*found, *score_grids(data), *separation(data), *cosine_grids(data))
+
+
+def score_grids(data: ReportData) -> tuple[Grid, ...]:
+    """The outcome of every candidate, and its three scores."""
+    if not data.scores:
+        return ()
+    rule = data.config.rule
+    kept = {
+        "outcome": ("Outcome", None, None, "What became of every candidate."),
+        "induce": ("Induce", rule.induce_threshold, _score("induce"), f"Mean log-odds of refusal on harmless prompts "
+                   f"under addition. A dot: at least {rule.induce_threshold:g}, as the rule asks."),
+        "kl": ("KL", rule.kl_threshold, _score("kl"), f"Change of the next token on harmless prompts under ablation, "
+               f"nats, logarithmic. A dot: at most {rule.kl_threshold:g}, as the rule asks."),
+        "bypass": ("Bypass", None, _score("bypass"), "Mean log-odds of refusal on harmful prompts under ablation: "
+                   "lower is better. No limit: the lowest that meets the others is chosen."),
+    }  # fmt: skip
+    grids = []
+    for name, (title, limit, value, caption) in kept.items():
+        passing = {"induce": lambda v: v >= rule.induce_threshold, "kl": lambda v: v <= rule.kl_threshold}.get(name)
+        grids.append(_grid(data, name, title, value, limit, passing, caption))
+    return tuple(grids)
+
+
+def _score(name: str) -> Callable[[CandidateScore], float | None]:
+    return lambda score: getattr(score, name)
+
+
+def _grid(
+    data: ReportData,
+    name: str,
+    title: str,
+    value: Callable[[CandidateScore], float | None] | None,
+    limit: float | None,
+    passing: Callable[[float], bool] | None,
+    caption: str,
+) -> Grid:
+    rows, columns = positions(data), tuple(sorted({s.layer for s in data.scores}))
+    at = {(s.position, s.layer): s for s in data.scores}
+    cells = [[at.get((p, layer)) for layer in columns] for p in rows]
+    values = tuple(tuple(value(s) if s is not None and value is not None else None for s in row) for row in cells)
+    marked = {
+        (i, j) for i, row in enumerate(values) for j, v in enumerate(row) if v is not None and passing and passing(v)
+    }
+    letters = tuple(tuple(OUTCOMES[outcome(data, s)][0] if s else "" for s in row) for row in cells)
+    return Grid(
+        name=f"map-{name}",
+        title=title,
+        rows=tuple(position_label(data, p) for p in rows),
+        columns=columns,
+        values=values,
+        letters=letters if value is None else (),
+        marked=frozenset(marked),
+        chosen=chosen_cell(data, rows, columns),
+        log=name == "kl",
+        limit=limit,
+        caption=caption,
+    )
+
+
+def outcome(data: ReportData, score: CandidateScore) -> str | None:
+    """The key of ``OUTCOMES`` for a candidate."""
+    chosen = data.selection.score if data.selection is not None else None
+    if chosen is not None and (score.position, score.layer) == (chosen.position, chosen.layer):
+        return "chosen"
+    return score.rejected_because if score.rejected_because in OUTCOMES else None
+
+
+def positions(data: ReportData) -> tuple[int, ...]:
+    """The post-instruction positions, the last token first."""
+    return tuple(sorted({s.position for s in data.scores}, reverse=True))
+
+
+def position_label(data: ReportData, position: int) -> str:
+    """``-2 assistant``: the position and its token, where that is known."""
+    if len(data.suffix) < -position:
+        return f"{position}"
+    text = data.suffix[position].replace("Ċ", "\\n").replace("Ġ", " ").replace("\n", "\\n")
+    return f"{position} {text.strip() or repr(text)}"
+
+
+def chosen_cell(data: ReportData, rows: Sequence[int], columns: Sequence[int]) -> tuple[int, int] | None:
+    """Where the chosen candidate is in a grid."""
+    if data.selection is None:
+        return None
+    score = data.selection.score
+    if score.position not in rows or score.layer not in columns:
+        return None
+    return rows.index(score.position), columns.index(score.layer)
+
+
+def separation(data: ReportData) -> Iterator[Figure]:
+    """Projections through the layers with their AUROC, and the plane of the two largest components."""
+    found = data.projections
+    if found is None:
+        return
+    lines = []
+    styles: tuple[Style, Style] = ("harmful", "harmless")
+    for label in styles:
+        by_layer = list(zip(*found.along[label], strict=True))
+        deciles = [statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9 for values in by_layer]
+        lines.append(
+            Line(
+                f"{label} (n {len(found.along[label])})",
+                tuple(map(float, range(len(by_layer)))),
+                tuple(statistics.median(values) for values in by_layer),
+                tuple(d[0] for d in deciles),
+                tuple(d[-1] for d in deciles),
+                label,
+            )
+        )
+    yield Lines(
+        "projections",
+        f"Projection on the direction, position {found.position}",
+        "layer",
+        "component along the unit direction",
+        tuple(lines),
+        at=found.layer,
+        caption="Lines are medians, bands hold the middle 80% of the prompts. The vertical line is the direction's layer.",
+    )
+    layers = tuple(map(float, range(len(found.auroc))))
+    yield Lines(
+        "separation",
+        "Separation of the two classes (AUROC)",
+        "layer",
+        "AUROC",
+        (Line("AUROC", layers, tuple(found.auroc)),),
+        at=found.layer,
+        level=0.5,
+        caption="The chance that a harmful prompt projects further than a harmless one; 0.5 is none, 1 is complete.",
+    )
+    yield Points(
+        "plane",
+        f"The two largest principal components at ({found.position}, {found.layer})",
+        f"component 1 ({found.explained[0]:.0%} of the variance)",
+        f"component 2 ({found.explained[1]:.0%})",
+        tuple((label, label, found.plane[label]) for label in styles),
+        caption=f"The direction's cosine with them is {found.cosines[0]:.2f} and {found.cosines[1]:.2f}.",
+    )
+
+
+def cosine_grids(data: ReportData) -> tuple[Grid, ...]:
+    """How alike the candidates of neighbouring layers and positions are, and each with the chosen one."""
+    if data.candidates is None:
+        return ()
+    unit = torch.nn.functional.normalize(data.candidates.vectors.double(), dim=-1).flip(0)  # the last position first
+    n_positions, n_layers = unit.shape[:2]
+    rows = tuple(range(-1, -n_positions - 1, -1))
+    wanted = [
+        ("cosine-layer", "With the next layer's, same position", (unit[:, :-1] * unit[:, 1:]).sum(-1), (0, 1)),
+        ("cosine-position", "With the next position's, same layer", (unit[1:] * unit[:-1]).sum(-1), (1, 0)),
+    ]
+    if data.selection is not None and data.selection.direction.vector.shape[0] == unit.shape[-1]:
+        with_chosen = unit @ data.selection.direction.vector.double()
+        wanted.append(("cosine-chosen", "With the chosen direction", with_chosen, (0, 0)))
+    return tuple(
+        Grid(
+            name=name,
+            title=title,
+            rows=tuple(position_label(data, p) for p in rows),
+            columns=tuple(range(n_layers)),
+            values=_filled(cosines, n_positions, n_layers, shift),
+            chosen=chosen_cell(data, rows, range(n_layers)),
+        )
+        for name, title, cosines, shift in wanted
+    )
+
+
+def _filled(cosines: torch.Tensor, n_positions: int, n_layers: int, shift: tuple[int, int]) -> Values:
+    """As rows of a whole grid; cells without a neighbour, and layers that were not read, have no value."""
+    whole = torch.full((n_positions, n_layers), torch.nan, dtype=torch.float64)
+    whole[shift[0] :, : n_layers - shift[1]] = cosines
+    return tuple(tuple(None if v != v else v for v in row) for row in whole.tolist())
+
+

@@ -1,0 +1,256 @@
+"""The page: what was read and drawn, put into one HTML file that fetches nothing.
+
+The template computes nothing. Its content security policy names our style and our script by their hashes, so that even
+a completion that slipped past the escaping could run nothing.
+"""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.metadata import version
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from refusal.report import content, svg
+from refusal.report.content import PageTable
+from refusal.report.data import ReportData
+from refusal.report.figures import Lines, separation
+from refusal.report.grids import GridGroup, cosine_group, score_group
+from refusal.report.verdict import numbers, verdict
+from refusal.tables import Found, capabilities, cross_entropies, divergence, judged, seeds
+from refusal.visible import visible
+
+Picture = tuple[str, str, Markup]  # title, caption, SVG
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section; what is empty is not shown."""
+
+    id: str
+    title: str
+    text: str = ""
+    groups: tuple[dict[str, Any], ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    pictures_title: str = ""
+    tables: tuple[PageTable, ...] = ()
+    examples: tuple[dict[str, Any], ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    code: tuple[tuple[str, str], ...] = ()
+    folded: tuple[tuple[str, str | PageTable], ...] = field(default=())
+
+
+def render(template: str, **values: Any) -> str:
+    """A template with our style and script inlined; everything else is escaped."""
+    environment = Environment(
+        loader=FunctionLoader(_resource),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = _resource("style.css"), _resource("script.js")
+    return environment.get_template(template).render(
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_csp_hash(style),
+        script_hash=_csp_hash(script),
+        version=version("refusal"),
+        **values,
+    )
+
+
+def report_page(data: ReportData, *, show_completions: bool = False) -> str:
+    """The report of a run.
+
+    Args:
+        show_completions: also put the completions of harmful prompts into the page; by default not even the file has
+            them.
+    """
+    manifest = data.manifest
+    name = visible(data.model)
+    title, advice = _missing_words(data)
+    first = [{**vars(n), "bar": svg.interval_bar(n.metric, _style_of(n.metric.set)) if n.metric else ""} for n in numbers(data)]
+    return render(
+        "report.html.j2",
+        title=f"Refusal: {name}",
+        heading=f"{name}, prompts {visible(manifest['prompts']['name'])}, seed {manifest['seed']}",
+        verdict=verdict(data),
+        numbers=first,
+        numbers_note=_numbers_note(data),
+        missing=data.missing,
+        missing_title=title,
+        missing_advice=advice,
+        command=data.command,
+        sections=tuple(_sections(data, show_completions)),
+        footer=f"Written by refusal {version('refusal')}. Completions of harmful prompts are "
+        + ("shown: handle this file with care." if show_completions else "not in this file."),
+    )  # fmt: skip
+
+
+def _style_of(set: str) -> str:
+    return "harmless" if set == "harmless" else "harmful"
+
+
+def _numbers_note(data: ReportData) -> str:
+    words = ["Intervals are at 95%; n is the number of prompts."]
+    if data.find("kl_first_token", "own-answers", "ablation") is not None:
+        words.append("Drift here is the KL divergence at the first token of the model's answers to harmless test prompts;")
+        words.append("that in the sentence above is the selection's, on validation prompts.")
+    if data.config.n_test < 30:
+        words.append("With so few prompts the interval is the result.")
+    return " ".join(words)
+
+
+def _missing_words(data: ReportData) -> tuple[str, str]:
+    if data.finished:
+        return "Not in this run", "It was made by an older version, or a file was deleted. This command adds what is missing:"
+    return "This run is not finished. Missing:", "The same command as before goes on where it stopped; so does this one:"
+
+
+def _sections(data: ReportData, show_completions: bool) -> Iterator[Section]:
+    made = (_rates(data), _choice(data), _separation(data), _side_effects(data), _judges(data))
+    yield from (section for section in made if section is not None)
+    if any(rows for rows in data.completions.values()):
+        yield _completions(data, show_completions)
+    yield _provenance(data)
+
+
+def _some(*tables: PageTable | None) -> tuple[PageTable, ...]:
+    return tuple(t for t in tables if t is not None and t.rows)
+
+
+def _rates(data: ReportData) -> Section | None:
+    tables = _some(content.main_rates(data), content.control_rates(data), *content.category_tables(data))
+    text = (
+        "Refusals, whole and partial, by the built-in detector. Degenerate text (empty, looping, no language) is neither "
+        "a refusal nor an answer."
+    )
+    if tables and not data.config.controls:
+        text += " No control directions were measured (--controls 0)."
+    return Section("rates", "Refusal by condition", text, tables=tables) if tables else None
+
+
+def _choice(data: ReportData) -> Section | None:
+    group = score_group(data)
+    if group is None:
+        return None
+    rule = data.config.rule
+    text = (
+        f"Of all candidates, a difference in means per position and layer, the rule takes the one with the lowest bypass "
+        f"among those with induce at least {rule.induce_threshold:g}, KL at most {rule.kl_threshold:g} and a layer "
+        f"below {data.eligible}."
+    )
+    if data.selection is not None:
+        s = data.selection
+        text += (
+            f" Without intervention the metric is {s.harmful_count.mean_metric:+.2f} on the {s.harmful_count.passed} "
+            f"harmful and {s.harmless_count.mean_metric:+.2f} on the {s.harmless_count.passed} harmless validation "
+            "prompts that passed the filter."
+        ).replace("-", "−")
+    scored = [s for s in data.scores if None not in (s.bypass, s.induce, s.kl)]
+    hint = f"All three scores are known of {len(scored)} of {len(data.scores)} candidates: "
+    hint += "the others left as soon as the rule had to reject them (--full-map scores them all). "
+    words = "Point at a cell, or move with the arrow keys; a click or Enter keeps its numbers below."
+    groups = (_group(group, "Score maps", (hint if len(scored) < len(data.scores) else "") + words),)
+    seeds_table = content.from_terminal(seeds(Found(data.metrics)))
+    tables = _some(content.rejected_table(data), content.stability_table(data), seeds_table)
+    every = PageTable("Every candidate", group.columns, tuple(group.cells.values()), frozenset({0, 1, 2, 3, 4}))
+    return Section("choice", "How the direction was chosen", text, groups=groups, tables=tables,
+                   folded=(("Every candidate as a table", every),))  # fmt: skip
+
+
+def _group(group: GridGroup, title: str, text: str) -> dict[str, Any]:
+    return {**vars(group), "title": title, "text": text, "first": group.cells[group.start]}
+
+
+def _separation(data: ReportData) -> Section | None:
+    pictures = tuple(
+        (figure.title, figure.caption, svg.lines(figure) if isinstance(figure, Lines) else svg.points(figure))
+        for figure in separation(data)
+    )
+    group = cosine_group(data)
+    if not pictures and group is None:
+        return None
+    text = ""
+    if data.projections is not None:
+        p = data.projections
+        text = (
+            f"Validation prompts, read at position {p.position} at the input of every block. They took no part in the "
+            f"means; the direction was chosen with them. At its own layer, AUROC is {p.auroc[p.layer]:.3f}."
+        ).replace("position -", "position −")
+    words = "Cosines between candidates: how gradually the direction changes from layer to layer and token to token."
+    groups = (_group(group, "Neighbouring candidates", words),) if group is not None else ()
+    return Section("separation", "Separation of harmful and harmless prompts", text, groups=groups, pictures=pictures)
+
+
+def _side_effects(data: ReportData) -> Section | None:
+    if data.selection is None:
+        return None
+    found = Found(data.metrics)
+    shown = (divergence(found), *cross_entropies(found), *capabilities(found))
+    tables = _some(content.other_rates(data), *map(content.from_terminal, shown))
+    options = (
+        ("over-refusal", "--over-refusal xstest", data.config.over_refusal),
+        ("drift", "--drift-tokens 32", data.config.drift_tokens),
+        ("cross-entropy on other text", "--texts FILE", data.config.texts),
+        ("capability", "--tasks arc_challenge", data.config.tasks),
+    )
+    absent = [f"{name} ({option})" for name, option, asked in options if not asked]
+    text = "What changes beside refusal. Changes are from the baseline on the same items."
+    if absent:
+        text += f" Not asked for in this run: {', '.join(absent)}; refusal evaluate {shlex.quote(str(data.path))} adds them."
+    return Section("side-effects", "Side effects: over-refusal, drift, capability", text, tables=tables)
+
+
+def _judges(data: ReportData) -> Section | None:
+    names = tuple(data.manifest.get("judges", {}))
+    tables = _some(content.from_terminal(judged(Found(data.metrics), names)), content.agreement_table(data))
+    text = "The same completions judged by others. Failed and malformed answers are counted, never guessed."
+    return Section("judges", "Judges", text, tables=tables) if tables else None
+
+
+def _completions(data: ReportData, show: bool) -> Section:
+    words = {
+        "harmless": "Completions of harmless test prompts",
+        "harmful": "Completions of harmful test prompts",
+    }
+    sets = []
+    for set, title in words.items():
+        if examples := content.examples(data, set, show):
+            n = len(data.completions[next(key for key in data.completions if key[0] == set)])
+            text = f"The first {len(examples)} of {n} in drawing order, not picked."
+            if set not in content.OPEN_SETS and not show:
+                text += " Only the verdicts: the texts are not in this file. To put them in: "
+                text += f"refusal report {shlex.quote(str(data.path))} --show-completions."
+            sets.append({"title": title, "text": text, "examples": examples})
+    text = "Side by side by condition. Control characters and characters that turn the direction of text are made visible."
+    return Section("completions", "Completions", text, examples=tuple(sets))
+
+
+def _provenance(data: ReportData) -> Section:
+    again = f"refusal run --config {shlex.quote(str(data.path / 'run.toml'))} --out NEW_FOLDER"
+    return Section(
+        "run",
+        "What was run",
+        facts=content.facts(data),
+        code=(("To reproduce it", again),),
+        folded=(
+            ("Prompt pools", content.prompt_table(data)),
+            ("Time per stage", content.stage_table(data)),
+            ("run.toml: the whole configuration", content.configuration(data)),
+        ),
+    )
+
+
+def _resource(name: str) -> str:
+    return resources.files("refusal.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _csp_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

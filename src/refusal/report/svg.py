@@ -1,0 +1,271 @@
+"""Figures as SVG for the page: colours from its style sheet, every text escaped, cells that can be pointed at."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from markupsafe import Markup
+
+from refusal.records import Metric
+from refusal.report.figures import Grid, Lines, Points
+
+# Nine stops of cividis, which people with any colour vision read in the same order.
+CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
+WIDTH, HEIGHT = 640, 300  # of lines and points
+DASHES = ("", "7 3", "2 3", "9 3 2 3")  # of lines without a class of their own
+LEFT, RIGHT, TOP, BOTTOM = 52, 132, 14, 44
+
+
+def element(name: str, *children: str | Markup, **attributes: object) -> Markup:
+    """An element; attribute values and children that are not markup are escaped, ``_`` becomes ``-``."""
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    start = Markup("").join(Markup(' {}="{}"').format(key, value) for key, value in given.items())
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), start, Markup("").join(children))
+
+
+def colour(share: float) -> str:
+    """The colour at a share of the way from low to high."""
+    place = min(max(share, 0.0), 1.0) * (len(CIVIDIS) - 1)
+    i = min(int(place), len(CIVIDIS) - 2)
+    low, high = (tuple(int(stop[k : k + 2], 16) for k in (1, 3, 5)) for stop in CIVIDIS[i : i + 2])
+    return "#" + "".join(f"{round(a + (b - a) * (place - i)):02x}" for a, b in zip(low, high, strict=True))
+
+
+def interval_bar(m: Metric, style: str) -> Markup:
+    """A share on an axis from 0 to 1 with its interval, for a table's cell; the numbers are in the next one."""
+    width, middle = 150, 9
+
+    def x(value: float) -> float:
+        return round(4 + (width - 8) * min(max(value, 0.0), 1.0), 1)
+
+    return element(
+        "svg",
+        element("line", x1=x(0), x2=x(1), y1=middle, y2=middle, class_="track"),
+        *(element("line", x1=x(t), x2=x(t), y1=middle - 3, y2=middle + 3, class_="track") for t in (0, 0.5, 1)),
+        element("line", x1=x(m.low), x2=x(m.high), y1=middle, y2=middle, class_=f"whisker {style}"),
+        element("circle", cx=x(m.value), cy=middle, r=4, class_=f"dot {style}"),
+        viewBox=f"0 0 {width} {2 * middle}",
+        width=width,
+        height=2 * middle,
+        class_="bar",
+        aria_hidden="true",
+        focusable="false",
+    )
+
+
+def grid(figure: Grid, labels: Sequence[Sequence[str]]) -> Markup:
+    """A grid whose cells can be pointed at, reached with the arrow keys and kept; ``labels`` are read out."""
+    n = len(figure.columns)
+    cell = min(max(720 // max(n, 1), 14), 26)
+    left = 16 + round(6.6 * min(max(map(len, figure.rows), default=0), 18))
+    scale = _Scale(figure)
+    rows = [
+        element(
+            "g",
+            *(_cell(figure, scale, i, j, cell, left, labels[i][j]) for j in range(n)),
+            role="row",
+        )
+        for i in range(len(figure.rows))
+    ]
+    bottom = TOP + cell * len(figure.rows)
+    every = next(step for step in (1, 2, 5, 10, 20) if n * 20 / step <= n * cell or step == 20)
+    texts = [
+        *(element("text", _short(label), x=left - 6, y=TOP + cell * (i + 0.5) + 4, text_anchor="end")
+          for i, label in enumerate(figure.rows)),
+        *(element("text", str(layer), x=left + cell * (j + 0.5), y=bottom + 15, text_anchor="middle")
+          for j, layer in enumerate(figure.columns) if layer % every == 0),
+        element("text", "layer", x=left, y=bottom + 32),
+    ]  # fmt: skip
+    width, height = left + cell * n + 8, bottom + 38
+    bar = _colour_bar(scale, width, bottom + 24) if scale.known else Markup("")
+    return element(
+        "svg",
+        element("g", *texts, bar, aria_hidden="true", class_="axis"),
+        element("g", *rows, role="grid", aria_label=f"{figure.title}, positions by layers"),
+        *(_mark_chosen(figure, cell, left)),
+        viewBox=f"0 0 {width} {height}",
+        width=width,
+        height=height,
+        class_="map",
+    )
+
+
+def _cell(figure: Grid, scale: "_Scale", i: int, j: int, cell: int, left: int, label: str) -> Markup:
+    value, letter = figure.values[i][j], figure.letters[i][j] if figure.letters else ""
+    x, y = left + cell * j, TOP + cell * i
+    fill = colour(scale.share(value)) if value is not None else None
+    kind = "none" if value is None and not letter else f"outcome is-{'chosen' if letter == '★' else 'other'}"
+    parts = [
+        element("rect", x=x + 0.5, y=y + 0.5, width=cell - 1, height=cell - 1, fill=fill,
+                class_="value" if fill else kind)
+    ]  # fmt: skip
+    if letter:
+        parts.append(element("text", letter, x=x + cell / 2, y=y + cell / 2 + 4, text_anchor="middle", class_="letter"))
+    if (i, j) in figure.marked:
+        light = scale.share(value or 0.0) < 0.55
+        parts.append(
+            element("circle", cx=x + cell / 2, cy=y + cell / 2, r=2.4, class_="pass-light" if light else "pass-dark")
+        )
+    first = (i, j) == (figure.chosen or (0, 0))
+    return element(
+        "g",
+        *parts,
+        role="gridcell",
+        tabindex="0" if first else "-1",
+        class_="cell",
+        data_at=f"{i},{j}",
+        aria_label=label,
+    )
+
+
+def _mark_chosen(figure: Grid, cell: int, left: int) -> list[Markup]:
+    """A double ring that stands out from every colour."""
+    if figure.chosen is None:
+        return []
+    i, j = figure.chosen
+    box = {"x": left + cell * j, "y": TOP + cell * i, "width": cell, "height": cell, "fill": "none"}
+    return [element("g", element("rect", **box, class_="ring-out"), element("rect", **box, class_="ring-in"),
+                    aria_hidden="true", pointer_events="none")]  # fmt: skip
+
+
+class _Scale:
+    """From a value to a share of the colour range."""
+
+    def __init__(self, figure: Grid) -> None:
+        self.log, self.limit = figure.log, figure.limit
+        known = [self._map(v) for row in figure.values for v in row if v is not None]
+        self.known = bool(known)
+        self.low, self.high = (min(known), max(known)) if known else (0.0, 1.0)
+
+    def _map(self, value: float) -> float:
+        return math.log10(max(value, 1e-4)) if self.log else value
+
+    def share(self, value: float) -> float:
+        width = self.high - self.low
+        return (self._map(value) - self.low) / width if width else 0.5
+
+    def end(self, which: str) -> str:
+        value = self.low if which == "low" else self.high
+        return short_number(10**value if self.log else value)
+
+
+def _colour_bar(scale: _Scale, right: float, y: float) -> Markup:
+    """The range of the colours and, in it, the rule's limit."""
+    width, steps = 120, 30
+    x = right - width - 46
+    parts = [
+        element("rect", x=round(x + width * k / steps, 1), y=y, width=width / steps + 0.3, height=8,
+                fill=colour((k + 0.5) / steps)) for k in range(steps)
+    ]  # fmt: skip
+    if scale.limit is not None and 0 <= scale.share(scale.limit) <= 1:
+        at = round(x + width * scale.share(scale.limit), 1)
+        parts.append(element("path", d=f"M{at} {y - 1} l-4 -6 h8 z", class_="limit"))
+    ends = (element("text", scale.end("low"), x=x - 5, y=y + 8, text_anchor="end"),
+            element("text", scale.end("high"), x=x + width + 5, y=y + 8))  # fmt: skip
+    return element("g", *parts, *ends)
+
+
+def lines(figure: Lines) -> Markup:
+    """Lines with bands; each line is named at its end, so that no colour has to be looked up."""
+    xs = [x for line in figure.lines for x in line.x]
+    ys = [y for line in figure.lines for y in (*line.y, *line.low, *line.high)]
+    frame = _Frame(xs, [*ys, *([figure.level] if figure.level is not None else [])])
+    parts = [frame.axes(figure.x_label, figure.y_label, whole=True)]
+    if figure.level is not None:
+        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=frame.y(figure.level), y2=frame.y(figure.level),
+                             class_="level"))  # fmt: skip
+    if figure.at is not None:
+        parts.append(element("line", x1=frame.x(figure.at), x2=frame.x(figure.at), y1=TOP, y2=HEIGHT - BOTTOM,
+                             class_="level"))  # fmt: skip
+    names = []
+    for k, line in enumerate(figure.lines):
+        if line.low:
+            outline = [*zip(line.x, line.low, strict=True), *reversed([*zip(line.x, line.high, strict=True)])]
+            parts.append(element("path", d=frame.path(outline) + "z", class_=f"band {line.style}"))
+        parts.append(element("path", d=frame.path(zip(line.x, line.y, strict=True)), class_=f"line {line.style}",
+                             stroke_dasharray=DASHES[k % len(DASHES)] if line.style == "plain" and k else None))
+        if len(line.x) == 1:
+            parts.append(element("circle", cx=frame.x(line.x[0]), cy=frame.y(line.y[0]), r=3, class_=f"dot {line.style}"))
+        names.append((frame.y(line.y[-1]), line))
+    below = -math.inf
+    for y, line in sorted(names, key=lambda item: item[0]):
+        below = max(y + 4, below + 15)
+        parts.append(element("text", line.label, x=WIDTH - RIGHT + 8, y=round(below, 1), class_=f"name {line.style}"))
+    return _plot(parts, f"{figure.title}. {figure.caption}")
+
+
+def points(figure: Points) -> Markup:
+    """Circles for harmful, triangles for harmless prompts."""
+    every = [point for _, _, group in figure.groups for point in group]
+    frame = _Frame([x for x, _ in every], [y for _, y in every])
+    parts = [frame.axes(figure.x_label, figure.y_label, whole=False)]
+    for k, (label, style, group) in enumerate(figure.groups):
+        legend = (WIDTH - RIGHT + 16, TOP + 14 + 18 * k)
+        for x, y in (*((frame.x(a), frame.y(b)) for a, b in group), legend):
+            parts.append(
+                element("circle", cx=x, cy=y, r=4, class_=f"point {style}")
+                if style == "harmful"
+                else element("path", d=f"M{x} {y - 5} l4.5 8 h-9 z", class_=f"point {style}")
+            )
+        parts.append(element("text", label, x=legend[0] + 12, y=legend[1] + 4, class_=f"name {style}"))
+    return _plot(parts, f"{figure.title}. {figure.caption}")
+
+
+def _plot(parts: Iterable[Markup], description: str) -> Markup:
+    return element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", width=WIDTH, height=HEIGHT, class_="plot",
+                   role="img", aria_label=description)  # fmt: skip
+
+
+class _Frame:
+    """The axes of a plot: from values to places, with round ticks."""
+
+    def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
+        self.x_range, self.y_range = _range(xs), _range(ys, 0.04)
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low), 1)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low), 1)
+
+    def path(self, places: Iterable[tuple[float, float]]) -> str:
+        return "M" + " L".join(f"{self.x(x)} {self.y(y)}" for x, y in places)
+
+    def axes(self, x_label: str, y_label: str, *, whole: bool) -> Markup:
+        parts = [element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="frame")]
+        for tick in ticks(*self.y_range):
+            parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=self.y(tick), y2=self.y(tick), class_="gridline"))
+            parts.append(element("text", short_number(tick), x=LEFT - 8, y=self.y(tick) + 4, text_anchor="end"))
+        for tick in ticks(*self.x_range):
+            if not whole or tick == int(tick):
+                parts.append(element("text", short_number(tick), x=self.x(tick), y=HEIGHT - BOTTOM + 16,
+                                     text_anchor="middle"))  # fmt: skip
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        parts.append(element("text", x_label, x=middle, y=HEIGHT - 8, text_anchor="middle"))
+        parts.append(element("text", y_label, transform=f"translate(12 {(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)",
+                             text_anchor="middle"))  # fmt: skip
+        return element("g", *parts, class_="axis")
+
+
+def _range(values: Sequence[float], margin: float = 0.02) -> tuple[float, float]:
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    pad = (high - low) * margin or max(abs(low), 1.0) * 0.05
+    return low - pad, high + pad
+
+
+def ticks(low: float, high: float, about: int = 6) -> list[float]:
+    """Round numbers between ``low`` and ``high``."""
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    return [round(k * step, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def short_number(value: float) -> str:
+    """Three significant digits with a real minus sign."""
+    return f"{value:.3g}".replace("-", "−") if value else "0"
+
+
+def _short(label: str) -> str:
+    return (label if len(label) <= 18 else label[:17] + "…").replace("-", "−", 1)

@@ -1,0 +1,144 @@
+"""What a run comes to: one sentence, as honest as the numbers, and the row of numbers under it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from refusal.evaluate.conditions import BASELINE
+from refusal.records import Metric
+from refusal.report.data import ReportData
+
+Tone = Literal["clear", "doubtful", "unfinished"]
+NOTABLE_DEGENERATE = 0.05  # a share of completions that are no language, from which on the verdict says so
+HARDLY = 0.1  # a model that refuses fewer harmful prompts has no refusal to take away
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The sentence, what qualifies it, and whether the run shows what the method claims."""
+
+    sentence: str
+    notes: tuple[str, ...]
+    tone: Tone
+
+
+@dataclass(frozen=True)
+class Number:
+    """One of the first numbers; ``metric`` has its interval where it is an estimate."""
+
+    label: str
+    value: str
+    interval: str
+    n: str
+    metric: Metric | None = None
+
+
+def verdict(data: ReportData) -> Verdict:
+    """What the run says about ablation and addition of its direction, and what it does not."""
+    if data.selection is None:
+        if data.config.strict and data.scores:
+            return Verdict("No direction was chosen: no candidate meets the selection rule.", (), "doubtful")
+        return Verdict("This run has not chosen a direction yet.", (), "unfinished")
+    before, after = (data.find("refusal_rate", "harmful", c) for c in (BASELINE, "ablation"))
+    added = data.find("refusal_rate", "harmless", "addition")
+    if before is None or after is None:
+        place = f"({data.selection.score.position}, {data.selection.score.layer})"
+        return Verdict(f"A direction was chosen at {place}; what it does is not measured yet.", (), "unfinished")
+    fell = _moved(data, "harmful", "ablation", down=True)
+    rose = added is not None and _moved(data, "harmless", "addition", down=False)
+    parts = [_ablation(data, before, after, fell), _drift(data)]
+    parts += [_addition(added, rose)] if added is not None else []
+    notes = tuple(_notes(data, before))
+    clear = data.selection.qualified and fell and rose and data.finished and before.value >= HARDLY
+    tone: Tone = "unfinished" if not data.finished else "clear" if clear else "doubtful"
+    return Verdict("; ".join(part for part in parts if part) + ".", notes, tone)
+
+
+def _moved(data: ReportData, set: str, condition: str, *, down: bool) -> bool:
+    """Whether the change from the baseline is in that direction, with its whole interval."""
+    change = data.find("refusal_rate_change", set, condition)
+    return change is not None and (change.high < 0 if down else change.low > 0)
+
+
+def _ablation(data: ReportData, before: Metric, after: Metric, fell: bool) -> str:
+    assert data.selection is not None
+    score = data.selection.score
+    what = "one direction" if data.selection.qualified else "a direction that does not qualify,"
+    where = f"{what} at ({score.position}, {score.layer})"
+    comma = "" if data.selection.qualified else ","
+    if fell:
+        return f"Ablating {where}{comma} takes refusal of harmful prompts from {before.value:.0%} to {after.value:.0%}"
+    return (
+        f"Ablating {where}{comma} does not measurably lower refusal of harmful prompts: "
+        f"{before.value:.0%} without, {after.value:.0%} with it"
+    )
+
+
+def _drift(data: ReportData) -> str:
+    assert data.selection is not None
+    kl, limit = data.selection.score.kl, data.config.kl_threshold
+    if kl is None:
+        return ""
+    return f"harmless behaviour drifts by KL {kl:.2f}" + (f", above the limit of {limit:g}" if kl > limit else "")
+
+
+def _addition(added: Metric, rose: bool) -> str:
+    if rose:
+        return f"adding it makes {added.value:.0%} of harmless prompts refused"
+    return f"adding it does not measurably raise refusal of harmless prompts ({added.value:.0%} refused)"
+
+
+def _notes(data: ReportData, before: Metric) -> Iterator[str]:
+    """What a reader must know before quoting the sentence."""
+    assert data.selection is not None
+    if not data.selection.qualified:
+        yield (
+            "No candidate met the selection rule. The closest one stands in, so that one can see what was missed; "
+            "its numbers are not a result about refusal."
+        )
+    if before.value < HARDLY:
+        yield f"The model refuses only {before.value:.0%} of these harmful prompts to begin with."
+    for set, condition in (("harmful", "ablation"), ("harmless", "addition"), ("harmless", "ablation")):
+        m = data.find("degenerate_rate", set, condition)
+        if m is not None and m.value >= NOTABLE_DEGENERATE:
+            yield f"{m.value:.0%} of the completions of {set} prompts under {condition} are degenerate text."
+    control = data.find("refusal_rate", "harmful", "random-ablation")
+    if control is not None:
+        yield (
+            f"Ablating random directions instead leaves refusal at {control.value:.0%} "
+            f"({100 * control.low:.0f}–{100 * control.high:.0f}, first {control.n} prompts)."
+        )
+    aside = data.find("refusal_rate_change", "harmless", "ablation")
+    if aside is not None and aside.high < 0:
+        base, with_it = (data.find("refusal_rate", "harmless", c) for c in (BASELINE, "ablation"))
+        if base is not None and with_it is not None:
+            yield (
+                "Ablation also ends refusals of harmless prompts: "
+                f"{base.value:.0%} without it, {with_it.value:.0%} with it."
+            )
+
+
+def numbers(data: ReportData) -> tuple[Number, ...]:
+    """The first numbers, those that there are."""
+    shown = (
+        ("Harmful prompts refused", "harmful", BASELINE),
+        ("… under ablation", "harmful", "ablation"),
+        ("Harmless prompts refused", "harmless", BASELINE),
+        ("… under addition", "harmless", "addition"),
+    )
+    found = [_rate(label, m) for label, set, c in shown if (m := data.find("refusal_rate", set, c)) is not None]
+    kl = data.find("kl_first_token", "own-answers", "ablation")
+    if kl is not None:
+        found.append(Number("Drift, KL (nats)", f"{kl.value:.2f}", f"{kl.low:.2f}–{kl.high:.2f}", f"n {kl.n}"))
+    elif data.selection is not None and data.selection.score.kl is not None:
+        n = data.selection.harmless_count.passed
+        found.append(Number("Drift, KL (nats)", f"{data.selection.score.kl:.3f}", "a mean", f"n {n}"))
+    if data.projections is not None:
+        separation = data.projections.auroc[data.projections.layer]
+        n = sum(len(rows) for rows in data.projections.along.values())
+        found.append(Number("Separation, AUROC", f"{separation:.2f}", "validation", f"n {n}"))
+    return tuple(found)
+
+
+def _rate(label: str, m: Metric) -> Number:
+    return Number(label, f"{m.value:.0%}", f"{100 * m.low:.0f}–{100 * m.high:.0f}%", f"n {m.n}", m)

@@ -1,0 +1,63 @@
+"""Writes the report of a run into its folder: the page, the figures as files, the tables as CSV."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from refusal.report.csv_tables import NAMES, csv_tables
+from refusal.report.data import ReportData, read_run
+from refusal.report.figures import figures
+from refusal.report.page import report_page
+from refusal.storage import remove, write_text
+
+DRAWN = ("refusal-rates", "map-outcome", "map-induce", "map-kl", "map-bypass", "projections", "separation", "plane",
+         "cosine-layer", "cosine-position", "cosine-chosen")  # fmt: skip
+FORMATS = ("svg", "png", "pdf")
+
+
+def write_report(
+    run: str | Path, *, out: str | Path | None = None, show_completions: bool = False, formats: Sequence[str] = ("svg", "png")
+) -> Path:
+    """Write ``report.html``, ``figures/`` and ``tables/`` into a run folder; returns the page's path.
+
+    An unfinished run gets a report too: it says what is missing and which command goes on.
+
+    Args:
+        out: another place for the page.
+        show_completions: also put the completions of harmful prompts into the page.
+        formats: of the figures: svg, png, pdf; none leaves them out.
+
+    Raises:
+        RunFolderError: no run folder, one of another format, or a damaged file in it.
+        StorageError: something could not be written.
+    """
+    folder = Path(run)
+    data = read_run(folder)
+    page = Path(out) if out is not None else folder / "report.html"
+    write_text(page, report_page(data, show_completions=show_completions))
+    _write_tables(data)
+    _write_figures(data, formats)
+    return page
+
+
+def _write_tables(data: ReportData) -> None:
+    """What there is nothing of any more does not stay either; other people's files do."""
+    tables = csv_tables(data)
+    for name in NAMES:
+        path = data.path / "tables" / f"{name}.csv"
+        if name in tables:
+            write_text(path, tables[name])
+        else:
+            remove(path)
+
+
+def _write_figures(data: ReportData, formats: Sequence[str]) -> None:
+    drawn = {figure.name: figure for figure in figures(data)}
+    for name in DRAWN:
+        for kind in FORMATS:
+            path = data.path / "figures" / f"{name}.{kind}"
+            if name in drawn and kind in formats:
+                from refusal.report.images import write_figure  # matplotlib is slow to import, and not always needed
+
+                write_figure(drawn[name], path)
+            elif name not in drawn:
+                remove(path)
