@@ -117,7 +117,7 @@ def report(
     ] = ("svg", "png"),
     json: Json = False,
 ) -> None:
-    """Write a run's page, its figures as files and its tables as CSV; what an unfinished run lacks stands on the page."""
+    """Write a run's page, its figures as files and its tables as CSV; an unfinished run's page says what is missing."""
     page = write_report(run, out=out, show_completions=show_completions, formats=figures)
     if json:
         display.print_report(page)

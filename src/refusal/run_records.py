@@ -19,7 +19,9 @@ def read_tokens(folder: Path) -> RefusalTokens:
     """
     saved = read_json(folder / "refusal_tokens.json")
     try:
-        lists = {key: tuple(saved[key]) if saved[key] is not None else None for key in ("ids", "texts", "probabilities")}
+        lists = {
+            key: tuple(saved[key]) if saved[key] is not None else None for key in ("ids", "texts", "probabilities")
+        }
         return RefusalTokens(**{**saved, **lists})
     except (KeyError, TypeError) as error:
         raise _damaged(folder / "refusal_tokens.json", error) from error

@@ -39,9 +39,11 @@ class Found:
         self.by_key = {(m.name, m.set, m.condition): m for m in metrics}
 
     def get(self, name: str, set: str, condition: str) -> Metric | None:
+        """That metric, if it is there."""
         return self.by_key.get((name, set, condition))
 
     def named(self, name: str) -> Iterator[Metric]:
+        """All of that name."""
         return (m for m in self.by_key.values() if m.name == name)
 
     def summed_up(self, name: str) -> Iterator[Metric]:

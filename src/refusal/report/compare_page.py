@@ -9,10 +9,11 @@ from refusal.compare import ComparedRow, Comparison, compare
 from refusal.evaluate.capability.rates import PREFIX
 from refusal.records import Metric
 from refusal.report import svg
-from refusal.report.content import PageTable, minus
+from refusal.report.content import PageTable
 from refusal.report.data import ReportData, read_run
 from refusal.report.figures import Line, Lines
 from refusal.report.page import render
+from refusal.report.words import minus
 from refusal.storage import write_text
 from refusal.tables import number, points, share
 from refusal.visible import visible
@@ -40,8 +41,8 @@ def comparison_page(found: Comparison, runs: Sequence[ReportData]) -> str:
         runs=_runs(found),
         pictures=((depth.title, depth.caption, svg.lines(depth)),) if depth.lines else (),
         tables=tuple(_tables(found)),
-        note="Intervals are at 95%. A change is from run 1, in points, on the prompts that both runs share, paired; p is "
-        "McNemar's exact one. Where nothing is shared, there is no change to give.",
+        note="Intervals are at 95%. A change is from run 1, in points, on the prompts that both runs share, paired; "
+        "p is McNemar's exact one. Where nothing is shared, there is no change to give.",
     )  # fmt: skip
 
 
@@ -67,7 +68,9 @@ def _tables(found: Comparison) -> Iterator[PageTable]:
     for name in dict.fromkeys(row.name for row in found.rows):
         rows = [row for row in found.rows if row.name == name]
         shares = name.endswith(("_rate", "_score")) or all(_share_like(m) for row in rows for m in row.values)
-        widest = max((m.high for row in rows for m in row.values if m is not None and m.high < float("inf")), default=1.0)
+        widest = max(
+            (m.high for row in rows for m in row.values if m is not None and m.high < float("inf")), default=1.0
+        )
         scale = 1.0 if shares else max(widest, 1e-9)
         lines = tuple(line for row in rows for line in _lines(row, shares, scale))
         axis = "0 to 100%" if shares else f"0 to {svg.short_number(scale)}"

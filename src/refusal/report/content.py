@@ -1,7 +1,6 @@
 """What stands on the page beside the figures: tables as rows of texts, completions side by side, what was run."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +11,8 @@ from rich.table import Table
 from refusal.records import Completion, Metric
 from refusal.report import svg
 from refusal.report.data import ReportData
-from refusal.report.figures import OUTCOMES, outcome
-from refusal.report.grids import score_words
 from refusal.report.rates import Row, category_rows, controlled_rows, other_rows, rate_rows
+from refusal.report.words import minus
 from refusal.tables import points, share
 from refusal.visible import visible
 
@@ -62,14 +60,14 @@ def rate_table(rows: Sequence[Row], title: str, note: str = "") -> PageTable | N
     changes, broken = any(row.change for row in rows), any(row.degenerate for row in rows)
     shown = []
     for row, same in zip(rows, [False, *(a.set == b.set for a, b in zip(rows[1:], rows, strict=False))], strict=True):
-        cells: list[str | Markup] = ["" if same else row.set, row.label, svg.interval_bar(row.metric, _style(row.set))]
-        cells.append(share(row.metric))
+        bar = svg.interval_bar(row.metric, _style(row.set))
+        cells: list[str | Markup] = ["" if same else row.set, row.label, share(row.metric), bar]
         cells += [points(row.change)] if changes else []
         cells += ["" if row.degenerate is None else f"{row.degenerate.value:.0%}"] if broken else []
         shown.append((*cells, str(row.metric.n)))
-    columns = ("prompts", "condition", "0 to 100%", "refused", *(["change, points"] if changes else []))
+    columns = ("prompts", "condition", "refused", "0 to 100%", *(["change, points"] if changes else []))
     columns += (*(["degenerate"] if broken else []), "n")
-    return PageTable(title, columns, _typeset(shown), frozenset(range(3, len(columns))), note, grouped=True)
+    return PageTable(title, columns, _typeset(shown), frozenset({2, *range(4, len(columns))}), note, grouped=True)
 
 
 def _style(set: str) -> str:
@@ -98,22 +96,22 @@ def other_rates(data: ReportData) -> PageTable | None:
     return rate_table(other_rows(data.metrics), "Refusal on over-refusal sets")
 
 
-def category_tables(data: ReportData) -> Iterator[PageTable]:
-    """Refusal per category, baseline and ablation, of the sets whose categories are known."""
-    for set, categories in data.categories.items():
+def category_tables(data: ReportData, sets: Iterable[str]) -> Iterator[PageTable]:
+    """Refusal per category, baseline and ablation, of those sets whose categories are known."""
+    for set in sets:
+        categories = data.categories.get(set, {})
         rows = list(category_rows(data.completions, categories, set)) if categories else []
-        if len(rows) < 2 or set == "harmless":
+        if len(rows) < 2:
             continue
-        conditions = [c for c in ("baseline", "ablation", "subtraction") if all(c in found for _, found in rows)]
+        conditions = [c for c in ("baseline", "ablation") if all(c in found for _, found in rows)]
         if not conditions:
             continue
-        shown = [
-            (name.replace("_", " "), *(cell for c in conditions for cell in (svg.interval_bar(found[c], _style(set)), share(found[c]))),
-             str(found[conditions[0]].n))
-            for name, found in rows
-        ]  # fmt: skip
-        columns = ("category", *(cell for c in conditions for cell in (c, "refused")), "n")
-        numeric = frozenset(i for i in range(1, len(columns)) if i % 2 == 0 or i == len(columns) - 1)
+        shown = []
+        for name, found in rows:
+            drawn = [cell for c in conditions for cell in (share(found[c]), svg.interval_bar(found[c], _style(set)))]
+            shown.append((visible(name.replace("_", " ")), *drawn, str(found[conditions[0]].n)))
+        columns = ("category", *(cell for c in conditions for cell in (c, "0 to 100%")), "n")
+        numeric = frozenset(i for i in range(len(columns)) if i % 2 == 1)
         few = max(found[conditions[0]].n for _, found in rows)
         note = "Few prompts each: the interval comes first, and is the result." if few < 30 else ""
         yield PageTable(f"Refusal by category, {set} prompts", columns, _typeset(shown), numeric, note)
@@ -124,16 +122,9 @@ def from_terminal(table: Table) -> PageTable:
     columns = tuple(str(column.header) for column in table.columns)
     rows = zip(*(list(column.cells) for column in table.columns), strict=True)
     numeric = frozenset(i for i, column in enumerate(table.columns) if column.justify == "right")
-    return PageTable(str(table.title), columns, _typeset([tuple(map(str, row)) for row in rows]), numeric)
-
-
-def rejected_table(data: ReportData) -> PageTable | None:
-    """How many candidates each criterion rejected, with the letter that stands for it in the map."""
-    if not data.scores:
-        return None
-    found = [outcome(data, s) for s in data.scores]
-    rows = [(OUTCOMES[key][0], score_words(data, key), str(found.count(key))) for key in OUTCOMES if key in found]
-    return PageTable("What became of the candidates", ("sign", "outcome", "candidates"), _typeset(rows), frozenset({2}))
+    return PageTable(
+        str(table.title).replace(" %", "%"), columns, _typeset([tuple(map(str, row)) for row in rows]), numeric
+    )
 
 
 def stability_table(data: ReportData) -> PageTable | None:
@@ -145,7 +136,11 @@ def stability_table(data: ReportData) -> PageTable | None:
     chosen = (data.selection.score.position, data.selection.score.layer)
     base = where.index(chosen) if chosen in where else None
     rows = [
-        (f"({win.position}, {win.layer})", f"{win.share:.1%}", "" if base is None else f"{stability.cosines[base][i]:+.2f}")
+        (
+            f"({win.position}, {win.layer})",
+            f"{win.share:.1%}",
+            "" if base is None else f"{stability.cosines[base][i]:+.2f}",
+        )
         for i, win in enumerate(stability.winners)
     ]
     if stability.none_qualifies > 0:
@@ -175,13 +170,11 @@ def examples(data: ReportData, set: str, show_hidden: bool) -> tuple[Example, ..
     by_id = [{row.prompt_id: row for row in data.completions[set, c]} for c in conditions]
     shown = data.completions[set, conditions[0]][:EXAMPLES]
     hidden = set not in OPEN_SETS and not show_hidden
-    return tuple(
-        Example(
-            visible(row.prompt),
-            tuple(_answer(c, rows[row.prompt_id], hidden) for c, rows in zip(conditions, by_id, strict=True) if row.prompt_id in rows),
-        )
-        for row in shown
-    )  # fmt: skip
+    found = []
+    for row in shown:
+        written = [(c, rows[row.prompt_id]) for c, rows in zip(conditions, by_id, strict=True) if row.prompt_id in rows]
+        found.append(Example(visible(row.prompt), tuple(_answer(c, one, hidden) for c, one in written)))
+    return tuple(found)
 
 
 def _answer(condition: str, row: Completion, hidden: bool) -> Answer:
@@ -200,11 +193,13 @@ def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
     found += [("Precision", model["dtype"]), ("Chat template, sha256", model["template_hash"])]
     found += [("System prompt", model.get("system")), ("Prompts", prompts["name"]), ("Seed", str(manifest["seed"]))]
     if data.tokens is not None:
-        quality = "" if data.tokens.auroc is None else f"; AUROC {data.tokens.auroc:.2f} on {data.tokens.judged} completions"
+        quality = (
+            "" if data.tokens.auroc is None else f"; AUROC {data.tokens.auroc:.2f} on {data.tokens.judged} completions"
+        )
         found.append(("Refusal tokens", ", ".join(map(repr, data.tokens.texts)) + f" ({data.tokens.source}){quality}"))
     found.append(("Hardware", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in hardware.items() if v is not None)))
     found.append(("Versions", ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())))
-    found.append(("Started", manifest["started"]))
+    found.append(("Started", manifest["started"].replace("T", " ")))
     if manifest.get("command"):
         found.append(("Command", " ".join(["refusal", *manifest["command"]])))
     return tuple((name, visible(str(value))) for name, value in found if value)
@@ -246,8 +241,3 @@ def _gigabytes(size: int | None) -> str:
 def _typeset(rows: Iterable[tuple[str | Markup, ...]]) -> tuple[tuple[str | Markup, ...], ...]:
     """With real minus signs."""
     return tuple(tuple(cell if isinstance(cell, Markup) else minus(cell) for cell in row) for row in rows)
-
-
-def minus(text: str) -> str:
-    """With real minus signs before numbers."""
-    return re.sub(r"(?<![\w-])-(?=[\d.])", "−", text)

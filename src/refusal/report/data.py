@@ -62,7 +62,11 @@ class ReportData:
     @property
     def n_layers(self) -> int:
         """Decoder blocks; 0 where nothing is known yet."""
-        return self.candidates.n_layers if self.candidates is not None else 1 + max((s.layer for s in self.scores), default=-1)
+        return (
+            self.candidates.n_layers
+            if self.candidates is not None
+            else 1 + max((s.layer for s in self.scores), default=-1)
+        )
 
     @property
     def eligible(self) -> int:
@@ -95,7 +99,9 @@ def read_run(path: Path) -> ReportData:
     candidates = None
     if tokens is not None and there["candidates.safetensors"]:
         candidates = read_candidates(path, tokens, manifest["model"]["name"], config.seed)
-    chosen = all((path / f).is_file() for f in ("selection.json", "direction.safetensors", "scores.json", "stability.json"))
+    chosen = all(
+        (path / f).is_file() for f in ("selection.json", "direction.safetensors", "scores.json", "stability.json")
+    )
     selection = read_selection(path) if chosen else None
     direction = file_sha256(path / "direction.safetensors") if chosen else None
     current = _Current(manifest, direction)
@@ -120,7 +126,9 @@ def read_run(path: Path) -> ReportData:
         completions=completions,
         metrics=read_metrics(path / "metrics.json") if finished else measure_all(_paired(completions)),
         categories=read_json(path / "categories.json") if there["categories.json"] else {},
-        agreement=tuple(read_json(path / "judgements" / "agreement.json")) if there["judgements/agreement.json"] else (),
+        agreement=tuple(read_json(path / "judgements" / "agreement.json"))
+        if there["judgements/agreement.json"]
+        else (),
         missing=(),
     )
     return _with_missing(data)

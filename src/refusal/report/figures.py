@@ -13,21 +13,14 @@ import torch
 from refusal.records import CandidateScore
 from refusal.report.data import ReportData
 from refusal.report.rates import Row, controlled_rows, rate_rows
+from refusal.report.words import minus
+from refusal.visible import visible
 
 Values = tuple[tuple[float | None, ...], ...]
 Style = Literal["harmful", "harmless", "plain"]
 
-# What a letter in the grid of outcomes stands for; the chosen candidate and those that qualify have signs.
-OUTCOMES = {
-    "chosen": ("★", "chosen"),
-    "bypass": ("b", "meets every limit it was scored on, but another ablates refusal better (bypass)"),
-    "induce": ("i", "adding it induces too little refusal"),
-    "kl": ("k", "ablating it changes harmless behaviour too much"),
-    "layer": ("l", "among the last layers, which are not eligible"),
-    "step": ("s", "a layer left out by --layer-step"),
-    "nan": ("n", "a score is not a number"),
-    None: ("", "not rejected"),
-}
+# What stands in the map of outcomes for each, the chosen candidate first; nothing for those that were not rejected.
+SIGNS = {"chosen": "★", "bypass": "b", "induce": "i", "kl": "k", "layer": "l", "step": "s", "nan": "n", None: ""}
 
 
 @dataclass(frozen=True)
@@ -118,19 +111,26 @@ def score_grids(data: ReportData) -> tuple[Grid, ...]:
         return ()
     rule = data.config.rule
     kept = {
-        "outcome": ("Outcome", None, None, "What became of every candidate."),
+        "outcome": ("Outcome", None, None, _legend(data)),
+        "bypass": ("Bypass", None, _score("bypass"), "Mean log-odds of refusal on harmful prompts under ablation: "
+                   "lower is better. No limit: the lowest that meets the others is chosen."),
         "induce": ("Induce", rule.induce_threshold, _score("induce"), f"Mean log-odds of refusal on harmless prompts "
                    f"under addition. A dot: at least {rule.induce_threshold:g}, as the rule asks."),
         "kl": ("KL", rule.kl_threshold, _score("kl"), f"Change of the next token on harmless prompts under ablation, "
                f"nats, logarithmic. A dot: at most {rule.kl_threshold:g}, as the rule asks."),
-        "bypass": ("Bypass", None, _score("bypass"), "Mean log-odds of refusal on harmful prompts under ablation: "
-                   "lower is better. No limit: the lowest that meets the others is chosen."),
     }  # fmt: skip
     grids = []
     for name, (title, limit, value, caption) in kept.items():
         passing = {"induce": lambda v: v >= rule.induce_threshold, "kl": lambda v: v <= rule.kl_threshold}.get(name)
         grids.append(_grid(data, name, title, value, limit, passing, caption))
     return tuple(grids)
+
+
+def _legend(data: ReportData) -> str:
+    """What the signs in the map of outcomes stand for, with how many candidates have each."""
+    found = [outcome(data, s) for s in data.scores]
+    known = [(sign, outcome_words(data, key), found.count(key)) for key, sign in SIGNS.items() if key in found]
+    return "; ".join(f"{sign} {words} ({n})".strip() for sign, words, n in known) + "."
 
 
 def _score(name: str) -> Callable[[CandidateScore], float | None]:
@@ -153,7 +153,7 @@ def _grid(
     marked = {
         (i, j) for i, row in enumerate(values) for j, v in enumerate(row) if v is not None and passing and passing(v)
     }
-    letters = tuple(tuple(OUTCOMES[outcome(data, s)][0] if s else "" for s in row) for row in cells)
+    letters = tuple(tuple(SIGNS[outcome(data, s)] if s else "" for s in row) for row in cells)
     return Grid(
         name=f"map-{name}",
         title=title,
@@ -170,11 +170,26 @@ def _grid(
 
 
 def outcome(data: ReportData, score: CandidateScore) -> str | None:
-    """The key of ``OUTCOMES`` for a candidate."""
+    """The key of ``SIGNS`` for a candidate."""
     chosen = data.selection.score if data.selection is not None else None
     if chosen is not None and (score.position, score.layer) == (chosen.position, chosen.layer):
         return "chosen"
-    return score.rejected_because if score.rejected_because in OUTCOMES else None
+    return score.rejected_because if score.rejected_because in SIGNS else None
+
+
+def outcome_words(data: ReportData, key: str | None) -> str:
+    """What became of a candidate."""
+    rule = data.config.rule
+    words = {
+        "chosen": "chosen" if data.selection is not None and data.selection.qualified else "stands in, unqualified",
+        "bypass": "bypass not the lowest",
+        "induce": f"induce below {rule.induce_threshold:g}",
+        "kl": f"KL above {rule.kl_threshold:g}",
+        "layer": f"layer {data.eligible} or later",
+        "step": "layer left out",
+        "nan": "not a number",
+    }
+    return words.get(key or "", "not rejected")
 
 
 def positions(data: ReportData) -> tuple[int, ...]:
@@ -187,7 +202,7 @@ def position_label(data: ReportData, position: int) -> str:
     if len(data.suffix) < -position:
         return f"{position}"
     text = data.suffix[position].replace("Ċ", "\\n").replace("Ġ", " ").replace("\n", "\\n")
-    return f"{position} {text.strip() or repr(text)}"
+    return f"{position} {visible(text.strip()) or repr(text)}"
 
 
 def chosen_cell(data: ReportData, rows: Sequence[int], columns: Sequence[int]) -> tuple[int, int] | None:
@@ -200,7 +215,7 @@ def chosen_cell(data: ReportData, rows: Sequence[int], columns: Sequence[int]) -
     return rows.index(score.position), columns.index(score.layer)
 
 
-def separation(data: ReportData) -> Iterator[Figure]:
+def separation(data: ReportData) -> Iterator[Lines | Points]:
     """Projections through the layers with their AUROC, and the plane of the two largest components."""
     found = data.projections
     if found is None:
@@ -222,12 +237,12 @@ def separation(data: ReportData) -> Iterator[Figure]:
         )
     yield Lines(
         "projections",
-        f"Projection on the direction, position {found.position}",
+        minus(f"Projection on the direction, position {found.position}"),
         "layer",
         "component along the unit direction",
         tuple(lines),
         at=found.layer,
-        caption="Lines are medians, bands hold the middle 80% of the prompts. The vertical line is the direction's layer.",
+        caption="Lines are medians, bands the middle 80% of the prompts. The vertical line is the direction's layer.",
     )
     layers = tuple(map(float, range(len(found.auroc))))
     yield Lines(
@@ -242,7 +257,7 @@ def separation(data: ReportData) -> Iterator[Figure]:
     )
     yield Points(
         "plane",
-        f"The two largest principal components at ({found.position}, {found.layer})",
+        minus(f"The two largest principal components at ({found.position}, {found.layer})"),
         f"component 1 ({found.explained[0]:.0%} of the variance)",
         f"component 2 ({found.explained[1]:.0%})",
         tuple((label, label, found.plane[label]) for label in styles),
@@ -254,7 +269,8 @@ def cosine_grids(data: ReportData) -> tuple[Grid, ...]:
     """How alike the candidates of neighbouring layers and positions are, and each with the chosen one."""
     if data.candidates is None:
         return ()
-    unit = torch.nn.functional.normalize(data.candidates.vectors.double(), dim=-1).flip(0)  # the last position first
+    vectors = data.candidates.vectors.double().flip(0)  # the last position first
+    unit = vectors / vectors.norm(dim=-1, keepdim=True)  # NaN where both classes are the same: layer 0, as a rule
     n_positions, n_layers = unit.shape[:2]
     rows = tuple(range(-1, -n_positions - 1, -1))
     wanted = [
@@ -282,5 +298,3 @@ def _filled(cosines: torch.Tensor, n_positions: int, n_layers: int, shift: tuple
     whole = torch.full((n_positions, n_layers), torch.nan, dtype=torch.float64)
     whole[shift[0] :, : n_layers - shift[1]] = cosines
     return tuple(tuple(None if v != v else v for v in row) for row in whole.tolist())
-
-

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from refusal.records import CandidateScore
 from refusal.report import svg
 from refusal.report.data import ReportData
-from refusal.report.figures import OUTCOMES, Grid, cosine_grids, outcome, positions, score_grids
+from refusal.report.figures import Grid, cosine_grids, outcome, outcome_words, positions, score_grids
+from refusal.report.words import minus
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ def score_group(data: ReportData) -> GridGroup | None:
     grids = score_grids(data)
     rows = positions(data)
     cells = {
-        (i, j): (str(p), str(layer), *(_number(getattr(at[p, layer], n), d) for n, d in SCORES), _outcome(data, at[p, layer]))
+        (i, j): (
+            minus(str(p)),
+            str(layer),
+            *(_number(getattr(at[p, layer], n), d) for n, d in SCORES),
+            outcome_words(data, outcome(data, at[p, layer])),
+        )
         for i, p in enumerate(rows)
         for j, layer in enumerate(grids[0].columns if grids else ())
         if (p, layer) in at
@@ -53,7 +58,7 @@ def cosine_group(data: ReportData) -> GridGroup | None:
     names = ("next layer", "next position", "chosen direction")[: len(grids)]
     rows, columns = range(len(grids[0].rows)), range(len(grids[0].columns))
     cells = {
-        (i, j): (str(-i - 1), str(j), *(_number(grid.values[i][j], "+.2f", "") for grid in grids))
+        (i, j): (minus(str(-i - 1)), str(j), *(_number(grid.values[i][j], "+.2f", "") for grid in grids))
         for i in rows
         for j in columns
     }
@@ -84,23 +89,4 @@ def _group(
 
 
 def _number(value: float | None, form: str, without: str = "not scored") -> str:
-    return without if value is None else f"{value:{form}}".replace("-", "−")
-
-
-def _outcome(data: ReportData, score: CandidateScore) -> str:
-    return score_words(data, outcome(data, score))
-
-
-def score_words(data: ReportData, key: str | None) -> str:
-    """What became of a candidate, in words for the table."""
-    rule = data.config.rule
-    words = {
-        "chosen": "chosen" if data.selection is not None and data.selection.qualified else "stands in, unqualified",
-        "induce": f"induce below {rule.induce_threshold:g}",
-        "kl": f"KL above {rule.kl_threshold:g}",
-        "layer": f"layer {data.eligible} or later",
-        "step": "layer left out",
-        "bypass": "bypass not the lowest",
-        "nan": "not a number",
-    }
-    return words.get(key or "", OUTCOMES[None][1])
+    return without if value is None else minus(f"{value:{form}}")

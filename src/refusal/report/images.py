@@ -1,7 +1,7 @@
 """Figures as files, through matplotlib: for a paper, in black on white."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +13,7 @@ from refusal.report.figures import Figure, Grid, Intervals, Lines, Points
 from refusal.storage import write_through
 
 COLOURS = {"harmful": "#a63a14", "harmless": "#1a5a9e", "plain": "#1c1e21"}
-STYLE = {
+STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,11 +32,22 @@ def write_figure(figure: Figure, path: Path) -> None:
         canvas = Canvas(figsize=(width, height), layout="constrained")
         axes = canvas.add_subplot()
         axes.set_title(figure.title, loc="left")
-        draw: Callable[..., None] = {Grid: _grid, Lines: _lines, Points: _points, Intervals: _intervals}[type(figure)]
-        draw(figure, axes)
+        _draw(figure, axes)
         kind = path.suffix.removeprefix(".")
         dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
         write_through(path, lambda name: canvas.savefig(name, format=kind, dpi=200, metadata=dated))
+
+
+def _draw(figure: Figure, axes: Axes) -> None:
+    match figure:
+        case Grid():
+            _grid(figure, axes)
+        case Lines():
+            _lines(figure, axes)
+        case Points():
+            _points(figure, axes)
+        case Intervals():
+            _intervals(figure, axes)
 
 
 def _size(figure: Figure) -> tuple[float, float]:
@@ -53,7 +64,9 @@ def _grid(figure: Grid, axes: Axes) -> None:
     axes.set_facecolor("#eeeeee")
     if known.size:
         norm = LogNorm(max(known.min(), 1e-4), max(known.max(), 2e-4)) if figure.log else None
-        image = axes.imshow(np.clip(values, 1e-4, None) if figure.log else values, cmap="cividis", norm=norm, aspect="equal")
+        image = axes.imshow(
+            np.clip(values, 1e-4, None) if figure.log else values, cmap="cividis", norm=norm, aspect="equal"
+        )
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02)
         if figure.limit is not None and known.min() <= figure.limit <= known.max():
             bar.ax.axhline(figure.limit, color="black", linewidth=1.5)
@@ -68,7 +81,9 @@ def _grid(figure: Grid, axes: Axes) -> None:
     if figure.chosen is not None:
         i, j = figure.chosen
         for colour, size in (("white", 2.6), ("black", 1.3)):
-            axes.add_patch(mpl.patches.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=size))
+            axes.add_patch(
+                mpl.patches.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=size)
+            )
     axes.set_yticks(range(len(figure.rows)), figure.rows)
     every = max(1, len(figure.columns) // 14)
     axes.set_xticks(range(0, len(figure.columns), every), [str(c) for c in figure.columns[::every]])

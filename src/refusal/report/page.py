@@ -75,7 +75,10 @@ def report_page(data: ReportData, *, show_completions: bool = False) -> str:
     manifest = data.manifest
     name = visible(data.model)
     title, advice = _missing_words(data)
-    first = [{**vars(n), "bar": svg.interval_bar(n.metric, _style_of(n.metric.set)) if n.metric else ""} for n in numbers(data)]
+    first = [
+        {**vars(n), "bar": svg.interval_bar(n.metric, _style_of(n.metric.set)) if n.metric else ""}
+        for n in numbers(data)
+    ]
     return render(
         "report.html.j2",
         title=f"Refusal: {name}",
@@ -100,7 +103,9 @@ def _style_of(set: str) -> str:
 def _numbers_note(data: ReportData) -> str:
     words = ["Intervals are at 95%; n is the number of prompts."]
     if data.find("kl_first_token", "own-answers", "ablation") is not None:
-        words.append("Drift here is the KL divergence at the first token of the model's answers to harmless test prompts;")
+        words.append(
+            "Drift here is the KL divergence at the first token of the model's answers to harmless test prompts;"
+        )
         words.append("that in the sentence above is the selection's, on validation prompts.")
     if data.config.n_test < 30:
         words.append("With so few prompts the interval is the result.")
@@ -109,8 +114,14 @@ def _numbers_note(data: ReportData) -> str:
 
 def _missing_words(data: ReportData) -> tuple[str, str]:
     if data.finished:
-        return "Not in this run", "It was made by an older version, or a file was deleted. This command adds what is missing:"
-    return "This run is not finished. Missing:", "The same command as before goes on where it stopped; so does this one:"
+        return (
+            "Not in this run",
+            "It was made by an older version, or a file was deleted. This command adds what is missing:",
+        )
+    return (
+        "This run is not finished. Missing:",
+        "The same command as before goes on where it stopped; so does this one:",
+    )
 
 
 def _sections(data: ReportData, show_completions: bool) -> Iterator[Section]:
@@ -126,10 +137,10 @@ def _some(*tables: PageTable | None) -> tuple[PageTable, ...]:
 
 
 def _rates(data: ReportData) -> Section | None:
-    tables = _some(content.main_rates(data), content.control_rates(data), *content.category_tables(data))
+    tables = _some(content.main_rates(data), content.control_rates(data), *content.category_tables(data, ("harmful",)))
     text = (
-        "Refusals, whole and partial, by the built-in detector. Degenerate text (empty, looping, no language) is neither "
-        "a refusal nor an answer."
+        "Refusals, whole and partial, by the built-in detector. Degenerate text (empty, looping, no language) is "
+        "neither a refusal nor an answer."
     )
     if tables and not data.config.controls:
         text += " No control directions were measured (--controls 0)."
@@ -142,8 +153,8 @@ def _choice(data: ReportData) -> Section | None:
         return None
     rule = data.config.rule
     text = (
-        f"Of all candidates, a difference in means per position and layer, the rule takes the one with the lowest bypass "
-        f"among those with induce at least {rule.induce_threshold:g}, KL at most {rule.kl_threshold:g} and a layer "
+        f"Of all candidates, a difference in means per position and layer, the rule takes the one with the lowest "
+        f"bypass among those with induce at least {rule.induce_threshold:g}, KL at most {rule.kl_threshold:g} and a layer "
         f"below {data.eligible}."
     )
     if data.selection is not None:
@@ -159,7 +170,7 @@ def _choice(data: ReportData) -> Section | None:
     words = "Point at a cell, or move with the arrow keys; a click or Enter keeps its numbers below."
     groups = (_group(group, "Score maps", (hint if len(scored) < len(data.scores) else "") + words),)
     seeds_table = content.from_terminal(seeds(Found(data.metrics)))
-    tables = _some(content.rejected_table(data), content.stability_table(data), seeds_table)
+    tables = _some(content.stability_table(data), seeds_table)
     every = PageTable("Every candidate", group.columns, tuple(group.cells.values()), frozenset({0, 1, 2, 3, 4}))
     return Section("choice", "How the direction was chosen", text, groups=groups, tables=tables,
                    folded=(("Every candidate as a table", every),))  # fmt: skip
@@ -186,7 +197,8 @@ def _separation(data: ReportData) -> Section | None:
         ).replace("position -", "position −")
     words = "Cosines between candidates: how gradually the direction changes from layer to layer and token to token."
     groups = (_group(group, "Neighbouring candidates", words),) if group is not None else ()
-    return Section("separation", "Separation of harmful and harmless prompts", text, groups=groups, pictures=pictures)
+    return Section("separation", "Separation of harmful and harmless prompts", text, groups=groups, pictures=pictures,
+                   pictures_title="Along the direction")  # fmt: skip
 
 
 def _side_effects(data: ReportData) -> Section | None:
@@ -204,8 +216,11 @@ def _side_effects(data: ReportData) -> Section | None:
     absent = [f"{name} ({option})" for name, option, asked in options if not asked]
     text = "What changes beside refusal. Changes are from the baseline on the same items."
     if absent:
-        text += f" Not asked for in this run: {', '.join(absent)}; refusal evaluate {shlex.quote(str(data.path))} adds them."
-    return Section("side-effects", "Side effects: over-refusal, drift, capability", text, tables=tables)
+        text += f" Not asked for in this run: {', '.join(absent)}; "
+        text += f"refusal evaluate {shlex.quote(str(data.path))} adds them."
+    sets = dict.fromkeys(set for set, _ in data.completions if set not in ("harmful", "harmless"))
+    folded = tuple((t.title, t) for t in content.category_tables(data, sets))
+    return Section("side-effects", "Side effects: over-refusal, drift, capability", text, tables=tables, folded=folded)
 
 
 def _judges(data: ReportData) -> Section | None:
@@ -229,7 +244,9 @@ def _completions(data: ReportData, show: bool) -> Section:
                 text += " Only the verdicts: the texts are not in this file. To put them in: "
                 text += f"refusal report {shlex.quote(str(data.path))} --show-completions."
             sets.append({"title": title, "text": text, "examples": examples})
-    text = "Side by side by condition. Control characters and characters that turn the direction of text are made visible."
+    text = (
+        "Side by side by condition. Control characters and characters that turn the direction of text are made visible."
+    )
     return Section("completions", "Completions", text, examples=tuple(sets))
 
 

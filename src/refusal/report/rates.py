@@ -46,11 +46,12 @@ def other_rows(metrics: Sequence[Metric]) -> tuple[Row, ...]:
     """Refusal on the over-refusal sets, with the random directions together."""
     found = _by_key(metrics)
     sets = dict.fromkeys(m.set for m in metrics if m.name == "refusal_rate" and m.set not in ACTIONS)
+    conditions = (*PLAIN, *(f"random-{action}" for action in PLAIN))
     return tuple(
-        _row(found, set, m.condition, m.condition.replace("random-", "random "))
+        _row(found, set, condition, condition.replace("random-", "random "))
         for set in sets
-        for m in metrics
-        if (m.name, m.set) == ("refusal_rate", set) and m.condition.removeprefix("random-") in PLAIN
+        for condition in conditions
+        if ("refusal_rate", set, condition) in found
     )
 
 
@@ -59,7 +60,9 @@ def category_rows(
 ) -> Iterator[tuple[str, dict[str, Metric]]]:
     """Per category of a set, refusal by condition; prompts without a category are one of their own."""
     conditions = [c for s, c in completions if s == set]
-    names = dict.fromkeys(categories.get(c.prompt_id, "") for condition in conditions for c in completions[set, condition])
+    names = dict.fromkeys(
+        categories.get(c.prompt_id, "") for condition in conditions for c in completions[set, condition]
+    )
     for name in sorted(names, key=lambda name: (not name, name.casefold())):
         found = {}
         for condition in conditions:

@@ -40,6 +40,12 @@ for (const group of document.querySelectorAll(".grids")) {
     for (const cell of everywhere(at)) cell.classList.add("keep");
   };
 
+  // On a narrow screen, begin where the chosen candidate is.
+  for (const cell of everywhere(group.dataset.start)) {
+    const box = cell.closest(".scroll"), at = cell.getBoundingClientRect(), frame = box.getBoundingClientRect();
+    box.scrollLeft += at.left - frame.left - frame.width / 2;
+  }
+
   const of = (event) => event.target.closest(".cell");
   group.addEventListener("pointerover", (event) => { if (of(event)) show(of(event).dataset.at); });
   group.addEventListener("pointerleave", () => show(group.dataset.start));

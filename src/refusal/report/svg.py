@@ -93,7 +93,7 @@ def _cell(figure: Grid, scale: "_Scale", i: int, j: int, cell: int, left: int, l
     value, letter = figure.values[i][j], figure.letters[i][j] if figure.letters else ""
     x, y = left + cell * j, TOP + cell * i
     fill = colour(scale.share(value)) if value is not None else None
-    kind = "none" if value is None and not letter else f"outcome is-{'chosen' if letter == '★' else 'other'}"
+    kind = "none" if value is None and not letter else f"outcome is-{'chosen' if letter == '★' else letter or 'open'}"
     parts = [
         element("rect", x=x + 0.5, y=y + 0.5, width=cell - 1, height=cell - 1, fill=fill,
                 class_="value" if fill else kind)
@@ -181,10 +181,18 @@ def lines(figure: Lines) -> Markup:
         if line.low:
             outline = [*zip(line.x, line.low, strict=True), *reversed([*zip(line.x, line.high, strict=True)])]
             parts.append(element("path", d=frame.path(outline) + "z", class_=f"band {line.style}"))
-        parts.append(element("path", d=frame.path(zip(line.x, line.y, strict=True)), class_=f"line {line.style}",
-                             stroke_dasharray=DASHES[k % len(DASHES)] if line.style == "plain" and k else None))
+        parts.append(
+            element(
+                "path",
+                d=frame.path(zip(line.x, line.y, strict=True)),
+                class_=f"line {line.style}",
+                stroke_dasharray=DASHES[k % len(DASHES)] if line.style == "plain" and k else None,
+            )
+        )
         if len(line.x) == 1:
-            parts.append(element("circle", cx=frame.x(line.x[0]), cy=frame.y(line.y[0]), r=3, class_=f"dot {line.style}"))
+            parts.append(
+                element("circle", cx=frame.x(line.x[0]), cy=frame.y(line.y[0]), r=3, class_=f"dot {line.style}")
+            )
         names.append((frame.y(line.y[-1]), line))
     below = -math.inf
     for y, line in sorted(names, key=lambda item: item[0]):
@@ -235,7 +243,9 @@ class _Frame:
     def axes(self, x_label: str, y_label: str, *, whole: bool) -> Markup:
         parts = [element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="frame")]
         for tick in ticks(*self.y_range):
-            parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=self.y(tick), y2=self.y(tick), class_="gridline"))
+            parts.append(
+                element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=self.y(tick), y2=self.y(tick), class_="gridline")
+            )
             parts.append(element("text", short_number(tick), x=LEFT - 8, y=self.y(tick) + 4, text_anchor="end"))
         for tick in ticks(*self.x_range):
             if not whole or tick == int(tick):

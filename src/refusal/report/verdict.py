@@ -7,6 +7,7 @@ from typing import Literal
 from refusal.evaluate.conditions import BASELINE
 from refusal.records import Metric
 from refusal.report.data import ReportData
+from refusal.report.words import minus
 
 Tone = Literal["clear", "doubtful", "unfinished"]
 NOTABLE_DEGENERATE = 0.05  # a share of completions that are no language, from which on the verdict says so
@@ -42,7 +43,7 @@ def verdict(data: ReportData) -> Verdict:
     before, after = (data.find("refusal_rate", "harmful", c) for c in (BASELINE, "ablation"))
     added = data.find("refusal_rate", "harmless", "addition")
     if before is None or after is None:
-        place = f"({data.selection.score.position}, {data.selection.score.layer})"
+        place = minus(f"({data.selection.score.position}, {data.selection.score.layer})")
         return Verdict(f"A direction was chosen at {place}; what it does is not measured yet.", (), "unfinished")
     fell = _moved(data, "harmful", "ablation", down=True)
     rose = added is not None and _moved(data, "harmless", "addition", down=False)
@@ -64,7 +65,7 @@ def _ablation(data: ReportData, before: Metric, after: Metric, fell: bool) -> st
     assert data.selection is not None
     score = data.selection.score
     what = "one direction" if data.selection.qualified else "a direction that does not qualify,"
-    where = f"{what} at ({score.position}, {score.layer})"
+    where = f"{what} at {minus(f'({score.position}, {score.layer})')}"
     comma = "" if data.selection.qualified else ","
     if fell:
         return f"Ablating {where}{comma} takes refusal of harmful prompts from {before.value:.0%} to {after.value:.0%}"

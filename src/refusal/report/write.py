@@ -15,7 +15,11 @@ FORMATS = ("svg", "png", "pdf")
 
 
 def write_report(
-    run: str | Path, *, out: str | Path | None = None, show_completions: bool = False, formats: Sequence[str] = ("svg", "png")
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    show_completions: bool = False,
+    formats: Sequence[str] = ("svg", "png"),
 ) -> Path:
     """Write ``report.html``, ``figures/`` and ``tables/`` into a run folder; returns the page's path.
 
