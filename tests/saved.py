@@ -24,6 +24,7 @@ SMALL: dict[str, Any] = {
     "layer_step": 2,
     "controls": 0,
     "drift_tokens": 0,
+    "figures": (),
 }
 
 
@@ -64,8 +65,9 @@ def flags(config: RunConfig) -> list[str]:
 
 def times(folder: Path) -> dict[str, int]:
     """When each file was last written, without those that every run writes."""
+    always = {"run.toml", "manifest.json", "categories.json", "report.html", "tables"}
     return {
         str(path.relative_to(folder)): path.stat().st_mtime_ns
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("run.toml", "manifest.json")
+        if path.is_file() and path.relative_to(folder).parts[0] not in always
     }

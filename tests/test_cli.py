@@ -23,6 +23,7 @@ from refusal.cli import VERBS, main
 from refusal.config import RunConfig
 from refusal.evaluate import CONDITIONS
 from refusal.inspection import CHECKS
+from refusal.visible import visible
 
 STAGES: Any = import_module("refusal.run")
 
@@ -403,8 +404,8 @@ def test_a_full_disk_keeps_the_finished_stages(
     before = {key: when for key, when in saved.times(out).items() if Path(key).name in kept}
     assert cli("run", *saved.flags(config), "--out", str(out)).code == 0
     assert before.items() <= saved.times(out).items()
-    order = ["tokens", "extract", "select", *(f"generate {s}.{c}" for s, c in CONDITIONS), "evaluate"]
-    stops = {"run.toml": 0, "candidates.safetensors": 1, "direction.safetensors": 2, "metrics.json": 9}
+    order = ["tokens", "extract", "select", "projections", *(f"generate {s}.{c}" for s, c in CONDITIONS), "evaluate"]
+    stops = {"run.toml": 0, "candidates.safetensors": 1, "direction.safetensors": 2, "metrics.json": 10}
     assert list(stages) == order[: stops[name]]
 
 
@@ -507,7 +508,7 @@ def test_chat_replies_are_those_of_the_library(talk: Any, source: Path, directio
     assert plain != moved
     assert done.code == 0  # the end of the input ends the talk
     for reply in (plain[0], moved[0]):
-        assert "".join(c if c.isprintable() or c in "\n\t" else "�" for c in reply).expandtabs() in done.out
+        assert visible(reply).expandtabs() in done.out
 
 
 @pytest.mark.parametrize("line", ["/add x", "/add", "/add nan", "/add inf", "/add 1 2", "/remove", "/ablate now", "/"])

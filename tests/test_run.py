@@ -30,8 +30,14 @@ CHANGES = {"refusal_rate_change", "degenerate_rate_change"}
 COMPLETIONS = {f"completions/{set}.{condition}.jsonl" for set, condition in CONDITIONS}
 BASELINES = {"completions/harmful.baseline.jsonl", "completions/harmless.baseline.jsonl"}
 SELECTED = {"scores.json", "direction.safetensors", "selection.json", "stability.json"}
+PROJECTED = "projections.json"
+REPORT = {
+    "report.html",
+    "categories.json",
+    *(f"tables/{name}.csv" for name in ("metrics", "scores", "stability", "projections", "cosines", "stages")),
+}
 RATED = {*COMPLETIONS, "metrics.json"}
-EVERYTHING = {"refusal_tokens.json", "candidates.safetensors", *SELECTED, *RATED}
+EVERYTHING = {"refusal_tokens.json", "candidates.safetensors", *SELECTED, PROJECTED, *RATED}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +89,7 @@ def no_leftovers(folder: Path) -> None:
 
 def test_the_folder_holds_the_documented_files(finished: Path, source: Path) -> None:
     files = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
-    assert files == {"run.toml", "manifest.json", *EVERYTHING}
+    assert files == {"run.toml", "manifest.json", *REPORT, *EVERYTHING}
     with safe_open(str(finished / "candidates.safetensors"), framework="pt") as file:
         assert list(file.keys()) == ["candidates"]
         candidates = file.get_tensor("candidates")
@@ -146,7 +152,14 @@ def test_the_manifest_says_where_the_numbers_come_from(finished: Path, source: P
         f"{label}_{split}" for label in ("harmful", "harmless") for split in ("train", "val", "test")
     }
     stages = manifest["stages"]
-    assert list(stages) == ["tokens", "extract", "select", *(f"generate {s}.{c}" for s, c in CONDITIONS), "evaluate"]
+    assert list(stages) == [
+        "tokens",
+        "extract",
+        "select",
+        "projections",
+        *(f"generate {s}.{c}" for s, c in CONDITIONS),
+        "evaluate",
+    ]
     for name, stage in stages.items():
         assert stage["seconds"] >= 0
         assert (stage["forward_tokens"] > 0) == (name not in ("tokens", "evaluate"))
@@ -245,7 +258,7 @@ def test_rates_do_not_stand_beside_a_direction_that_is_not_theirs(
     ("until", "files"),
     [
         ("extract", {"refusal_tokens.json", "candidates.safetensors"}),
-        ("select", {"refusal_tokens.json", "candidates.safetensors", *SELECTED}),
+        ("select", {"refusal_tokens.json", "candidates.safetensors", *SELECTED, PROJECTED}),
         ("generate", EVERYTHING - {"metrics.json"}),
     ],
 )

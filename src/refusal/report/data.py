@@ -181,9 +181,12 @@ def _missing(data: ReportData) -> Iterator[str]:
     if data.projections is None:
         yield "the projections of prompts on the direction"
     over = [(half, c) for name in data.config.over_refusal for half in SETS[name] for c in (BASELINE, *STOPPING)]
+    lacking: dict[str, list[str]] = {}
     for set, condition in (*CONDITIONS, *over):
         if (set, condition) not in data.completions:
-            yield f"completions of {set} prompts under {condition}"
+            lacking.setdefault(set, []).append(condition)
+    for set, conditions in lacking.items():
+        yield f"completions of {set} prompts under {', '.join(conditions)}"
     if data.finished:
         return
     stages, config = data.manifest["stages"], data.config

@@ -19,8 +19,8 @@ from refusal.visible import visible
 Values = tuple[tuple[float | None, ...], ...]
 Style = Literal["harmful", "harmless", "plain"]
 
-# What stands in the map of outcomes for each, the chosen candidate first; nothing for those that were not rejected.
-SIGNS = {"chosen": "★", "bypass": "b", "induce": "i", "kl": "k", "layer": "l", "step": "s", "nan": "n", None: ""}
+# What stands in the map of outcomes for each, the chosen candidate first.
+SIGNS = {"chosen": "★", "bypass": "b", "induce": "i", "kl": "k", "layer": "l", "step": "s", "nan": "n", None: "·"}
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _grid(
         chosen=chosen_cell(data, rows, columns),
         log=name == "kl",
         limit=limit,
-        caption=caption,
+        caption=minus(caption),
     )
 
 
@@ -182,14 +182,14 @@ def outcome_words(data: ReportData, key: str | None) -> str:
     rule = data.config.rule
     words = {
         "chosen": "chosen" if data.selection is not None and data.selection.qualified else "stands in, unqualified",
-        "bypass": "bypass not the lowest",
+        "bypass": "bypass not the lowest, other scores not needed",
         "induce": f"induce below {rule.induce_threshold:g}",
         "kl": f"KL above {rule.kl_threshold:g}",
         "layer": f"layer {data.eligible} or later",
         "step": "layer left out",
         "nan": "not a number",
     }
-    return words.get(key or "", "not rejected")
+    return words.get(key or "", "meets every limit, bypass not the lowest")
 
 
 def positions(data: ReportData) -> tuple[int, ...]:
@@ -241,7 +241,7 @@ def separation(data: ReportData) -> Iterator[Lines | Points]:
         "layer",
         "component along the unit direction",
         tuple(lines),
-        at=found.layer,
+        at=float(found.layer),
         caption="Lines are medians, bands the middle 80% of the prompts. The vertical line is the direction's layer.",
     )
     layers = tuple(map(float, range(len(found.auroc))))
@@ -251,7 +251,7 @@ def separation(data: ReportData) -> Iterator[Lines | Points]:
         "layer",
         "AUROC",
         (Line("AUROC", layers, tuple(found.auroc)),),
-        at=found.layer,
+        at=float(found.layer),
         level=0.5,
         caption="The chance that a harmful prompt projects further than a harmless one; 0.5 is none, 1 is complete.",
     )

@@ -22,6 +22,7 @@ from refusal.report.data import ReportData
 from refusal.report.figures import Lines, separation
 from refusal.report.grids import GridGroup, cosine_group, score_group
 from refusal.report.verdict import numbers, verdict
+from refusal.report.words import minus
 from refusal.tables import Found, capabilities, cross_entropies, divergence, judged, seeds
 from refusal.visible import visible
 
@@ -143,7 +144,7 @@ def _rates(data: ReportData) -> Section | None:
         "neither a refusal nor an answer."
     )
     if tables and not data.config.controls:
-        text += " No control directions were measured (--controls 0)."
+        text += " No control directions were measured."
     return Section("rates", "Refusal by condition", text, tables=tables) if tables else None
 
 
@@ -154,8 +155,8 @@ def _choice(data: ReportData) -> Section | None:
     rule = data.config.rule
     text = (
         f"Of all candidates, a difference in means per position and layer, the rule takes the one with the lowest "
-        f"bypass among those with induce at least {rule.induce_threshold:g}, KL at most {rule.kl_threshold:g} and a layer "
-        f"below {data.eligible}."
+        f"bypass among those with induce at least {rule.induce_threshold:g}, KL at most {rule.kl_threshold:g} and "
+        f"a layer below {data.eligible}."
     )
     if data.selection is not None:
         s = data.selection
@@ -163,7 +164,7 @@ def _choice(data: ReportData) -> Section | None:
             f" Without intervention the metric is {s.harmful_count.mean_metric:+.2f} on the {s.harmful_count.passed} "
             f"harmful and {s.harmless_count.mean_metric:+.2f} on the {s.harmless_count.passed} harmless validation "
             "prompts that passed the filter."
-        ).replace("-", "−")
+        )
     scored = [s for s in data.scores if None not in (s.bypass, s.induce, s.kl)]
     hint = f"All three scores are known of {len(scored)} of {len(data.scores)} candidates: "
     hint += "the others left as soon as the rule had to reject them (--full-map scores them all). "
@@ -172,7 +173,7 @@ def _choice(data: ReportData) -> Section | None:
     seeds_table = content.from_terminal(seeds(Found(data.metrics)))
     tables = _some(content.stability_table(data), seeds_table)
     every = PageTable("Every candidate", group.columns, tuple(group.cells.values()), frozenset({0, 1, 2, 3, 4}))
-    return Section("choice", "How the direction was chosen", text, groups=groups, tables=tables,
+    return Section("choice", "How the direction was chosen", minus(text), groups=groups, tables=tables,
                    folded=(("Every candidate as a table", every),))  # fmt: skip
 
 
@@ -194,11 +195,11 @@ def _separation(data: ReportData) -> Section | None:
         text = (
             f"Validation prompts, read at position {p.position} at the input of every block. They took no part in the "
             f"means; the direction was chosen with them. At its own layer, AUROC is {p.auroc[p.layer]:.3f}."
-        ).replace("position -", "position −")
+        )
     words = "Cosines between candidates: how gradually the direction changes from layer to layer and token to token."
     groups = (_group(group, "Neighbouring candidates", words),) if group is not None else ()
-    return Section("separation", "Separation of harmful and harmless prompts", text, groups=groups, pictures=pictures,
-                   pictures_title="Along the direction")  # fmt: skip
+    title = "Separation of harmful and harmless prompts"
+    return Section("separation", title, minus(text), groups, pictures, "Along the direction")
 
 
 def _side_effects(data: ReportData) -> Section | None:

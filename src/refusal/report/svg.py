@@ -39,8 +39,8 @@ def interval_bar(m: Metric, style: str) -> Markup:
 
     return element(
         "svg",
-        element("line", x1=x(0), x2=x(1), y1=middle, y2=middle, class_="track"),
-        *(element("line", x1=x(t), x2=x(t), y1=middle - 3, y2=middle + 3, class_="track") for t in (0, 0.5, 1)),
+        element("line", x1=x(0.0), x2=x(1.0), y1=middle, y2=middle, class_="track"),
+        *(element("line", x1=x(t), x2=x(t), y1=middle - 3, y2=middle + 3, class_="track") for t in (0.0, 0.5, 1.0)),
         element("line", x1=x(m.low), x2=x(m.high), y1=middle, y2=middle, class_=f"whisker {style}"),
         element("circle", cx=x(m.value), cy=middle, r=4, class_=f"dot {style}"),
         viewBox=f"0 0 {width} {2 * middle}",
@@ -75,8 +75,8 @@ def grid(figure: Grid, labels: Sequence[Sequence[str]]) -> Markup:
           for j, layer in enumerate(figure.columns) if layer % every == 0),
         element("text", "layer", x=left, y=bottom + 32),
     ]  # fmt: skip
-    width, height = left + cell * n + 8, bottom + 38
-    bar = _colour_bar(scale, width, bottom + 24) if scale.known else Markup("")
+    width, height = left + max(cell * n + 8, 230), bottom + 38  # room for the colour bar
+    bar = _colour_bar(scale, float(width), float(bottom + 24)) if scale.known else Markup("")
     return element(
         "svg",
         element("g", *texts, bar, aria_hidden="true", class_="axis"),

@@ -44,7 +44,9 @@ def verdict(data: ReportData) -> Verdict:
     added = data.find("refusal_rate", "harmless", "addition")
     if before is None or after is None:
         place = minus(f"({data.selection.score.position}, {data.selection.score.layer})")
-        return Verdict(f"A direction was chosen at {place}; what it does is not measured yet.", (), "unfinished")
+        return Verdict(
+            f"A direction was chosen at {place}; what it does is not measured yet.", _unqualified(data), "unfinished"
+        )
     fell = _moved(data, "harmful", "ablation", down=True)
     rose = added is not None and _moved(data, "harmless", "addition", down=False)
     parts = [_ablation(data, before, after, fell), _drift(data)]
@@ -53,6 +55,15 @@ def verdict(data: ReportData) -> Verdict:
     clear = data.selection.qualified and fell and rose and data.finished and before.value >= HARDLY
     tone: Tone = "unfinished" if not data.finished else "clear" if clear else "doubtful"
     return Verdict("; ".join(part for part in parts if part) + ".", notes, tone)
+
+
+def _unqualified(data: ReportData) -> tuple[str, ...]:
+    if data.selection is None or data.selection.qualified:
+        return ()
+    return (
+        "No candidate met the selection rule. The closest one stands in, so that one can see what was missed; "
+        "its numbers are not a result about refusal.",
+    )
 
 
 def _moved(data: ReportData, set: str, condition: str, *, down: bool) -> bool:
@@ -92,13 +103,9 @@ def _addition(added: Metric, rose: bool) -> str:
 def _notes(data: ReportData, before: Metric) -> Iterator[str]:
     """What a reader must know before quoting the sentence."""
     assert data.selection is not None
-    if not data.selection.qualified:
-        yield (
-            "No candidate met the selection rule. The closest one stands in, so that one can see what was missed; "
-            "its numbers are not a result about refusal."
-        )
+    yield from _unqualified(data)
     if before.value < HARDLY:
-        yield f"The model refuses only {before.value:.0%} of these harmful prompts to begin with."
+        yield f"The model refuses {before.value:.0%} of these prompts to begin with: there is hardly refusal to remove."
     for set, condition in (("harmful", "ablation"), ("harmless", "addition"), ("harmless", "ablation")):
         m = data.find("degenerate_rate", set, condition)
         if m is not None and m.value >= NOTABLE_DEGENERATE:
@@ -133,7 +140,7 @@ def numbers(data: ReportData) -> tuple[Number, ...]:
         found.append(Number("Drift, KL (nats)", f"{kl.value:.2f}", f"{kl.low:.2f}–{kl.high:.2f}", f"n {kl.n}"))
     elif data.selection is not None and data.selection.score.kl is not None:
         n = data.selection.harmless_count.passed
-        found.append(Number("Drift, KL (nats)", f"{data.selection.score.kl:.3f}", "a mean", f"n {n}"))
+        found.append(Number("Drift, KL (nats)", f"{data.selection.score.kl:.3f}", "mean", f"n {n}"))
     if data.projections is not None:
         separation = data.projections.auroc[data.projections.layer]
         n = sum(len(rows) for rows in data.projections.along.values())
