@@ -12,7 +12,8 @@ from refusal.config import RunConfig
 # Nothing of these may do anything: markup, scripts, terminal escapes, right-to-left overrides, sheer length.
 NASTY = (
     "</div></article><script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
-    "\x1b[2J\x1b[31mred\x07 \u202eevil\u202c \u2067x\u2069 שלום مرحبا {{ 7 * 7 }} {% raw %} &amp; ' \" ` \x00\x85\u2028\ufeff end"
+    "\x1b[2J\x1b[31mred\x07 \u202eevil\u202c \u2067x\u2069 שלום مرحبا "
+    "{{ 7 * 7 }} {% raw %} &amp; ' \" ` \x00\x85\u2028\ufeff end"
 )
 LONG = "word<b> " * 1300  # 10,400 characters
 
@@ -22,7 +23,7 @@ def full_config(base: Path, **changes: Any) -> RunConfig:
     model, prompts = saved.save_model(base / "model"), saved.write_prompts(base)
     everything: dict[str, Any] = {
         "controls": 2, "n_control": 2, "drift_tokens": 2, "n_texts": 2, "text_tokens": 12, "seeds": 2, "full_map": True,
-        "layer_step": 1, "resamples": 50, "figures": (),
+        "layer_step": 1, "resamples": 50, "figures": ("none",),
     }  # fmt: skip
     return saved.small_config(model, prompts, **{**everything, **changes})
 

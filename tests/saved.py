@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "layer_step": 2,
     "controls": 0,
     "drift_tokens": 0,
-    "figures": (),
+    "figures": ("none",),
 }
 
 

@@ -8,8 +8,6 @@ import saved
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import Float
-from torch import Tensor
 
 from refusal import Direction, RunFolderError, load, load_prompts, run
 from refusal.run_projections import Projections, principal_plane, read_projections
@@ -25,7 +23,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_they_are_those_of_the_hidden_states(base: Path) -> None:
     """Transformers' own hidden states, one prompt at a time: entry ``l`` is the input of block ``l``."""
     specs = saved.write_prompts(base)
-    config = saved.small_config(base / "model", specs, figures=())
+    config = saved.small_config(base / "model", specs, figures=("none",))
     run(config, base / "run", until="select")
     found = read_projections(base / "run" / "projections.json")
     direction = Direction.load(base / "run" / "direction.safetensors")
@@ -59,13 +57,13 @@ def test_the_plane_does_not_depend_on_how_the_axes_lie(n: int, width: int, seed:
     again, _, _ = principal_plane(rows @ turn + 3, towards @ turn)
     assert all(cosine >= 0 for cosine in cosines)
     assert 0 <= explained[1] <= explained[0] <= 1 + 1e-9
-    gap: Float[Tensor, "_"] = (torch.pdist(first) - torch.pdist(again)).abs()
+    gap = (torch.pdist(first) - torch.pdist(again)).abs()
     assert float(gap.max()) < 1e-6 * (1 + float(rows.abs().max()))
 
 
 def test_auroc_by_layer() -> None:
     along = {"harmful": ((0.0, 3.0), (1.0, 4.0)), "harmless": ((0.0, 1.0), (1.0, 2.0))}
-    plane = {label: ((0.0, 0.0), (0.0, 0.0)) for label in along}
+    plane = dict.fromkeys(along, ((0.0, 0.0), (0.0, 0.0)))
     assert Projections(-1, 1, along, plane, (1.0, 0.0), (1.0, 0.0)).auroc == [0.5, 1.0]
 
 

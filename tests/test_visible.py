@@ -19,8 +19,7 @@ from refusal.visible import visible
         ("\u2066x\u2069\u200f\u061c", "⟨U+2066⟩x⟨U+2069⟩⟨U+200F⟩⟨U+061C⟩"),
         ("a\u2028b\u2029c\ufeff\u200bd\u00ade", "a⟨U+2028⟩b⟨U+2029⟩c⟨U+FEFF⟩⟨U+200B⟩d⟨U+00AD⟩e"),
         ("\ud800\ue000", "⟨U+D800⟩⟨U+E000⟩"),
-        ("شنوة می\u200cخواهم क्\u200dष 👨\u200d👩\u200d👧 ❤️ é 日本 ￿"[:-1], "شنوة می\u200cخواهم क्\u200dष 👨\u200d👩\u200d👧 ❤️ é 日本 "),
-        ("<b>&amp;", "<b>&amp;"),  # escaping is the template's
+        *((same, same) for same in ("می\u200cخواهم", "क्\u200dष", "👨\u200d👩\u200d👧 ❤️", "é 日本 שלום", "<b>&amp;")),
     ],
 )  # fmt: skip
 def test_what_is_shown(text: str, shown: str) -> None:

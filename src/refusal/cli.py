@@ -113,7 +113,7 @@ def report(
         bool, Parameter(negative="", help="Also put the completions of harmful prompts into the page.")
     ] = False,
     figures: Annotated[
-        tuple[Literal["svg", "png", "pdf"], ...], Parameter(help="Formats of the figures in RUN/figures.")
+        tuple[Literal["svg", "png", "pdf", "none"], ...], Parameter(help="Formats of the figures in RUN/figures.")
     ] = ("svg", "png"),
     json: Json = False,
 ) -> None:

@@ -106,8 +106,8 @@ class RunOptions(ModelOptions, JudgeOptions):
     """Run lm-eval's own model class bit for bit, slower, instead of reading once what items begin with in common."""
     judges: tuple[str, ...] = ()
     """Further judges: substring, llama-guard-3, harmbench, wildguard, strongreject, endpoint-refusal=MODEL, …"""
-    figures: tuple[Literal["svg", "png", "pdf"], ...] = ("svg", "png")
-    """Formats in which the report's figures are also saved as files; given without a value: none."""
+    figures: tuple[Literal["svg", "png", "pdf", "none"], ...] = ("svg", "png")
+    """Formats in which the report's figures are also saved as files: svg, png, pdf, or none."""
     seeds: Count = 1
     """Repeat split, extraction and selection with so many seeds in all, and report how far they agree."""
 

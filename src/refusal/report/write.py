@@ -28,7 +28,7 @@ def write_report(
     Args:
         out: another place for the page.
         show_completions: also put the completions of harmful prompts into the page.
-        formats: of the figures: svg, png, pdf; none leaves them out.
+        formats: of the figures: svg, png, pdf; others (none) are left out.
 
     Raises:
         RunFolderError: no run folder, one of another format, or a damaged file in it.
