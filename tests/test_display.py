@@ -149,7 +149,15 @@ def test_controls_over_refusal_drift_and_seeds_get_tables_of_their_own() -> None
         Metric("bypass", "direction", "seed-43", -5.25, -5.25, -5.25, 1),
         Metric("cosine", "direction", "seed-43", 0.97, 0.97, 0.97, 1),
     )
-    for part in ("90% (80–97)", "+0.95", "31% (20–40)", "+0.017 (+0.010 to +0.024)", "-5.25", "tokens 1–32", "0.05 (0.04–0.06)"):
+    for part in (
+        "90% (80–97)",
+        "+0.95",
+        "31% (20–40)",
+        "+0.017 (+0.010 to +0.024)",
+        "-5.25",
+        "tokens 1–32",
+        "0.05 (0.04–0.06)",
+    ):
         assert part in text
     for part in ("arc, acc_norm", "45% (38–52)", "-2 (-7 to +3)", "0.48", "wiki2, perplexity", "21.50"):
         assert part in text

@@ -63,7 +63,9 @@ def test_every_condition_has_its_items_and_controls_some_of_the_same(finished: t
     assert len(base) == 5
     for condition in ("ablation", "subtraction"):
         assert items(folder, condition).keys() == base.keys()
-    controls = [f"{c}-{a}" for c in ("random-1", "random-2", "shuffled", "matched") for a in ("ablation", "subtraction")]
+    controls = [
+        f"{c}-{a}" for c in ("random-1", "random-2", "shuffled", "matched") for a in ("ablation", "subtraction")
+    ]
     for condition in controls:
         some = items(folder, condition)
         assert len(some) == 3
@@ -102,15 +104,15 @@ def test_done_is_done_and_more_can_be_added(finished: tuple[RunConfig, Path], tm
     before = saved.times(folder)
     refusal.run(config, folder)
     assert saved.times(folder) == before
-    assert main(["evaluate", str(folder), "--tasks", "arc_challenge:1", "--quiet"]) == 0
+    assert main(["evaluate", str(folder), "--tasks", "gsm8k_cot:1", "--quiet"]) == 0
     after = saved.times(folder)
     assert {name: after[name] for name in before if "capability" in name} == {
         name: time for name, time in before.items() if "capability" in name
     }
-    assert ("capability_acc", "arc_challenge:1", "subtraction") in by_key(folder)
+    assert ("capability_exact_match,strict-match", "gsm8k_cot:1", "subtraction") in by_key(folder)
     assert ("capability_acc", "arc_challenge", "subtraction") in by_key(folder)
-    about = json.loads((folder / "capability" / "arc_challenge-shots-1.ablation.json").read_text())
-    assert about["shots"] == {"arc_challenge": 1}
+    about = json.loads((folder / "capability" / "gsm8k_cot-shots-1.ablation.json").read_text())
+    assert about["shots"] == {"gsm8k_cot": 1}
 
 
 def test_runs_are_compared_by_item(finished: tuple[RunConfig, Path], tmp_path: Path) -> None:
@@ -148,7 +150,9 @@ def run_of(values: list[float], metric: str = "f1") -> TaskRun:
 
 def test_what_is_not_right_or_wrong_gets_a_bootstrap() -> None:
     before, after = [0.1, 0.5, 0.9, 0.4], [0.2, 0.7, 0.9, 0.1]
-    found = {(m.name, m.condition): m for m in capability_metrics({"baseline": run_of(before), "ablation": run_of(after)})}
+    found = {
+        (m.name, m.condition): m for m in capability_metrics({"baseline": run_of(before), "ablation": run_of(after)})
+    }
     change = found["capability_f1_change", "ablation"]
     assert change.value == pytest.approx(0.0, abs=1e-12)
     assert change.low < 0 < change.high
@@ -168,7 +172,5 @@ def test_a_task_without_items_gives_its_aggregate() -> None:
 def test_a_smaller_limit_gives_some_of_the_same_items(tmp_path: Path) -> None:
     (benchmark,) = load_benchmarks(["arc_challenge"], bench_folder(tmp_path))
     model = roomy_model()
-    some, more = (
-        {item.id for item in run_benchmark(model, (), benchmark, limit=n, seed=3).main} for n in (2, 6)
-    )
+    some, more = ({item.id for item in run_benchmark(model, (), benchmark, limit=n, seed=3).main} for n in (2, 6))
     assert some < more
