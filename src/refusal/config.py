@@ -95,7 +95,7 @@ class RunOptions(ModelOptions, JudgeOptions):
     text_tokens: Annotated[int, Field(ge=2)] = 256
     """Longest text, in tokens."""
     tasks: tuple[str, ...] = ()
-    """Benchmarks of lm-eval, e.g. arc_challenge mmlu gsm8k_cot; mmlu:5 is MMLU with five worked examples."""
+    """Benchmarks of lm-eval: arc_challenge mmlu:5 gsm8k_cot@50 (MMLU with five worked examples, 50 items of GSM8K)."""
     n_items: Count | None = None
     """Items of each benchmark, a seeded random choice; by default all."""
     task_chat: bool = False

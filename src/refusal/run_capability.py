@@ -65,7 +65,7 @@ class Capability:
         about = rows.with_suffix(".json")
         control = condition not in (BASELINE, *STOPPING)
         of = "controls.safetensors" if control else "direction.safetensors"
-        limit, n = self.config.n_items, self.config.n_control
+        limit, n = benchmark.spec.items or self.config.n_items, self.config.n_control
         options: dict[str, Any] = {
             "limit": (n if limit is None else min(n, limit)) if control else limit,
             "seed": self.config.seed,

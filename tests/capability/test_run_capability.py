@@ -17,7 +17,7 @@ from refusal.evaluate.capability import ItemResult, TaskRun, capability_metrics,
 from refusal.records import Metric
 from refusal.run_capability import read_task_run
 
-TASKS = ("arc_challenge", "gsm8k_cot:2")
+TASKS = ("arc_challenge", "gsm8k_cot:2@2")
 
 
 def long_model(folder: Path, seed: int = 0) -> Path:
@@ -82,6 +82,7 @@ def test_metrics_are_paired_by_item(finished: tuple[RunConfig, Path]) -> None:
         assert (change.value, change.low, change.high, change.p_value, change.n) == (
             expected.value, expected.low, expected.high, expected.p_value, len(after),
         )  # fmt: skip
+    assert found["capability_exact_match,strict-match", "gsm8k_cot:2", "ablation"].n == 2
     names = {name for name, set, _ in found if set == "gsm8k_cot:2"}
     assert {"capability_exact_match,strict-match", "capability_exact_match,flexible-extract"} < names
     both = [found["capability_acc", "arc_challenge", f"random-{i}-ablation"].value for i in (1, 2)]
@@ -104,15 +105,15 @@ def test_done_is_done_and_more_can_be_added(finished: tuple[RunConfig, Path], tm
     before = saved.times(folder)
     refusal.run(config, folder)
     assert saved.times(folder) == before
-    assert main(["evaluate", str(folder), "--tasks", "arc_challenge:1", "--quiet"]) == 0
+    assert main(["evaluate", str(folder), "--tasks", "gsm8k_cot:1", "--quiet"]) == 0
     after = saved.times(folder)
     assert {name: after[name] for name in before if "capability" in name} == {
         name: time for name, time in before.items() if "capability" in name
     }
-    assert ("capability_acc", "arc_challenge:1", "subtraction") in by_key(folder)
+    assert ("capability_exact_match,strict-match", "gsm8k_cot:1", "subtraction") in by_key(folder)
     assert ("capability_acc", "arc_challenge", "subtraction") in by_key(folder)
-    about = json.loads((folder / "capability" / "arc_challenge-shots-1.ablation.json").read_text())
-    assert about["shots"] == {"arc_challenge": 1}
+    about = json.loads((folder / "capability" / "gsm8k_cot-shots-1.ablation.json").read_text())
+    assert about["shots"] == {"gsm8k_cot": 1}
 
 
 def test_runs_are_compared_by_item(finished: tuple[RunConfig, Path], tmp_path: Path) -> None:
@@ -132,7 +133,12 @@ def test_runs_are_compared_by_item(finished: tuple[RunConfig, Path], tmp_path: P
 
 @pytest.mark.parametrize(
     ("task", "message"),
-    [("arc_chalenge", "Did you mean arc_challenge"), ("mmlu:few", "name:N"), ("gsm8k", "gsm8k_train.jsonl")],
+    [
+        ("arc_chalenge", "Did you mean arc_challenge"),
+        ("mmlu:few", "name:N"),
+        ("mmlu@", "name@M"),
+        ("gsm8k", "gsm8k_train.jsonl"),
+    ],
 )
 def test_a_wrong_task_stops_before_the_model_is_loaded(
     task: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

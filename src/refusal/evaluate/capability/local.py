@@ -104,7 +104,7 @@ def localised(config: Config, dataset: DataSet, files: Mapping[str, Path], shots
         missing = [names[0] for split, names in dataset.splits.items() if split not in files]
         instead = f"{dataset.instead} (its examples are part of the task) or " if dataset.instead else ""
         raise ConfigError(
-            f"The {shots} worked examples of {config['task']} come from a split that is not among the data files. "
+            f"The worked examples of {config['task']} come from a split that is not among the data files. "
             f"Put {' or '.join(missing)} beside {files[evaluated].name}, or ask for {instead}{config['task']}:0."
         )
     subject = config["dataset_name"] if dataset.by_subject else None

@@ -27,7 +27,8 @@ def load_benchmarks(tasks: Sequence[str], data_dir: Path | None = None) -> tuple
     """lm-eval's tasks by name, their data read; no model is needed.
 
     Args:
-        tasks: names of lm-eval's tasks, groups or tags; ``name:N`` for N worked examples instead of the task's own.
+        tasks: names of lm-eval's tasks, groups or tags; ``name:N`` for N worked examples instead of the task's own,
+            ``name@M`` for M items where the caller gives no limit.
         data_dir: a folder of data files; tasks whose files it holds (docs/capability.md) need no network.
 
     Raises:
@@ -36,8 +37,9 @@ def load_benchmarks(tasks: Sequence[str], data_dir: Path | None = None) -> tuple
     if not tasks:
         return ()
     require()
+    specs = {spec.text: spec for spec in map(Spec.parse, tasks)}  # one that is named again may ask for other items
     found = []
-    for spec in map(Spec.parse, dict.fromkeys(tasks)):
+    for spec in specs.values():
         with hosted(f"capability: {spec.text}"):
             found.append(load_task(spec, data_dir))
     return tuple(found)
@@ -59,7 +61,8 @@ def run_benchmark(
     """Run a benchmark with ``interventions`` active, and give lm-eval's numbers item by item.
 
     Args:
-        limit: items per task or group, a seeded random choice; by default all. A smaller limit gives some of the same.
+        limit: items per task or group, a seeded random choice; by default what the task was asked for with, else all.
+            A smaller limit gives some of the same.
         seed: of the choice of items: the same ones whatever the model and the interventions.
         apply_chat_template: put prompts into the model's chat format, thinking off; lm-eval's default is not to.
         max_gen_toks: longest generated answer in tokens; by default what the task says, else lm-eval's 256.
@@ -79,7 +82,7 @@ def run_benchmark(
 
     label = f"{name}: {benchmark.spec.text}"
     with hosted(label), ExitStack() as stack:
-        items = choose_items(benchmark, limit, seed)
+        items = choose_items(benchmark, limit if limit is not None else benchmark.spec.items, seed)
         lm = make_harness(model, label, exact, batch_size, thinking=False if apply_chat_template else None)
         _limit_answers(benchmark, max_gen_toks, lm)
         if exact:

@@ -1,5 +1,6 @@
 """lm-eval's tasks by name: found, with local data where there are, and the items that are run."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,19 +20,27 @@ LOAD_ERRORS = (ImportError, OSError, ValueError, LookupError, TypeError, Attribu
 
 @dataclass(frozen=True)
 class Spec:
-    """A task as it is asked for: ``name``, or ``name:shots`` for another number of worked examples."""
+    """A task as it is asked for: ``name``, with ``:N`` for another number of worked examples, ``@M`` for M items.
+
+    ``text`` is what its results are called: without the items.
+    """
 
     text: str
     name: str
-    shots: int | None
+    shots: int | None = None
+    items: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Spec":
-        """Raises ConfigError where what follows the colon is no number."""
-        name, colon, shots = text.partition(":")
-        if colon and not shots.isdecimal():
-            raise ConfigError(f"{text!r} is no task. Give a name of lm-eval, or name:N for N worked examples.")
-        return cls(text, name, int(shots) if colon else None)
+        """Raises ConfigError where what follows the colon or the at sign is no number."""
+        found = re.fullmatch(r"([^:@]+)(?::(\d+))?(?:@([1-9]\d*))?", text)
+        if found is None:
+            raise ConfigError(
+                f"{text!r} is no task. Give a name of lm-eval, name:N for N worked examples, name@M for M items."
+            )
+        name, shots, items = found.groups()
+        of = name if shots is None else f"{name}:{shots}"
+        return cls(of, name, None if shots is None else int(shots), None if items is None else int(items))
 
 
 @dataclass(frozen=True)
