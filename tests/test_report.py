@@ -52,7 +52,7 @@ def table(page: Any, caption: str) -> list[dict[str, str]]:
     """The rows of a table by its column heads; where the first cell repeats the one above, it is filled in."""
     (found,) = [t for t in page.iter("table") if t.find("caption") is not None and text(t.find("caption")) == caption]
     heads = [text(th) for th in found.find("thead").iter("th")]
-    rows = []
+    rows: list[dict[str, str]] = []
     for tr in found.find("tbody").iter("tr"):
         cells = [text(td) for td in tr.iter("td")]
         cells[0] = cells[0] or rows[-1][heads[0]]
@@ -122,7 +122,7 @@ def test_every_candidate_is_in_every_map_with_its_scores(run: Path) -> None:
 def test_colours_rise_in_lightness_from_end_to_end() -> None:
     def lightness(hex: str) -> float:
         r, g, b = (int(hex[i : i + 2], 16) / 255 for i in (1, 3, 5))
-        return 0.2126 * r**2.2 + 0.7152 * g**2.2 + 0.0722 * b**2.2
+        return float(0.2126 * r**2.2 + 0.7152 * g**2.2 + 0.0722 * b**2.2)
 
     shades = [lightness(colour(k / 50)) for k in range(51)]
     assert shades == sorted(shades)

@@ -7,6 +7,7 @@ One forward pass over the prompts that the selection was made with. They did not
 separation is not of the prompts that it was fitted to.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ class Projections:
 
     position: int
     layer: int
-    along: dict[str, tuple[tuple[float, ...], ...]]
-    plane: dict[str, tuple[tuple[float, float], ...]]
+    along: Mapping[str, tuple[tuple[float, ...], ...]]
+    plane: Mapping[str, tuple[tuple[float, float], ...]]
     explained: tuple[float, float]
     cosines: tuple[float, float]
 

@@ -169,7 +169,7 @@ def lines(figure: Lines) -> Markup:
     xs = [x for line in figure.lines for x in line.x]
     ys = [y for line in figure.lines for y in (*line.y, *line.low, *line.high)]
     frame = _Frame(xs, [*ys, *([figure.level] if figure.level is not None else [])])
-    parts = [frame.axes(figure.x_label, figure.y_label, whole=True)]
+    parts = [frame.axes(figure.x_label, figure.y_label, whole=all(x == int(x) for x in xs))]
     if figure.level is not None:
         parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=frame.y(figure.level), y2=frame.y(figure.level),
                              class_="level"))  # fmt: skip
