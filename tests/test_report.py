@@ -18,7 +18,8 @@ from refusal import NoCandidateError, RunFolderError
 from refusal import run as run_stages
 from refusal.cli import main
 from refusal.report import read_run, write_report
-from refusal.report.svg import CIVIDIS, colour, ticks
+from refusal.report.plots import ticks
+from refusal.report.svg import CIVIDIS, colour
 from refusal.report.verdict import verdict
 from refusal.report.words import minus
 from refusal.visible import visible
@@ -355,6 +356,17 @@ def test_the_command_on_the_page_finishes_the_run(run: Path) -> None:
     assert main([*command[1:], "-q"]) == 0
     page = html.parse(str(run / "report.html")).getroot()
     assert page.find_class("missing") == []
+
+
+def test_a_run_that_goes_on_leaves_no_page_of_what_was(run: Path) -> None:
+    config = read_run(run).config
+    run_stages(config.model_copy(update={"n_val": 9}), run, until="select")
+    page = html.parse(str(run / "report.html")).getroot()
+    assert "not measured yet" in text(page.find_class("verdict")[0])
+    assert "completions of harmful prompts under ablation, subtraction" in text(page.find_class("missing")[0])
+    with pytest.raises(NoCandidateError):
+        run_stages(config.model_copy(update={"n_val": 10, "induce_threshold": 1e4, "strict": True}), run)
+    assert not (run / "report.html").exists()
 
 
 def test_completions_of_an_earlier_direction_are_not_taken_for_this_ones(run: Path) -> None:

@@ -57,6 +57,7 @@ from refusal.records import (
     Verdict,
 )
 from refusal.refusal_tokens import tokens_for
+from refusal.report import write_comparison, write_report
 from refusal.run import RunResult, run
 from refusal.selection import Rule, choose, select
 from refusal.sites import SiteReport, Sites, find_sites
@@ -149,4 +150,6 @@ __all__ = [
     "run",
     "select",
     "tokens_for",
+    "write_comparison",
+    "write_report",
 ]

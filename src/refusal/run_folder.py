@@ -131,6 +131,7 @@ class RunFolder:
             return
         if name != "evaluate":  # the rates never stand beside a direction or completions that are not theirs
             remove(self.path / "metrics.json")
+            remove(self.path / "report.html")
         tokens, start = self.model.forward_tokens, time.perf_counter()
         work()
         self.manifest["stages"][name] = {

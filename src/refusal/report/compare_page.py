@@ -8,10 +8,10 @@ from markupsafe import Markup
 from refusal.compare import ComparedRow, Comparison, compare
 from refusal.evaluate.capability.rates import PREFIX
 from refusal.records import Metric
-from refusal.report import svg
+from refusal.report import plots, svg
 from refusal.report.content import PageTable
 from refusal.report.data import ReportData, read_run
-from refusal.report.figures import Line, Lines
+from refusal.report.kinds import Line, Lines
 from refusal.report.page import render
 from refusal.report.words import minus
 from refusal.storage import write_text
@@ -39,7 +39,7 @@ def comparison_page(found: Comparison, runs: Sequence[ReportData]) -> str:
         title=f"Refusal: {len(runs)} runs compared",
         heading=f"{len(runs)} runs compared",
         runs=_runs(found),
-        pictures=((depth.title, depth.caption, svg.lines(depth)),) if depth.lines else (),
+        pictures=((depth.title, depth.caption, plots.lines(depth)),) if depth.lines else (),
         tables=tuple(_tables(found)),
         note="Intervals are at 95%. A change is from run 1, in points, on the prompts that both runs share, paired; "
         "p is McNemar's exact one. Where nothing is shared, there is no change to give.",

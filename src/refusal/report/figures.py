@@ -5,96 +5,18 @@ Four kinds are enough: a grid over layer and position, lines over layers, points
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from refusal.records import CandidateScore
 from refusal.report.data import ReportData
-from refusal.report.rates import Row, controlled_rows, rate_rows
+from refusal.report.kinds import Figure, Grid, Intervals, Line, Lines, Points, Style, Values
+from refusal.report.rates import controlled_rows, rate_rows
 from refusal.report.words import minus
 from refusal.visible import visible
 
-Values = tuple[tuple[float | None, ...], ...]
-Style = Literal["harmful", "harmless", "plain"]
-
 # What stands in the map of outcomes for each, the chosen candidate first.
 SIGNS = {"chosen": "★", "bypass": "b", "induce": "i", "kl": "k", "layer": "l", "step": "s", "nan": "n", None: "·"}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Values over position and layer.
-
-    Attributes:
-        rows: labels of the positions, ``columns`` the layers; ``values[row][column]``, ``None`` where there is none.
-        letters: drawn into the cells, so that nothing rests on colour; ``marked`` cells get a dot.
-        chosen: (row, column) of the chosen candidate.
-        log: colours by the logarithm. ``limit`` is drawn into the colour bar.
-    """
-
-    name: str
-    title: str
-    rows: tuple[str, ...]
-    columns: tuple[int, ...]
-    values: Values
-    letters: tuple[tuple[str, ...], ...] = ()
-    marked: frozenset[tuple[int, int]] = frozenset()
-    chosen: tuple[int, int] | None = None
-    log: bool = False
-    limit: float | None = None
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line over layers, with a band from ``low`` to ``high`` where those are given."""
-
-    label: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    style: Style = "plain"
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Lines on the same axes; ``at`` is marked by a vertical line, ``level`` by a horizontal one."""
-
-    name: str
-    title: str
-    x_label: str
-    y_label: str
-    lines: tuple[Line, ...]
-    at: float | None = None
-    level: float | None = None
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Points:
-    """Groups of points in a plane."""
-
-    name: str
-    title: str
-    x_label: str
-    y_label: str
-    groups: tuple[tuple[str, Style, tuple[tuple[float, float], ...]], ...]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """Shares with their intervals, a row each."""
-
-    name: str
-    title: str
-    rows: tuple[Row, ...]
-
-
-Figure = Grid | Lines | Points | Intervals
 
 
 def figures(data: ReportData) -> tuple[Figure, ...]:

@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from refusal.report import svg
 from refusal.report.data import ReportData
-from refusal.report.figures import Grid, cosine_grids, outcome, outcome_words, positions, score_grids
+from refusal.report.figures import cosine_grids, outcome, outcome_words, positions, score_grids
+from refusal.report.kinds import Grid
 from refusal.report.words import minus
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
 
-from refusal.report.figures import Figure, Grid, Intervals, Lines, Points
+from refusal.report.kinds import Figure, Grid, Intervals, Lines, Points
 from refusal.storage import write_through
 
 COLOURS = {"harmful": "#a63a14", "harmless": "#1a5a9e", "plain": "#1c1e21"}

@@ -16,11 +16,12 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from refusal.report import content, svg
+from refusal.report import content, plots, svg
 from refusal.report.content import PageTable
 from refusal.report.data import ReportData
-from refusal.report.figures import Lines, separation
+from refusal.report.figures import separation
 from refusal.report.grids import GridGroup, cosine_group, score_group
+from refusal.report.kinds import Lines
 from refusal.report.verdict import numbers, verdict
 from refusal.report.words import minus
 from refusal.tables import Found, capabilities, cross_entropies, divergence, judged, seeds
@@ -183,7 +184,7 @@ def _group(group: GridGroup, title: str, text: str) -> dict[str, Any]:
 
 def _separation(data: ReportData) -> Section | None:
     pictures = tuple(
-        (figure.title, figure.caption, svg.lines(figure) if isinstance(figure, Lines) else svg.points(figure))
+        (figure.title, figure.caption, plots.lines(figure) if isinstance(figure, Lines) else plots.points(figure))
         for figure in separation(data)
     )
     group = cosine_group(data)
