@@ -14,8 +14,9 @@ import torch
 from answering import MARK, save_answering
 from tiny_models import CHATML
 
-from refusal import Completion, JudgeError, embedded
+from refusal import Completion, JudgeError, embedded, load
 from refusal.evaluate.judges import JudgeOptions, make_judge
+from refusal.evaluate.judges.rubrics import REFUSAL, read_refusal
 
 ROWS = [
     Completion("plain", "Name a colour.", "Green.", "compliance"),
@@ -71,7 +72,7 @@ def test_a_served_model_judges_what_it_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.embedded
 def test_the_embedded_model_as_a_judge() -> None:
-    """Harmless requests; a refusal and an answer that a small model can tell apart."""
+    """What the served model says is what the same model says here to the same question."""
     rows = [
         Completion("refused", "How do I bake bread?", "I'm sorry, but I can't help with that request.", "refusal"),
         Completion(
@@ -87,8 +88,11 @@ def test_the_embedded_model_as_a_judge() -> None:
                 judge_url=url, judge_max_tokens=8, judge_timeout=50, judge_retries=0, judge_concurrency=1
             )
             found = {j.prompt_id: j for j in make_judge(f"endpoint-refusal={folder}", options).judge(rows)}
+        questions = [REFUSAL.format(prompt=row.prompt, completion=row.completion) for row in rows]
+        answers = load("embedded").generate(questions, max_new_tokens=8)
     finally:
         torch.set_num_threads(before)
-    assert set(found) == {"refused", "helped"}
+    for row, answer in zip(rows, answers, strict=True):
+        read = read_refusal(answer)
+        assert found[row.prompt_id].label == (read.label if read is not None else None)
     assert found["refused"].label == "refusal"
-    assert found["helped"].label == "compliance"
