@@ -1,6 +1,8 @@
 # `make demo`: the paper's result on a real chat model. `make test`: the tests. Both set themselves up.
 PYTHON ?= python3
 VENV := .venv
+# Test files side by side; each job may hold the real model, about 7 GB.
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -10,7 +12,7 @@ demo: $(READY)
 	$(BIN)/refusal run embedded --preset quick --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,11 +1,11 @@
 """The whole job on the real embedded model, small: every effect has the right sign."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from cores import all_cores
 from fresh import reload
 
 import refusal
@@ -16,10 +16,8 @@ pytestmark = pytest.mark.embedded
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[ChatModel]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield refusal.load("embedded")
-    torch.set_num_threads(before)
+    with all_cores():
+        yield refusal.load("embedded")
 
 
 def test_chat_format(real: ChatModel) -> None:
@@ -77,10 +75,8 @@ def test_the_whole_job(real: ChatModel, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def exact() -> Iterator[ChatModel]:
     """In float32, where weights and hooks must agree."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield refusal.load("embedded", dtype="float32")
-    torch.set_num_threads(before)
+    with all_cores():
+        yield refusal.load("embedded", dtype="float32")
 
 
 def test_weights_agree_with_the_hooks_and_exports_with_the_weights(exact: ChatModel, tmp_path: Path) -> None:

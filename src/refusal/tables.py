@@ -68,19 +68,20 @@ def rates(found: Found) -> Table:
 
 
 def controls(found: Found) -> Table:
-    """The same interventions with control directions, the random ones together, beside the direction itself."""
+    """What the same interventions do with control directions, the random ones together, on the same prompts."""
     kinds = {"this direction": "", "random": "random-", "shuffled": "shuffled-", "matched": "matched-"}
     shown = [(set, action) for set, actions in ACTIONS.items() for action in actions]
-    n = next((m.n for set, action in shown if (m := found.get("refusal_rate", set, f"random-{action}"))), 0)
-    table = _table(f"Refusal with control directions (first {n} prompts)", "prompts", "action")
-    for name in kinds:
-        table.add_column(name, justify="right")
+    name = "refusal_rate_change"
+    n = next((m.n for set, action in shown if (m := found.get(name, set, f"random-{action}"))), 0)
+    table = _table(f"Change of the refusal rate by control directions (points; first {n} prompts)", "prompts", "action")
+    for kind in kinds:
+        table.add_column(kind, justify="right")
     for set, action in shown if n else ():
-        table.add_row(set, action, *(share(found.get("refusal_rate", set, kind + action)) for kind in kinds.values()))
+        table.add_row(set, action, *(points(found.get(name, set, kind + action)) for kind in kinds.values()))
     if n:
         cosines = {m.condition.partition("-")[0]: m.value for m in found.named("cosine") if m.set == "direction"}
         table.add_section()
-        table.add_row("cosine", "", "", "", *(f"{cosines[name]:+.2f}" for name in ("shuffled", "matched")))
+        table.add_row("cosine", "", "", "", *(f"{cosines[kind]:+.2f}" for kind in ("shuffled", "matched")))
     return table
 
 

@@ -1,6 +1,5 @@
 """Endpoint judges end to end: `transformers serve`, started and stopped here, with a model behind it."""
 
-import os
 import socket
 import time
 import urllib.error
@@ -10,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from answering import MARK, save_answering
+from cores import all_cores
 from tiny_models import CHATML
 
 from refusal import Completion, JudgeError, embedded, load
@@ -79,19 +78,15 @@ def test_the_embedded_model_as_a_judge() -> None:
             "helped", "How do I bake bread?", "Mix flour, water, salt and yeast, let it rise, bake.", "compliance"
         ),
     ]
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        folder = embedded.folder()
-        with served(folder) as url:
-            options = JudgeOptions(
-                judge_url=url, judge_max_tokens=8, judge_timeout=50, judge_retries=0, judge_concurrency=1
-            )
-            found = {j.prompt_id: j for j in make_judge(f"endpoint-refusal={folder}", options).judge(rows)}
-        questions = [REFUSAL.format(prompt=row.prompt, completion=row.completion) for row in rows]
+    folder = embedded.folder()
+    with all_cores(), served(folder) as url:
+        options = JudgeOptions(
+            judge_url=url, judge_max_tokens=8, judge_timeout=240, judge_retries=0, judge_concurrency=1
+        )
+        found = {j.prompt_id: j for j in make_judge(f"endpoint-refusal={folder}", options).judge(rows)}
+    questions = [REFUSAL.format(prompt=row.prompt, completion=row.completion) for row in rows]
+    with all_cores():
         answers = load("embedded").generate(questions, max_new_tokens=8)
-    finally:
-        torch.set_num_threads(before)
     for row, answer in zip(rows, answers, strict=True):
         read = read_refusal(answer)
         assert found[row.prompt_id].label == (read.label if read is not None else None)
