@@ -110,11 +110,12 @@ def _notes(data: ReportData, before: Metric) -> Iterator[str]:
         m = data.find("degenerate_rate", set, condition)
         if m is not None and m.value >= NOTABLE_DEGENERATE:
             yield f"{m.value:.0%} of the completions of {set} prompts under {condition} are degenerate text."
-    control = data.find("refusal_rate", "harmful", "random-ablation")
+    control = data.find("refusal_rate_change", "harmful", "random-ablation")
     if control is not None:
-        yield (
-            f"Ablating random directions instead leaves refusal at {control.value:.0%} "
-            f"({100 * control.low:.0f}–{100 * control.high:.0f}, first {control.n} prompts)."
+        value, low, high = (f"{100 * x:+.0f}" for x in (control.value, control.low, control.high))
+        yield minus(
+            f"Ablating random directions instead changes refusal by {value} points ({low} to {high}, "
+            f"first {control.n} prompts)."
         )
     aside = data.find("refusal_rate_change", "harmless", "ablation")
     if aside is not None and aside.high < 0:
