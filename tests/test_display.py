@@ -134,6 +134,7 @@ def test_controls_over_refusal_drift_and_seeds_get_tables_of_their_own() -> None
     text = shown(
         Metric("refusal_rate", "harmful", "ablation", 0.0, 0.0, 0.1, 32),
         Metric("refusal_rate", "harmful", "random-ablation", 0.9, 0.8, 0.97, 32),
+        Metric("refusal_rate_change", "harmful", "random-ablation", 0.01, -0.05, 0.07, 32),
         Metric("refusal_rate", "harmful", "random-1-ablation", 0.123, 0.0, 1.0, 32),
         Metric("cosine", "direction", "shuffled", 0.1, 0.1, 0.1, 1),
         Metric("cosine", "direction", "matched", 0.95, 0.95, 0.95, 1),
@@ -146,15 +147,21 @@ def test_controls_over_refusal_drift_and_seeds_get_tables_of_their_own() -> None
         Metric("capability_acc_norm_change", "arc", "ablation", -0.02, -0.07, 0.03, 200, 0.48),
         Metric("capability_acc", "arc", "ablation", 0.44, 0.37, 0.51, 200),
         Metric("capability_perplexity", "wiki2", "ablation", 21.5, float("-inf"), float("inf"), 62),
+        Metric("bypass", "direction", "seed-42", -4.5, -4.5, -4.5, 1),
         Metric("bypass", "direction", "seed-43", -5.25, -5.25, -5.25, 1),
+        Metric("position", "direction", "seed-43", -1.0, -1.0, -1.0, 1),
+        Metric("layer", "direction", "seed-43", 16.0, 16.0, 16.0, 1),
+        Metric("refusal_rate", "harmful", "seed-43-ablation", 0.02, 0.0, 0.05, 32),
         Metric("cosine", "direction", "seed-43", 0.97, 0.97, 0.97, 1),
     )
     for part in (
-        "90% (80–97)",
+        "+1 (-5 to +7)",
         "+0.95",
         "31% (20–40)",
         "+0.017 (+0.010 to +0.024)",
-        "-5.25",
+        "(-1, 16)",
+        "-5.25 to -4.50",
+        "0% to 2%",
         "tokens 1–32",
         "0.05 (0.04–0.06)",
     ):

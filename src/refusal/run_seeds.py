@@ -21,7 +21,7 @@ from refusal.storage import file_sha256, write_json, write_jsonl
 
 log = logging.getLogger(__name__)
 
-SCORES = ("bypass", "induce", "kl")
+SCORES = ("position", "layer", "bypass", "induce", "kl")
 
 
 def repeat_seeds(
@@ -36,7 +36,7 @@ def repeat_seeds(
     if config.seeds == 1:
         return ()
     score = selection.score
-    found = [_exact(name, f"seed-{config.seed}", getattr(score, name)) for name in SCORES]
+    found = [_exact(name, f"seed-{config.seed}", float(getattr(score, name))) for name in SCORES]
     for seed in range(config.seed + 1, config.seed + config.seeds):
         found += _one_seed(folder, config, model, redealt(prompts, seed), tokens, selection.direction, seed)
     return tuple(found)
@@ -90,7 +90,9 @@ def _one_seed(
     if saved["score"] is None:
         return []
     condition = f"seed-{seed}"
-    found = [_exact(name, condition, saved["score"][name]) for name in SCORES if saved["score"][name] is not None]
+    found = [
+        _exact(name, condition, float(saved["score"][name])) for name in SCORES if saved["score"][name] is not None
+    ]
     found.append(_exact("cosine", condition, float(main.vector @ Direction.load(file).vector)))
     return [*found, *measure(read_completions(written), "harmful", f"{condition}-ablation")]
 

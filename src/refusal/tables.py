@@ -142,15 +142,29 @@ def capabilities(found: Found) -> Iterator[Table]:
 
 
 def seeds(found: Found) -> Table:
-    """The choice with other seeds: scores, cosine with the direction, refusal under its ablation."""
-    table = _table("Other seeds", "seed")
+    """The choice with other seeds: place, scores, cosine with the direction, refusal under its ablation; the spread."""
+    table = _table("Other seeds", "seed", "at")
     for name in ("bypass", "induce", "KL", "cosine", "refusal under ablation"):
         table.add_column(name, justify="right")
-    for m in found.named("bypass"):
-        others = [found.get(name, "direction", m.condition) for name in ("induce", "kl", "cosine")]
-        rate = found.get("refusal_rate", "harmful", f"{m.condition}-ablation")
-        plain = [f"{x.value:+.2f}" if x else "" for x in (m, *others)]
-        table.add_row(m.condition.removeprefix("seed-"), *plain, share(rate))
+    runs = [m.condition for m in found.named("bypass")]
+    forms = {"bypass": "+.2f", "induce": "+.2f", "kl": ".3f", "cosine": "+.2f"}
+    columns = [([found.get(name, "direction", run) for run in runs], form) for name, form in forms.items()]
+    rates = [
+        found.get("refusal_rate", "harmful", f"{run}-ablation" if i else "ablation") for i, run in enumerate(runs)
+    ]  # the first is the run's own
+    for i, run in enumerate(runs):
+        place = [found.get(name, "direction", run) for name in ("position", "layer")]
+        at = f"({place[0].value:.0f}, {place[1].value:.0f})" if place[0] and place[1] else ""
+        scores = [f"{m.value:{form}}" if (m := column[i]) else "" for column, form in columns]
+        table.add_row(run.removeprefix("seed-"), at, *scores, share(rates[i]))
+    if len(runs) > 1:
+        table.add_section()
+        ranges = [
+            f"{min(values):{form}} to {max(values):{form}}" if (values := [m.value for m in column if m]) else ""
+            for column, form in columns
+        ]
+        shares = [m.value for m in rates if m]
+        table.add_row("all", "", *ranges, f"{min(shares):.0%} to {max(shares):.0%}" if shares else "")
     return table
 
 
