@@ -1,4 +1,5 @@
-# `make demo`: the paper's result on a real chat model. `make test`: the tests. Both set themselves up.
+# `make demo`: the paper's result on a real chat model. `make test`: the tests. `make docs`: these pages as a site.
+# All set themselves up.
 PYTHON ?= python3
 VENV := .venv
 # Test files side by side; each job may hold the real model, about 7 GB.
@@ -6,13 +7,18 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test docs check format clean
 
 demo: $(READY)
 	$(BIN)/refusal run embedded --preset quick --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# -E: everything is read anew, since warnings about pages that did not change would not be given again.
+docs: $(READY)
+	$(BIN)/python -m sphinx -n -W --keep-going -E -q docs docs/_build
+	@echo "docs/_build/index.html"
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -33,4 +39,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build

@@ -20,6 +20,12 @@ torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much wh
 DATA = Path(os.environ.get("REFUSAL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the real model first: they take longest, and nothing shall wait for them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("embedded") is not None}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of public test data; tests that need it are skipped without it."""

@@ -234,9 +234,8 @@ def _check_enough(
             "--refusal-tokens, more prompts, or switch the filter off with --no-filter."
         )
     if n is not None and passed < n:
-        log.warning(
-            "Only %d of %d %s prompts pass the filter (%d wanted): going on with those.", passed, drawn, label, n
-        )
+        there = f"{passed} of {drawn} {label} prompts pass the filter" if filter else f"{passed} {label} prompts exist"
+        log.warning("Only %s (%d wanted): going on with those.", there, n)
 
 
 def _first_tokens(model: ChatModel, prompts: Sequence[Prompt]) -> str:

@@ -59,7 +59,8 @@ class ChatModel:
     Attributes:
         hf: the transformers model, in eval mode.
         tokenizer: its tokenizer.
-        name, revision: what it was loaded from.
+        name: what it was loaded from.
+        revision: which of its versions, for a hub model.
         chat: the chat format: prefix and post-instruction tokens.
         sites: blocks and writers, verified.
         token_budget: tokens per pass when reading; chosen from free memory, halved when memory runs out.
@@ -98,7 +99,7 @@ class ChatModel:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: the device of the embedding."""
+        """The device of the embedding, where token ids go."""
         return next(self.hf.get_input_embeddings().parameters()).device
 
     def _bytes_per_token(self) -> int:
@@ -172,7 +173,8 @@ def load(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         device_map: as in transformers ("auto" spreads a model over devices); overrides ``device``.
         system: a system prompt; by default what the template does by itself.
-        blocks, writers: where discovery fails, see ``find_sites``.
+        blocks: where discovery fails, see ``find_sites``.
+        writers: likewise.
         batch_size: most rows at once when generating; by default chosen from free memory.
 
     Raises:

@@ -34,7 +34,7 @@ class Prompt:
 
     @property
     def fingerprint(self) -> str:
-        """Of the text, whatever its case and spacing: the same prompt under another id is the same prompt."""
+        """Hash of the text whatever its case and spacing; the same prompt under another id has the same one."""
         return hashlib.sha256(" ".join(self.text.casefold().split()).encode()).hexdigest()[:16]
 
 

@@ -254,3 +254,13 @@ def test_file_in_another_encoding(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_text("Café\n", encoding=encoding)
     with pytest.raises(PromptError, match=r"a\.txt is not UTF-8 \(byte \d\)\. Save it as UTF-8\."):
         refusal.load_prompts(f"harmful={tmp_path / 'a.txt'}")
+
+
+def test_prompts_of_one_form_are_told_apart_with_exact_and_the_message_says_so(write: Write) -> None:
+    """What a newcomer writes first: a few sentence patterns, filled in."""
+    rows = [f"Recommend a good book about {what}." for what in ("bees", "tea", "ice", "jazz", "gold", "rain", "salt")]
+    spec = f"harmful={write('a.txt', chr(10).join(rows))}"
+    with pytest.raises(PromptError, match="stay with --dedup exact"):
+        refusal.load_prompts(spec)
+    prompts = refusal.load_prompts(spec, dedup="exact")
+    assert sorted(p.text for s in (prompts.train, prompts.val, prompts.test) for p in s.harmful) == sorted(rows)

@@ -168,9 +168,10 @@ def _deduplicate(pools: Pools, dedup: Dedup, label: str, counts: dict[str, int])
     empty = [split for split in SPLITS if not kept[split]]
     if empty:
         sizes = ", ".join(f"{split} {len(kept[split])}" for split in SPLITS)
+        alike = "; prompts that are only alike stay with --dedup exact" if dedup == "near" else ""
         raise PromptError(
             f"No {label} prompts are left for {' and '.join(empty)} ({sizes}; {from_train + from_val} removed as "
-            "duplicates of a later split). Give more of them, or rows of that split."
+            f"duplicates of a later split). Give more of them, or rows of that split{alike}."
         )
     return kept
 
