@@ -199,3 +199,15 @@ def test_labels_that_do_not_fit_are_refused(
     config = finished[0].model_copy(update={"judges": (f"labels={path}",)})
     with pytest.raises(PromptError, match=message):
         run_stages(config, folder.path)
+
+
+def test_what_could_not_be_used_does_not_stay_in_the_options(
+    folder: RunFolder, finished: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    """Otherwise every later command on the run would stumble over it again."""
+    ids = [row.prompt_id for row in completions(folder)["harmful", "baseline"]]
+    path = labelled(folder, tmp_path / "people.jsonl", {ids[0]: "refusal"}, completion="something else")
+    before = (folder.path / "run.toml").read_text(encoding="utf-8")
+    with pytest.raises(PromptError, match="are of no completion"):
+        run_stages(finished[0].model_copy(update={"judges": (f"labels={path}",)}), folder.path, adding=True)
+    assert (folder.path / "run.toml").read_text(encoding="utf-8") == before

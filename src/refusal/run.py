@@ -15,7 +15,7 @@ from typing import Any
 from refusal.activations import collect
 from refusal.candidates import difference_in_means
 from refusal.config import RunConfig
-from refusal.errors import NoCandidateError
+from refusal.errors import Error, NoCandidateError
 from refusal.evaluate.capability import Benchmark
 from refusal.evaluate.judges import Judge
 from refusal.model import ChatModel, load
@@ -87,7 +87,12 @@ def run(
     model = model or load_for(config)
     folder.begin(config, model, prompts)
     write_json(folder.path / "categories.json", _categories(config, prompts, sets))
-    result = _stages(folder, config, model, prompts, sets, (judges, benchmarks), until)
+    try:
+        result = _stages(folder, config, model, prompts, sets, (judges, benchmarks), until)
+    except Error as error:
+        if adding and error.exit_code == 2:  # wrong input must not stand in the way of the next command
+            folder.take_back_options()
+        raise
     write_report(folder.path, formats=config.figures)
     return result
 

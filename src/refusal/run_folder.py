@@ -24,7 +24,7 @@ from refusal.config import RunConfig
 from refusal.errors import RunFolderError
 from refusal.model import ChatModel
 from refusal.records import Metric, Prompt, PromptSplits
-from refusal.storage import file_sha256, remove, write_json, write_toml
+from refusal.storage import file_sha256, remove, write_json, write_text, write_toml
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class RunFolder:
         self.path = path
         self.manifest: dict[str, Any] = {}
         self.model: ChatModel | None = None
+        self.earlier_options: str | None = None
 
     def completions(self, set: str, condition: str) -> Path:
         """File of the completions of a set under a condition."""
@@ -105,8 +106,15 @@ class RunFolder:
             "stages": self.manifest.get("stages", {}),
             "judges": self.manifest.get("judges", {}),
         }
-        write_toml(self.path / "run.toml", config.model_dump(exclude_none=True))
+        options = self.path / "run.toml"
+        self.earlier_options = options.read_text(encoding="utf-8") if options.is_file() else None
+        write_toml(options, config.model_dump(exclude_none=True))
         self.save()
+
+    def take_back_options(self) -> None:
+        """Put back the ``run.toml`` that ``begin`` replaced: what was added could not be used."""
+        if self.earlier_options is not None:
+            write_text(self.path / "run.toml", self.earlier_options)
 
     def _check_model(self, ours: dict[str, Any]) -> None:
         """Refuse a folder of other weights; the same model in another dtype may replace what is here."""
