@@ -12,6 +12,7 @@ from refusal.activations import collect
 from refusal.candidates import difference_in_means
 from refusal.compare import ComparedRow, Comparison, RunSummary, compare
 from refusal.config import RunConfig, make_config
+from refusal.display import show_progress
 from refusal.errors import (
     ChatTemplateError,
     ConfigError,
@@ -149,6 +150,7 @@ __all__ = [
     "refusal_verdict",
     "run",
     "select",
+    "show_progress",
     "tokens_for",
     "write_comparison",
     "write_report",

@@ -1,6 +1,5 @@
 """The command line: parse, call the library, display. Exit codes: 0 done, 1 documented failure, 2 wrong usage."""
 
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -8,32 +7,51 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from refusal import display
 from refusal.compare import check_completed
 from refusal.compare import compare as compare_runs
-from refusal.config import ModelOptions, RunOptions, added, make_config, wrong_value
+from refusal.config import (
+    MeasureOptions,
+    ModelOptions,
+    PromptOptions,
+    SelectionOptions,
+    added,
+    make_config,
+    wrong_value,
+)
+from refusal.config_file import commented_toml
+from refusal.doctor import examine
 from refusal.errors import Error, RunFailure
 from refusal.evaluate import interventions_for
+from refusal.evaluate.judges.options import JudgeOptions
+from refusal.examples import EXAMPLES
 from refusal.inspection import inspect_model
-from refusal.interventions import Add
-from refusal.model import ChatModel, load
+from refusal.model import load
 from refusal.records import Direction
 from refusal.report import write_comparison, write_report
 from refusal.run import run as run_stages
 from refusal.run_folder import is_run_folder
+from refusal.talk import COMMANDS, talk
 from refusal.weights.export import Kind, export_run
 
 INTERRUPTED = 130
+
+
+def examples(verb: str) -> str:
+    """Commands to start from, shown below a verb's options."""
+    return "**Examples**\n\n```\n" + "\n".join(EXAMPLES[verb]) + "\n```"
+
 
 app = App(
     name="refusal",
     help="Find the direction that mediates refusal in a chat model, show what it does, measure how robust it is.",
     default_parameter=Parameter(consume_multiple=True, negative_iterable="", negative_none=""),
     version_flags=["--version"],
+    help_epilogue=examples(""),
     suppress_keyboard_interrupt=False,  # handled here, with a word about what is kept
 )
 
@@ -41,12 +59,17 @@ Model = Annotated[str | None, Parameter(help="Hub id, folder, .gguf file, or emb
 Out = Annotated[Path | None, Parameter(help="Run folder; default runs/MODEL.")]
 Preset = Annotated[str | None, Parameter(help="quick (minutes on a laptop) or paper (the paper's sizes, the default).")]
 Config = Annotated[Path | None, Parameter(help="TOML file with options, such as a run folder's run.toml.")]
-Options = Annotated[RunOptions, Parameter(name="*")]
+PromptsGroup = Annotated[PromptOptions, Parameter(name="*", group=Group("Prompts", sort_key=2))]
+SelectionGroup = Annotated[SelectionOptions, Parameter(name="*", group=Group("Selection", sort_key=3))]
+MeasureGroup = Annotated[MeasureOptions, Parameter(name="*", group=Group("Measurements", sort_key=4))]
+JudgeGroup = Annotated[JudgeOptions, Parameter(name="*", group=Group("Judges", sort_key=5))]
+ModelGroup = Annotated[ModelOptions, Parameter(name="*", group=Group("Model", sort_key=1))]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", help="Only errors.")]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="", help="Also notes, such as reused stages.")]
 
-RUN_DEFAULTS, MODEL_DEFAULTS = RunOptions(), ModelOptions()
+MODEL_DEFAULTS, PROMPT_DEFAULTS, SELECTION_DEFAULTS = ModelOptions(), PromptOptions(), SelectionOptions()
+MEASURE_DEFAULTS, JUDGE_DEFAULTS = MeasureOptions(), JudgeOptions()
 
 VERBS = {
     "run": (
@@ -76,12 +99,16 @@ def _verb(until: str) -> Callable[..., None]:
         out: Out = None,
         preset: Preset = None,
         config: Config = None,
-        options: Options = RUN_DEFAULTS,
+        loading: ModelGroup = MODEL_DEFAULTS,
+        prompting: PromptsGroup = PROMPT_DEFAULTS,
+        selecting: SelectionGroup = SELECTION_DEFAULTS,
+        measuring: MeasureGroup = MEASURE_DEFAULTS,
+        judging: JudgeGroup = JUDGE_DEFAULTS,
         json: Json = False,
         quiet: Quiet = False,
         verbose: Verbose = False,
     ) -> None:
-        given = {name: getattr(options, name) for name in options.model_fields_set}
+        given = _given(loading, prompting, selecting, measuring, judging)
         existing = Path(model) if until == "evaluate" and model is not None and is_run_folder(Path(model)) else None
         if existing is not None:
             check_completed(existing)
@@ -99,11 +126,16 @@ def _verb(until: str) -> Callable[..., None]:
     return command
 
 
+def _given(*groups: BaseModel) -> dict[str, Any]:
+    """The options that were typed."""
+    return {name: getattr(group, name) for group in groups for name in group.model_fields_set}
+
+
 for _name, (_until, _help) in VERBS.items():
-    app.command(_verb(_until), name=_name, help=_help)
+    app.command(_verb(_until), name=_name, help=_help, help_epilogue=examples(_name))
 
 
-@app.command
+@app.command(help_epilogue=examples("report"))
 def report(
     run: Annotated[Path, Parameter(help="Run folder, finished or not.")],
     /,
@@ -125,7 +157,7 @@ def report(
         display.show_report(page)
 
 
-@app.command
+@app.command(help_epilogue=examples("compare"))
 def compare(
     *runs: Annotated[Path, Parameter(help="Folders of finished runs.")],
     out: Annotated[Path | None, Parameter(help="Also write a page, such as compared.html.")] = None,
@@ -141,12 +173,12 @@ def compare(
         display.show_comparison(found)
 
 
-@app.command
+@app.command(help_epilogue=examples("inspect"))
 def inspect(
     model: Model = None,
     /,
     *,
-    options: Annotated[ModelOptions, Parameter(name="*")] = MODEL_DEFAULTS,
+    options: ModelGroup = MODEL_DEFAULTS,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -169,7 +201,7 @@ def inspect(
         )
 
 
-@app.command
+@app.command(help_epilogue=examples("chat"))
 def chat(
     model: Model = None,
     /,
@@ -177,7 +209,7 @@ def chat(
     out: Out = None,
     direction: Annotated[Path | None, Parameter(help="A direction.safetensors; default: the run folder's.")] = None,
     max_new_tokens: Annotated[int, Parameter(help="Length of a reply.", validator=Number(gte=1))] = 256,
-    options: Annotated[ModelOptions, Parameter(name="*")] = MODEL_DEFAULTS,
+    options: ModelGroup = MODEL_DEFAULTS,
 ) -> None:
     """Talk to the model; /baseline, /ablate and /add 1.0 switch between conditions, /quit ends."""
     model = model or "embedded"
@@ -188,11 +220,11 @@ def chat(
         pass  # a direction of another width is refused here, not in the middle of the talk
     if found.model and found.model != chat_model.name:
         display.show_notice(f"Note: this direction was found on {found.model}.")
-    display.show_notice("Each line is one question by itself. /baseline  /ablate  /add ALPHA  /quit")
-    _talk(chat_model, found, max_new_tokens)
+    display.show_notice(f"Each line is one question by itself. {COMMANDS}")
+    talk(chat_model, found, max_new_tokens)
 
 
-@app.command
+@app.command(help_epilogue=examples("export"))
 def export(
     run: Annotated[Path, Parameter(help="Run folder with a direction.safetensors and a run.toml.")],
     /,
@@ -225,50 +257,47 @@ def export(
         display.show_export(result)
 
 
-def _talk(model: ChatModel, direction: Direction, max_new_tokens: int) -> None:
-    """Questions and replies until ``/quit`` or the end of the input."""
-    interventions: tuple[Any, ...] = ()
-    condition = "baseline"
-    while (line := _ask(condition)) is not None:
-        if line.startswith("/"):
-            changed = _switch(line, direction)
-            if changed is None:
-                display.show_notice("Commands: /baseline  /ablate  /add ALPHA  /quit")
-            else:
-                condition, interventions = changed
-        elif line:
-            with model.apply(*interventions):
-                display.show_reply(model.generate([line], max_new_tokens)[0])
+@app.command(help_epilogue=examples("config"))
+def config(
+    model: Model = None,
+    /,
+    *,
+    preset: Preset = None,
+    config: Config = None,
+    loading: ModelGroup = MODEL_DEFAULTS,
+    prompting: PromptsGroup = PROMPT_DEFAULTS,
+    selecting: SelectionGroup = SELECTION_DEFAULTS,
+    measuring: MeasureGroup = MEASURE_DEFAULTS,
+    judging: JudgeGroup = JUDGE_DEFAULTS,
+) -> None:
+    """Print a whole configuration as TOML, every option with what it does; `refusal run --config FILE` uses it."""
+    given = _given(loading, prompting, selecting, measuring, judging)
+    settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
+    display.print_text(commented_toml(settings))
 
 
-def _ask(condition: str) -> str | None:
-    """The next line, or ``None`` at the end."""
-    try:
-        line = input(f"[{condition}] > ").strip()
-    except EOFError:
-        return None
-    return None if line == "/quit" else line
+@app.command(help_epilogue=examples("doctor"))
+def doctor(model: Model = None, /, *, options: ModelGroup = MODEL_DEFAULTS, json: Json = False) -> None:
+    """What this machine has and lacks; with a model what it will need here in memory and time, by its config alone.
+
+    Exit code 1 if something is in the way of a run.
+    """
+    with display.reporting():
+        found = examine(model, options)
+    if json:
+        display.print_findings(found)
+    else:
+        display.show_findings(found)
+    if problems := [finding for finding in found if finding.level == "problem"]:
+        raise RunFailure(f"{problems[0].name}: {problems[0].text}.")
 
 
-def _switch(line: str, direction: Direction) -> tuple[str, tuple[Any, ...]] | None:
-    """The condition that a chat command asks for; ``None`` if it is no command."""
-    match line.split():
-        case ["/baseline"]:
-            return "baseline", ()
-        case ["/ablate"]:
-            return "ablation", interventions_for("ablation", direction)
-        case ["/add", text] if (alpha := _number(text)) is not None:
-            return f"add {alpha:g}", (Add(direction, alpha),)
-        case _:
-            return None
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+@app.command(help_epilogue=examples("completion"))
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish", "powershell"], Parameter(help="Which shell.")], /
+) -> None:
+    """Print a shell's completion script, for its start-up file or completion folder."""
+    display.print_text(app.generate_completion(shell=shell))
 
 
 def _default_folder(model: str) -> Path:

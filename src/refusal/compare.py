@@ -4,9 +4,9 @@ Everything is read from the run folders; nothing is measured again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refusal.errors import RunFolderError
 from refusal.evaluate.capability.rates import PREFIX, is_binary
@@ -17,6 +17,9 @@ from refusal.run_capability import file_name, read_task_run
 from refusal.run_evaluation import read_completions
 from refusal.run_folder import read_json, read_manifest, read_metrics
 from refusal.stats import rate_change
+
+if TYPE_CHECKING:
+    import pandas
 
 COMPARED = ("refusal_rate", "degenerate_rate")
 Key = tuple[str, str, str]  # name, set, condition
@@ -56,6 +59,24 @@ class Comparison:
     runs: tuple[RunSummary, ...]
     rows: tuple[ComparedRow, ...]
     cosines: tuple[float | None, ...]
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The rows, one metric of one run a row; ``run`` counts from 1.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        from refusal.notebook import dataframe
+
+        columns = ("run", *(field.name for field in fields(Metric)))
+        found = [(i, m) for row in self.rows for i, m in enumerate(row.values, start=1) if m is not None]
+        return dataframe(({"run": i, **asdict(m)} for i, m in found), columns)
+
+    def _repr_html_(self) -> str:
+        from refusal.notebook import table_html
+        from refusal.tables import comparison
+
+        return table_html(comparison(self))
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:

@@ -12,12 +12,13 @@ from refusal.evaluate.judges.options import JudgeOptions
 from refusal.selection.rule import Rule
 
 Count = Annotated[int, Field(ge=1)]
+STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelOptions(BaseModel):
     """How a model is loaded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = STRICT
 
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
@@ -37,8 +38,10 @@ class ModelOptions(BaseModel):
     """Most prompts at once when generating; by default chosen from free memory."""
 
 
-class RunOptions(ModelOptions, JudgeOptions):
-    """The options of a run, all but the model. The defaults are the paper's sizes on the built-in prompts."""
+class PromptOptions(BaseModel):
+    """Which prompts, and how many."""
+
+    model_config = STRICT
 
     prompts: tuple[str, ...] = ("builtin",)
     """builtin, paper, or files: harmful=bad.txt harmless=good.txt all.csv"""
@@ -59,6 +62,12 @@ class RunOptions(ModelOptions, JudgeOptions):
     filter: bool = True
     """Keep only harmful prompts that the model refuses and harmless ones that it does not, by the refusal metric."""
 
+
+class SelectionOptions(BaseModel):
+    """How the direction is chosen."""
+
+    model_config = STRICT
+
     refusal_tokens: tuple[str, ...] = ()
     """Refusal tokens as texts or ids; by default a preset or chosen from the model's completions."""
     induce_threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.0
@@ -75,6 +84,12 @@ class RunOptions(ModelOptions, JudgeOptions):
     """Resamples of the validation prompts that show how firm the choice is; 0 leaves them out."""
     strict: bool = False
     """Stop with exit code 1 when no candidate qualifies."""
+
+
+class MeasureOptions(BaseModel):
+    """What is measured of the direction."""
+
+    model_config = STRICT
 
     max_new_tokens: Count = 512
     """Length of the completions."""
@@ -111,6 +126,10 @@ class RunOptions(ModelOptions, JudgeOptions):
     seeds: Count = 1
     """Repeat split, extraction and selection with so many seeds in all, and report how far they agree."""
 
+
+class RunOptions(JudgeOptions, MeasureOptions, SelectionOptions, PromptOptions, ModelOptions):
+    """The options of a run, all but the model. The defaults are the paper's sizes on the built-in prompts."""
+
     @property
     def rule(self) -> Rule:
         """The selection rule's thresholds."""
@@ -123,6 +142,14 @@ class RunConfig(RunOptions):
     model: str = "embedded"
     """Hub id, folder, .gguf file, or `embedded`."""
 
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "Model": ModelOptions,
+    "Prompts": PromptOptions,
+    "Selection": SelectionOptions,
+    "Measurements": MeasureOptions,
+    "Judges": JudgeOptions,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Arditi et al. 2024: 128 / 32 / 100 prompts a class, 512 new tokens, every position and layer.

@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refusal.compare import Comparison
+from refusal.doctor import Finding
 from refusal.inspection import Inspection
 from refusal.progress import Advance, Listener, listening
 from refusal.records import RefusalTokens, Selection, finite, to_json
@@ -70,11 +71,21 @@ def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
             if quiet or not err.is_terminal:
                 yield
             else:
-                with _progress() as progress, listening(_listener(progress)):
+                with show_progress():
                     yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+@contextmanager
+def show_progress() -> Iterator[None]:
+    """Progress bars for everything slow inside the block, in a terminal or a notebook.
+
+    The library shows nothing by itself. In a notebook this needs ``refusal[notebook]``.
+    """
+    with _progress() as progress, listening(_listener(progress)):
+        yield
 
 
 def _progress() -> Progress:
@@ -299,6 +310,25 @@ def print_export(result: Exported) -> None:
     report = None if result.report is None else to_json(result.report)
     value = {"kind": result.kind, "path": str(result.path), "report": report}
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def print_text(text: str) -> None:
+    """A text as it is on stdout, for a file."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def show_findings(found: Sequence[Finding]) -> None:
+    """What was looked at, line by line."""
+    grid = Table.grid(padding=(0, 2))
+    style = {"ok": "green", "note": "yellow", "problem": "bold red"}
+    for finding in found:
+        grid.add_row(Text(finding.level, style=style[finding.level]), Text(finding.name, style="bold"), finding.text)
+    out.print(grid, markup=False, highlight=False)
+
+
+def print_findings(found: Sequence[Finding]) -> None:
+    """The same as JSON on stdout."""
+    _write_json(to_json(tuple(found)))
 
 
 def show_error(message: object) -> None:

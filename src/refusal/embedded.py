@@ -8,6 +8,7 @@ import hashlib
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Literal
 
 from refusal.errors import ModelLoadError, StorageError
 from refusal.gguf import convert, is_converted
@@ -20,6 +21,18 @@ VERSION = "0.2.0"
 SHA256 = "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
 
 
+def state() -> Literal["ready", "installed", "missing"]:
+    """Whether the model is converted in the cache, its parts at least installed, or neither."""
+    if is_converted(_target()):
+        return "ready"
+    try:
+        for number in range(1, PARTS + 1):
+            _part(number)
+    except ModelLoadError:
+        return "missing"
+    return "installed"
+
+
 def folder() -> Path:
     """The converted model's folder, assembled from the installed parts if it is not there yet.
 
@@ -27,7 +40,7 @@ def folder() -> Path:
         ModelLoadError: parts are not installed, or what they hold is not the pinned file.
         StorageError: no room in the cache.
     """
-    target = cache_root() / "models" / f"embedded-{SHA256[:16]}"
+    target = _target()
     if is_converted(target):
         return target
     parts = [_part(number) for number in range(1, PARTS + 1)]
@@ -43,6 +56,10 @@ def folder() -> Path:
             f"{target.parent} could not be written ({error}). Free some space or set REFUSAL_CACHE to another folder."
         ) from error
     return target
+
+
+def _target() -> Path:
+    return cache_root() / "models" / f"embedded-{SHA256[:16]}"
 
 
 def _assemble(parts: list[Path], file: Path) -> None:

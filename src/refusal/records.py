@@ -2,14 +2,17 @@
 
 Dimensions: ``position`` counts post-instruction tokens (first is the earliest, last is -1), ``layer`` decoder blocks
 (the value at ``layer`` is the *input* of that block), ``d_model`` the width of the residual stream.
+
+What a notebook shows of them is drawn by ``notebook``, imported only there: it is built on these records.
 """
 
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,6 +21,9 @@ from torch import Tensor
 
 from refusal.errors import DirectionError
 from refusal.storage import write_tensors
+
+if TYPE_CHECKING:
+    import pandas
 
 Label = Literal["harmful", "harmless"]
 VerdictLabel = Literal["refusal", "partial", "compliance", "degenerate"]
@@ -126,6 +132,12 @@ class Candidates:
         """Number of decoder blocks."""
         return self.vectors.shape[1]
 
+    def _repr_html_(self) -> str:
+        from refusal.notebook import line_html
+
+        size = f"{self.n_positions} positions, {self.n_layers} layers, width {self.vectors.shape[2]}"
+        return line_html(f"Candidates of {self.model or 'a model without a name'}: {size}.")
+
     def at(self, position: int, layer: int) -> "Direction":
         """The candidate at a negative ``position`` and a ``layer``, as a direction (unit vector and norm)."""
         if not -self.n_positions <= position <= -1 or not 0 <= layer < self.n_layers:
@@ -166,6 +178,13 @@ class Direction:
     model: str = ""
     seed: int | None = None
     seen: frozenset[str] = frozenset()
+
+    def _repr_html_(self) -> str:
+        from refusal.notebook import line_html
+
+        where = f"Direction at ({self.position}, {self.layer}) of {self.model or 'a model without a name'}"
+        flag = "" if self.qualified else ", unqualified"
+        return line_html(f"{where}: unit vector of width {len(self.vector)}, norm {self.norm:.3g}{flag}.")
 
     def save(self, path: str | Path) -> None:
         """Write safetensors: tensor ``direction`` (unit, float32) and its provenance as metadata."""
@@ -248,6 +267,21 @@ class Selection:
     harmless_count: ClassCount
     stability: Stability | None = None
 
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """All candidates' scores, one a row.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        from refusal.notebook import dataframe
+
+        return dataframe(map(asdict, self.scores), [field.name for field in fields(CandidateScore)])
+
+    def _repr_html_(self) -> str:
+        from refusal.notebook import selection_html
+
+        return selection_html(self)
+
     def nearest_misses(self, n: int = 5) -> list[CandidateScore]:
         """The candidates with the highest induce score among those inside the KL and layer limits."""
         inside = [s for s in self.scores if s.induce is not None and s.rejected_because in (None, "induce")]
@@ -308,6 +342,30 @@ class Evaluation:
             if (metric.name, metric.set, metric.condition) == (name, set, condition):
                 return metric
         raise KeyError(f"no {name} for {set} prompts under {condition}")
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The metrics, one a row; ``completions`` are not in it.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return metrics_dataframe(self.metrics)
+
+    def _repr_html_(self) -> str:
+        from refusal.notebook import metrics_html
+
+        return metrics_html(self.metrics)
+
+
+def metrics_dataframe(metrics: Sequence[Metric]) -> "pandas.DataFrame":
+    """Metrics, one a row.
+
+    Raises:
+        UsageError: pandas is not installed.
+    """
+    from refusal.notebook import dataframe
+
+    return dataframe(map(asdict, metrics), [field.name for field in fields(Metric)])
 
 
 def to_json(record: Any) -> Any:

@@ -10,7 +10,7 @@ was made with and its files are there as it wrote them. Only this module and ``r
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refusal.activations import collect
 from refusal.candidates import difference_in_means
@@ -19,6 +19,7 @@ from refusal.errors import Error, NoCandidateError
 from refusal.evaluate.capability import Benchmark
 from refusal.evaluate.judges import Judge
 from refusal.model import ChatModel, load
+from refusal.notebook import metrics_html
 from refusal.prompts import load_prompts
 from refusal.records import (
     Candidates,
@@ -27,6 +28,7 @@ from refusal.records import (
     RefusalTokens,
     Selection,
     finite,
+    metrics_dataframe,
     to_json,
 )
 from refusal.refusal_tokens import tokens_for
@@ -41,6 +43,9 @@ from refusal.run_seeds import repeat_seeds
 from refusal.selection import explain, select
 from refusal.storage import file_sha256, write_json, write_tensors
 
+if TYPE_CHECKING:
+    import pandas
+
 STAGES = ("extract", "select", "generate", "evaluate")
 
 
@@ -54,6 +59,19 @@ class RunResult:
     candidates: Candidates
     selection: Selection | None = None
     metrics: tuple[Metric, ...] = ()
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The metrics, one a row.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return metrics_dataframe(self.metrics)
+
+    def _repr_html_(self) -> str:
+        where = f"Run folder {self.folder}, with report.html."
+        chosen = self.selection._repr_html_() if self.selection is not None else ""
+        return chosen + metrics_html(self.metrics, where)
 
 
 def run(

@@ -50,8 +50,12 @@ def interval_bar(m: Metric, style: str) -> Markup:
     )
 
 
-def grid(figure: Grid, labels: Sequence[Sequence[str]]) -> Markup:
-    """A grid whose cells can be pointed at, reached with the arrow keys and kept; ``labels`` are read out."""
+def grid(figure: Grid, labels: Sequence[Sequence[str]], *, tips: bool = False) -> Markup:
+    """A grid whose cells can be pointed at, reached with the arrow keys and kept; ``labels`` are read out.
+
+    Args:
+        tips: also show a cell's label where the pointer is, for places without the page's script.
+    """
     n = len(figure.columns)
     cell = min(max(720 // max(n, 1), 14), 26)
     left = 16 + round(6.6 * min(max(map(len, figure.rows), default=0), 18))
@@ -59,7 +63,7 @@ def grid(figure: Grid, labels: Sequence[Sequence[str]]) -> Markup:
     rows = [
         element(
             "g",
-            *(_cell(figure, scale, i, j, cell, left, labels[i][j]) for j in range(n)),
+            *(_cell(figure, scale, i, j, cell, left, labels[i][j], tips) for j in range(n)),
             role="row",
         )
         for i in range(len(figure.rows))
@@ -87,7 +91,7 @@ def grid(figure: Grid, labels: Sequence[Sequence[str]]) -> Markup:
     )
 
 
-def _cell(figure: Grid, scale: "_Scale", i: int, j: int, cell: int, left: int, label: str) -> Markup:
+def _cell(figure: Grid, scale: "_Scale", i: int, j: int, cell: int, left: int, label: str, tips: bool) -> Markup:
     value, letter = figure.values[i][j], figure.letters[i][j] if figure.letters else ""
     x, y = left + cell * j, TOP + cell * i
     fill = colour(scale.share(value)) if value is not None else None
@@ -96,6 +100,8 @@ def _cell(figure: Grid, scale: "_Scale", i: int, j: int, cell: int, left: int, l
         element("rect", x=x + 0.5, y=y + 0.5, width=cell - 1, height=cell - 1, fill=fill,
                 class_="value" if fill else kind)
     ]  # fmt: skip
+    if tips:
+        parts.append(element("title", label))
     if letter:
         parts.append(element("text", letter, x=x + cell / 2, y=y + cell / 2 + 4, text_anchor="middle", class_="letter"))
     if (i, j) in figure.marked:

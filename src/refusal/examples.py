@@ -1,0 +1,63 @@
+"""The examples below each verb's help; a test reads them as the command line would."""
+
+EXAMPLES = {
+    "": (
+        "refusal doctor                            # is everything here?",
+        "refusal run embedded --preset quick       # a first result",
+        "refusal inspect ./my-model                # will it work on mine?",
+    ),
+    "run": (
+        "refusal run embedded --preset quick        # a first look, in minutes",
+        "refusal run Qwen/Qwen2.5-7B-Instruct       # a hub id, the paper's sizes",
+        "refusal run ./my-model --prompts harmful=bad.txt harmless=good.txt",
+        "refusal run embedded --over-refusal xstest --tasks mmlu --n-items 200",
+        "refusal run --config my.toml --out runs/mine    # see: refusal config",
+    ),
+    "extract": ("refusal extract ./my-model --n-train 64",),
+    "select": (
+        "refusal select ./my-model --full-map       # every score, for the maps",
+        "refusal select ./my-model --kl-threshold 0.2 --strict",
+    ),
+    "generate": ("refusal generate ./my-model --max-new-tokens 128",),
+    "evaluate": (
+        "refusal evaluate runs/embedded --over-refusal xstest orbench-hard",
+        "refusal evaluate runs/embedded --judges substring llama-guard-3",
+        "refusal evaluate runs/embedded --tasks arc_challenge --n-items 200",
+        "refusal evaluate runs/embedded --seeds 5",
+    ),
+    "report": (
+        "refusal report runs/embedded",
+        "refusal report runs/embedded --show-completions --out shown.html",
+        "refusal report runs/embedded --figures pdf    # for LaTeX",
+    ),
+    "compare": (
+        "refusal compare runs/embedded runs/other",
+        "refusal compare runs/a runs/b runs/c --out compared.html",
+    ),
+    "inspect": (
+        "refusal inspect Qwen/Qwen2.5-7B-Instruct",
+        "refusal inspect ./my-model --blocks model.layers --writers self_attn mlp",
+    ),
+    "chat": (
+        "refusal chat embedded               # with the direction in runs/embedded",
+        "refusal chat ./my-model --direction runs/mine/direction.safetensors",
+    ),
+    "export": (
+        "refusal export runs/embedded --as model         # transformers loads it",
+        "refusal export runs/embedded --as lora --out adapter",
+        "refusal export runs/mine --as model --stream    # in little memory",
+    ),
+    "config": (
+        "refusal config --preset paper > run.toml",
+        "refusal config ./my-model --n-test 200 --controls 16 > run.toml",
+    ),
+    "doctor": (
+        "refusal doctor",
+        "refusal doctor Qwen/Qwen2.5-7B-Instruct --device cuda",
+    ),
+    "completion": (
+        "refusal completion bash >> ~/.bashrc",
+        "refusal completion zsh > ~/.zfunc/_refusal",
+        "refusal completion fish > ~/.config/fish/completions/refusal.fish",
+    ),
+}

@@ -1,0 +1,58 @@
+"""The conversation of `refusal chat`: questions by themselves, and commands that switch between conditions."""
+
+import math
+from typing import Any
+
+from refusal import display
+from refusal.evaluate import interventions_for
+from refusal.interventions import Add
+from refusal.model import ChatModel
+from refusal.records import Direction
+
+COMMANDS = "/baseline  /ablate  /add ALPHA  /quit"
+
+
+def talk(model: ChatModel, direction: Direction, max_new_tokens: int) -> None:
+    """Questions and replies until ``/quit`` or the end of the input."""
+    interventions: tuple[Any, ...] = ()
+    condition = "baseline"
+    while (line := _ask(condition)) is not None:
+        if line.startswith("/"):
+            changed = _switch(line, direction)
+            if changed is None:
+                display.show_notice(f"Commands: {COMMANDS}")
+            else:
+                condition, interventions = changed
+        elif line:
+            with model.apply(*interventions):
+                display.show_reply(model.generate([line], max_new_tokens)[0])
+
+
+def _ask(condition: str) -> str | None:
+    """The next line, or ``None`` at the end."""
+    try:
+        line = input(f"[{condition}] > ").strip()
+    except EOFError:
+        return None
+    return None if line == "/quit" else line
+
+
+def _switch(line: str, direction: Direction) -> tuple[str, tuple[Any, ...]] | None:
+    """The condition that a chat command asks for; ``None`` if it is no command."""
+    match line.split():
+        case ["/baseline"]:
+            return "baseline", ()
+        case ["/ablate"]:
+            return "ablation", interventions_for("ablation", direction)
+        case ["/add", text] if (alpha := _number(text)) is not None:
+            return f"add {alpha:g}", (Add(direction, alpha),)
+        case _:
+            return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,156 @@
+"""The doctor's findings, and the sizes that its estimates rest on, against real models."""
+
+import http.server
+import json
+import shlex
+import threading
+from pathlib import Path
+
+import pytest
+import saved
+import tiny_models
+import torch
+from huggingface_hub import constants
+
+from refusal import cli, doctor
+from refusal.cli import app, main
+from refusal.config import make_config
+from refusal.estimate import Speed, estimate, model_size, size_of
+from refusal.examples import EXAMPLES
+
+SPEED = Speed(flops=1e12, bandwidth=1e10)
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def hub() -> doctor.Finding:
+    return next(finding for finding in doctor.examine() if finding.name == "hub")
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "qwen3"])
+def test_a_size_is_that_of_the_model(family: str) -> None:
+    hf = tiny_models.network(family)
+    size = size_of(hf, hf.config)
+    assert size.weights == sum(parameter.numel() for parameter in hf.parameters())
+    out = hf(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in out.layers)
+    assert size.cache == kept // 3
+    assert size.layers == len(out.layers)
+
+
+def test_a_token_meets_its_experts_only() -> None:
+    hf = tiny_models.network("mixtral")
+    config = hf.config
+    experts = sum(p.numel() for name, p in hf.named_parameters() if ".experts." in name)
+    vocabulary = sum(p.numel() for name, p in hf.named_parameters() if "embed_tokens" in name or "lm_head" in name)
+    dense = size_of(hf, config).weights - experts - vocabulary
+    met = experts * config.num_experts_per_tok // config.num_local_experts
+    assert experts > 0
+    assert config.num_experts_per_tok < config.num_local_experts
+    assert size_of(hf, config).active == pytest.approx(dense + met, abs=8)
+
+
+def test_a_size_comes_from_the_config_alone(tmp_path: Path) -> None:
+    folder = saved.save_model(tmp_path / "model")
+    whole = model_size(str(folder))
+    for file in Path(folder).glob("*.safetensors"):
+        file.unlink()
+    assert model_size(str(folder)) == whole
+
+
+def test_more_work_takes_longer_and_more_rows_more_memory() -> None:
+    hf = tiny_models.network("llama")
+    size = size_of(hf, hf.config)
+    small, large = (estimate(size, make_config(n_test=n, n_control=n, n_train=n), SPEED) for n in (8, 64))
+    assert large.memory_bytes > small.memory_bytes > size.weights * 2
+    assert all(large.seconds[name] > small.seconds[name] for name in ("extract", "generate", "controls"))
+    assert estimate(size, make_config(full_map=True), SPEED).seconds["select"] > large.seconds["select"]
+
+
+# --- findings
+
+
+def test_a_hub_that_answers_anything_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NotFound(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), NotFound)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    assert hub().level == "ok"
+    server.shutdown()
+    server.server_close()
+    found = hub()
+    assert found.level == "note"
+    assert "not reachable" in found.text
+
+
+def test_a_hub_that_is_switched_off_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in hub().text
+
+
+def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.EXTRAS, "judges", ("no-such-package",))
+    (found,) = (finding for finding in doctor.examine() if finding.name == "judges")
+    assert found == doctor.Finding("judges", "note", "no-such-package not installed: pip install 'refusal[judges]'")
+
+
+def test_a_model_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = saved.save_model(tmp_path / "model")
+    assert main(["doctor", str(folder), "--json"]) == 0
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found["--preset paper"]["level"] == "ok"
+    assert "blocks, d_model" in found["model"]["text"]
+
+
+def test_a_model_that_does_not_fit_is_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved.save_model(tmp_path / "model")
+    monkeypatch.setattr(doctor, "free_memory", lambda device: 1 << 20)
+    assert main(["doctor", str(folder)]) == 1
+    assert "too much" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_that_is_not_there_is_exit_code_2() -> None:
+    assert main(["doctor", "no/such/folder"]) == 2
+
+
+# --- help by example
+
+
+@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
+def test_an_example_can_be_typed(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    typed = words[1 : next((i for i, word in enumerate(words) if word.startswith(">")), None)]
+    app.parse_args(typed, exit_on_error=False, print_error=False)
+    assert len(line) <= 78
+
+
+@pytest.mark.parametrize("verb", [verb for verb in EXAMPLES if verb])
+def test_help_ends_with_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert EXAMPLES[verb][0].split("  ")[0] in capsys.readouterr().out
+
+
+def test_every_verb_has_examples() -> None:
+    assert {verb for verb in app if not verb.startswith("-")} == set(EXAMPLES) - {""}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_the_verbs(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(verb in script for verb in cli.VERBS)
