@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal import ranks
 from refusal.batches import keeping_memory
 from refusal.errors import NonFiniteError, TooFewPromptsError
-from refusal.forward import Batch, last_logits, read, run_batches
+from refusal.forward import Batch, last_logits, read, share_batches
 from refusal.hooks import Edit, skipped
 from refusal.metrics import refusal_metric
 from refusal.model import ChatModel
@@ -81,8 +82,8 @@ def collect(
             drawn += 1
             seen.add(prompt.fingerprint)
             if not filter or passes(prompt.label, metric):
-                assert activation is not None
-                total.add(activation)
+                if activation is not None:  # else another process has it
+                    total.add(activation)
                 kept.append(prompt)
                 metrics.append(metric)
             if n is not None and len(kept) == n:
@@ -170,7 +171,7 @@ class _Sum:
         self.n += 1
 
     def mean(self) -> Float[Tensor, "position layer d_model"]:
-        mean = self.total / self.n
+        mean = ranks.add_up(self.total) / ranks.total(self.n)
         mean[:, self.layers :] = torch.nan  # not read
         return mean
 
@@ -183,8 +184,12 @@ def run_pool(
     filter: bool,
     name: str,
     layers: int,
+    everywhere: bool = False,
 ) -> Iterator[tuple[Prompt, float, Tensor | None]]:
     """Yield ``(prompt, metric, activations of the first layers)`` in drawing order; runs a little ahead.
+
+    The metrics are known in all processes of a run, activations only in the one that has run the prompt, unless
+    ``everywhere``.
 
     The metric and the activations come from one pass. Without the filter only activations are needed, so the blocks
     after the last one read are skipped and the metric is NaN.
@@ -192,15 +197,18 @@ def run_pool(
     unneeded = [] if filter or not layers else model.sites.blocks[layers:]
     skip = [model.hf.get_submodule(name) for name in unneeded]
 
-    def run(batch: Batch) -> list[tuple[float, Tensor | None]]:
+    def run(batch: Batch) -> tuple[list[float], Tensor | None]:
         store: dict[int, Tensor] = {}
         with skipped(skip, model.sites.in_tuple):
             logits = read(model, batch, post_instruction_reads(model, batch, store, layers))[0]
         metrics = [math.nan] * len(logits) if skip else refusal_metric(logits, tokens.ids).tolist()
+        if n is None:
+            advance(len(metrics))
         if not layers:
-            return [(metric, None) for metric in metrics]
+            return metrics, None
         stacked = torch.stack([store[layer].cpu() for layer in range(len(store))], dim=2)
-        return list(zip(metrics, stacked, strict=True))
+        here.update(zip(batch.prompts, stacked, strict=True))
+        return metrics, stacked if everywhere else None
 
     start, taken = 0, 0
     with task(name, total=len(pool) if n is None else n) as advance:
@@ -208,18 +216,19 @@ def run_pool(
             missing = len(pool) - start if n is None else n - taken
             ahead = missing // 8 + 2 if filter and n is not None else 0  # some will not pass
             chunk = pool[start : start + min(missing + ahead, CHUNK_PROMPTS)]
-            results: dict[int, tuple[float, Tensor | None]] = {}
-            for batch, out in run_batches(model, model.tokenize([prompt.text for prompt in chunk]), run):
-                results.update(zip(batch.prompts, out, strict=True))
-                if n is None:
-                    advance(len(out))
+            here: dict[int, Tensor] = {}
+            results: dict[int, float] = {}
+            rows = model.tokenize([prompt.text for prompt in chunk])
+            for members, (metrics, stacked) in share_batches(model, rows, run):
+                results.update(zip(members, metrics, strict=True))
+                here.update(zip(members, stacked, strict=True) if stacked is not None else ())
             for i, prompt in enumerate(chunk):
-                metric, activation = results[i]
+                metric = results[i]
                 passed = not filter or passes(prompt.label, metric)
                 if n is not None and passed:
                     advance(1)
                 taken += passed
-                yield prompt, metric, activation
+                yield prompt, metric, here.get(i)
             start += len(chunk)
 
 

@@ -11,7 +11,7 @@ from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 from pydantic import BaseModel, ValidationError
 
-from refusal import display
+from refusal import display, ranks
 from refusal.compare import check_completed
 from refusal.compare import compare as compare_runs
 from refusal.config import (
@@ -115,9 +115,12 @@ def _verb(until: str) -> Callable[..., None]:
             settings = added(make_config(file=existing / "run.toml"), given)
         else:
             settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
-        with display.reporting(quiet, verbose):
-            folder = out or existing or _default_folder(settings.model)
-            result = run_stages(settings, folder, until=until, adding=existing is not None)
+        with ranks.joined():
+            with display.reporting(quiet, verbose):
+                folder = out or existing or _default_folder(settings.model)
+                result = run_stages(settings, folder, until=until, adding=existing is not None)
+            if not ranks.is_writer():
+                return
         if json:
             display.print_json(result)
         elif not quiet:
@@ -314,7 +317,8 @@ def _guarded(call: Callable[[], object]) -> int:
     try:
         call()
     except Error as error:
-        display.show_error(error)
+        if ranks.speaks_of(error):
+            display.show_error(error)
         return error.exit_code
     except cyclopts.CycloptsError as error:
         display.show_error(_usage_message(error))

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from refusal import ranks
 from refusal.compare import Comparison
 from refusal.doctor import Finding
 from refusal.inspection import Inspection
@@ -53,6 +54,7 @@ class _Lines(logging.Handler):
 @contextmanager
 def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     """Show progress, warnings (and with ``verbose`` notes) on stderr; progress only on a terminal."""
+    quiet = quiet or not ranks.is_writer()
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     handler = _Lines()
     logger = logging.getLogger("refusal")
@@ -68,7 +70,7 @@ def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
         with warnings.catch_warnings():
             if not verbose:  # of libraries, to their callers
                 warnings.simplefilter("ignore")
-            if quiet or not err.is_terminal:
+            if quiet or not err.is_terminal or not ranks.is_writer():
                 yield
             else:
                 with show_progress():

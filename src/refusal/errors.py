@@ -18,6 +18,7 @@
         ├── NoCandidateError       no candidate qualifies, under ``strict``
         ├── NonFiniteError         NaN or infinity in an activation or a score
         ├── OutOfMemoryError       not even a batch of one fits
+        ├── RankError              another process of the run has ended
         └── StorageError           the disk is full or a file cannot be written
 
 Each message is one sentence of what is wrong, with the value, and one of what to do.
@@ -28,9 +29,13 @@ from typing import Any
 
 
 class Error(Exception):
-    """Base of every exception of the package; ``exit_code`` is what the command line returns."""
+    """Base of every exception of the package; ``exit_code`` is what the command line returns.
+
+    ``everywhere``: every process of the run has it.
+    """
 
     exit_code = 1
+    everywhere = False
 
 
 class UsageError(Error):
@@ -108,6 +113,10 @@ class NonFiniteError(RunFailure):
 
 class OutOfMemoryError(RunFailure):
     """Not even a batch of one prompt fits into memory."""
+
+
+class RankError(RunFailure):
+    """Another process of the run has ended or cannot be reached."""
 
 
 class StorageError(RunFailure):

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from refusal import ranks
 from refusal.batches import is_out_of_memory, too_large
 from refusal.hooks import Edit, hooked
 from refusal.model import ChatModel
@@ -126,16 +127,20 @@ def call(
 
 
 def run_batches(
-    model: ChatModel, rows: Sequence[Sequence[int]], run: Callable[[Batch], T], most: int | None = None
+    model: ChatModel,
+    rows: Sequence[Sequence[int]],
+    run: Callable[[Batch], T],
+    most: int | None = None,
+    which: Sequence[int] | None = None,
 ) -> Iterator[tuple[Batch, T]]:
     """Lay out ``rows`` and call ``run`` on every batch; out of memory, halve the budget and lay out what is left.
 
-    ``most``: tokens a batch, where ``run`` needs much memory for each.
+    ``most``: tokens a batch, where ``run`` needs much memory for each. ``which``: only these of the rows.
 
     Raises:
         OutOfMemoryError: one prompt alone does not fit.
     """
-    todo = layout(model, rows, most=most)
+    todo = layout(model, rows, which, most)
     while todo:
         batch, *rest = todo
         try:
@@ -152,11 +157,29 @@ def run_batches(
         todo = rest
 
 
+def share_batches(
+    model: ChatModel, rows: Sequence[Sequence[int]], run: Callable[[Batch], T], most: int | None = None
+) -> Iterator[tuple[tuple[int, ...], T]]:
+    """``run_batches`` with the batches handed out to all processes of a run: each one's prompts and result.
+
+    Raises:
+        OutOfMemoryError: one prompt alone does not fit.
+    """
+    model.token_budget.value = ranks.smallest(model.token_budget.value)  # all lay the same batches out
+    units = [batch.prompts for batch in layout(model, rows, most=most)] if ranks.world() > 1 else [None]
+
+    def work(which: tuple[int, ...] | None) -> list[tuple[tuple[int, ...], T]]:
+        return [(batch.prompts, result) for batch, result in run_batches(model, rows, run, most, which)]
+
+    for part in ranks.share(units, work):
+        yield from part
+
+
 def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
     """Logits of the last prompt token of each text, on the CPU, in their order."""
     out: dict[int, Tensor] = {}
-    for batch, logits in run_batches(model, model.tokenize(texts), lambda batch: read(model, batch)[0].cpu()):
-        out.update(zip(batch.prompts, logits, strict=True))
+    for prompts, logits in share_batches(model, model.tokenize(texts), lambda batch: read(model, batch)[0].cpu()):
+        out.update(zip(prompts, logits, strict=True))
     return torch.stack([out[i] for i in range(len(texts))])
 
 

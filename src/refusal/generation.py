@@ -4,7 +4,7 @@ Rows are padded on the left, so that all of them end at the same index and each 
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from refusal import ranks
 from refusal.batches import BatchSize, batched, row_budget
 from refusal.forward import call
 from refusal.hooks import Edit, hooked
@@ -101,10 +102,29 @@ def complete_rows(
                 advance(-counted)
                 raise
 
-        for indices, outputs in batched([len(row) for row in rows], size, run):
+        for indices, outputs in _shared(rows, size, run):
             for i, output in zip(indices, outputs, strict=True):
                 found[i] = output
     return found
+
+
+def _shared(
+    rows: Sequence[Sequence[int]], size: BatchSize, run: Callable[[list[int]], list[list[int]]]
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """``batched`` rows, handed out to all processes of a run: rows of similar length together, the longest first."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    most = min(ranks.smallest(size.value), -(-len(rows) // ranks.world())) or 1
+    units = [order[start : start + most] for start in range(0, len(order), most)] if ranks.world() > 1 else [order]
+
+    def work(members: list[int]) -> list[tuple[list[int], list[list[int]]]]:
+        lengths = [len(rows[i]) for i in members]
+        return [
+            ([members[i] for i in indices], outputs)
+            for indices, outputs in batched(lengths, size, lambda some: run([members[i] for i in some]))
+        ]
+
+    for part in ranks.share(units, work):
+        yield from part
 
 
 def end_tokens(model: ChatModel) -> list[int]:

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from refusal import embedded
+from refusal import embedded, ranks
 from refusal.batches import BUSY_ROWS, BatchSize, is_out_of_memory, token_budget
 from refusal.chat import ChatFormat, find_format, render, tokenize
 from refusal.errors import ConfigError, ModelLoadError, OutOfMemoryError
@@ -88,7 +88,7 @@ class ChatModel:
         self.revision = revision
         self.chat: ChatFormat = find_format(tokenizer, system)
         self.sites: Sites = sites if sites is not None else find_sites(hf)
-        self.token_budget = BatchSize(token_budget(self.device, self._bytes_per_token()), "tokens")
+        self.token_budget = BatchSize(ranks.smallest(token_budget(self.device, self._bytes_per_token())), "tokens")
         self.batch_size = BatchSize(batch_size or BUSY_ROWS.get(self.device.type, BUSY_ROWS["cpu"]))
         self.packs: bool | None = None
         self.arguments = frozenset(inspect.signature(hf.forward).parameters)
@@ -279,7 +279,7 @@ def find_device(device: str) -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device(f"cuda:{ranks.local_number()}" if ranks.world() > 1 else "cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         where = torch.device(device)

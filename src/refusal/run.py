@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refusal import ranks
 from refusal.activations import collect
 from refusal.candidates import difference_in_means
 from refusal.config import RunConfig
@@ -111,7 +112,7 @@ def run(
         if adding and error.exit_code == 2:  # wrong input must not stand in the way of the next command
             folder.take_back_options()
         raise
-    write_report(folder.path, formats=config.figures)
+    ranks.only_writer(lambda: write_report(folder.path, formats=config.figures))
     return result
 
 

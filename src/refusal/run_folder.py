@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from refusal import ranks
 from refusal.config import RunConfig
 from refusal.errors import RunFolderError
 from refusal.model import ChatModel
@@ -76,6 +77,7 @@ class RunFolder:
     def begin(self, config: RunConfig, model: ChatModel, prompts: PromptSplits) -> None:
         """Claim the folder for this model; write the config and what is known so far."""
         self.model = model
+        ranks.wait()  # until all have read what was here
         identity = {
             "name": model.name,
             "revision": model.revision or getattr(model.hf.config, "_commit_hash", None),
@@ -134,7 +136,9 @@ class RunFolder:
         identity = {**self.manifest["model"], "name": None}  # what it is called does not change what it computes
         key = hashlib.sha256(json.dumps([FORMAT, name, identity, inputs], sort_keys=True).encode()).hexdigest()
         done = self.manifest["stages"].get(name)
-        if isinstance(done, dict) and done.get("inputs") == key and self._untouched(name, done, outputs):
+        if ranks.decided(
+            lambda: isinstance(done, dict) and done.get("inputs") == key and self._untouched(name, done, outputs)
+        ):
             log.info("%s: reused from %s", name, self.path)
             return
         if name != "evaluate":  # the rates never stand beside a direction or completions that are not theirs
@@ -142,11 +146,12 @@ class RunFolder:
             remove(self.path / "report.html")
         tokens, start = self.model.forward_tokens, time.perf_counter()
         work()
+        ranks.wait()
         self.manifest["stages"][name] = {
             "inputs": key,
             "files": {path.name: file_sha256(path) for path in outputs},
             "seconds": round(time.perf_counter() - start, 2),
-            "forward_tokens": self.model.forward_tokens - tokens,
+            "forward_tokens": ranks.total(self.model.forward_tokens - tokens),
             "peak_memory_bytes": _peak_memory(),
             **{key: inputs[key] for key in ("direction",) if inputs.get(key)},  # so that one can see whose it is
         }

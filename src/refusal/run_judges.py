@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 
+from refusal import ranks
 from refusal.config import RunConfig
 from refusal.evaluate.judges import (
     Agreement,
@@ -91,7 +92,9 @@ class Judging:
         same = record["inputs"].get(f"{set}.{condition}") == inputs and not isinstance(judge, LabelsJudge)
         kept = [j for j in read_judgements(path) if not j.failed] if same and path.is_file() else []
         missing = unjudged(kept, rows, str(path))
-        if missing:
+        ranks.wait()
+
+        def ask() -> None:
             write_jsonl(path, to_json(kept))  # without what failed or was cut off
             record["inputs"][f"{set}.{condition}"] = inputs
             self.folder.save()
@@ -99,6 +102,9 @@ class Judging:
                 for judgement in judge.judge(missing):
                     append_jsonl(path, to_json(judgement))
                     advance(1)
+
+        if ranks.decided(lambda: bool(missing)):
+            ranks.only_writer(ask)
         if isinstance(judge, EndpointJudge) and judge.usage.answers:
             record["last_usage"] = {**asdict(judge.usage), "cost": judge.cost}
             self.folder.save()

@@ -139,7 +139,7 @@ def _read(
     along: list[list[float]] = []
     places: list[Tensor] = []
     for prompt, metric, activation in run_pool(
-        model, getattr(val, label), tokens, config.n_val, config.filter, f"project {label}", model.sites.n_layers
+        model, getattr(val, label), tokens, config.n_val, config.filter, f"project {label}", model.sites.n_layers, True
     ):
         if activation is not None and (not config.filter or passes(prompt.label, metric)):
             stream = activation[direction.position].double()

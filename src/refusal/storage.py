@@ -1,7 +1,7 @@
 """The one place that writes files: whole or not at all.
 
 Everything is written under a temporary name in the target folder and renamed, so that an interruption or a full disk
-never leaves half a file behind.
+never leaves half a file behind. Of several processes of a run only the first writes (``ranks``).
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
+from refusal import ranks
 from refusal.errors import ExportError, StorageError
 
 
@@ -46,6 +47,8 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 def append_jsonl(path: Path, row: Any) -> None:
     """Add one line to a file of JSON lines, for work that is to be kept item by item."""
+    if not ranks.is_writer():
+        return
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
@@ -141,6 +144,8 @@ def copy_file(source: Path, path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file that may be there."""
+    if not ranks.is_writer():
+        return
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -159,7 +164,9 @@ def cache_root() -> Path:
 
 
 def _replace(path: Path, write: Callable[[str], object]) -> None:
-    """Call ``write`` with a temporary name beside ``path``, then rename it over ``path``."""
+    """Call ``write`` with a temporary name beside ``path``, then rename it over ``path``; in one process of a run."""
+    if not ranks.is_writer():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from refusal.evaluate.conditions import BASELINE
 from refusal.evaluate.rates import metric, random_together
-from refusal.forward import Batch, read_from, run_batches
+from refusal.forward import Batch, read_from, share_batches
 from refusal.interventions import Intervention
 from refusal.metrics import kl_from, softmax64
 from refusal.model import ChatModel
@@ -86,13 +86,13 @@ def measure_drift(
                 logits = read_from(model, batch, [text.start for text in members])
             base = logits if base is None else base
             out[condition] = [_drift(*three) for three in zip(members, logits, base, strict=True)]
+        advance(len(members))
         return out
 
     with task(f"drift: {name}", len(texts), "texts") as advance:
-        for batch, out in run_batches(model, rows, run, MOST_TOKENS):
+        for prompts, out in share_batches(model, rows, run, MOST_TOKENS):
             for condition, drifts in out.items():
-                found[condition].update(zip(batch.prompts, drifts, strict=True))
-            advance(len(batch.prompts))
+                found[condition].update(zip(prompts, drifts, strict=True))
     return {condition: tuple(by_index[i] for i in range(len(texts))) for condition, by_index in found.items()}
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal import ranks
 from refusal.activations import Passed
 from refusal.batches import is_out_of_memory, too_large
 from refusal.forward import Batch, layout, read, run_batches
@@ -65,6 +66,13 @@ class Scorer:
         """How many candidates fit side by side into a pass."""
         largest = max(batch.ids.numel() for batch in self._batches(score, start, stop))
         return max(1, self.model.token_budget.value // largest)
+
+    def plan_alike(self) -> None:
+        """Agree with the other processes of a run on how much goes into a pass, so that all plan the same looks."""
+        agreed = ranks.smallest(self.model.token_budget.value)
+        if agreed != self.model.token_budget.value:
+            self.model.token_budget.value = agreed
+            self._layouts.clear()
 
     def values(
         self, score: Score, start: int, stop: int, directions: Sequence[Direction]

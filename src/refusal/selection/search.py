@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args
 
+from refusal import ranks
 from refusal.metrics import METRIC_BOUND, kl_floor
 from refusal.progress import task
 from refusal.records import CandidateScore, Direction
@@ -22,6 +23,7 @@ from refusal.selection.score import Score, Scorer
 SCORES: tuple[Score, ...] = get_args(Score)
 SLACK = 1e-9  # rounding of a mean: no candidate exactly at a threshold is dropped by its bound
 PEEK = 1 / 8  # share of the prompts that tells how a score will come out
+ROUND = 8  # looks for each process between two meetings, where nothing is decided on the way
 GRAIN = 1 / 16  # share of the prompts that a look ahead is rounded up to, so that candidates can go side by side
 
 
@@ -46,6 +48,13 @@ class Step(NamedTuple):
     start: int
     stop: int
     layer: int
+
+
+class Look(NamedTuple):
+    """A step for candidates that go through the model side by side."""
+
+    step: Step
+    contenders: tuple[Contender, ...]
 
 
 class Search:
@@ -82,11 +91,10 @@ class Search:
             return
         with task(f"select: {score}", total=len(todo), unit="candidates") as advance:
             while todo:
-                step = self._rest(todo[0], score)
-                group = [c for c in todo if self._rest(c, score) == step][: self._room(step)]
-                self._take(group, step)
+                looks = self._looks([(c, self._rest(c, score)) for c in todo], ROUND * ranks.world())
+                self._take(looks)
                 todo = [c for c in todo if not self.has(c, score)]
-                advance(len(group))
+                advance(sum(len(look.contenders) for look in looks))
 
     def judge(self, rule: Rule) -> None:
         """Say for every candidate with a complete score which criterion rejects it."""
@@ -119,12 +127,13 @@ class Search:
                 limits = self._limits(rule)
                 live.sort(key=lambda c: self._promise(c, limits))
                 head = live[0]
-                if (step := self._next(head, limits)) is None:
+                if self._next(head, limits) is None:
                     live.remove(head)  # complete, and the best so far
                     advance(1)
                     continue
-                group = [c for c in live if self._next(c, limits) == step]
-                self._take(group[: self._room(step)], step)
+                # One look for each process: what a round learns, all the looks of the next round know.
+                wanted = [(c, step) for c in live if (step := self._next(c, limits)) is not None]
+                self._take(self._looks(wanted, ranks.world()))
                 limits = self._limits(rule)
                 for contender in live:
                     contender.out = self._certain(contender, rule, limits)
@@ -193,14 +202,31 @@ class Search:
         layer = contender.direction.layer if score == "induce" else 0
         return Step(score, len(contender.values[score]), self.n[score], layer)
 
-    def _room(self, step: Step) -> int:
-        return self.scorer.room(step.score, step.start, step.stop)
+    def _looks(self, wanted: Sequence[tuple[Contender, Step]], most: int) -> list[Look]:
+        """The first ``most`` looks: candidates with the same step go side by side, as many as fit into a pass."""
+        self.scorer.plan_alike()
+        by_step: dict[Step, list[Contender]] = {}
+        for contender, step in wanted:
+            by_step.setdefault(step, []).append(contender)
+        looks = []
+        for step, group in by_step.items():
+            room = self.scorer.room(step.score, step.start, step.stop)
+            looks += [Look(step, tuple(group[start : start + room])) for start in range(0, len(group), room)]
+            if len(looks) >= most:
+                break
+        return looks[:most]
 
-    def _take(self, contenders: Sequence[Contender], step: Step) -> None:
-        directions = [c.direction for c in contenders]
-        values = self.scorer.values(step.score, step.start, step.stop, directions)
-        for contender, new in zip(contenders, values.tolist(), strict=True):
-            contender.values[step.score] += new
+    def _take(self, looks: Sequence[Look]) -> None:
+        """Have the looks taken, by whichever process is free, and note what they saw."""
+
+        def values(look: Look) -> list[list[float]]:
+            step, directions = look.step, [c.direction for c in look.contenders]
+            found: list[list[float]] = self.scorer.values(step.score, step.start, step.stop, directions).tolist()
+            return found
+
+        for look, found in zip(looks, ranks.share(looks, values), strict=True):
+            for contender, new in zip(look.contenders, found, strict=True):
+                contender.values[look.step.score] += new
 
     def _certain(self, contender: Contender, rule: Rule, limits: dict[Score, float]) -> str | None:
         """Why the rule must reject a candidate, whatever its unknown values are; ``None`` while it need not."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from refusal.batches import keeping_memory
-from refusal.forward import Batch, call, run_batches
+from refusal.forward import Batch, call, share_batches
 from refusal.generation import complete_rows
 from refusal.hooks import Edit, hooked
 from refusal.model import ChatModel
@@ -65,10 +65,14 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         most = MOST_SCORED * sum(map(len, rows)) // max(1, sum(map(len, scored)))
         answers: dict[int, Answer] = {}
         bar = huggingface.tqdm(total=len(rows), disable=disable_tqdm, desc="Running loglikelihood requests")
+
+        def score(batch: Batch) -> list[Answer]:
+            bar.update(len(batch.prompts))
+            return _score(self.chat, batch, scored)
+
         with keeping_memory():
-            for batch, found in run_batches(self.chat, rows, lambda b: _score(self.chat, b, scored), most):
-                answers.update(zip(batch.prompts, found, strict=True))
-                bar.update(len(found))
+            for prompts, found in share_batches(self.chat, rows, score, most):
+                answers.update(zip(prompts, found, strict=True))
         bar.close()
         return [answers[i] for i in range(len(rows))]
 

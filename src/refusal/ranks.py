@@ -1,0 +1,197 @@
+"""Several processes on one run (``torchrun``, ``accelerate launch``): who they are, and how they share work.
+
+Every process runs the same program and holds a model of its own; only ``share`` splits work, so that no stage needs to
+know of processes. Units are handed out one after another by a counter in the process group's store: a fast process
+takes more of them, and none waits longer than the last unit takes. Every process then has all results, in the order of
+the units, and goes on alike. Process 0 writes the files; the others read them once it has (``wait``).
+
+In a single process all of this is the plain loop.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+from refusal.errors import Error, RankError, UsageError
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+LONGEST_WAIT = timedelta(hours=2)  # for the slowest unit; a process that dies is noticed at once
+_state: dict[str, Any] = {"store": None, "shared": 0}
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if _state["store"] is not None else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if _state["store"] is not None else 0
+
+
+def is_writer() -> bool:
+    """Whether this process writes files and talks."""
+    return rank() == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that a launcher has started, for the block; without a launcher there is nothing to join.
+
+    Raises:
+        RankError: another process has ended, or could not be reached.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    with _failures():
+        store, number, size = next(iter(rendezvous("env://", timeout=LONGEST_WAIT)))
+        # Results are exchanged as Python objects on the CPU; a model's own collectives have a backend of their own.
+        dist.init_process_group("gloo", store=store, rank=number, world_size=size, timeout=LONGEST_WAIT)
+    _state.update(store=PrefixStore("refusal", store), shared=0)
+    try:
+        with _failures():
+            yield
+    finally:
+        _state["store"] = None
+        dist.destroy_process_group()
+
+
+def local_number() -> int:
+    """Which of a machine's processes, and so of its GPUs, this is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def speaks_of(error: Error) -> bool:
+    """Whether this process reports an error that ends it: the first does; another only one that is its own."""
+    number = int(os.environ.get("RANK", "0"))
+    return number == 0 or not (error.everywhere or isinstance(error, (RankError, UsageError)))
+
+
+def share(units: Sequence[U], work: Callable[[U], T]) -> list[T]:
+    """``work`` on every unit, somewhere; all results, in the order of the units, in every process.
+
+    Raises:
+        refusal.Error: what ``work`` raises, in every process.
+    """
+    if world() == 1:
+        return [work(unit) for unit in units]
+    done: dict[int, T] = {}
+    failed: Error | None = None
+    for i in _handed_out(len(units)):
+        try:
+            done[i] = work(units[i])
+        except Error as error:
+            failed = error
+            break
+    everything: list[Any] = [None] * world()
+    dist.all_gather_object(everything, (done, failed))
+    for _, what in everything:
+        if what is not None:
+            raise _known_everywhere(what)
+    found = {i: result for part, _ in everything for i, result in part.items()}
+    return [found[i] for i in range(len(units))]
+
+
+def _handed_out(n: int) -> Iterator[int]:
+    """Numbers below ``n``, each in one process only; every process takes part in every call, in the same order."""
+    _state["shared"] += 1
+    key = f"share-{_state['shared']}"
+    while (i := _state["store"].add(key, 1) - 1) < n:
+        yield i
+
+
+def add_up(total: torch.Tensor) -> torch.Tensor:
+    """The sum of every process's tensor (on the CPU)."""
+    if world() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def total(value: int) -> int:
+    """The sum of every process's number."""
+    return int(add_up(torch.tensor(value))) if world() > 1 else value
+
+
+def decided(question: Callable[[], bool]) -> bool:
+    """What process 0 answers; the others do not ask."""
+    if world() == 1:
+        return question()
+    answer = [question() if is_writer() else False]
+    dist.broadcast_object_list(answer)
+    return answer[0]
+
+
+def smallest(value: int) -> int:
+    """The smallest of every process's numbers, so that all plan alike."""
+    if world() == 1:
+        return value
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return int(found)
+
+
+def wait() -> None:
+    """Until every process is here: what process 0 wrote before can then be read."""
+    if world() > 1:
+        dist.barrier()
+
+
+def only_writer(work: Callable[[], object]) -> None:
+    """``work`` in process 0 alone, while the others wait.
+
+    Raises:
+        refusal.Error: what ``work`` raises, in every process.
+    """
+    if world() == 1:
+        work()
+        return
+    outcome: list[Error | None] = [None]
+    if is_writer():
+        try:
+            work()
+        except Error as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome)
+    if outcome[0] is not None:
+        raise _known_everywhere(outcome[0])
+
+
+def _known_everywhere(error: Error) -> Error:
+    error.everywhere = True
+    return error
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """torch's errors about lost processes as this package's."""
+    try:
+        yield
+    except dist.DistError as error:
+        raise RankError(_lost(error)) from error
+    except RuntimeError as error:
+        if _is_lost(error):
+            raise RankError(_lost(error)) from error
+        raise
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return any(sign in text for sign in ("connection closed", "connection reset", "gloo", "broken pipe", "timed out"))
+
+
+def _lost(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"Another process of this run has ended or cannot be reached ({first[:120]}). "
+        "Finished stages are kept: start the same command again."
+    )

@@ -1,0 +1,135 @@
+"""Several processes give what one gives: started by torchrun on loopback, with tiny models, compared file by file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import saved
+
+import refusal
+from refusal import Direction, ranks
+from refusal.config import RunConfig
+from refusal.config_file import commented_toml
+
+LIMIT = 30.0  # seconds in which a run must end after one of its processes has
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    base = tmp_path_factory.mktemp("ranks")
+    return saved.small_config(
+        saved.save_model(base / "model"),
+        saved.write_prompts(base),
+        dtype="float32",
+        controls=2,
+        n_control=2,
+        drift_tokens=2,
+        seeds=2,
+        judges=("substring",),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    refusal.run(config, out)
+    return out
+
+
+def launch(config: RunConfig, out: Path, n: int, *more: str) -> subprocess.Popen[str]:
+    """A run in ``n`` processes with one thread each."""
+    file = out.parent / "config.toml"
+    file.write_text(commented_toml(config), encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    command = [*torchrun, "-m", "refusal", "run", "--config", str(file), "--out", str(out), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same(run: Path, alone: Path) -> None:
+    """The same choice, scores to 1e-4, the same completions, the same numbers."""
+    ours, theirs = (Direction.load(path / "direction.safetensors") for path in (run, alone))
+    assert (ours.position, ours.layer) == (theirs.position, theirs.layer)
+    assert float(ours.vector @ theirs.vector) == pytest.approx(1.0, abs=1e-6)
+    scores = [
+        {(s["position"], s["layer"]): s for s in json.loads((path / "scores.json").read_text())}
+        for path in (run, alone)
+    ]
+    for place, score in scores[1].items():
+        for name in ("bypass", "induce", "kl"):
+            if None not in (score[name], scores[0][place][name]):
+                assert scores[0][place][name] == pytest.approx(score[name], abs=1e-4)
+    chosen = scores[0][ours.position, ours.layer]
+    assert None not in (chosen["bypass"], chosen["induce"], chosen["kl"])
+    files = sorted(path.relative_to(alone) for path in (alone / "completions").glob("*.jsonl"))
+    assert files
+    for file in files:
+        assert rows(run / file) == rows(alone / file)
+    metrics = [json.loads((path / "metrics.json").read_text()) for path in (run, alone)]
+    for one, other in zip(*metrics, strict=True):
+        assert (one["name"], one["set"], one["condition"]) == (other["name"], other["set"], other["condition"])
+        assert one["value"] == pytest.approx(other["value"], abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_several_processes_give_what_one_gives(config: RunConfig, alone: Path, tmp_path: Path, n: int) -> None:
+    out, err = (done := launch(config, tmp_path / "run", n, "--json")).communicate(timeout=240)
+    assert done.returncode == 0, err
+    assert json.loads(out)["folder"] == str(tmp_path / "run")  # said once
+    assert_same(tmp_path / "run", alone)
+    tokens = [
+        json.loads((path / "manifest.json").read_text())["stages"]["extract"]["forward_tokens"]
+        for path in (tmp_path / "run", alone)
+    ]
+    assert tokens[0] >= tokens[1]  # of all processes together
+
+
+def test_what_is_wrong_is_said_once(config: RunConfig, tmp_path: Path) -> None:
+    _, err = (done := launch(config, tmp_path / "run", 2, "--tasks", "no_such_task")).communicate(timeout=120)
+    assert done.returncode != 0
+    assert err.count("no task 'no_such_task'") == 1
+
+
+def test_a_process_that_dies_ends_the_run_and_it_resumes(config: RunConfig, alone: Path, tmp_path: Path) -> None:
+    started = launch(config, tmp_path / "run", 2)
+    wait_for(tmp_path / "run" / "candidates.safetensors")
+    workers = [p for p in psutil.Process(started.pid).children(recursive=True) if "refusal" in p.cmdline()]
+    second = next(p for p in workers if p.environ().get("RANK") == "1")
+    second.send_signal(signal.SIGKILL)
+    before = time.monotonic()
+    _, err = started.communicate(timeout=LIMIT)
+    assert time.monotonic() - before < LIMIT
+    assert started.returncode != 0
+    assert "error: Another process of this run has ended" in err
+    assert "refusal/cli.py" not in err  # no traceback of ours; torchrun shows its own
+    kept = (tmp_path / "run" / "candidates.safetensors").stat().st_mtime_ns
+    refusal.run(config, tmp_path / "run")  # in another number of processes
+    assert (tmp_path / "run" / "candidates.safetensors").stat().st_mtime_ns == kept
+    assert_same(tmp_path / "run", alone)
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 120
+    while not path.is_file():
+        assert time.monotonic() < until, f"{path} was not written"
+        time.sleep(0.02)
+
+
+def test_alone_there_is_nothing_to_share() -> None:
+    assert (ranks.world(), ranks.rank(), ranks.is_writer()) == (1, 0, True)
+    assert ranks.share([1, 2, 3], lambda x: x * x) == [1, 4, 9]
+    assert ranks.smallest(7) == ranks.total(7) == 7
+    assert ranks.decided(lambda: True)
+    with ranks.joined():
+        ranks.wait()
