@@ -55,7 +55,7 @@ def test_a_command_that_is_shown_can_be_typed(words: list[str]) -> None:
             assert re.fullmatch(r"\.|(\.|refusal)\[\w+\]", what)
             assert set(re.findall(r"\[(\w+)\]", what)) <= set(PROJECT["optional-dependencies"])
         case _:
-            assert words[0] in ("ls", "python3", ".", "transformers")
+            assert words[0] in ("ls", "python3", ".", "transformers", "torchrun", "accelerate")
 
 
 def test_the_commands_are_found() -> None:
