@@ -15,8 +15,9 @@ from huggingface_hub import constants
 from refusal import cli, doctor
 from refusal.cli import app, main
 from refusal.config import make_config
-from refusal.estimate import Speed, estimate, model_size, size_of
+from refusal.estimate import SHARING, Speed, estimate, estimate_on, model_size
 from refusal.examples import EXAMPLES
+from refusal.sizes import size_of
 
 SPEED = Speed(flops=1e12, bandwidth=1e10)
 
@@ -154,3 +155,32 @@ def test_completion_knows_the_verbs(shell: str, capsys: pytest.CaptureFixture[st
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(verb in script for verb in cli.VERBS)
+
+
+# --- estimates for other machines
+
+
+def test_processes_share_where_a_copy_fits_and_a_large_model_is_spread() -> None:
+    hf = tiny_models.network("llama")
+    size, config = size_of(hf, hf.config), make_config(price_per_device_hour=3.6)
+    one = estimate_on(size, config, SPEED, "cuda", 80e9, 1, 3.6)
+    four = estimate_on(size, config, SPEED, "cuda", 80e9, 4, 3.6)
+    assert (one.processes, four.processes) == (1, 4)
+    assert four.total_seconds == pytest.approx(one.total_seconds / (4 * SHARING))
+    assert one.cost == pytest.approx(one.total_seconds / 1000)
+    assert four.cost == pytest.approx(four.total_seconds * 4 / 1000)
+    spread = estimate_on(size, config, SPEED, "cuda", one.memory_bytes / 3, 4, None)
+    assert (spread.processes, spread.fits) == (1, True)
+    assert spread.total_seconds == pytest.approx(one.total_seconds)
+    assert not estimate_on(size, config, SPEED, "cuda", one.memory_bytes / 5, 4, None).fits
+
+
+def test_an_estimate_by_data_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = saved.save_model(tmp_path / "model")
+    assert main(["estimate", str(folder), "--device", "h100", "--count", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["devices"], found["processes"], found["fits"], found["cost"]) == (2, 2, True, None)
+    assert found["total_seconds"] == pytest.approx(sum(found["seconds"].values()))
+    assert main(["estimate", str(folder), "--device", "h100", "--price-per-device-hour", "3"]) == 0
+    assert "Cost: 0.0" in capsys.readouterr().out
+    assert main(["estimate", str(folder), "--device", "tpu"]) == 2

@@ -281,7 +281,7 @@ def test_what_was_run_is_on_the_page(run: Path) -> None:
     assert facts["Weights, sha256"] == manifest["model"]["weight_hash"]
     assert facts["Seed"] == "42"
     assert manifest["versions"]["torch"] in facts["Versions"]
-    stages = {row["stage"]: row["seconds"] for row in table(page, "Time per stage")}
+    stages = {row["stage"]: row["seconds"] for row in table(page, "What every stage cost")}
     assert set(stages) == {*manifest["stages"], "all together"}
     assert float(stages["select"]) == pytest.approx(manifest["stages"]["select"]["seconds"], abs=0.06)
 

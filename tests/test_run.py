@@ -405,3 +405,16 @@ def test_completions_with_odd_line_ends_are_read_back_whole(
     monkeypatch.setattr(MEASURING, "complete_under", complete)
     result = run_stages(config, tmp_path / "run")
     assert {m.n for m in result.metrics} == {3}
+
+
+def test_the_manifest_says_what_each_stage_cost(tmp_path: Path) -> None:
+    config = saved.small_config(
+        saved.save_model(tmp_path / "model"), saved.write_prompts(tmp_path), price_per_device_hour=7200.0
+    )
+    model = load(config.model)
+    run_stages(config, tmp_path / "run", until="extract", model=model)
+    stage = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))["stages"]["extract"]
+    blocks = sum(p.numel() for name, p in model.hf.named_parameters() if "embed" not in name and "lm_head" not in name)
+    assert stage["flops"] == 2 * blocks * stage["forward_tokens"]
+    assert stage["device_seconds"] == stage["seconds"]
+    assert stage["cost"] == pytest.approx(2 * stage["seconds"], abs=0.02)

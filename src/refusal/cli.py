@@ -26,6 +26,7 @@ from refusal.config import (
 from refusal.config_file import commented_toml
 from refusal.doctor import examine
 from refusal.errors import Error, RunFailure
+from refusal.estimate import plan
 from refusal.evaluate import interventions_for
 from refusal.evaluate.judges.options import JudgeOptions
 from refusal.examples import EXAMPLES
@@ -293,6 +294,33 @@ def doctor(model: Model = None, /, *, options: ModelGroup = MODEL_DEFAULTS, json
         display.show_findings(found)
     if problems := [finding for finding in found if finding.level == "problem"]:
         raise RunFailure(f"{problems[0].name}: {problems[0].text}.")
+
+
+@app.command(help_epilogue=examples("estimate"))
+def estimate(
+    model: Model = None,
+    /,
+    *,
+    count: Annotated[int, Parameter(help="Devices.", validator=Number(gte=1))] = 1,
+    preset: Preset = None,
+    config: Config = None,
+    loading: ModelGroup = MODEL_DEFAULTS,
+    prompting: PromptsGroup = PROMPT_DEFAULTS,
+    selecting: SelectionGroup = SELECTION_DEFAULTS,
+    measuring: MeasureGroup = MEASURE_DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Time, memory and money that a run should take, by the model's config alone.
+
+    --device names a kind (a100, h100, h200, b200, l40s, mi300x), by data sheet; without it this machine is measured.
+    """
+    given = _given(loading, prompting, selecting, measuring)
+    settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
+    found = plan(settings, count)
+    if json:
+        display.print_estimate(found)
+    else:
+        display.show_estimate(found)
 
 
 @app.command(help_epilogue=examples("completion"))

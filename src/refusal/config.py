@@ -123,6 +123,8 @@ class MeasureOptions(BaseModel):
     """Further judges: substring, llama-guard-3, harmbench, wildguard, strongreject, endpoint-refusal=MODEL, …"""
     figures: tuple[Literal["svg", "png", "pdf", "none"], ...] = ("svg", "png")
     """Formats in which the report's figures are also saved as files: svg, png, pdf, or none."""
+    price_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Money for a device for an hour; the manifest and the report then say what each stage has cost."""
     seeds: Count = 1
     """Repeat split, extraction and selection with so many seeds in all, and report how far they agree."""
 

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from refusal import ranks
 from refusal.compare import Comparison
-from refusal.doctor import Finding
+from refusal.doctor import Finding, duration, gib
+from refusal.estimate import Estimate
 from refusal.inspection import Inspection
 from refusal.progress import Advance, Listener, listening
 from refusal.records import RefusalTokens, Selection, finite, to_json
@@ -331,6 +332,29 @@ def show_findings(found: Sequence[Finding]) -> None:
 def print_findings(found: Sequence[Finding]) -> None:
     """The same as JSON on stdout."""
     _write_json(to_json(tuple(found)))
+
+
+def show_estimate(found: Estimate) -> None:
+    """Seconds by stage, memory, and money where there is a price."""
+    table = Table("stage", "time", title="What a run should take", title_justify="left")
+    for name, seconds in found.seconds.items():
+        table.add_row(name, duration(seconds))
+    table.add_row("all together", duration(found.total_seconds))
+    out.print(table)
+    weights, memory = gib(found.weights_bytes), gib(found.memory_bytes)
+    shared = f"{found.processes} processes, a copy each" if found.processes > 1 else "one process"
+    if found.devices > found.processes:
+        shared += f", its model over {found.devices} devices that work one at a time"
+    out.print(f"{memory} of memory a process, {weights} of it weights; {shared}", highlight=False)
+    if not found.fits:
+        out.print("It does not fit: a smaller --dtype, or more or larger devices.", style="bold red")
+    if found.cost is not None:
+        out.print(f"Cost: {found.cost:.2f}", highlight=False)
+
+
+def print_estimate(found: Estimate) -> None:
+    """The same as JSON on stdout."""
+    _write_json({**to_json(found), "total_seconds": found.total_seconds})
 
 
 def show_error(message: object) -> None:

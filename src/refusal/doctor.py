@@ -78,9 +78,7 @@ def _device(device: torch.device) -> Finding:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         total = torch.cuda.get_device_properties(device).total_memory
-        text = (
-            f"{device}: {name}, {_gib(free_memory(device))} of {_gib(total)} free, {torch.cuda.device_count()} in all"
-        )
+        text = f"{device}: {name}, {gib(free_memory(device))} of {gib(total)} free, {torch.cuda.device_count()} in all"
     else:
         text = f"{device}: {psutil.cpu_count(logical=False) or '?'} cores"
     return Finding("device", "ok", text)
@@ -88,16 +86,16 @@ def _device(device: torch.device) -> Finding:
 
 def _memory() -> Finding:
     free, total = free_memory(torch.device("cpu")), psutil.virtual_memory().total
-    return Finding("memory", "ok", f"{_gib(free)} of {_gib(total)} free")
+    return Finding("memory", "ok", f"{gib(free)} of {gib(total)} free")
 
 
 def _disk() -> Finding:
     root = cache_root()
     nearest = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(nearest).free
-    text = f"{_gib(free)} free for the cache, {root}"
+    text = f"{gib(free)} free for the cache, {root}"
     if free < CACHE_NEEDED and embedded.state() != "ready":
-        return Finding("disk", "note", f"{text}; the embedded model needs {_gib(CACHE_NEEDED)}: set REFUSAL_CACHE")
+        return Finding("disk", "note", f"{text}; the embedded model needs {gib(CACHE_NEEDED)}: set REFUSAL_CACHE")
     return Finding("disk", "ok", text)
 
 
@@ -142,17 +140,19 @@ def _needs(model: str, options: ModelOptions, device: torch.device) -> Iterator[
     for preset in sorted(PRESETS, reverse=True):
         found = estimate(size, make_config(preset, dtype=options.dtype), speed, device.type)
         fits = found.memory_bytes <= free
-        text = f"{_gib(found.memory_bytes)} of memory ({_gib(free)} free), about {_duration(found.total_seconds)}"
+        text = f"{gib(found.memory_bytes)} of memory ({gib(free)} free), about {duration(found.total_seconds)}"
         if not fits:
             text += "; too much: a smaller --dtype, --device-map auto, or another device"
         yield Finding(f"--preset {preset}", "ok" if fits else "problem", text)
 
 
-def _gib(n: int) -> str:
+def gib(n: int | float) -> str:
+    """Bytes in words."""
     return f"{n / 2**30:.1f} GiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -7,14 +7,15 @@ multiplies and reads is measured, in about two seconds.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig
 
-from refusal.batches import BUSY_ROWS, BUSY_TOKENS
+from refusal.batches import BUSY_ROWS, BUSY_TOKENS, free_memory
 from refusal.config import RunConfig
-from refusal.model import DTYPES, auto_class, loading, resolve
+from refusal.model import DTYPES, auto_class, find_device, loading, resolve
+from refusal.sizes import ModelSize, size_of
 
 PROMPT_TOKENS = 20  # of a one-line instruction with its template, once what prompts begin with in common is read once
 DRAWN = 1.2  # prompts read for each that passes the filter
@@ -23,28 +24,8 @@ SCORED = 0.22  # of a triple loop's tokens: early exit, and induce starts in the
 READING = 0.55  # of the matrix products' rate, all overheads included
 WRITING = 0.25  # the same for a step of a batch that is being completed: few rows, and attention to a cache
 JUDGED = 48  # completions that choose the refusal tokens
+SHARING = 0.9  # of the time that several processes would save if none ever waited (docs/performance.md)
 RUNTIME = 700 << 20  # Python, torch, transformers and what they load
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """What a config says about size.
-
-    Attributes:
-        weights: parameters in all.
-        active: parameters that a token of the blocks meets (embedding and head left out).
-        head: parameters of the output head, met by tokens whose logits are read.
-        cache: values of keys and values that one token leaves in the cache.
-        layers: decoder blocks; d_model: width of the residual stream; inner: the widest MLP tensor.
-    """
-
-    weights: int
-    active: int
-    head: int
-    cache: int
-    layers: int
-    d_model: int
-    inner: int
 
 
 @dataclass(frozen=True)
@@ -55,18 +36,58 @@ class Speed:
     bandwidth: float
 
 
+# Makers' data sheets: dense bfloat16 operations and bytes a second, bytes of memory.
+DEVICES = {
+    "a100": (Speed(312e12, 2.04e12), 80e9),
+    "h100": (Speed(989e12, 3.35e12), 80e9),
+    "h200": (Speed(989e12, 4.8e12), 141e9),
+    "b200": (Speed(2250e12, 8e12), 180e9),
+    "l40s": (Speed(362e12, 0.86e12), 48e9),
+    "mi300x": (Speed(1307e12, 5.3e12), 192e9),
+}
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes, and seconds by stage."""
+    """What a run should take.
+
+    Attributes:
+        weights_bytes: of one copy of the model. memory_bytes: of a process.
+        seconds: of all devices together working, by stage. processes: that share the work, a copy each; or one, whose
+            model is spread over ``devices``, of which one works at a time.
+        cost: where a price is given.
+    """
 
     weights_bytes: int
     memory_bytes: int
     seconds: dict[str, float]
+    devices: int = 1
+    processes: int = 1
+    fits: bool = True
+    cost: float | None = None
 
     @property
     def total_seconds(self) -> float:
         """Of all stages."""
         return sum(self.seconds.values())
+
+
+def estimate_on(
+    size: ModelSize, config: RunConfig, speed: Speed, kind: str, memory: int | float, count: int, price: float | None
+) -> Estimate:
+    """A run on ``count`` devices of ``memory`` bytes: a copy of the model on each if it fits, else one over all."""
+    one = estimate(size, config, speed, kind)
+    shared = one.memory_bytes <= memory
+    seconds = {name: value / (count * SHARING if shared and count > 1 else 1) for name, value in one.seconds.items()}
+    total = sum(seconds.values())
+    return replace(
+        one,
+        seconds=seconds,
+        devices=count,
+        processes=count if shared else 1,
+        fits=shared or one.memory_bytes <= memory * count,
+        cost=None if price is None else price * count * total / 3600,
+    )
 
 
 def model_size(name: str, revision: str | None = None) -> ModelSize:
@@ -81,40 +102,6 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
         with torch.device("meta"):
             model = auto_class(config).from_config(config)
     return size_of(model, config)
-
-
-def size_of(model: PreTrainedModel, config: PreTrainedConfig) -> ModelSize:
-    """Counts a model's parameters; those of experts count as active by the share of experts that a token meets."""
-    text = config.get_text_config()
-    share = _active_share(text)
-    vocabulary = {id(model.get_input_embeddings().weight)}
-    head = model.get_output_embeddings()
-    if head is not None:
-        vocabulary.add(id(head.weight))
-    weights = active = 0
-    for name, parameter in model.named_parameters():
-        weights += parameter.numel()
-        if id(parameter) not in vocabulary:
-            active += int(parameter.numel() * (share if ".experts." in name else 1))
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    per_head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return ModelSize(
-        weights=weights,
-        active=active,
-        head=text.vocab_size * text.hidden_size,
-        cache=2 * text.num_hidden_layers * heads * per_head,
-        layers=text.num_hidden_layers,
-        d_model=text.hidden_size,
-        inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-    )
-
-
-def _active_share(config: PreTrainedConfig) -> float:
-    """Experts that a token meets, of all."""
-    met = getattr(config, "num_experts_per_tok", None)
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    there = next((n for name in names if (n := getattr(config, name, None))), None)
-    return met / there if met and there else 1.0
 
 
 def measure_speed(device: torch.device, dtype: str, size: int = 2048) -> Speed:
@@ -144,6 +131,23 @@ def estimate(size: ModelSize, config: RunConfig, speed: Speed, device: str = "cp
     vocabulary = size.head // size.d_model
     writing = rows * ((PROMPT_TOKENS + config.max_new_tokens) * size.cache * bytes_each + 3 * 4 * vocabulary)
     return Estimate(weights, weights + RUNTIME + max(reading, writing), _seconds(size, config, speed, bytes_each))
+
+
+def plan(config: RunConfig, count: int = 1) -> Estimate:
+    """The estimate of a configuration on ``count`` devices of the kind that its ``device`` names, or of this machine.
+
+    Raises:
+        ModelLoadError: the model's config cannot be read.
+        ConfigError: unknown device.
+    """
+    size = model_size(config.model, config.revision)
+    if config.device in DEVICES:
+        speed, memory = DEVICES[config.device]
+        kind = "cuda"
+    else:
+        device = find_device(config.device)
+        speed, memory, kind = measure_speed(device, config.dtype), free_memory(device), device.type
+    return estimate_on(size, config, speed, kind, memory, count, config.price_per_device_hour)
 
 
 def _seconds(size: ModelSize, config: RunConfig, speed: Speed, bytes_each: int) -> dict[str, float]:

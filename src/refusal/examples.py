@@ -55,6 +55,11 @@ EXAMPLES = {
         "refusal doctor",
         "refusal doctor Qwen/Qwen2.5-7B-Instruct --device cuda",
     ),
+    "estimate": (
+        "refusal estimate embedded --preset quick                  # here",
+        "refusal estimate owner/model --device h100 --count 4",
+        "refusal estimate owner/model --device h100 --price-per-device-hour 3",
+    ),
     "completion": (
         "refusal completion bash >> ~/.bashrc",
         "refusal completion zsh > ~/.zfunc/_refusal",

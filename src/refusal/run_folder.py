@@ -25,6 +25,7 @@ from refusal.config import RunConfig
 from refusal.errors import RunFolderError
 from refusal.model import ChatModel
 from refusal.records import Metric, Prompt, PromptSplits
+from refusal.sizes import active_parameters
 from refusal.storage import file_sha256, remove, write_json, write_text, write_toml
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class RunFolder:
         self.manifest: dict[str, Any] = {}
         self.model: ChatModel | None = None
         self.earlier_options: str | None = None
+        self.price: float | None = None
+        self.active_parameters, self.devices = 0, 1
 
     def completions(self, set: str, condition: str) -> Path:
         """File of the completions of a set under a condition."""
@@ -76,7 +79,8 @@ class RunFolder:
 
     def begin(self, config: RunConfig, model: ChatModel, prompts: PromptSplits) -> None:
         """Claim the folder for this model; write the config and what is known so far."""
-        self.model = model
+        self.model, self.price = model, config.price_per_device_hour
+        self.active_parameters, self.devices = active_parameters(model.hf), ranks.world() * _devices(model)
         ranks.wait()  # until all have read what was here
         identity = {
             "name": model.name,
@@ -150,12 +154,22 @@ class RunFolder:
         self.manifest["stages"][name] = {
             "inputs": key,
             "files": {path.name: file_sha256(path) for path in outputs},
-            "seconds": round(time.perf_counter() - start, 2),
-            "forward_tokens": ranks.total(self.model.forward_tokens - tokens),
+            **self._spent(ranks.total(self.model.forward_tokens - tokens), time.perf_counter() - start),
             "peak_memory_bytes": _peak_memory(),
             **{key: inputs[key] for key in ("direction",) if inputs.get(key)},  # so that one can see whose it is
         }
         self.save()
+
+    def _spent(self, tokens: int, seconds: float) -> dict[str, float | int]:
+        """What a stage took. Operations: two for each weight that a token meets; the head is left out."""
+        device_seconds = seconds * self.devices
+        return {
+            "seconds": round(seconds, 2),
+            "forward_tokens": tokens,
+            "flops": 2 * self.active_parameters * tokens,
+            "device_seconds": round(device_seconds, 2),
+            **({} if self.price is None else {"cost": round(self.price * device_seconds / 3600, 6)}),
+        }
 
     def save(self) -> None:
         """Write the manifest as it is now."""
@@ -270,6 +284,11 @@ def _hardware(model: ChatModel) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _devices(model: ChatModel) -> int:
+    """Devices that one process's model is spread over."""
+    return len({parameter.device for parameter in model.hf.parameters()})
 
 
 def _peak_memory() -> int | None:

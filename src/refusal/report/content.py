@@ -220,13 +220,28 @@ def stage_table(data: ReportData) -> PageTable:
     """What every stage cost."""
     stages = data.manifest["stages"]
     rows = [
-        (name, f"{s['seconds']:,.1f}", f"{s['forward_tokens']:,}", _gigabytes(s.get("peak_memory_bytes")))
+        (name, *_spent(s.get(key) for key in SPENT), _gigabytes(s.get("peak_memory_bytes")))
         for name, s in stages.items()
     ]
-    seconds, tokens = (sum(s[key] for s in stages.values()) for key in ("seconds", "forward_tokens"))
-    rows.append(("all together", f"{seconds:,.1f}", f"{tokens:,}", ""))
-    columns = ("stage", "seconds", "forward tokens", "peak memory, GB")
-    return PageTable("Time per stage", columns, tuple(rows), frozenset({1, 2, 3}))
+    totals = [[s[key] for s in stages.values() if s.get(key) is not None] for key in SPENT]
+    rows.append(("all together", *_spent(sum(known) if known else None for known in totals), ""))
+    columns = ("stage", "seconds", "forward tokens", "TFLOP", "device seconds", "cost", "peak memory, GB")
+    keep = [i for i, column in enumerate(columns) if column != "cost" or any(row[i] for row in rows)]
+    shown = tuple(tuple(row[i] for i in keep) for row in rows)
+    return PageTable("What every stage cost", tuple(columns[i] for i in keep), shown, frozenset(range(1, len(keep))))
+
+
+SPENT = ("seconds", "forward_tokens", "flops", "device_seconds", "cost")
+
+
+def _spent(values: Iterable[float | None]) -> tuple[str, ...]:
+    """A stage's numbers in the order of ``SPENT``; older runs lack some."""
+    forms = ("{:,.1f}", "{:,}", "{:,.2f}", "{:,.1f}", "{:,.4f}")
+    scales = (1, 1, 1e-12, 1, 1)
+    return tuple(
+        "" if value is None else form.format(value if scale == 1 else value * scale)
+        for value, form, scale in zip(values, forms, scales, strict=True)
+    )
 
 
 def configuration(data: ReportData) -> str:

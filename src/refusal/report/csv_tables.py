@@ -22,7 +22,10 @@ def csv_tables(data: ReportData) -> dict[str, str]:
         "categories": (("set", "category", "condition", "refusal_rate", "low", "high", "n"), _categories(data)),
         "projections": (("layer", "auroc", "class", "prompt", "projection"), _projections(data)),
         "cosines": (("position", "layer", *(grid.name for grid in cosine_grids(data))), _cosines(data)),
-        "stages": (("stage", "seconds", "forward_tokens", "peak_memory_bytes"), _stages(data)),
+        "stages": (
+            ("stage", "seconds", "forward_tokens", "flops", "device_seconds", "cost", "peak_memory_bytes"),
+            _stages(data),
+        ),
     }
     return {name: _csv(header, rows) for name, (header, rows) in found.items() if rows}
 
@@ -71,7 +74,7 @@ def _cosines(data: ReportData) -> list[list[object]]:
 
 
 def _stages(data: ReportData) -> list[list[object]]:
-    keys = ("seconds", "forward_tokens", "peak_memory_bytes")
+    keys = ("seconds", "forward_tokens", "flops", "device_seconds", "cost", "peak_memory_bytes")
     return [[name, *(stage.get(key) for key in keys)] for name, stage in data.manifest["stages"].items()]
 
 

@@ -261,7 +261,7 @@ def _provenance(data: ReportData) -> Section:
         code=(("To reproduce it", again),),
         folded=(
             ("Prompt pools", content.prompt_table(data)),
-            ("Time per stage", content.stage_table(data)),
+            ("What every stage cost", content.stage_table(data)),
             ("run.toml: the whole configuration", content.configuration(data)),
         ),
     )

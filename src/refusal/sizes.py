@@ -1,0 +1,64 @@
+"""How large a model is: parameters, those that a token meets, what a token leaves in the cache."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a config says about size.
+
+    Attributes:
+        weights: parameters in all.
+        active: parameters that a token of the blocks meets (embedding and head left out).
+        head: parameters of the output head, met by tokens whose logits are read.
+        cache: values of keys and values that one token leaves in the cache.
+        layers: decoder blocks; d_model: width of the residual stream; inner: the widest MLP tensor.
+    """
+
+    weights: int
+    active: int
+    head: int
+    cache: int
+    layers: int
+    d_model: int
+    inner: int
+
+
+def size_of(model: PreTrainedModel, config: PreTrainedConfig) -> ModelSize:
+    """Counts a model's parameters; those of experts count as active by the share of experts that a token meets.
+
+    ``model`` may be on the meta device. Models without attention leave no keys and values.
+    """
+    text = config.get_text_config()
+    heads: int = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None) or 0
+    per_head: int = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
+    return ModelSize(
+        weights=sum(parameter.numel() for parameter in model.parameters()),
+        active=active_parameters(model),
+        head=text.vocab_size * text.hidden_size,
+        cache=2 * text.num_hidden_layers * heads * per_head,
+        layers=text.num_hidden_layers,
+        d_model=text.hidden_size,
+        inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+    )
+
+
+def active_parameters(model: PreTrainedModel) -> int:
+    """Parameters that a token of the blocks meets: without embedding and head, of experts the share it is sent to."""
+    share = _active_share(model.config.get_text_config())
+    vocabulary = {id(model.get_input_embeddings().weight)}
+    head = model.get_output_embeddings()
+    if head is not None:
+        vocabulary.add(id(head.weight))
+    kept = ((name, p.numel()) for name, p in model.named_parameters() if id(p) not in vocabulary)
+    return sum(int(n * share) if ".experts." in name else n for name, n in kept)
+
+
+def _active_share(config: PreTrainedConfig) -> float:
+    """Experts that a token meets, of all."""
+    met = getattr(config, "num_experts_per_tok", None)
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    there = next((n for name in names if (n := getattr(config, name, None))), None)
+    return met / there if met and there else 1.0
