@@ -16,6 +16,7 @@ from refusal.config import RunConfig
 from refusal.evaluate import complete_under
 from refusal.evaluate.conditions import ACTIONS, CONDITIONS
 from refusal.evaluate.rates import measure_all
+from refusal.prompts import matched_pairs
 from refusal.run_evaluation import read_completions, read_drift
 from refusal.run_folder import read_metrics
 from refusal.storage import write_json
@@ -139,3 +140,13 @@ def test_bounds_that_are_not_known_are_null_in_the_file_and_infinite_when_read(t
     write_json(tmp_path / "metrics.json", [{"name": "kl"}])
     with pytest.raises(RunFolderError, match="holds no metrics"):
         read_metrics(tmp_path / "metrics.json")
+
+
+def test_own_prompts_may_be_among_the_matched_pairs(tmp_path: Path) -> None:
+    """They are tested on, so their pairs take no part in the control."""
+    pairs = matched_pairs()
+    for label, pool in (("harmful", pairs.harmful), ("harmless", pairs.harmless)):
+        (tmp_path / f"{label}.txt").write_text("".join(f"{prompt.text}\n" for prompt in pool[:24]), encoding="utf-8")
+    own = tuple(f"{label}={tmp_path / label}.txt" for label in ("harmful", "harmless"))
+    config = saved.small_config(saved.save_model(tmp_path / "model"), own, controls=1, n_control=2)
+    assert any(m.condition == "matched-ablation" for m in run_stages(config, tmp_path / "run").metrics)

@@ -22,6 +22,7 @@ from refusal.evaluate.drift import Drift, ForcedText, drift_metrics, measure_dri
 from refusal.evaluate.judges.reading import check_completions
 from refusal.evaluate.texts import Corpus, read_corpus
 from refusal.model import ChatModel
+from refusal.prompts import matched_pairs
 from refusal.prompts.over_refusal import load_over_refusal
 from refusal.records import (
     Completion,
@@ -137,6 +138,9 @@ class Measured:
             "n_train": self.config.n_train,
             "seed": self.config.seed,
         }
+        pairs = matched_pairs(apart_from=[prompt for _, prompts, _ in self._controlled() for prompt in prompts])
+        if len(pairs.harmful) < len(matched_pairs().harmful):  # own prompts may be among them
+            inputs["matched"] = prompts_hash([*pairs.harmful, *pairs.harmless])
 
         def work() -> None:
             made = control_directions(
@@ -146,6 +150,7 @@ class Measured:
                 self.tokens,
                 n_random=self.config.controls,
                 n_train=self.config.n_train,
+                matched=pairs,
                 seed=self.config.seed,
             )
             about = {name: json.dumps({"norm": d.norm, "seen": sorted(d.seen)}) for name, d in made.items()}

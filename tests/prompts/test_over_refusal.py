@@ -50,6 +50,14 @@ def test_other_seeds_deal_train_and_val_anew_and_leave_test_alone() -> None:
     assert redealt(prompts, 1) == dealt
 
 
+def test_a_pair_that_is_tested_on_is_left_out_whole() -> None:
+    pairs = matched_pairs()
+    for tested in (pairs.harmful[3], pairs.harmless[3]):
+        left = matched_pairs(apart_from=[tested])
+        assert left.harmful == (*pairs.harmful[:3], *pairs.harmful[4:])
+        assert left.harmless == (*pairs.harmless[:3], *pairs.harmless[4:])
+
+
 def test_matched_pairs_share_words_and_differ_in_class() -> None:
     pairs = matched_pairs()
     assert len(pairs.harmful) == len(pairs.harmless) == 96

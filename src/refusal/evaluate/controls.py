@@ -28,6 +28,7 @@ def control_directions(
     *,
     n_random: int = 8,
     n_train: int | None = None,
+    matched: PromptPair | None = None,
     seed: int = 0,
 ) -> dict[str, Direction]:
     """The controls of a direction by name; they are no more evaluated on prompts they have seen than it is.
@@ -35,16 +36,17 @@ def control_directions(
     Args:
         train: the training pools; their first ``n_train`` prompts a class are shuffled.
         tokens: the refusal tokens (recorded, not used: nothing is filtered here).
+        matched: pairs of a harmful prompt and a harmless one like it; by default the built-in ones.
         n_random: number of random directions; 0 gives no controls at all.
     """
     if n_random == 0:
         return {}
-    matched = _difference(model, matched_pairs(), direction, tokens)
+    pairs = matched_pairs() if matched is None else matched
     shuffled = _difference(model, _shuffled(train, n_train, seed), direction, tokens)
     return {
         **random_directions(direction, n_random, seed),
         "shuffled": replace(shuffled, norm=direction.norm),
-        "matched": matched,
+        "matched": _difference(model, pairs, direction, tokens),
     }
 
 

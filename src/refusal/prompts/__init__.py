@@ -6,7 +6,7 @@ that are near-duplicates of a later split's are removed and counted.
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -88,12 +88,17 @@ def load_prompts(
     return PromptSplits(name="+".join(names), **splits, counts=counts, matched=matched)
 
 
-def matched_pairs() -> PromptPair:
-    """Built-in harmful prompts and the harmless one written to match each; none of their test split."""
+def matched_pairs(apart_from: Iterable[Prompt] = ()) -> PromptPair:
+    """Built-in harmful prompts and the harmless one written to match each; none of their test split.
+
+    ``apart_from``: prompts that are to be tested on; a pair with one of them is left out.
+    """
+    tested = {prompt.fingerprint for prompt in apart_from}
     harmful, _, _ = _builtin()
     by_id = {prompt.id: prompt for split in ("train", "val") for prompt in harmful[split]}
     pairs = [(by_id[row["pair"]], _prompt(row)) for row in _builtin_rows() if row.get("pair") in by_id]
-    return PromptPair(tuple(first for first, _ in pairs), tuple(second for _, second in pairs))
+    kept = [pair for pair in pairs if tested.isdisjoint(prompt.fingerprint for prompt in pair)]
+    return PromptPair(tuple(first for first, _ in kept), tuple(second for _, second in kept))
 
 
 def _builtin() -> tuple[Pools, Pools, tuple[Prompt, ...]]:
