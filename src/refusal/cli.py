@@ -25,7 +25,7 @@ from refusal.config import (
 )
 from refusal.config_file import commented_toml
 from refusal.doctor import examine
-from refusal.errors import Error, RunFailure
+from refusal.errors import Error, RunFailure, RunFolderError
 from refusal.estimate import plan
 from refusal.evaluate import interventions_for
 from refusal.evaluate.judges.options import JudgeOptions
@@ -217,7 +217,10 @@ def chat(
 ) -> None:
     """Talk to the model; /baseline, /ablate and /add 1.0 switch between conditions, /quit ends."""
     model = model or "embedded"
-    found = Direction.load(direction or (out or _default_folder(model)) / "direction.safetensors")
+    folder = out or _default_folder(model)
+    if direction is None and not (folder / "direction.safetensors").is_file():
+        raise RunFolderError(f"{folder} holds no direction yet. Find it first: refusal select {model} --out {folder}.")
+    found = Direction.load(direction or folder / "direction.safetensors")
     with display.reporting():
         chat_model = load(model, **options.model_dump(exclude_defaults=True))
     with chat_model.apply(*interventions_for("ablation", found)):
@@ -316,7 +319,8 @@ def estimate(
     """
     given = _given(loading, prompting, selecting, measuring)
     settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
-    found = plan(settings, count)
+    with display.reporting():
+        found = plan(settings, count)
     if json:
         display.print_estimate(found)
     else:
