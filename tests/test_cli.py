@@ -528,8 +528,8 @@ def test_chat_is_interrupted_with_130(talk: Any) -> None:
 def test_chat_without_a_direction(cli: Cli, source: Path) -> None:
     done = cli("chat", str(source))
     assert done.code == 2
-    assert "direction.safetensors" in done.message
-    assert "runs" in done.message
+    assert "holds no direction yet" in done.message
+    assert f"refusal select {source} --out runs" in done.message
 
 
 def test_chat_with_a_direction_of_another_width(cli: Cli, source: Path, tmp_path: Path) -> None:
