@@ -116,7 +116,7 @@ def _verb(until: str) -> Callable[..., None]:
             settings = added(make_config(file=existing / "run.toml"), given)
         else:
             settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
-        with ranks.joined():
+        with ranks.joined(split=settings.tp_plan is not None):
             with display.reporting(quiet, verbose):
                 folder = out or existing or _default_folder(settings.model)
                 result = run_stages(settings, folder, until=until, adding=existing is not None)

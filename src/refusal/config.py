@@ -28,6 +28,8 @@ class ModelOptions(BaseModel):
     """auto, cpu, cuda, cuda:1 or mps."""
     device_map: str | None = None
     """As in transformers: `auto` spreads a model over several devices."""
+    tp_plan: Literal["auto"] | None = None
+    """`auto`: split every weight over the processes of a launcher (tensor parallel), as in transformers."""
     system: str | None = None
     """A system prompt; by default what the template does by itself."""
     blocks: str | None = None

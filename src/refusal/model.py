@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -26,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.hub import cached_file
 
 from refusal import embedded, ranks
@@ -134,6 +136,7 @@ class ChatModel:
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hf.state_dict().items()):
+            tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor  # split: this process's part
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             if tensor.is_meta:
                 continue
@@ -159,6 +162,7 @@ def load(
     dtype: str = "bfloat16",
     device: str = "auto",
     device_map: str | None = None,
+    tp_plan: Literal["auto"] | None = None,
     system: str | None = None,
     blocks: str | None = None,
     writers: Sequence[str] | None = None,
@@ -172,6 +176,7 @@ def load(
         dtype: ``bfloat16``, ``float32`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         device_map: as in transformers ("auto" spreads a model over devices); overrides ``device``.
+        tp_plan: ``auto`` splits every weight over the processes that torchrun has started, as in transformers.
         system: a system prompt; by default what the template does by itself.
         blocks: where discovery fails, see ``find_sites``.
         writers: likewise.
@@ -182,14 +187,21 @@ def load(
         ChatTemplateError: no chat template, or it rejects the system prompt.
         UnsupportedModelError: blocks or writers not found.
         OutOfMemoryError: the weights do not fit.
-        ConfigError: unknown dtype or device.
+        ConfigError: unknown dtype or device, or ``tp_plan`` without a launcher.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"Unknown dtype {dtype!r}. Use one of {', '.join(DTYPES)}.")
     where = find_device(device)
     source = resolve(name)
     options = {"revision": revision} if revision is not None else {}
-    placement = {"device_map": device_map} if device_map is not None else {}
+    placement: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
+    if tp_plan is not None:
+        if not ranks.launched():
+            raise ConfigError(
+                "--tp-plan splits a model over the processes of a launcher, and there is none. "
+                "Start it with: torchrun --nproc-per-node N -m refusal run … --tp-plan auto."
+            )
+        placement = {"distributed_config": DistributedConfig(tp_plan=tp_plan)}
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if not tokenizer.chat_template:
@@ -197,7 +209,7 @@ def load(
         find_format(tokenizer, system)  # a base model is refused before its weights are read
         auto = auto_class(AutoConfig.from_pretrained(source, **options))
         hf = auto.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
-        if device_map is None:
+        if not placement:
             hf.to(where)
     sites = find_sites(hf, blocks, writers)
     return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size)
@@ -279,7 +291,7 @@ def find_device(device: str) -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device(f"cuda:{ranks.local_number()}" if ranks.world() > 1 else "cuda")
+            return torch.device(f"cuda:{ranks.local_number()}" if ranks.processes() > 1 else "cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         where = torch.device(device)

@@ -25,16 +25,21 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 LONGEST_WAIT = timedelta(hours=2)  # for the slowest unit; a process that dies is noticed at once
-_state: dict[str, Any] = {"store": None, "shared": 0}
+_state: dict[str, Any] = {"store": None, "shared": 0, "split": False}
 
 
-def world() -> int:
+def processes() -> int:
     """How many processes there are."""
     return dist.get_world_size() if _state["store"] is not None else 1
 
 
+def world() -> int:
+    """How many processes share the work; one where all of them hold parts of one model."""
+    return 1 if _state["split"] else processes()
+
+
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Which of the processes this is, from 0."""
     return dist.get_rank() if _state["store"] is not None else 0
 
 
@@ -44,26 +49,35 @@ def is_writer() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined(split: bool = False) -> Iterator[None]:
     """Join the processes that a launcher has started, for the block; without a launcher there is nothing to join.
+
+    Args:
+        split: the processes hold parts of one model (tensor parallel), so all of them do all of the work.
 
     Raises:
         RankError: another process has ended, or could not be reached.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if not launched():
         yield
         return
     with _failures():
         store, number, size = next(iter(rendezvous("env://", timeout=LONGEST_WAIT)))
-        # Results are exchanged as Python objects on the CPU; a model's own collectives have a backend of their own.
-        dist.init_process_group("gloo", store=store, rank=number, world_size=size, timeout=LONGEST_WAIT)
-    _state.update(store=PrefixStore("refusal", store), shared=0)
+        # Results are exchanged as Python objects on the CPU; a model that is split exchanges tensors where it is.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=LONGEST_WAIT)
+    _state.update(store=PrefixStore("refusal", store), shared=0, split=split)
     try:
         with _failures():
             yield
     finally:
-        _state["store"] = None
+        _state.update(store=None, split=False)
         dist.destroy_process_group()
+
+
+def launched() -> bool:
+    """Whether a launcher has started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def local_number() -> int:
@@ -124,7 +138,7 @@ def total(value: int) -> int:
 
 def decided(question: Callable[[], bool]) -> bool:
     """What process 0 answers; the others do not ask."""
-    if world() == 1:
+    if processes() == 1:
         return question()
     answer = [question() if is_writer() else False]
     dist.broadcast_object_list(answer)
@@ -142,7 +156,7 @@ def smallest(value: int) -> int:
 
 def wait() -> None:
     """Until every process is here: what process 0 wrote before can then be read."""
-    if world() > 1:
+    if processes() > 1:
         dist.barrier()
 
 
@@ -152,7 +166,7 @@ def only_writer(work: Callable[[], object]) -> None:
     Raises:
         refusal.Error: what ``work`` raises, in every process.
     """
-    if world() == 1:
+    if processes() == 1:
         work()
         return
     outcome: list[Error | None] = [None]

@@ -156,6 +156,7 @@ def load_for(config: RunConfig) -> ChatModel:
         dtype=config.dtype,
         device=config.device,
         device_map=config.device_map,
+        tp_plan=config.tp_plan,
         system=config.system,
         blocks=config.blocks,
         writers=config.writers or None,

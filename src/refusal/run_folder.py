@@ -80,7 +80,7 @@ class RunFolder:
     def begin(self, config: RunConfig, model: ChatModel, prompts: PromptSplits) -> None:
         """Claim the folder for this model; write the config and what is known so far."""
         self.model, self.price = model, config.price_per_device_hour
-        self.active_parameters, self.devices = active_parameters(model.hf), ranks.world() * _devices(model)
+        self.active_parameters, self.devices = active_parameters(model.hf), ranks.processes() * _devices(model)
         ranks.wait()  # until all have read what was here
         identity = {
             "name": model.name,
@@ -90,7 +90,7 @@ class RunFolder:
             "template_hash": hashlib.sha256(str(model.tokenizer.chat_template).encode()).hexdigest(),
             "system": model.chat.system,
         }
-        self._check_model(identity)
+        ranks.only_writer(lambda: self._check_model(identity))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
