@@ -20,6 +20,7 @@ ROUNDS = 10
 
 
 def main() -> None:
+    """Both soaks, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--completions", type=int, default=1000)
@@ -48,7 +49,7 @@ def main() -> None:
 
 def prompts(turn: int, n: int) -> PromptPair:
     """Different prompts in every round, of 5 to 40 words."""
-    words = "river stone light music market winter garden letter engine colour".split()
+    words = ["river", "stone", "light", "music", "market", "winter", "garden", "letter", "engine", "colour"]
 
     def text(label: str, i: int) -> str:
         return " ".join(words[(i * 7 + k * k + turn) % len(words)] for k in range(5 + i % 36)) + f" {label} {turn} {i}"

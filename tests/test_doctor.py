@@ -46,6 +46,13 @@ def test_a_size_is_that_of_the_model(family: str) -> None:
     assert size.layers == len(out.layers)
 
 
+def test_a_head_without_a_width_of_its_own_has_its_share_of_the_stream() -> None:
+    hf = tiny_models.network("qwen2", head_dim=tiny_models.OMIT)
+    assert getattr(hf.config, "head_dim", None) is None
+    out = hf(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+    assert size_of(hf, hf.config).cache == sum(layer.keys.numel() + layer.values.numel() for layer in out.layers) // 3
+
+
 def test_a_token_meets_its_experts_only() -> None:
     hf = tiny_models.network("mixtral")
     config = hf.config

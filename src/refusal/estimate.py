@@ -14,18 +14,23 @@ from transformers import AutoConfig
 
 from refusal.batches import BUSY_ROWS, BUSY_TOKENS, free_memory
 from refusal.config import RunConfig
+from refusal.evaluate.drift import CHUNK, MOST_TOKENS
 from refusal.model import DTYPES, auto_class, find_device, loading, resolve
 from refusal.sizes import ModelSize, size_of
 
 PROMPT_TOKENS = 20  # of a one-line instruction with its template, once what prompts begin with in common is read once
 DRAWN = 1.2  # prompts read for each that passes the filter
 WRITTEN = 0.7  # of the tokens that a completion may have: many end early
-SCORED = 0.22  # of a triple loop's tokens: early exit, and induce starts in the middle (docs/performance.md)
-READING = 0.55  # of the matrix products' rate, all overheads included
+POSITIONS = 5  # tokens after the instruction: that many candidates a layer
+SCORED = 0.07  # of a triple loop's tokens: early exit, and induce starts in the middle (docs/performance.md)
+LOOKED = 240  # tokens for each candidate besides: what it takes to see that it fails
+READING = 0.5  # of the matrix products' rate, all overheads included
 WRITING = 0.25  # the same for a step of a batch that is being completed: few rows, and attention to a cache
+FORCING = 0.25  # the same where every token's logits are needed, in float64
 JUDGED = 48  # completions that choose the refusal tokens
+MATCHED = 200  # prompts of the matched pairs
 SHARING = 0.9  # of the time that several processes would save if none ever waited (docs/performance.md)
-RUNTIME = 700 << 20  # Python, torch, transformers and what they load
+RUNTIME = 1_000_000_000  # Python, torch, transformers, and what loading leaves behind
 
 
 @dataclass(frozen=True)
@@ -119,8 +124,9 @@ def measure_speed(device: torch.device, dtype: str, size: int = 2048) -> Speed:
 def estimate(size: ModelSize, config: RunConfig, speed: Speed, device: str = "cpu") -> Estimate:
     """Memory and time of a run.
 
-    Memory: the weights, the runtime, and the larger of what a reading pass and what a generated batch holds. Time: see
-    the module; a stage's tokens are stated above as constants.
+    Memory: the weights, the runtime, and the largest of what a reading pass, a batch that is being completed (keys and
+    values, three times over while they grow) and drift (logits of a batch, a few in float64) hold. Time: see the
+    module; a stage's tokens are stated above as constants.
     """
     bytes_each = DTYPES[config.dtype].itemsize
     weights = size.weights * bytes_each
@@ -129,8 +135,11 @@ def estimate(size: ModelSize, config: RunConfig, speed: Speed, device: str = "cp
     )
     rows = min(BUSY_ROWS.get(device, BUSY_ROWS["cpu"]), config.n_test)
     vocabulary = size.head // size.d_model
-    writing = rows * ((PROMPT_TOKENS + config.max_new_tokens) * size.cache * bytes_each + 3 * 4 * vocabulary)
-    return Estimate(weights, weights + RUNTIME + max(reading, writing), _seconds(size, config, speed, bytes_each))
+    kept = (2 * PROMPT_TOKENS + config.max_new_tokens) * size.cache * bytes_each
+    writing = rows * (3 * kept + 3 * 4 * vocabulary)
+    forcing = vocabulary * (MOST_TOKENS * 2 * bytes_each + CHUNK * 3 * 8) if config.drift_tokens else 0
+    memory = weights + RUNTIME + max(reading, writing, forcing)
+    return Estimate(weights, memory, _seconds(size, config, speed, bytes_each))
 
 
 def plan(config: RunConfig, count: int = 1) -> Estimate:
@@ -160,19 +169,28 @@ def _seconds(size: ModelSize, config: RunConfig, speed: Speed, bytes_each: int) 
         by_memory = (size.active + size.head) * bytes_each / speed.bandwidth
         return read(float(rows * PROMPT_TOKENS)) + length * max(by_arithmetic, by_memory)
 
-    eligible = len(range(0, config.rule.eligible_layers(size.layers), config.layer_step))
-    candidates = eligible * 5  # positions after the instruction: five or so
-    share = 1.0 if config.full_map else SCORED
+    candidates = POSITIONS * len(range(0, config.rule.eligible_layers(size.layers), config.layer_step))
+    literal = 3.0 * candidates * config.n_val * PROMPT_TOKENS
+    scored = literal if config.full_map else SCORED * literal + LOOKED * candidates
+    others = len(config.over_refusal) * 1.5  # XSTest has two halves
+    controls = config.controls + 2 if config.controls else 0
     main = 6 * write(config.n_test, config.max_new_tokens)
-    sets = 3 * len(config.over_refusal) * 1.5 * write(config.n_over_refusal, config.max_new_tokens)
-    controlled = 4 + 3 * len(config.over_refusal)
-    some = min(config.n_control, config.n_test) * (config.controls + 2 if config.controls else 0)
+    sets = 3 * others * write(config.n_over_refusal, config.max_new_tokens)
+    some = min(config.n_control, config.n_test) * controls
+    answer = PROMPT_TOKENS + WRITTEN * config.max_new_tokens
+    texts = 3 * min(config.n_texts, config.n_test) + 2 * controls * min(config.n_control, config.n_texts)
+    others_texts = len(config.texts) * (3 * config.n_texts + 2 * controls * min(config.n_control, config.n_texts))
+    drift = texts * answer + others_texts * config.text_tokens if config.drift_tokens else 0.0
     return {
-        "refusal tokens": write(JUDGED, 32) if not config.refusal_tokens else 0.0,
+        "refusal tokens": write(JUDGED, 32) + read(float(JUDGED * PROMPT_TOKENS)) if not config.refusal_tokens else 0.0,
         "extract": read(2.0 * DRAWN * config.n_train * PROMPT_TOKENS),
-        "select": read(3 * candidates * config.n_val * PROMPT_TOKENS * share),
+        "select": read(scored + 2.0 * DRAWN * config.n_val * PROMPT_TOKENS),
         "generate": main + sets,
-        "controls": controlled * write(some, config.max_new_tokens) if some else 0.0,
+        "controls": (4 + 2 * others) * write(some, config.max_new_tokens)
+        + read((2.0 * config.n_train + MATCHED) * PROMPT_TOKENS)
+        if controls
+        else 0.0,
+        "drift": READING / FORCING * read(drift),
     }
 
 

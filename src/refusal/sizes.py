@@ -32,13 +32,14 @@ def size_of(model: PreTrainedModel, config: PreTrainedConfig) -> ModelSize:
     ``model`` may be on the meta device. Models without attention leave no keys and values.
     """
     text = config.get_text_config()
-    heads: int = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None) or 0
+    heads: int = getattr(text, "num_attention_heads", None) or 0
+    kept: int = getattr(text, "num_key_value_heads", None) or heads
     per_head: int = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
     return ModelSize(
         weights=sum(parameter.numel() for parameter in model.parameters()),
         active=active_parameters(model),
         head=text.vocab_size * text.hidden_size,
-        cache=2 * text.num_hidden_layers * heads * per_head,
+        cache=2 * text.num_hidden_layers * kept * per_head,
         layers=text.num_hidden_layers,
         d_model=text.hidden_size,
         inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
