@@ -4,6 +4,7 @@ import http.server
 import json
 import shlex
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_a_size_comes_from_the_config_alone(tmp_path: Path) -> None:
     for file in Path(folder).glob("*.safetensors"):
         file.unlink()
     assert model_size(str(folder)) == whole
+
+
+def test_a_checkpoint_in_another_dtype_is_held_beside_what_it_becomes(tmp_path: Path) -> None:
+    size = model_size(str(saved.save_model(tmp_path / "model")))
+    large = replace(size, weights=10**10)
+    bytes_of = {
+        dtype: estimate(large, make_config(dtype=dtype), SPEED).memory_bytes for dtype in ("bfloat16", "float32")
+    }
+    both = 10**10 * (4 + 2)
+    stored, other = ("bfloat16", "float32") if size.stored == 2 else ("float32", "bfloat16")
+    assert bytes_of[other] == pytest.approx(both, rel=0.02)
+    assert bytes_of[stored] == pytest.approx(10**10 * size.stored, rel=0.1)
 
 
 def test_more_work_takes_longer_and_more_rows_more_memory() -> None:

@@ -124,9 +124,9 @@ def measure_speed(device: torch.device, dtype: str, size: int = 2048) -> Speed:
 def estimate(size: ModelSize, config: RunConfig, speed: Speed, device: str = "cpu") -> Estimate:
     """Memory and time of a run.
 
-    Memory: the weights, the runtime, and the largest of what a reading pass, a batch that is being completed (keys and
-    values, three times over while they grow) and drift (logits of a batch, a few in float64) hold. Time: see the
-    module; a stage's tokens are stated above as constants.
+    Memory: the weights, the runtime, and the largest of what is held while loading from another dtype, by a reading
+    pass, by a batch that is being completed (keys and values, three times over while they grow) and by drift (logits
+    of a batch, a few in float64). Time: see the module; a stage's tokens are stated above as constants.
     """
     bytes_each = DTYPES[config.dtype].itemsize
     weights = size.weights * bytes_each
@@ -138,7 +138,9 @@ def estimate(size: ModelSize, config: RunConfig, speed: Speed, device: str = "cp
     kept = (2 * PROMPT_TOKENS + config.max_new_tokens) * size.cache * bytes_each
     writing = rows * (3 * kept + 3 * 4 * vocabulary)
     forcing = vocabulary * (MOST_TOKENS * 2 * bytes_each + CHUNK * 3 * 8) if config.drift_tokens else 0
-    memory = weights + RUNTIME + max(reading, writing, forcing)
+    # A checkpoint in another dtype is mapped into memory while it is converted.
+    loading = size.weights * size.stored - RUNTIME // 2 if size.stored != bytes_each else 0
+    memory = weights + RUNTIME + max(reading, writing, forcing, loading)
     return Estimate(weights, memory, _seconds(size, config, speed, bytes_each))
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -14,6 +15,7 @@ class ModelSize:
         active: parameters that a token of the blocks meets (embedding and head left out).
         head: parameters of the output head, met by tokens whose logits are read.
         cache: values of keys and values that one token leaves in the cache.
+        stored: bytes of a parameter in the checkpoint, as far as the config says.
         layers: decoder blocks; d_model: width of the residual stream; inner: the widest MLP tensor.
     """
 
@@ -21,6 +23,7 @@ class ModelSize:
     active: int
     head: int
     cache: int
+    stored: int
     layers: int
     d_model: int
     inner: int
@@ -40,6 +43,7 @@ def size_of(model: PreTrainedModel, config: PreTrainedConfig) -> ModelSize:
         active=active_parameters(model),
         head=text.vocab_size * text.hidden_size,
         cache=2 * text.num_hidden_layers * kept * per_head,
+        stored=(getattr(config, "dtype", None) or torch.float32).itemsize,
         layers=text.num_hidden_layers,
         d_model=text.hidden_size,
         inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,

@@ -23,6 +23,7 @@ from refusal.selection.score import Score, Scorer
 SCORES: tuple[Score, ...] = get_args(Score)
 SLACK = 1e-9  # rounding of a mean: no candidate exactly at a threshold is dropped by its bound
 PEEK = 1 / 8  # share of the prompts that tells how a score will come out
+AHEAD = 3  # looks for each of several processes between two meetings
 ROUND = 8  # looks for each process between two meetings, where nothing is decided on the way
 GRAIN = 1 / 16  # share of the prompts that a look ahead is rounded up to, so that candidates can go side by side
 
@@ -131,9 +132,10 @@ class Search:
                     live.remove(head)  # complete, and the best so far
                     advance(1)
                     continue
-                # One look for each process: what a round learns, all the looks of the next round know.
+                # Few looks a round, since what a round learns, all the looks of the next one know; more than one for
+                # each of several processes, so that one that is done has something to do.
                 wanted = [(c, step) for c in live if (step := self._next(c, limits)) is not None]
-                self._take(self._looks(wanted, ranks.world()))
+                self._take(self._looks(wanted, AHEAD * ranks.world() if ranks.world() > 1 else 1))
                 limits = self._limits(rule)
                 for contender in live:
                     contender.out = self._certain(contender, rule, limits)
