@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from refusal import cli, doctor
 from refusal.cli import app, main
 from refusal.config import make_config
-from refusal.estimate import SHARING, Speed, estimate, estimate_on, model_size
+from refusal.estimate import SHARING, Speed, estimate, estimate_on, measure_speed, model_size
 from refusal.examples import EXAMPLES
 from refusal.sizes import size_of
 
@@ -24,7 +24,9 @@ SPEED = Speed(flops=1e12, bandwidth=1e10)
 
 
 @pytest.fixture(autouse=True)
-def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub is asked, and the machine is not measured."""
+    monkeypatch.setattr(doctor, "measure_speed", lambda device, dtype: SPEED)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
@@ -93,6 +95,12 @@ def test_more_work_takes_longer_and_more_rows_more_memory() -> None:
     assert large.memory_bytes > small.memory_bytes > size.weights * 2
     assert all(large.seconds[name] > small.seconds[name] for name in ("extract", "generate", "controls"))
     assert estimate(size, make_config(full_map=True), SPEED).seconds["select"] > large.seconds["select"]
+
+
+def test_this_machine_is_measured() -> None:
+    found = measure_speed(torch.device("cpu"), "float32", size=256)
+    assert 1e8 < found.bandwidth < 1e13
+    assert 1e8 < found.flops < 1e16
 
 
 # --- findings
