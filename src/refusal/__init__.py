@@ -8,6 +8,7 @@ with model.apply(refusal.Ablate(selection.direction)):
     model.generate(["Describe the water cycle."])
 """
 
+import refusal.notebook as _notebook  # noqa: F401 (tells the records how a notebook shows them)
 from refusal.activations import collect
 from refusal.candidates import difference_in_means
 from refusal.compare import ComparedRow, Comparison, RunSummary, compare

@@ -16,6 +16,7 @@ from refusal.records import Direction, Metric, Prompt
 from refusal.run_capability import file_name, read_task_run
 from refusal.run_evaluation import read_completions
 from refusal.run_folder import read_json, read_manifest, read_metrics
+from refusal.shown import Shown, dataframe
 from refusal.stats import rate_change
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class ComparedRow:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Runs and what they have in common; ``cosines`` are with the first run's direction, where the widths agree."""
 
     runs: tuple[RunSummary, ...]
@@ -66,17 +67,9 @@ class Comparison:
         Raises:
             UsageError: pandas is not installed.
         """
-        from refusal.notebook import dataframe
-
         columns = ("run", *(field.name for field in fields(Metric)))
         found = [(i, m) for row in self.rows for i, m in enumerate(row.values, start=1) if m is not None]
         return dataframe(({"run": i, **asdict(m)} for i, m in found), columns)
-
-    def _repr_html_(self) -> str:
-        from refusal.notebook import table_html
-        from refusal.tables import comparison
-
-        return table_html(comparison(self))
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:

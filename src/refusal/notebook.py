@@ -1,26 +1,25 @@
-"""Records as a notebook shows them: a selection with its score maps, results with their tables; and as data frames.
+"""Records as a notebook shows them: a selection with its score maps, results with their tables.
 
-The records' ``_repr_html_`` and ``to_dataframe`` call these. Every text is escaped; nothing needs a script.
+Every text is escaped; nothing needs a script.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 from rich.table import Table
 
-from refusal.errors import UsageError
-from refusal.records import CandidateScore, Metric, Selection
+from refusal.compare import Comparison
+from refusal.records import Candidates, CandidateScore, Direction, Evaluation, Metric, Selection
 from refusal.report import svg
 from refusal.report.content import from_terminal
 from refusal.report.kinds import Grid
 from refusal.report.words import minus
-from refusal.tables import all_tables
+from refusal.run import RunResult
+from refusal.shown import drawn_by
+from refusal.tables import all_tables, comparison
 from refusal.visible import visible
 
-if TYPE_CHECKING:
-    import pandas
-
+NAMELESS = "a model without a name"
 STYLE = Markup("""<style>
 .refusal { --line: color-mix(in srgb, currentColor 22%, transparent); font-size: 13px; }
 .refusal table { border-collapse: collapse; margin: .3em 0 1em; font-variant-numeric: tabular-nums; }
@@ -59,27 +58,24 @@ def metrics_html(metrics: Sequence[Metric], *lines: str) -> str:
     return _page(*map(_line, lines), *map(_table, all_tables(metrics)))
 
 
-def table_html(*tables: Table) -> str:
-    """Tables of the terminal."""
-    return _page(*map(_table, tables))
+def result_html(result: RunResult) -> str:
+    """A run's choice and its tables."""
+    where = f"Run folder {result.folder}, with report.html."
+    chosen = selection_html(result.selection) if result.selection is not None else ""
+    return chosen + metrics_html(result.metrics, where)
 
 
-def line_html(text: str) -> str:
-    """One line."""
-    return _page(_line(text))
+def direction_html(direction: Direction) -> str:
+    """Where a direction is from, in a line."""
+    where = f"Direction at ({direction.position}, {direction.layer}) of {direction.model or NAMELESS}"
+    flag = "" if direction.qualified else ", unqualified"
+    return _page(_line(f"{where}: unit vector of width {len(direction.vector)}, norm {direction.norm:.3g}{flag}."))
 
 
-def dataframe(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> "pandas.DataFrame":
-    """Rows as a data frame, with those columns also where there are no rows.
-
-    Raises:
-        UsageError: pandas is not installed.
-    """
-    try:
-        import pandas
-    except ImportError as error:
-        raise UsageError("Data frames need pandas. Install it with: pip install 'refusal[notebook]'.") from error
-    return pandas.DataFrame(list(rows), columns=list(columns))
+def candidates_html(candidates: Candidates) -> str:
+    """How many there are, in a line."""
+    size = f"{candidates.n_positions} positions, {candidates.n_layers} layers, width {candidates.vectors.shape[2]}"
+    return _page(_line(f"Candidates of {candidates.model or NAMELESS}: {size}."))
 
 
 def _map(selection: Selection, name: str, title: str) -> Markup:
@@ -135,3 +131,11 @@ def _line(text: str) -> Markup:
 
 def _page(*parts: Markup) -> str:
     return str(Markup('<div class="refusal">{}{}</div>').format(STYLE, Markup("").join(parts)))
+
+
+drawn_by(Selection, selection_html)
+drawn_by(Direction, direction_html)
+drawn_by(Candidates, candidates_html)
+drawn_by(Evaluation, lambda evaluation: metrics_html(evaluation.metrics))
+drawn_by(RunResult, result_html)
+drawn_by(Comparison, lambda found: _page(_table(comparison(found))))

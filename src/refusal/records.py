@@ -2,8 +2,6 @@
 
 Dimensions: ``position`` counts post-instruction tokens (first is the earliest, last is -1), ``layer`` decoder blocks
 (the value at ``layer`` is the *input* of that block), ``d_model`` the width of the residual stream.
-
-What a notebook shows of them is drawn by ``notebook``, imported only there: it is built on these records.
 """
 
 import hashlib
@@ -20,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from refusal.errors import DirectionError
+from refusal.shown import Shown, dataframe
 from refusal.storage import write_tensors
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class Activations:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Candidates(Shown):
     """Differences in means ``mean_harmful - mean_harmless``, one per (position, layer), float32.
 
     ``seen``: fingerprints of the prompts that took part, here and in the other records.
@@ -131,12 +130,6 @@ class Candidates:
     def n_layers(self) -> int:
         """Number of decoder blocks."""
         return self.vectors.shape[1]
-
-    def _repr_html_(self) -> str:
-        from refusal.notebook import line_html
-
-        size = f"{self.n_positions} positions, {self.n_layers} layers, width {self.vectors.shape[2]}"
-        return line_html(f"Candidates of {self.model or 'a model without a name'}: {size}.")
 
     def at(self, position: int, layer: int) -> "Direction":
         """The candidate at a negative ``position`` and a ``layer``, as a direction (unit vector and norm)."""
@@ -164,7 +157,7 @@ class CandidateScore:
 
 
 @dataclass(frozen=True)
-class Direction:
+class Direction(Shown):
     """A refusal direction: unit vector, the norm it had as a difference in means, and its provenance.
 
     ``seen``: fingerprints of the prompts that it was found and chosen with; it is never evaluated on those.
@@ -178,13 +171,6 @@ class Direction:
     model: str = ""
     seed: int | None = None
     seen: frozenset[str] = frozenset()
-
-    def _repr_html_(self) -> str:
-        from refusal.notebook import line_html
-
-        where = f"Direction at ({self.position}, {self.layer}) of {self.model or 'a model without a name'}"
-        flag = "" if self.qualified else ", unqualified"
-        return line_html(f"{where}: unit vector of width {len(self.vector)}, norm {self.norm:.3g}{flag}.")
 
     def save(self, path: str | Path) -> None:
         """Write safetensors: tensor ``direction`` (unit, float32) and its provenance as metadata."""
@@ -251,7 +237,7 @@ class Stability:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Shown):
     """The chosen direction, every score, and what each criterion rejected.
 
     ``qualified`` is False when no candidate satisfied the rule and the lowest bypass inside the KL and layer limits
@@ -273,14 +259,7 @@ class Selection:
         Raises:
             UsageError: pandas is not installed.
         """
-        from refusal.notebook import dataframe
-
         return dataframe(map(asdict, self.scores), [field.name for field in fields(CandidateScore)])
-
-    def _repr_html_(self) -> str:
-        from refusal.notebook import selection_html
-
-        return selection_html(self)
 
     def nearest_misses(self, n: int = 5) -> list[CandidateScore]:
         """The candidates with the highest induce score among those inside the KL and layer limits."""
@@ -330,7 +309,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """Completions by (set, condition), and the metrics computed from them."""
 
     completions: dict[tuple[str, str], tuple[Completion, ...]]
@@ -351,11 +330,6 @@ class Evaluation:
         """
         return metrics_dataframe(self.metrics)
 
-    def _repr_html_(self) -> str:
-        from refusal.notebook import metrics_html
-
-        return metrics_html(self.metrics)
-
 
 def metrics_dataframe(metrics: Sequence[Metric]) -> "pandas.DataFrame":
     """Metrics, one a row.
@@ -363,8 +337,6 @@ def metrics_dataframe(metrics: Sequence[Metric]) -> "pandas.DataFrame":
     Raises:
         UsageError: pandas is not installed.
     """
-    from refusal.notebook import dataframe
-
     return dataframe(map(asdict, metrics), [field.name for field in fields(Metric)])
 
 

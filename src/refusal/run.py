@@ -20,7 +20,6 @@ from refusal.errors import Error, NoCandidateError
 from refusal.evaluate.capability import Benchmark
 from refusal.evaluate.judges import Judge
 from refusal.model import ChatModel, load
-from refusal.notebook import metrics_html
 from refusal.prompts import load_prompts
 from refusal.records import (
     Candidates,
@@ -42,6 +41,7 @@ from refusal.run_projections import project
 from refusal.run_records import read_candidates, read_selection, read_tokens
 from refusal.run_seeds import repeat_seeds
 from refusal.selection import explain, select
+from refusal.shown import Shown
 from refusal.storage import file_sha256, write_json, write_tensors
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ STAGES = ("extract", "select", "generate", "evaluate")
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Shown):
     """What a run has so far; stages that were not asked for are ``None`` or empty."""
 
     folder: Path
@@ -68,11 +68,6 @@ class RunResult:
             UsageError: pandas is not installed.
         """
         return metrics_dataframe(self.metrics)
-
-    def _repr_html_(self) -> str:
-        where = f"Run folder {self.folder}, with report.html."
-        chosen = self.selection._repr_html_() if self.selection is not None else ""
-        return chosen + metrics_html(self.metrics, where)
 
 
 def run(
