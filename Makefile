@@ -16,8 +16,9 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # -E: everything is read anew, since warnings about pages that did not change would not be given again.
+# Not `python -m sphinx`: the command line's page would take its usage lines from that name.
 docs: $(READY)
-	$(BIN)/python -m sphinx -n -W --keep-going -E -q docs docs/_build
+	$(BIN)/sphinx-build -n -W --keep-going -E -q docs docs/_build
 	@echo "docs/_build/index.html"
 
 check: $(READY)

@@ -40,6 +40,9 @@ html_title = f"refusal {release}"
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False  # the licence is in the repository
+html_static_path = ["style"]
+html_css_files = ["site.css"]
 templates_path: list[str] = []
 exclude_patterns = ["_build"]
 
@@ -54,6 +57,13 @@ def _block(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _levels(*event: Any) -> None:
+    """A caption in the sidebar says that it is a heading but not of which level, which screen readers need."""
+    context = event[3]
+    tree = context["furo_navigation_tree"]
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def _parseable(*event: Any) -> tuple[str | None, str | None]:
     """A dataclass's ``field(default_factory=...)`` has no text that is Python."""
     signature, returned = event[-2:]
@@ -62,5 +72,6 @@ def _parseable(*event: Any) -> tuple[str | None, str | None]:
 
 def setup(app: Sphinx) -> None:
     """Equations as MathML, which browsers draw by themselves: Sphinx's own renderers need a script or TeX."""
+    app.connect("html-page-context", _levels, priority=900)  # after the theme has made the tree
     app.connect("autodoc-process-signature", _parseable)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
