@@ -23,6 +23,7 @@ from refusal.cli import VERBS, main
 from refusal.config import RunConfig
 from refusal.evaluate import CONDITIONS
 from refusal.inspection import CHECKS
+from refusal.run_evaluation import ORDER
 from refusal.visible import visible
 
 STAGES: Any = import_module("refusal.run")
@@ -404,7 +405,8 @@ def test_a_full_disk_keeps_the_finished_stages(
     before = {key: when for key, when in saved.times(out).items() if Path(key).name in kept}
     assert cli("run", *saved.flags(config), "--out", str(out)).code == 0
     assert before.items() <= saved.times(out).items()
-    order = ["tokens", "extract", "select", "projections", *(f"generate {s}.{c}" for s, c in CONDITIONS), "evaluate"]
+    written = sorted(CONDITIONS, key=lambda key: ORDER.index(key[1]))
+    order = ["tokens", "extract", "select", "projections", *(f"generate {s}.{c}" for s, c in written), "evaluate"]
     stops = {"run.toml": 0, "candidates.safetensors": 1, "direction.safetensors": 2, "metrics.json": 10}
     assert list(stages) == order[: stops[name]]
 

@@ -21,6 +21,7 @@ from refusal import ChatModel, Completion, Direction, NoCandidateError, PromptEr
 from refusal import run as run_stages
 from refusal.config import RunConfig
 from refusal.evaluate import CONDITIONS
+from refusal.run_evaluation import ORDER
 from refusal.storage import file_sha256
 
 STAGES: Any = import_module("refusal.run")  # the package's attribute of that name is the function
@@ -157,7 +158,7 @@ def test_the_manifest_says_where_the_numbers_come_from(finished: Path, source: P
         "extract",
         "select",
         "projections",
-        *(f"generate {s}.{c}" for s, c in CONDITIONS),
+        *(f"generate {s}.{c}" for s, c in sorted(CONDITIONS, key=lambda key: ORDER.index(key[1]))),
         "evaluate",
     ]
     for name, stage in stages.items():
@@ -286,7 +287,7 @@ def test_an_interrupted_run_keeps_its_finished_stages_and_goes_on(
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run_stages(config, out)
-    finished = {f"completions/{s}.{c}.jsonl" for s, c in CONDITIONS[:2]}
+    finished = {"completions/harmful.baseline.jsonl", "completions/harmless.baseline.jsonl"}
     assert set(saved.times(out)) == (EVERYTHING - RATED) | finished
     no_leftovers(out)
     again = redone(out, config)

@@ -28,6 +28,7 @@ from refusal.doctor import examine
 from refusal.errors import Error, RunFailure, RunFolderError
 from refusal.estimate import plan
 from refusal.evaluate import interventions_for
+from refusal.evaluate.engines.options import EngineOptions
 from refusal.evaluate.judges.options import JudgeOptions
 from refusal.examples import EXAMPLES
 from refusal.inspection import inspect_model
@@ -63,14 +64,15 @@ Config = Annotated[Path | None, Parameter(help="TOML file with options, such as 
 PromptsGroup = Annotated[PromptOptions, Parameter(name="*", group=Group("Prompts", sort_key=2))]
 SelectionGroup = Annotated[SelectionOptions, Parameter(name="*", group=Group("Selection", sort_key=3))]
 MeasureGroup = Annotated[MeasureOptions, Parameter(name="*", group=Group("Measurements", sort_key=4))]
-JudgeGroup = Annotated[JudgeOptions, Parameter(name="*", group=Group("Judges", sort_key=5))]
+EngineGroup = Annotated[EngineOptions, Parameter(name="*", group=Group("Engine", sort_key=5))]
+JudgeGroup = Annotated[JudgeOptions, Parameter(name="*", group=Group("Judges", sort_key=6))]
 ModelGroup = Annotated[ModelOptions, Parameter(name="*", group=Group("Model", sort_key=1))]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", help="Only errors.")]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="", help="Also notes, such as reused stages.")]
 
 MODEL_DEFAULTS, PROMPT_DEFAULTS, SELECTION_DEFAULTS = ModelOptions(), PromptOptions(), SelectionOptions()
-MEASURE_DEFAULTS, JUDGE_DEFAULTS = MeasureOptions(), JudgeOptions()
+MEASURE_DEFAULTS, ENGINE_DEFAULTS, JUDGE_DEFAULTS = MeasureOptions(), EngineOptions(), JudgeOptions()
 
 VERBS = {
     "run": (
@@ -104,12 +106,13 @@ def _verb(until: str) -> Callable[..., None]:
         prompting: PromptsGroup = PROMPT_DEFAULTS,
         selecting: SelectionGroup = SELECTION_DEFAULTS,
         measuring: MeasureGroup = MEASURE_DEFAULTS,
+        writing: EngineGroup = ENGINE_DEFAULTS,
         judging: JudgeGroup = JUDGE_DEFAULTS,
         json: Json = False,
         quiet: Quiet = False,
         verbose: Verbose = False,
     ) -> None:
-        given = _given(loading, prompting, selecting, measuring, judging)
+        given = _given(loading, prompting, selecting, measuring, writing, judging)
         existing = Path(model) if until == "evaluate" and model is not None and is_run_folder(Path(model)) else None
         if existing is not None:
             check_completed(existing)
@@ -275,10 +278,11 @@ def config(
     prompting: PromptsGroup = PROMPT_DEFAULTS,
     selecting: SelectionGroup = SELECTION_DEFAULTS,
     measuring: MeasureGroup = MEASURE_DEFAULTS,
+    writing: EngineGroup = ENGINE_DEFAULTS,
     judging: JudgeGroup = JUDGE_DEFAULTS,
 ) -> None:
     """Print a whole configuration as TOML, every option with what it does; `refusal run --config FILE` uses it."""
-    given = _given(loading, prompting, selecting, measuring, judging)
+    given = _given(loading, prompting, selecting, measuring, writing, judging)
     settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
     display.print_text(commented_toml(settings))
 

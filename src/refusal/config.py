@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refusal.errors import ConfigError
+from refusal.evaluate.engines.options import EngineOptions
 from refusal.evaluate.judges.options import JudgeOptions
 from refusal.selection.rule import Rule
 
@@ -22,12 +23,16 @@ class ModelOptions(BaseModel):
 
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
-    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    """Precision of the weights and activations."""
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    """Precision of weights and activations: bfloat16, float32, float16; auto: bfloat16 where the device has it."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     device_map: str | None = None
     """As in transformers: `auto` spreads a model over several devices."""
+    max_memory: tuple[str, ...] = ()
+    """With a device map, what each device may hold: 0=20GiB cpu=60GiB; what fits nowhere stays on the disk."""
+    quantize: Literal["4bit", "8bit"] | None = None
+    """Load the weights of linear layers in 4 or 8 bits, by bitsandbytes."""
     tp_plan: Literal["auto"] | None = None
     """`auto`: split every weight over the processes of a launcher (tensor parallel), as in transformers."""
     system: str | None = None
@@ -131,7 +136,7 @@ class MeasureOptions(BaseModel):
     """Repeat split, extraction and selection with so many seeds in all, and report how far they agree."""
 
 
-class RunOptions(JudgeOptions, MeasureOptions, SelectionOptions, PromptOptions, ModelOptions):
+class RunOptions(JudgeOptions, EngineOptions, MeasureOptions, SelectionOptions, PromptOptions, ModelOptions):
     """The options of a run, all but the model. The defaults are the paper's sizes on the built-in prompts."""
 
     @property
@@ -152,6 +157,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "Prompts": PromptOptions,
     "Selection": SelectionOptions,
     "Measurements": MeasureOptions,
+    "Engine": EngineOptions,
     "Judges": JudgeOptions,
 }
 

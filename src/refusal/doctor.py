@@ -17,12 +17,13 @@ from refusal import embedded
 from refusal.batches import free_memory
 from refusal.config import PRESETS, ModelOptions, make_config
 from refusal.estimate import estimate, measure_speed, model_size
-from refusal.model import find_device
+from refusal.placement import find_device, find_dtype
 from refusal.storage import cache_root
 
 EXTRAS = {
     "capability": ("lm-eval", "datasets"),
     "judges": ("openai", "peft"),
+    "quantize": ("bitsandbytes",),
     "notebook": ("pandas", "ipywidgets"),
 }
 HUB_SECONDS = 3.0
@@ -127,18 +128,17 @@ def _embedded() -> Finding:
 
 def _needs(model: str, options: ModelOptions, device: torch.device) -> Iterator[Finding]:
     size, speed = model_size(model, options.revision), measure_speed(device, options.dtype)
+    precision = str(find_dtype(options.dtype, device)).removeprefix("torch.")
     active = "" if size.active > 0.5 * size.weights else f", {size.active / 1e9:.1f} billion active"
     yield Finding(
         "model",
         "ok",
         f"{size.weights / 1e9:.2f} billion parameters{active}, {size.layers} blocks, d_model {size.d_model}",
     )
-    yield Finding(
-        "speed", "ok", f"{speed.flops / 1e12:.2f} TFLOP/s in {options.dtype}, {speed.bandwidth / 1e9:.0f} GB/s"
-    )
+    yield Finding("speed", "ok", f"{speed.flops / 1e12:.2f} TFLOP/s in {precision}, {speed.bandwidth / 1e9:.0f} GB/s")
     free = free_memory(device)
     for preset in sorted(PRESETS, reverse=True):
-        found = estimate(size, make_config(preset, dtype=options.dtype), speed, device.type)
+        found = estimate(size, make_config(preset, dtype=options.dtype, quantize=options.quantize), speed, device.type)
         fits = found.memory_bytes <= free
         text = f"{gib(found.memory_bytes)} of memory ({gib(free)} free), about {duration(found.total_seconds)}"
         if not fits:

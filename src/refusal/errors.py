@@ -12,6 +12,7 @@
     │   ├── DirectionError         a direction of another width or model, or unreadable
     │   ├── LeakageError           a test prompt that the direction was found or chosen with
     │   ├── JudgeError             an endpoint that cannot be asked: no such model, no key, no server
+    │   ├── EngineError            a server that writes no completions, or is of another model
     │   └── RunFolderError         a run folder of another model or version, or unwritable
     └── RunFailure                 exit code 1: the run ended with a documented failure
         ├── TooFewPromptsError     not enough prompts pass the filter
@@ -82,6 +83,10 @@ class LeakageError(UsageError):
 
 class JudgeError(UsageError):
     """A judge's endpoint cannot be asked: no such model, no valid key, or no server there."""
+
+
+class EngineError(UsageError):
+    """A server that should write completions cannot be asked, or serves another model."""
 
 
 class RunFolderError(UsageError):

@@ -1,55 +1,95 @@
 """What a model needs in memory and a run in time, from the model's config alone: no weights are read.
 
-The arithmetic of one token is two operations for each weight that it meets (a mixture's token meets its active experts
-only). Reading prompts is bound by arithmetic; writing by arithmetic or by reading all weights once a step, whichever is
-slower. How many tokens a stage reads was counted on real runs (their ``manifest.json`` has it). How fast this machine
-multiplies and reads is measured, in about two seconds.
+A prompt token costs two operations for each weight that it meets (a mixture's token meets its active experts only), and
+the traffic of its activations. A step of completions costs one product of all weights with as many rows as are still
+going, and reading their keys and values. How many tokens a stage reads was counted on real runs (their
+``manifest.json`` has it); how long prompts are, the tokenizer says. How fast this machine multiplies and reads is
+measured, in a few seconds; other devices are taken from their makers' data sheets.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from transformers import AutoConfig
+from torch.nn.functional import linear
+from transformers import AutoConfig, AutoTokenizer
 
+from refusal import memory
 from refusal.batches import BUSY_ROWS, BUSY_TOKENS, free_memory
+from refusal.chat import find_format, render, tokenize
 from refusal.config import RunConfig
-from refusal.evaluate.drift import CHUNK, MOST_TOKENS
-from refusal.model import DTYPES, auto_class, find_device, loading, resolve
+from refusal.model import auto_class, loading, resolve
+from refusal.placement import find_device, find_dtype
+from refusal.prompts import load_prompts
 from refusal.sizes import ModelSize, size_of
 
-PROMPT_TOKENS = 20  # of a one-line instruction with its template, once what prompts begin with in common is read once
-DRAWN = 1.2  # prompts read for each that passes the filter
+PROMPT_TOKENS = 20.0  # of a one-line instruction with its template, once what prompts begin with in common is read once
+DRAWN = 1.4  # prompts read for each that passes the filter
 WRITTEN = 0.7  # of the tokens that a completion may have: many end early
 POSITIONS = 5  # tokens after the instruction: that many candidates a layer
 SCORED = 0.07  # of a triple loop's tokens: early exit, and induce starts in the middle (docs/performance.md)
-LOOKED = 240  # tokens for each candidate besides: what it takes to see that it fails
-READING = 0.5  # of the matrix products' rate, all overheads included
-WRITING = 0.25  # the same for a step of a batch that is being completed: few rows, and attention to a cache
-FORCING = 0.25  # the same where every token's logits are needed, in float64
+LOOKED = 12.0  # prompts for each candidate besides: what it takes to see that it fails
+TRAFFIC = 3.0  # times that the activations of a block go to memory and back
+COPIED = 3.0  # times that keys and values go to memory and back in a step: they grow by being copied
+REACHED = 0.6  # of a data sheet's operations a second that matrix products reach
+FORCING = 2.0  # times the cost of reading, where every token's logits are needed, in float64
 JUDGED = 48  # completions that choose the refusal tokens
 MATCHED = 200  # prompts of the matched pairs
-SHARING = 0.9  # of the time that several processes would save if none ever waited (docs/performance.md)
+SAMPLE = 64  # prompts of a class whose length is looked at
+SHARING = 0.9  # of the time that several processes would save if none ever waited (docs/scale.md)
+SPLITTING = 0.6  # likewise where each has a part of every weight: they meet after every sublayer
 RUNTIME = 1_000_000_000  # Python, torch, transformers, and what loading leaves behind
+STEP_ROWS = (1, 4, 16, 64, 256)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a device in a dtype: operations a second of matrix products, bytes a second read from memory."""
+    """Of a device in a dtype.
+
+    Attributes:
+        flops: operations a second of matrix products with as many rows as a reading pass has tokens.
+        bandwidth: bytes a second read from memory.
+        steps: seconds for each weight of a product with few rows, by the rows; by default what is slower, arithmetic or
+            reading the weights in bfloat16.
+    """
 
     flops: float
     bandwidth: float
+    steps: tuple[tuple[int, float], ...] = ()
+
+    def step(self, rows: float) -> float:
+        """Seconds for each weight of a product with so many rows."""
+        if not self.steps:
+            return max(2 / self.bandwidth, 2 * rows / self.flops)
+        counts, seconds = zip(*self.steps, strict=True)
+        return float(np.interp(rows, np.array(counts), np.array(seconds))) * max(1.0, float(rows / counts[-1]))
+
+
+def _data_sheet(flops: float, bandwidth: float) -> Speed:
+    return Speed(REACHED * flops, bandwidth)
 
 
 # Makers' data sheets: dense bfloat16 operations and bytes a second, bytes of memory.
 DEVICES = {
-    "a100": (Speed(312e12, 2.04e12), 80e9),
-    "h100": (Speed(989e12, 3.35e12), 80e9),
-    "h200": (Speed(989e12, 4.8e12), 141e9),
-    "b200": (Speed(2250e12, 8e12), 180e9),
-    "l40s": (Speed(362e12, 0.86e12), 48e9),
-    "mi300x": (Speed(1307e12, 5.3e12), 192e9),
+    "a100": (_data_sheet(312e12, 2.04e12), 80e9),
+    "h100": (_data_sheet(989e12, 3.35e12), 80e9),
+    "h200": (_data_sheet(989e12, 4.8e12), 141e9),
+    "b200": (_data_sheet(2250e12, 8e12), 180e9),
+    "l40s": (_data_sheet(362e12, 0.86e12), 48e9),
+    "mi300x": (_data_sheet(1307e12, 5.3e12), 192e9),
 }
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a training, validation and test prompt beside what all begin with, which is ``begins`` tokens long."""
+
+    train: float = PROMPT_TOKENS
+    val: float = PROMPT_TOKENS
+    test: float = PROMPT_TOKENS
+    begins: float = PROMPT_TOKENS
 
 
 @dataclass(frozen=True)
@@ -60,6 +100,7 @@ class Estimate:
         weights_bytes: of one copy of the model. memory_bytes: of a process.
         seconds: of all devices together working, by stage. processes: that share the work, a copy each; or one, whose
             model is spread over ``devices``, of which one works at a time.
+        split: every device holds a part of every weight (``tp_plan``), and all work at once.
         cost: where a price is given.
     """
 
@@ -69,6 +110,7 @@ class Estimate:
     devices: int = 1
     processes: int = 1
     fits: bool = True
+    split: bool = False
     cost: float | None = None
 
     @property
@@ -78,20 +120,34 @@ class Estimate:
 
 
 def estimate_on(
-    size: ModelSize, config: RunConfig, speed: Speed, kind: str, memory: int | float, count: int, price: float | None
+    size: ModelSize,
+    config: RunConfig,
+    speed: Speed,
+    kind: str,
+    memory: int | float,
+    count: int,
+    price: float | None,
+    lengths: Lengths | None = None,
 ) -> Estimate:
-    """A run on ``count`` devices of ``memory`` bytes: a copy of the model on each if it fits, else one over all."""
-    one = estimate(size, config, speed, kind)
-    shared = one.memory_bytes <= memory
-    seconds = {name: value / (count * SHARING if shared and count > 1 else 1) for name, value in one.seconds.items()}
-    total = sum(seconds.values())
+    """A run on ``count`` devices of ``memory`` bytes: a copy of the model on each if it fits, else one over all.
+
+    With ``tp_plan`` in the configuration every device holds a part of every weight, whether a copy would fit or not.
+    """
+    one = estimate(size, config, speed, kind, lengths)
+    split = config.tp_plan is not None and count > 1
+    shared = not split and one.memory_bytes <= memory
+    part = one.memory_bytes - one.weights_bytes + one.weights_bytes // count
+    faster = count * (SPLITTING if split else SHARING) if (split or shared) and count > 1 else 1.0
+    seconds = {name: value / faster for name, value in one.seconds.items()}
     return replace(
         one,
+        memory_bytes=part if split else one.memory_bytes,
         seconds=seconds,
         devices=count,
-        processes=count if shared else 1,
-        fits=shared or one.memory_bytes <= memory * count,
-        cost=None if price is None else price * count * total / 3600,
+        processes=count if shared or split else 1,
+        fits=part <= memory if split else shared or one.memory_bytes <= memory * count,
+        split=split,
+        cost=None if price is None else price * count * sum(seconds.values()) / 3600,
     )
 
 
@@ -109,96 +165,136 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
     return size_of(model, config)
 
 
+def prompt_lengths(config: RunConfig) -> Lengths:
+    """How long the prompts of a configuration are for its model's tokenizer.
+
+    Raises:
+        PromptError: a prompt file cannot be used.
+        ModelLoadError: no readable tokenizer.
+        ChatTemplateError: no chat template, or it rejects the system prompt.
+    """
+    options = {"revision": config.revision} if config.revision is not None else {}
+    with loading(config.model):
+        tokenizer = AutoTokenizer.from_pretrained(resolve(config.model), **options)
+    begins = float(len(find_format(tokenizer, config.system).prefix))
+    prompts = load_prompts(
+        config.prompts, seed=config.seed, dedup=config.dedup, data_dir=config.data_dir, column=config.column
+    )
+    found = []
+    for pair in (prompts.train, prompts.val, prompts.test):
+        texts = [prompt.text for prompt in (*pair.harmful[:SAMPLE], *pair.harmless[:SAMPLE])]
+        tokens = [len(tokenize(tokenizer, render(tokenizer, text, config.system))) - begins for text in texts]
+        found.append(sum(tokens) / max(1, len(tokens)))
+    return Lengths(found[0], found[1], found[2], begins)
+
+
 def measure_speed(device: torch.device, dtype: str, size: int = 2048) -> Speed:
-    """How fast this device multiplies matrices of a reading pass, and reads memory; about two seconds."""
-    kind = DTYPES[dtype]
-    left = torch.ones(BUSY_TOKENS.get(device.type, BUSY_TOKENS["cpu"]), size, dtype=kind, device=device)
-    right = torch.ones(size, 4 * size, dtype=kind, device=device)
-    vector = torch.ones(1, size, dtype=kind, device=device)
-    weights = torch.ones(size, (256 << 20) // kind.itemsize // size, dtype=kind, device=device)
-    multiply = _best_seconds(lambda: left @ right, device)
-    read = _best_seconds(lambda: vector @ weights, device)
-    return Speed(flops=2 * left.numel() * right.shape[1] / multiply, bandwidth=weights.numel() * kind.itemsize / read)
+    """How fast this device multiplies matrices of a reading pass and of a step, and reads memory; a few seconds."""
+    kind = find_dtype(dtype, device)
+    weights = torch.ones((256 << 20) // kind.itemsize // size, size, dtype=kind, device=device)
+
+    def seconds(rows: int, some: torch.Tensor) -> float:
+        left = torch.ones(rows, size, dtype=kind, device=device)
+        return _best_seconds(lambda: linear(left, some), device) / some.numel()
+
+    tokens = BUSY_TOKENS.get(device.type, BUSY_TOKENS["cpu"])
+    steps = tuple((rows, seconds(rows, weights)) for rows in STEP_ROWS)
+    return Speed(2 * tokens / seconds(tokens, weights[: 4 * size]), kind.itemsize / steps[0][1], steps)
 
 
-def estimate(size: ModelSize, config: RunConfig, speed: Speed, device: str = "cpu") -> Estimate:
+def estimate(
+    size: ModelSize, config: RunConfig, speed: Speed, device: str = "cpu", lengths: Lengths | None = None
+) -> Estimate:
     """Memory and time of a run.
 
-    Memory: the weights, the runtime, and the largest of what is held while loading from another dtype, by a reading
-    pass, by a batch that is being completed (keys and values, three times over while they grow) and by drift (logits
-    of a batch, a few in float64). Time: see the module; a stage's tokens are stated above as constants.
+    Memory: the weights, the runtime, and the largest of what is held while loading from another dtype and by the stages
+    (``memory``). Time: see the module; a stage's tokens are stated above as constants.
     """
-    bytes_each = DTYPES[config.dtype].itemsize
-    weights = size.weights * bytes_each
-    reading = BUSY_TOKENS.get(device, BUSY_TOKENS["cpu"]) * (
-        bytes_each * (12 * size.d_model + 4 * size.inner) + 16 * size.d_model
-    )
+    lengths = lengths if lengths is not None else Lengths()
+    itemsize = find_dtype(config.dtype, torch.device(device)).itemsize
+    weights = memory.weights_of(size, itemsize, config.quantize)
     rows = min(BUSY_ROWS.get(device, BUSY_ROWS["cpu"]), config.n_test)
-    vocabulary = size.head // size.d_model
-    kept = (2 * PROMPT_TOKENS + config.max_new_tokens) * size.cache * bytes_each
-    writing = rows * (3 * kept + 3 * 4 * vocabulary)
-    forcing = vocabulary * (MOST_TOKENS * 2 * bytes_each + CHUNK * 3 * 8) if config.drift_tokens else 0
+    length = int(2 * lengths.test) + config.max_new_tokens
+    budget = BUSY_TOKENS.get(device, BUSY_TOKENS["cpu"])
+    stages = [
+        memory.reading(size, weights, itemsize, budget),
+        memory.writing(size, weights, itemsize, rows, length),
+        *([memory.forcing(size, weights, itemsize)] if config.drift_tokens else []),
+    ]
     # A checkpoint in another dtype is mapped into memory while it is converted.
-    loading = size.weights * size.stored - RUNTIME // 2 if size.stored != bytes_each else 0
-    memory = weights + RUNTIME + max(reading, writing, forcing, loading)
-    return Estimate(weights, memory, _seconds(size, config, speed, bytes_each))
+    converting = size.weights * size.stored - RUNTIME // 2 if size.stored != itemsize else 0
+    needed = weights + RUNTIME + max(converting, *(stage.working for stage in stages))
+    return Estimate(weights, needed, _seconds(size, config, speed, itemsize, lengths, budget))
 
 
 def plan(config: RunConfig, count: int = 1) -> Estimate:
     """The estimate of a configuration on ``count`` devices of the kind that its ``device`` names, or of this machine.
 
     Raises:
-        ModelLoadError: the model's config cannot be read.
+        ModelLoadError: the model's config or tokenizer cannot be read.
+        PromptError: a prompt file cannot be used.
         ConfigError: unknown device.
     """
-    size = model_size(config.model, config.revision)
+    size, lengths = model_size(config.model, config.revision), prompt_lengths(config)
     if config.device in DEVICES:
-        speed, memory = DEVICES[config.device]
+        speed, room = DEVICES[config.device]
         kind = "cuda"
     else:
         device = find_device(config.device)
-        speed, memory, kind = measure_speed(device, config.dtype), free_memory(device), device.type
-    return estimate_on(size, config, speed, kind, memory, count, config.price_per_device_hour)
+        speed, room, kind = measure_speed(device, config.dtype), free_memory(device), device.type
+    return estimate_on(size, config, speed, kind, room, count, config.price_per_device_hour, lengths)
 
 
-def _seconds(size: ModelSize, config: RunConfig, speed: Speed, bytes_each: int) -> dict[str, float]:
-    def read(tokens: float) -> float:
-        return 2 * size.active * tokens / (READING * speed.flops)
+def _seconds(
+    size: ModelSize, config: RunConfig, speed: Speed, itemsize: int, lengths: Lengths, budget: int
+) -> dict[str, float]:
+    traffic = TRAFFIC * size.layers * memory.activation_bytes(size, itemsize) / speed.bandwidth
 
-    def write(rows: int, length: int) -> float:
-        average = max(1.0, WRITTEN * rows)
-        by_arithmetic = 2 * (size.active + size.head) * average / (WRITING * speed.flops)
-        by_memory = (size.active + size.head) * bytes_each / speed.bandwidth
-        return read(float(rows * PROMPT_TOKENS)) + length * max(by_arithmetic, by_memory)
+    def read(tokens: int | float) -> float:
+        return tokens * (2 * size.active / speed.flops + traffic)
 
+    def read_prompts(n: int | float, length: float) -> float:
+        passes = max(2, n * length / budget)  # at least one a class, and each reads what all begin with
+        return read(n * length + passes * lengths.begins)
+
+    def write(rows: int, new: int, prompt: float) -> float:
+        going = max(1.0, WRITTEN * rows)
+        kept = COPIED * going * (prompt + new / 2) * size.cache * itemsize / speed.bandwidth
+        step = (size.active + size.head) * speed.step(going) + going * traffic + kept
+        return read_prompts(rows, prompt) + new * step
+
+    drawn = DRAWN if config.filter else 1.0
+    new, test = config.max_new_tokens, lengths.test
     candidates = POSITIONS * len(range(0, config.rule.eligible_layers(size.layers), config.layer_step))
-    literal = 3.0 * candidates * config.n_val * PROMPT_TOKENS
-    scored = literal if config.full_map else SCORED * literal + LOOKED * candidates
+    literal = 3.0 * candidates * config.n_val * lengths.val
+    scored = literal if config.full_map else SCORED * literal + LOOKED * lengths.val * candidates
     others = len(config.over_refusal) * 1.5  # XSTest has two halves
     controls = config.controls + 2 if config.controls else 0
-    main = 6 * write(config.n_test, config.max_new_tokens)
-    sets = 3 * others * write(config.n_over_refusal, config.max_new_tokens)
+    main = 6 * write(config.n_test, new, test)
+    sets = 3 * others * write(config.n_over_refusal, new, PROMPT_TOKENS)
     some = min(config.n_control, config.n_test) * controls
-    answer = PROMPT_TOKENS + WRITTEN * config.max_new_tokens
+    answer = test + WRITTEN * new
     texts = 3 * min(config.n_texts, config.n_test) + 2 * controls * min(config.n_control, config.n_texts)
     others_texts = len(config.texts) * (3 * config.n_texts + 2 * controls * min(config.n_control, config.n_texts))
     drift = texts * answer + others_texts * config.text_tokens if config.drift_tokens else 0.0
+    chosen = not config.refusal_tokens
     return {
-        "refusal tokens": write(JUDGED, 32) + read(float(JUDGED * PROMPT_TOKENS)) if not config.refusal_tokens else 0.0,
-        "extract": read(2.0 * DRAWN * config.n_train * PROMPT_TOKENS),
-        "select": read(scored + 2.0 * DRAWN * config.n_val * PROMPT_TOKENS),
+        "refusal tokens": write(JUDGED, 32, lengths.train) + read_prompts(JUDGED, lengths.train) if chosen else 0.0,
+        "extract": read_prompts(2 * drawn * config.n_train, lengths.train),
+        "select": read(scored) + read_prompts(2 * drawn * config.n_val, lengths.val),
+        "projections": read_prompts(2 * config.n_val, lengths.val),
         "generate": main + sets,
-        "controls": (4 + 2 * others) * write(some, config.max_new_tokens)
-        + read((2.0 * config.n_train + MATCHED) * PROMPT_TOKENS)
+        "controls": (4 + 2 * others) * write(some, new, test)
+        + read_prompts(2 * config.n_train, lengths.train)
+        + read_prompts(MATCHED, PROMPT_TOKENS)
         if controls
         else 0.0,
-        "drift": READING / FORCING * read(drift),
+        "drift": FORCING * read(drift),
     }
 
 
-def _best_seconds(call: object, device: torch.device, tries: int = 5) -> float:
+def _best_seconds(call: Callable[[], object], device: torch.device, tries: int = 5) -> float:
     """The fastest of some calls; the first is not counted."""
-    assert callable(call)
     best = float("inf")
     for i in range(tries + 1):
         start = time.perf_counter()

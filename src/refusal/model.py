@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -27,20 +28,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.hub import cached_file
 
 from refusal import embedded, ranks
 from refusal.batches import BUSY_ROWS, BatchSize, is_out_of_memory, token_budget
 from refusal.chat import ChatFormat, find_format, render, tokenize
-from refusal.errors import ConfigError, ModelLoadError, OutOfMemoryError
+from refusal.errors import ModelLoadError, OutOfMemoryError
 from refusal.gguf import converted_folder
 from refusal.hooks import hooked
 from refusal.interventions import Intervention, all_edits
+from refusal.placement import find_device, find_dtype, place
 from refusal.progress import bars_as_tasks, task
 from refusal.sites import Sites, find_sites
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 # What transformers raises for files that are missing, damaged or of an unknown kind.
 LOAD_ERRORS = (
     OSError,
@@ -159,9 +159,11 @@ def load(
     name: str = "embedded",
     *,
     revision: str | None = None,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     device: str = "auto",
     device_map: str | None = None,
+    max_memory: Sequence[str] = (),
+    quantize: Literal["4bit", "8bit"] | None = None,
     tp_plan: Literal["auto"] | None = None,
     system: str | None = None,
     blocks: str | None = None,
@@ -173,9 +175,12 @@ def load(
     Args:
         name: hub id, folder, ``.gguf`` file, or ``embedded``.
         revision: branch, tag or commit of a hub model.
-        dtype: ``bfloat16``, ``float32`` or ``float16``.
+        dtype: ``bfloat16``, ``float32``, ``float16``, or ``auto``: bfloat16 where the device multiplies in it.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         device_map: as in transformers ("auto" spreads a model over devices); overrides ``device``.
+        max_memory: with ``device_map``, how much each device may hold: ``("0=20GiB", "cpu=60GiB")``; what fits nowhere
+            stays on the disk.
+        quantize: load the weights of linear layers in 4 (NF4) or 8 bits, by bitsandbytes.
         tp_plan: ``auto`` splits every weight over the processes that torchrun has started, as in transformers.
         system: a system prompt; by default what the template does by itself.
         blocks: where discovery fails, see ``find_sites``.
@@ -187,28 +192,20 @@ def load(
         ChatTemplateError: no chat template, or it rejects the system prompt.
         UnsupportedModelError: blocks or writers not found.
         OutOfMemoryError: the weights do not fit.
-        ConfigError: unknown dtype or device, or ``tp_plan`` without a launcher.
+        ConfigError: unknown dtype or device, ``tp_plan`` without a launcher, or ``quantize`` without bitsandbytes.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"Unknown dtype {dtype!r}. Use one of {', '.join(DTYPES)}.")
     where = find_device(device)
+    precision = find_dtype(dtype, where)
     source = resolve(name)
     options = {"revision": revision} if revision is not None else {}
-    placement: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
-    if tp_plan is not None:
-        if not ranks.launched():
-            raise ConfigError(
-                "--tp-plan splits a model over the processes of a launcher, and there is none. "
-                "Start it with: torchrun --nproc-per-node N -m refusal run … --tp-plan auto."
-            )
-        placement = {"distributed_config": DistributedConfig(tp_plan=tp_plan)}
+    placement = place(where, precision, device_map, max_memory, quantize, tp_plan)
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if not tokenizer.chat_template:
             tokenizer.chat_template = _processor_template(source, options)
         find_format(tokenizer, system)  # a base model is refused before its weights are read
         auto = auto_class(AutoConfig.from_pretrained(source, **options))
-        hf = auto.from_pretrained(source, dtype=DTYPES[dtype], **options, **placement)
+        hf = auto.from_pretrained(source, dtype=precision, **options, **placement)
         if not placement:
             hf.to(where)
     sites = find_sites(hf, blocks, writers)
@@ -232,7 +229,7 @@ def loading(name: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"The weights of {name!r} do not fit into memory. Use a smaller model, --dtype bfloat16, "
-                "another --device, or --device-map auto."
+                "--quantize 4bit, another --device, or --device-map auto."
             ) from error
         raise ModelLoadError(load_message(name, error)) from error
 
@@ -262,6 +259,22 @@ def resolve(name: str) -> str:
     return name
 
 
+def local_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a model's files; a hub model's are fetched if they are not in transformers' cache.
+
+    Raises:
+        ModelLoadError: not found, no network, or not readable.
+    """
+    source = resolve(name)
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except LOAD_ERRORS as error:
+        raise ModelLoadError(load_message(name, error)) from error
+
+
 def auto_class(config: PreTrainedConfig) -> Any:
     """Language models as they are; a vision-language model whole, used through its language model."""
     wrapper = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -281,26 +294,6 @@ def _processor_template(source: str, options: dict[str, str]) -> str | None:
         return None
     template = json.loads(Path(file).read_text(encoding="utf-8")).get("chat_template")
     return template if isinstance(template, str) else None
-
-
-def find_device(device: str) -> torch.device:
-    """The device of that name; ``auto`` is the best there is.
-
-    Raises:
-        ConfigError: unknown, or not there.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device(f"cuda:{ranks.local_number()}" if ranks.processes() > 1 else "cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"Unknown device {device!r}. Use auto, cpu, cuda, cuda:1 or mps.") from error
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (where.index or 0) >= count.get(where.type, 0):
-        raise ConfigError(f"The device {device!r} is not available here. Use --device auto or cpu.")
-    return where
 
 
 def load_message(name: str, error: BaseException) -> str:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 LONGEST_WAIT = timedelta(hours=2)  # for the slowest unit; a process that dies is noticed at once
-_state: dict[str, Any] = {"store": None, "shared": 0, "split": False}
+_state: dict[str, Any] = {"store": None, "shared": 0, "split": False, "alone": False}
 
 
 def processes() -> int:
@@ -34,8 +34,13 @@ def processes() -> int:
 
 
 def world() -> int:
-    """How many processes share the work; one where all of them hold parts of one model."""
-    return 1 if _state["split"] else processes()
+    """How many processes share the work; one where all hold parts of one model, or where this one works by itself."""
+    return 1 if _state["split"] or _state["alone"] else processes()
+
+
+def split() -> bool:
+    """Whether the processes hold parts of one model, so that none can run it by itself."""
+    return bool(_state["split"])
 
 
 def rank() -> int:
@@ -171,10 +176,13 @@ def only_writer(work: Callable[[], object]) -> None:
         return
     outcome: list[Error | None] = [None]
     if is_writer():
+        _state["alone"] = True
         try:
             work()
         except Error as error:
             outcome = [error]
+        finally:
+            _state["alone"] = False
     dist.broadcast_object_list(outcome)
     if outcome[0] is not None:
         raise _known_everywhere(outcome[0])

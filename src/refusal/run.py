@@ -18,6 +18,7 @@ from refusal.candidates import difference_in_means
 from refusal.config import RunConfig
 from refusal.errors import Error, NoCandidateError
 from refusal.evaluate.capability import Benchmark
+from refusal.evaluate.engines import Engine, EngineOptions, make_engine
 from refusal.evaluate.judges import Judge
 from refusal.model import ChatModel, load
 from refusal.prompts import load_prompts
@@ -98,11 +99,12 @@ def run(
         check_completions_of(folder, config, prompts)
     sets = load_sets(config, prompts)
     judges, benchmarks = judges_for(config), benchmarks_for(config)
+    engine = engine_for(config, folder.path)
     model = model or load_for(config)
     folder.begin(config, model, prompts)
     write_json(folder.path / "categories.json", _categories(config, prompts, sets))
     try:
-        result = _stages(folder, config, model, prompts, sets, (judges, benchmarks), until)
+        result = _stages(folder, config, model, prompts, sets, (engine, judges, benchmarks), until)
     except Error as error:
         if adding and error.exit_code == 2:  # wrong input must not stand in the way of the next command
             folder.take_back_options()
@@ -117,7 +119,7 @@ def _stages(
     model: ChatModel,
     prompts: PromptSplits,
     sets: Sets,
-    more: tuple[dict[str, Judge], tuple[Benchmark, ...]],
+    more: tuple[Engine, dict[str, Judge], tuple[Benchmark, ...]],
     until: str,
 ) -> RunResult:
     tokens = _tokens(folder, config, model, prompts)
@@ -130,17 +132,26 @@ def _stages(
     project(folder, config, model, prompts.val, tokens, selection.direction)
     if until == "select":
         return result
-    measured = Measured(folder, config, model, prompts, tokens, selection.direction, sets)
+    engine, judges, benchmarks = more
+    measured = Measured(folder, config, model, prompts, tokens, selection.direction, sets, engine)
     measured.complete()
     if until == "generate":
         return result
-    judges, benchmarks = more
     extra = (
         *Capability(folder, config, model, selection.direction, measured.controls, benchmarks).metrics(),
         *repeat_seeds(folder, config, model, prompts, tokens, selection),
         *Judging(folder, config, judges).metrics(measured.uncontrolled()),
     )
     return replace(result, metrics=measured.metrics(extra))
+
+
+def engine_for(config: RunConfig, out: Path) -> Engine:
+    """Who writes the completions of a run in the folder ``out``.
+
+    Raises:
+        ConfigError: a name, a package or a key is missing.
+    """
+    return make_engine(EngineOptions(**{name: getattr(config, name) for name in EngineOptions.model_fields}), out)
 
 
 def load_for(config: RunConfig) -> ChatModel:
@@ -151,6 +162,8 @@ def load_for(config: RunConfig) -> ChatModel:
         dtype=config.dtype,
         device=config.device,
         device_map=config.device_map,
+        max_memory=config.max_memory,
+        quantize=config.quantize,
         tp_plan=config.tp_plan,
         system=config.system,
         blocks=config.blocks,

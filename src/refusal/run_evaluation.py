@@ -14,11 +14,13 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from refusal import ranks
 from refusal.config import RunConfig
 from refusal.evaluate import CONDITIONS, complete_controls, complete_under, interventions_for, measure_all
 from refusal.evaluate.conditions import ACTIONS, BASELINE, STOPPING
 from refusal.evaluate.controls import control_directions, cosines
 from refusal.evaluate.drift import Drift, ForcedText, drift_metrics, measure_drift, own_answers
+from refusal.evaluate.engines import OWN, Engine
 from refusal.evaluate.judges.reading import check_completions
 from refusal.evaluate.texts import Corpus, read_corpus
 from refusal.model import ChatModel
@@ -37,6 +39,8 @@ from refusal.records import (
 )
 from refusal.run_folder import RunFolder, prompts_hash, read_metrics, read_rows
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
+
+ORDER = (BASELINE, "ablation", "subtraction", "addition")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Measured:
     tokens: RefusalTokens
     direction: Direction
     sets: Sets
+    engine: Engine = OWN
 
     @cached_property
     def test(self) -> dict[Label, tuple[Prompt, ...]]:
@@ -86,19 +91,19 @@ class Measured:
 
     def complete(self) -> None:
         """Completions of every set under every condition, the controls included."""
-        for label, condition in CONDITIONS:
-            self._complete(label, condition, self.test[label])
-        for set, prompts in self.sets.over_refusal.items():
-            for condition in (BASELINE, *STOPPING):
-                self._complete(set, condition, prompts)
+        pools = {str(set): prompts for set, prompts in (*self.test.items(), *self.sets.over_refusal.items())}
+        try:  # one condition after the other: an engine may have to start anew for each
+            for set, condition in sorted(self._uncontrolled(), key=lambda key: ORDER.index(key[1])):
+                self._complete(set, condition, pools[set])
+        finally:
+            self.engine.close()
         for set, some, actions in self._controlled():
             for action in actions if self.controls else ():
                 self._complete_controls(set, action, some)
 
     def uncontrolled(self) -> dict[tuple[str, str], tuple[Completion, ...]]:
         """The completions without those of the controls: what further judges are asked about."""
-        over = [(set, condition) for set in self.sets.over_refusal for condition in (BASELINE, *STOPPING)]
-        return {key: read_completions(self.folder.completions(*key)) for key in (*CONDITIONS, *over)}
+        return {key: read_completions(self.folder.completions(*key)) for key in self._uncontrolled()}
 
     def metrics(self, extra: Sequence[Metric] = ()) -> tuple[Metric, ...]:
         """All that is measured; written to ``metrics.json``."""
@@ -181,14 +186,18 @@ class Measured:
 
     def _completed(self) -> list[tuple[str, str]]:
         """The (set, condition) pairs that this configuration has completions of."""
-        over = [(set, condition) for set in self.sets.over_refusal for condition in (BASELINE, *STOPPING)]
         controls = [
             (set, f"{name}-{action}")
             for set, _, actions in self._controlled()
             for action in actions
             for name in self.controls
         ]
-        return [*CONDITIONS, *over, *controls]
+        return [*self._uncontrolled(), *controls]
+
+    def _uncontrolled(self) -> list[tuple[str, str]]:
+        """The (set, condition) pairs of the direction itself."""
+        over = [(set, condition) for set in self.sets.over_refusal for condition in (BASELINE, *STOPPING)]
+        return [*CONDITIONS, *over]
 
     def _complete(self, set: str, condition: str, prompts: Sequence[Prompt]) -> None:
         path = self.folder.completions(set, condition)
@@ -197,10 +206,17 @@ class Measured:
             "max_new_tokens": self.config.max_new_tokens,
             "direction": None if condition == BASELINE else self._direction_hash,
         }
+        served = self.config.engine != "own" and self.engine.serves(condition)
+        if served:
+            inputs["engine"] = self.config.engine
+
+        def write() -> None:
+            tokens = self.config.max_new_tokens
+            done = complete_under(self.model, self.direction, prompts, condition, tokens, set, self.engine)
+            write_jsonl(path, to_json(done))
 
         def work() -> None:
-            done = complete_under(self.model, self.direction, prompts, condition, self.config.max_new_tokens, set)
-            write_jsonl(path, to_json(done))
+            ranks.only_writer(write) if served and self.engine.elsewhere else write()
 
         self.folder.stage(f"generate {set}.{condition}", inputs, [path], work)
 

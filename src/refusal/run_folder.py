@@ -21,8 +21,10 @@ from typing import Any, TypeVar
 import torch
 
 from refusal import ranks
+from refusal.batches import free_memory
 from refusal.config import RunConfig
 from refusal.errors import RunFolderError
+from refusal.memory import Memory, stage_memory
 from refusal.model import ChatModel
 from refusal.records import Metric, Prompt, PromptSplits
 from refusal.sizes import active_parameters
@@ -45,6 +47,7 @@ class RunFolder:
         self.path = path
         self.manifest: dict[str, Any] = {}
         self.model: ChatModel | None = None
+        self.config: RunConfig | None = None
         self.earlier_options: str | None = None
         self.price: float | None = None
         self.active_parameters, self.devices = 0, 1
@@ -79,7 +82,7 @@ class RunFolder:
 
     def begin(self, config: RunConfig, model: ChatModel, prompts: PromptSplits) -> None:
         """Claim the folder for this model; write the config and what is known so far."""
-        self.model, self.price = model, config.price_per_device_hour
+        self.model, self.config, self.price = model, config, config.price_per_device_hour
         self.active_parameters, self.devices = active_parameters(model.hf), ranks.processes() * _devices(model)
         ranks.wait()  # until all have read what was here
         identity = {
@@ -148,6 +151,7 @@ class RunFolder:
         if name != "evaluate":  # the rates never stand beside a direction or completions that are not theirs
             remove(self.path / "metrics.json")
             remove(self.path / "report.html")
+        need = self._need(name)
         tokens, start = self.model.forward_tokens, time.perf_counter()
         work()
         ranks.wait()
@@ -155,10 +159,26 @@ class RunFolder:
             "inputs": key,
             "files": {path.name: file_sha256(path) for path in outputs},
             **self._spent(ranks.total(self.model.forward_tokens - tokens), time.perf_counter() - start),
+            "needed_memory_bytes": None if need is None else need.total,
             "peak_memory_bytes": _peak_memory(),
             **{key: inputs[key] for key in ("direction",) if inputs.get(key)},  # so that one can see whose it is
         }
         self.save()
+
+    def _need(self, name: str) -> Memory | None:
+        """What a stage will hold in memory, said before it starts; more than is free is worth a warning."""
+        assert self.model is not None
+        assert self.config is not None
+        need = stage_memory(self.model, self.config, name)
+        if need is not None:
+            free = free_memory(self.model.device)
+            parts = ", ".join(f"{part} {_gb(getattr(need, part))}" for part in ("activations", "cache", "logits"))
+            text = f"{name}: needs weights {_gb(need.weights)} (loaded), {parts}; {_gb(free)} are free"
+            if need.working > free:
+                log.warning("%s. Batches are halved when memory runs out.", text)
+            else:
+                log.info("%s", text)
+        return need
 
     def _spent(self, tokens: int, seconds: float) -> dict[str, float | int]:
         """What a stage took. Operations: two for each weight that a token meets; the head is left out."""
@@ -185,6 +205,10 @@ class RunFolder:
                 log.warning("%s was changed since the stage %s wrote it: the stage is done again.", path, name)
                 return False
         return True
+
+
+def _gb(n: int) -> str:
+    return f"{n / 1e9:.2f} GB"
 
 
 def is_run_folder(path: Path) -> bool:

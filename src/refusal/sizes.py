@@ -1,8 +1,10 @@
 """How large a model is: parameters, those that a token meets, what a token leaves in the cache."""
 
+import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -16,6 +18,7 @@ class ModelSize:
         head: parameters of the output head, met by tokens whose logits are read.
         cache: values of keys and values that one token leaves in the cache.
         stored: bytes of a parameter in the checkpoint, as far as the config says.
+        linear: parameters of linear layers, the output head left out: what bitsandbytes quantises.
         layers: decoder blocks; d_model: width of the residual stream; inner: the widest MLP tensor.
     """
 
@@ -24,6 +27,7 @@ class ModelSize:
     head: int
     cache: int
     stored: int
+    linear: int
     layers: int
     d_model: int
     inner: int
@@ -34,16 +38,18 @@ def size_of(model: PreTrainedModel, config: PreTrainedConfig) -> ModelSize:
 
     ``model`` may be on the meta device. Models without attention leave no keys and values.
     """
-    text = config.get_text_config()
+    text, head = config.get_text_config(), model.get_output_embeddings()
+    products = [m.weight for m in model.modules() if type(m) is nn.Linear and m is not head]
     heads: int = getattr(text, "num_attention_heads", None) or 0
     kept: int = getattr(text, "num_key_value_heads", None) or heads
     per_head: int = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
     return ModelSize(
-        weights=sum(parameter.numel() for parameter in model.parameters()),
+        weights=sum(count(parameter) for parameter in model.parameters()),
         active=active_parameters(model),
         head=text.vocab_size * text.hidden_size,
         cache=2 * text.num_hidden_layers * kept * per_head,
         stored=(getattr(config, "dtype", None) or torch.float32).itemsize,
+        linear=sum(count(weight) for weight in products),
         layers=text.num_hidden_layers,
         d_model=text.hidden_size,
         inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
@@ -57,8 +63,14 @@ def active_parameters(model: PreTrainedModel) -> int:
     head = model.get_output_embeddings()
     if head is not None:
         vocabulary.add(id(head.weight))
-    kept = ((name, p.numel()) for name, p in model.named_parameters() if id(p) not in vocabulary)
+    kept = ((name, count(p)) for name, p in model.named_parameters() if id(p) not in vocabulary)
     return sum(int(n * share) if ".experts." in name else n for name, n in kept)
+
+
+def count(parameter: Tensor) -> int:
+    """Numbers in a parameter, also where bitsandbytes holds two of them in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(math.prod(state.shape))
 
 
 def _active_share(config: PreTrainedConfig) -> float:

@@ -1,16 +1,11 @@
 """Endpoint judges end to end: `transformers serve`, started and stopped here, with a model behind it."""
 
-import socket
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from answering import MARK, save_answering
 from cores import all_cores
+from serving import served
 from tiny_models import CHATML
 
 from refusal import Completion, JudgeError, embedded, load
@@ -22,29 +17,6 @@ ROWS = [
     Completion("marked", "Name a colour.", f"{MARK} {MARK}", "compliance"),
     Completion("long", "Tell me about the sea", "The sea is wide. " * 10, "compliance"),
 ]
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """`transformers serve FOLDER` on a free port while the block runs; its address."""
-    from transformers.cli.serve import Serve
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = Serve(
-        force_model=str(folder), host="127.0.0.1", port=port, device="cpu", log_level="error", non_blocking=True
-    )
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except urllib.error.URLError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.kill_server()
 
 
 @pytest.fixture(autouse=True)

@@ -3,25 +3,36 @@
 from collections.abc import Mapping, Sequence
 
 from refusal.errors import LeakageError
-from refusal.evaluate.conditions import intervention, interventions_for
+from refusal.evaluate.conditions import intervention
 from refusal.evaluate.detector import refusal_verdict
-from refusal.generation import complete, complete_each
+from refusal.evaluate.engines import OWN, Engine
+from refusal.generation import complete_each
 from refusal.model import ChatModel
 from refusal.records import Completion, Direction, Prompt
 
 
 def complete_under(
-    model: ChatModel, direction: Direction, prompts: Sequence[Prompt], condition: str, max_new_tokens: int, name: str
+    model: ChatModel,
+    direction: Direction,
+    prompts: Sequence[Prompt],
+    condition: str,
+    max_new_tokens: int,
+    name: str,
+    engine: Engine = OWN,
 ) -> tuple[Completion, ...]:
     """Greedy completions of ``prompts`` under a condition of ``direction``.
 
+    Args:
+        engine: who writes them, if it can under this condition; else the model itself does.
+
     Raises:
         LeakageError: the direction was found or chosen with one of the prompts.
+        EngineError: the engine cannot be asked, or is of another model.
     """
     check_untouched(prompts, direction)
-    with model.apply(*interventions_for(condition, direction)):
-        outputs = complete(model, [p.text for p in prompts], max_new_tokens, name=f"generate: {name}, {condition}")
-    return _judged(prompts, outputs)
+    texts, what = [p.text for p in prompts], f"generate: {name}, {condition}"
+    writer = engine if engine.serves(condition) else OWN
+    return _judged(prompts, writer.complete(model, direction, condition, texts, max_new_tokens, what))
 
 
 def complete_controls(

@@ -13,6 +13,17 @@ from refusal.report.rates import category_rows
 NAMES = ("metrics", "scores", "stability", "categories", "projections", "cosines", "stages")
 
 
+STAGE_KEYS = (
+    "seconds",
+    "forward_tokens",
+    "flops",
+    "device_seconds",
+    "cost",
+    "needed_memory_bytes",
+    "peak_memory_bytes",
+)
+
+
 def csv_tables(data: ReportData) -> dict[str, str]:
     """File contents by name (one of ``NAMES``), those that there is something in."""
     found = {
@@ -23,7 +34,7 @@ def csv_tables(data: ReportData) -> dict[str, str]:
         "projections": (("layer", "auroc", "class", "prompt", "projection"), _projections(data)),
         "cosines": (("position", "layer", *(grid.name for grid in cosine_grids(data))), _cosines(data)),
         "stages": (
-            ("stage", "seconds", "forward_tokens", "flops", "device_seconds", "cost", "peak_memory_bytes"),
+            ("stage", *STAGE_KEYS),
             _stages(data),
         ),
     }
@@ -74,8 +85,7 @@ def _cosines(data: ReportData) -> list[list[object]]:
 
 
 def _stages(data: ReportData) -> list[list[object]]:
-    keys = ("seconds", "forward_tokens", "flops", "device_seconds", "cost", "peak_memory_bytes")
-    return [[name, *(stage.get(key) for key in keys)] for name, stage in data.manifest["stages"].items()]
+    return [[name, *(stage.get(key) for key in STAGE_KEYS)] for name, stage in data.manifest["stages"].items()]
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
 from refusal.config import RunConfig, make_config
 from refusal.errors import ConfigError, DirectionError, ExportError, ModelLoadError, RunFolderError
-from refusal.model import LOAD_ERRORS, load_message, resolve
+from refusal.model import LOAD_ERRORS, load_message, local_folder, resolve
 from refusal.prompts import load_prompts
 from refusal.records import Direction
 from refusal.run import load_for
@@ -60,7 +59,7 @@ def export_run(
         return _export_control_vector(config, direction, out)
     if stream:
         return stream_model(
-            _local_folder(config),
+            local_folder(config.model, config.revision),
             direction,
             out,
             name=config.model,
@@ -95,15 +94,3 @@ def _export_control_vector(config: RunConfig, direction: Direction, out: Path) -
     text = found.get_text_config()
     write_control_vector(direction, path, text.num_hidden_layers, text.model_type)
     return Exported("gguf-control-vector", path)
-
-
-def _local_folder(config: RunConfig) -> Path:
-    """The model's files; a hub model's are fetched if they are not in transformers' cache."""
-    source = resolve(config.model)
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-        return Path(snapshot_download(source, revision=config.revision, allow_patterns=patterns))
-    except LOAD_ERRORS as error:
-        raise ModelLoadError(load_message(config.model, error)) from error

@@ -4,9 +4,10 @@ for judgement in make_judge("endpoint-refusal=my-model", JudgeOptions(judge_url=
     ...
 """
 
+from refusal.endpoint import Usage
 from refusal.evaluate.judges.agreement import Agreement, agreement
 from refusal.evaluate.judges.classifier import ClassifierJudge
-from refusal.evaluate.judges.endpoint import EndpointJudge, Usage
+from refusal.evaluate.judges.endpoint import EndpointJudge
 from refusal.evaluate.judges.make import KINDS, make_judge, make_judges
 from refusal.evaluate.judges.options import JudgeOptions
 from refusal.evaluate.judges.protocol import Judge, JudgeKind, Judgement, JudgementLabel

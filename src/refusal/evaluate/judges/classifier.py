@@ -20,7 +20,8 @@ from refusal.errors import ChatTemplateError, ConfigError, ModelLoadError
 from refusal.evaluate.judges.formats import GRADES, Format
 from refusal.evaluate.judges.options import JudgeOptions
 from refusal.evaluate.judges.protocol import JudgeKind, Judgement, is_short
-from refusal.model import DTYPES, find_device, loading, resolve
+from refusal.model import loading, resolve
+from refusal.placement import find_device, find_dtype
 from refusal.records import Completion
 
 # With less than this of the next token's probability on the five grades, what the model says is no grade.
@@ -99,7 +100,9 @@ class ClassifierJudge:
             chosen = self._options
             placement = {"device_map": chosen.judge_device_map} if chosen.judge_device_map is not None else {}
             with loading(self.model):
-                hf = AutoModelForCausalLM.from_pretrained(self._source, dtype=DTYPES[chosen.judge_dtype], **placement)
+                hf = AutoModelForCausalLM.from_pretrained(
+                    self._source, dtype=find_dtype(chosen.judge_dtype, self._device), **placement
+                )
                 if chosen.judge_device_map is None:
                     hf.to(self._device)  # type: ignore[arg-type]
             self._hf = hf.eval()

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from refusal.endpoint import OPENAI_URL
+
 Count = Annotated[int, Field(ge=1)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-OPENAI_URL = "https://api.openai.com/v1"
 
 
 class JudgeOptions(BaseModel):
@@ -32,7 +32,7 @@ class JudgeOptions(BaseModel):
     judge_price_out: Price | None = None
     """Price of a million tokens that the judge writes."""
 
-    judge_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    judge_dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
     """Precision of a local classifier."""
     judge_device: str = "auto"
     """Device of a local classifier: auto, cpu, cuda, cuda:1 or mps."""

@@ -1,0 +1,165 @@
+"""A server with an OpenAI-compatible address that holds the model, and the edited one beside it.
+
+That it is this model, with this template, edited with this direction, is checked before it is believed: it must read
+as many tokens of each prompt as the model here does, and its first completions must begin as the model's own.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from refusal import ranks
+from refusal.endpoint import OPENAI_URL, Address, Endpoint
+from refusal.errors import ConfigError, EngineError
+from refusal.evaluate.conditions import BASELINE
+from refusal.evaluate.engines.options import EngineOptions
+from refusal.evaluate.engines.own import OWN
+from refusal.model import ChatModel
+from refusal.progress import task
+from refusal.records import Direction
+
+log = logging.getLogger(__name__)
+
+ABLATION = "ablation"
+RETRIES = 3
+CHECKED = 4  # completions that are compared with the model's own
+CHECKED_TOKENS = 12  # from their beginnings: later ones may differ by rounding
+
+
+class Server:
+    """A server that runs already."""
+
+    elsewhere = True
+
+    def __init__(self, options: EngineOptions) -> None:
+        """Nothing is sent yet.
+
+        Raises:
+            ConfigError: it is not said what the server calls the edited model.
+        """
+        if options.engine_ablated is None:
+            raise ConfigError(
+                "--engine openai needs what the server calls the ablated model. Write it with refusal export RUN "
+                "--as model (or lora), serve it beside the model, and give its name with --engine-ablated."
+            )
+        self._options = options
+
+    def serves(self, condition: str) -> bool:
+        """The unedited model and the edited one."""
+        return condition in (BASELINE, ABLATION)
+
+    def complete(
+        self,
+        model: ChatModel,
+        direction: Direction,
+        condition: str,
+        instructions: Sequence[str],
+        max_new_tokens: int,
+        name: str,
+    ) -> list[str]:
+        """As ``Engine``."""
+        served = self._options.engine_model or model.name
+        if condition == ABLATION:
+            served = str(self._options.engine_ablated)
+        address = address_of(self._options, self._options.engine_url, served, model, max_new_tokens)
+        return ask_checked(Endpoint(address, EngineError), model, direction, condition, instructions, name)
+
+    def close(self) -> None:
+        """It goes on running."""
+
+
+def address_of(options: EngineOptions, url: str, served: str, model: ChatModel, max_new_tokens: int) -> Address:
+    """Where to ask for completions, and how: greedily, without penalties, and without thinking."""
+    extra: dict[str, Any] = {"frequency_penalty": 0}  # to transformers' server: no penalty of the generation config's
+    if model.chat.thinking_switch:
+        extra["chat_template_kwargs"] = {"enable_thinking": False}
+    return Address(
+        url=url,
+        model=served,
+        key_env=options.engine_key_env,
+        key_needed=url == OPENAI_URL,
+        key_option="--engine-key-env",
+        concurrency=options.engine_concurrency,
+        timeout=options.engine_timeout,
+        retries=RETRIES,
+        max_tokens=max_new_tokens,
+        extra=extra,
+    )
+
+
+def ask_checked(
+    endpoint: Endpoint,
+    model: ChatModel,
+    direction: Direction,
+    condition: str,
+    instructions: Sequence[str],
+    name: str,
+) -> list[str]:
+    """The server's completions of all ``instructions``, the first few checked before the others are asked for.
+
+    Raises:
+        EngineError: it cannot be asked, leaves one out, or is another model than the one here.
+    """
+    lengths = [len(tokens) for tokens in model.tokenize(instructions)]
+    with task(name, total=len(instructions), unit="completions") as advance:
+
+        def ask(start: int, stop: int) -> list[str]:
+            written: dict[int, str] = {}
+            chosen = range(start, min(stop, len(instructions)))
+            for reply in endpoint.ask([_messages(model, instructions[i]) for i in chosen]):
+                i = chosen[reply.index]
+                if reply.text is None:
+                    raise EngineError(
+                        f"{endpoint.address.url} gave no completion of {i + 1} of {len(instructions)} prompts: "
+                        f"{reply.error}. Look at the server's log, then start the same command again."
+                    )
+                _check_length(endpoint, reply.tokens_in, lengths[i])
+                written[i] = reply.text
+                advance(1)
+            return [written[i] for i in chosen]
+
+        first = ask(0, CHECKED)
+        _check_beginnings(endpoint, model, direction, condition, instructions[: len(first)], first)
+        return first + ask(CHECKED, len(instructions))
+
+
+def _messages(model: ChatModel, instruction: str) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": model.chat.system}] if model.chat.system is not None else []
+    return [*system, {"role": "user", "content": instruction}]
+
+
+def _check_length(endpoint: Endpoint, read: int | None, ours: int) -> None:
+    if read is not None and read != ours:
+        raise EngineError(
+            f"{endpoint.address.url} reads {read} tokens of a prompt that has {ours} here: its chat template is "
+            "another one. Serve the model with the same tokenizer and template."
+        )
+
+
+def _check_beginnings(
+    endpoint: Endpoint,
+    model: ChatModel,
+    direction: Direction,
+    condition: str,
+    instructions: Sequence[str],
+    written: Sequence[str],
+) -> None:
+    """Compare completions with the model's own: none alike is an error, some of them only a warning."""
+    if ranks.split():
+        log.warning(
+            "The model here is split over processes: what %s writes is not compared with it.", endpoint.address.url
+        )
+        return
+    most = min(CHECKED_TOKENS, endpoint.address.max_tokens)
+    own = OWN.complete(model, direction, condition, instructions, most, f"check: {condition}")
+    alike = sum(theirs.strip().startswith(ours.strip().rstrip("�")) for ours, theirs in zip(own, written, strict=True))
+    what = (
+        f"{endpoint.address.model!r} at {endpoint.address.url} begins {alike} of {len(written)} completions "
+        f"as the model does under {condition} here"
+    )
+    if written and not alike:
+        raise EngineError(
+            f"{what}: it is another model, another edit, or samples with penalties. "
+            "Serve what refusal export wrote from this run, with greedy decoding."
+        )
+    (log.info if alike == len(written) else log.warning)("%s.", what)

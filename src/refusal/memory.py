@@ -1,0 +1,85 @@
+"""What a stage holds in memory: weights, activations of a pass, keys and values, logits."""
+
+from dataclasses import dataclass
+
+from refusal.config import RunConfig
+from refusal.evaluate.drift import CHUNK, MOST_TOKENS
+from refusal.model import ChatModel
+from refusal.sizes import ModelSize, size_of
+
+# bitsandbytes: half a byte or one for a number, and in 4 bits a float32 scale for every 64.
+LONG_PROMPT = 64  # tokens
+QUANTISED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a stage needs at its peak, by what they hold; the interpreter and its libraries come on top."""
+
+    weights: int
+    activations: int = 0
+    cache: int = 0
+    logits: int = 0
+
+    @property
+    def working(self) -> int:
+        """All but the weights."""
+        return self.activations + self.cache + self.logits
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.weights + self.working
+
+
+def weights_of(size: ModelSize, itemsize: int, quantize: str | None = None) -> int:
+    """One copy of the weights; quantised are those of linear layers alone."""
+    quantised = size.linear if quantize is not None else 0
+    each = QUANTISED_BYTES[quantize] if quantize is not None else 0.0
+    return (size.weights - quantised) * itemsize + int(quantised * each)
+
+
+def reading(size: ModelSize, weights: int, itemsize: int, tokens: int) -> Memory:
+    """A pass over ``tokens`` prompt tokens: copies of the stream and the widest MLP tensors of one block."""
+    return Memory(weights, activations=tokens * activation_bytes(size, itemsize))
+
+
+def activation_bytes(size: ModelSize, itemsize: int) -> int:
+    """Of one token in one block, from above: copies of the stream, some in float32, and the widest MLP tensors."""
+    return itemsize * (12 * size.d_model + 4 * size.inner) + 16 * size.d_model
+
+
+def writing(size: ModelSize, weights: int, itemsize: int, rows: int, length: int) -> Memory:
+    """``rows`` completions side by side of ``length`` tokens with their prompts.
+
+    Keys and values count three times: growing, they are copied, and the allocator keeps what was freed. Logits are
+    those of one token a row, in float32 and twice more.
+    """
+    cache = rows * 3 * length * size.cache * itemsize
+    return Memory(weights, cache=cache, logits=rows * 3 * 4 * (size.head // size.d_model))
+
+
+def forcing(size: ModelSize, weights: int, itemsize: int) -> Memory:
+    """Texts read for the logits of every token: some in the model's dtype, a few of them in float64."""
+    vocabulary = size.head // size.d_model
+    return Memory(weights, logits=vocabulary * (MOST_TOKENS * 2 * itemsize + CHUNK * 3 * 8))
+
+
+def stage_memory(model: ChatModel, config: RunConfig, stage: str) -> Memory | None:
+    """What a stage of a run will hold with the batch sizes that were chosen; ``None`` where no model is run.
+
+    Args:
+        stage: its name in the manifest: ``extract``, ``generate harmful.ablation``, …
+    """
+    kind = stage.partition(" ")[0]
+    if kind == "evaluate":
+        return None
+    size, itemsize = size_of(model.hf, model.hf.config), model.hf.dtype.itemsize
+    weights = sum(p.numel() * p.element_size() for p in model.hf.parameters() if not p.is_meta)
+    if kind == "drift":
+        return forcing(size, weights, itemsize)
+    if kind == "generate":
+        rows = config.n_control * (config.controls + 2) if ".controls-" in stage else config.n_test
+        length = LONG_PROMPT + config.max_new_tokens
+        return writing(size, weights, itemsize, min(rows, model.batch_size.value), length)
+    return reading(size, weights, itemsize, model.token_budget.value)

@@ -1,0 +1,110 @@
+"""In which numbers and on which devices a model is loaded."""
+
+import re
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from transformers import BitsAndBytesConfig
+from transformers.distributed.configuration_utils import DistributedConfig
+
+from refusal import ranks
+from refusal.errors import ConfigError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+def find_device(device: str) -> torch.device:
+    """The device of that name; ``auto`` is the best there is.
+
+    Raises:
+        ConfigError: unknown, or not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device(f"cuda:{ranks.local_number()}" if ranks.processes() > 1 else "cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device {device!r}. Use auto, cpu, cuda, cuda:1 or mps.") from error
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (where.index or 0) >= count.get(where.type, 0):
+        raise ConfigError(f"The device {device!r} is not available here. Use --device auto or cpu.")
+    return where
+
+
+def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; ``auto`` is bfloat16 where the device multiplies in it, else float32.
+
+    On a processor without instructions for bfloat16 its products take four times as long as float32's
+    (docs/performance.md).
+
+    Raises:
+        ConfigError: unknown.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device.type != "cpu" or _cpu_multiplies_bfloat16() else torch.float32
+    if dtype not in DTYPES:
+        raise ConfigError(f"Unknown dtype {dtype!r}. Use auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def place(
+    device: torch.device,
+    dtype: torch.dtype,
+    device_map: str | None,
+    max_memory: Sequence[str],
+    quantize: Literal["4bit", "8bit"] | None,
+    tp_plan: Literal["auto"] | None,
+) -> dict[str, Any]:
+    """What ``from_pretrained`` is told about numbers and devices; nothing for a model that is moved afterwards.
+
+    Raises:
+        ConfigError: ``tp_plan`` without a launcher, ``quantize`` without bitsandbytes, or options that exclude each
+            other.
+    """
+    if tp_plan is not None:
+        if not ranks.launched():
+            raise ConfigError(
+                "--tp-plan splits a model over the processes of a launcher, and there is none. "
+                "Start it with: torchrun --nproc-per-node N -m refusal run … --tp-plan auto."
+            )
+        if quantize is not None or device_map is not None:
+            raise ConfigError("--tp-plan goes with neither --quantize nor --device-map. Leave one of them out.")
+        return {"distributed_config": DistributedConfig(tp_plan=tp_plan)}
+    options: dict[str, Any] = {}
+    if max_memory:
+        if device_map is None:
+            raise ConfigError("--max-memory limits what --device-map gives each device. Add --device-map auto.")
+        options["max_memory"] = dict(_limit(text) for text in max_memory)
+    if quantize is not None:
+        options["quantization_config"] = _quantisation(quantize, dtype)
+        device_map = device_map or str(device)  # its weights cannot be moved afterwards
+    if device_map is not None:
+        options["device_map"] = device_map
+    return options
+
+
+def _limit(text: str) -> tuple[int | str, str]:
+    """``0=20GiB`` as accelerate wants it: the number of a GPU, or ``cpu``."""
+    found = re.fullmatch(r"(\d+|cpu|mps)=(\d+(?:\.\d+)?[KMG]i?B)", text)
+    if found is None:
+        raise ConfigError(f"--max-memory {text!r} cannot be read. Write a device and a size, as 0=20GiB or cpu=60GiB.")
+    return (int(found[1]) if found[1].isdigit() else found[1]), found[2]
+
+
+def _quantisation(quantize: Literal["4bit", "8bit"], dtype: torch.dtype) -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("--quantize needs bitsandbytes. Install it with: pip install 'refusal[quantize]'.")
+    if quantize == "4bit":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")  # once a layer
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether torch's products in bfloat16 use instructions of this processor."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
