@@ -48,12 +48,17 @@ def test_completions_equal_a_plain_loop(family: str) -> None:
 
 @pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.SLIDING])
 def test_padding_on_the_left_changes_no_logit(family: str) -> None:
-    """Right padding and packed rows are compared with prompts run alone in test_forward.py."""
+    """Right padding and packed rows are compared with prompts run alone in test_forward.py.
+
+    To 1e-5 of the largest logit: sums are taken in another order. (Phi-3's differ by 2e-5 of 6 on processors without
+    AVX-512, and by 2e-15 in float64.)
+    """
     model = tiny_models.chat_model(family)
     rows = model.tokenize(TEXTS)
     with torch.inference_mode():
         found = _read_prompts(model, rows, 8).logits
-    torch.testing.assert_close(found, torch.stack([last_logits(model.hf, row) for row in rows]), atol=1e-5, rtol=1e-5)
+    alone = torch.stack([last_logits(model.hf, row) for row in rows])
+    torch.testing.assert_close(found, alone, atol=1e-5 * float(alone.abs().max()), rtol=0)
 
 
 def test_interventions_act_at_every_step(model: ChatModel) -> None:

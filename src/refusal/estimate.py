@@ -40,7 +40,7 @@ MATCHED = 200  # prompts of the matched pairs
 SAMPLE = 64  # prompts of a class whose length is looked at
 SHARING = 0.9  # of the time that several processes would save if none ever waited (docs/scale.md)
 SPLITTING = 0.6  # likewise where each has a part of every weight: they meet after every sublayer
-RUNTIME = 1_000_000_000  # Python, torch, transformers, and what loading leaves behind
+RUNTIME = 800_000_000  # Python, torch, transformers, and what loading leaves behind
 STEP_ROWS = (1, 4, 16, 64, 256)
 
 

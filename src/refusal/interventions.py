@@ -122,11 +122,12 @@ class SideBySide:
                 "Ablations and additions, or additions at several layers, cannot run side by side. Run them in turn."
             )
         self.all = _Placed(torch.stack(vectors))
-        self.which: Int[Tensor, " row"] = torch.zeros(0, dtype=torch.long)
+        self.rows([])
 
     def rows(self, which: Sequence[int]) -> None:
         """Row ``i`` of the coming calls is under intervention ``which[i]``."""
-        self.which = torch.tensor(list(which), dtype=torch.long)
+        self.which: Int[Tensor, " row"] = torch.tensor(list(which), dtype=torch.long)
+        self._mine: dict[torch.device, Float[Tensor, "row 1 d_model"]] = {}  # picked once a device, not at every call
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """As each intervention by itself, on its rows."""
@@ -134,7 +135,9 @@ class SideBySide:
             check_width(direction, sites.d_model)
 
         def mine(x: Tensor) -> Float[Tensor, "row 1 d_model"]:
-            return self.all.beside(x)[self.which.to(x.device)][:, None]
+            if x.device not in self._mine:
+                self._mine[x.device] = self.all.beside(x)[self.which.to(x.device)][:, None]
+            return self._mine[x.device]
 
         if self.layer is None:
             return _everywhere(model, sites, lambda x: project_out(x, mine(x)))

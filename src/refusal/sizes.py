@@ -39,7 +39,7 @@ def size_of(model: PreTrainedModel, config: PreTrainedConfig) -> ModelSize:
     ``model`` may be on the meta device. Models without attention leave no keys and values.
     """
     text, head = config.get_text_config(), model.get_output_embeddings()
-    products = [m.weight for m in model.modules() if type(m) is nn.Linear and m is not head]
+    products = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     heads: int = getattr(text, "num_attention_heads", None) or 0
     kept: int = getattr(text, "num_key_value_heads", None) or heads
     per_head: int = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
