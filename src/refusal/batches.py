@@ -86,14 +86,24 @@ def too_large(tokens: int) -> OutOfMemoryError:
 
 def token_budget(device: torch.device, bytes_per_token: int) -> int:
     """Tokens that a forward pass may hold: as many as keep the device busy, if their activations fit."""
-    fits = int(free_memory(device) * SHARE) // bytes_per_token
-    return max(FEWEST_TOKENS, min(BUSY_TOKENS.get(device.type, BUSY_TOKENS["cpu"]), fits))
+    return tokens_that_fit(device.type, free_memory(device), bytes_per_token)
 
 
 def row_budget(device: torch.device, bytes_per_row: int) -> int:
     """Rows that may be generated at once: their keys and values must fit."""
-    fits = int(free_memory(device) * SHARE) // bytes_per_row
-    return max(1, min(BUSY_ROWS.get(device.type, BUSY_ROWS["cpu"]), fits))
+    return rows_that_fit(device.type, free_memory(device), bytes_per_row)
+
+
+def tokens_that_fit(kind: str, free: int | float, bytes_per_token: int) -> int:
+    """The same for a kind of device with so many bytes free."""
+    most = BUSY_TOKENS.get(kind, BUSY_TOKENS["cpu"])
+    return int(max(FEWEST_TOKENS, min(most, free * SHARE // max(1, bytes_per_token))))
+
+
+def rows_that_fit(kind: str, free: int | float, bytes_per_row: int) -> int:
+    """The same for a kind of device with so many bytes free."""
+    most = BUSY_ROWS.get(kind, BUSY_ROWS["cpu"])
+    return int(max(1, min(most, free * SHARE // max(1, bytes_per_row))))
 
 
 @contextmanager

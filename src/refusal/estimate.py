@@ -7,6 +7,7 @@ going, and reading their keys and values. How many tokens a stage reads was coun
 measured, in a few seconds; other devices are taken from their makers' data sheets.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch.nn.functional import linear
 from transformers import AutoConfig, AutoTokenizer
 
 from refusal import memory
-from refusal.batches import BUSY_ROWS, BUSY_TOKENS, free_memory
+from refusal.batches import BUSY_TOKENS, free_memory, rows_that_fit, tokens_that_fit
 from refusal.chat import find_format, render, tokenize
 from refusal.config import RunConfig
 from refusal.model import auto_class, loading, resolve
@@ -33,6 +34,8 @@ SCORED = 0.07  # of a triple loop's tokens: early exit, and induce starts in the
 LOOKED = 12.0  # prompts for each candidate besides: what it takes to see that it fails
 TRAFFIC = 3.0  # times that the activations of a block go to memory and back
 COPIED = 3.0  # times that keys and values go to memory and back in a step: they grow by being copied
+LAUNCHING = 0.8e-3  # seconds that a GPU's driver needs to start all that a block consists of, one after another
+LOOKS = 3.0  # passes for each candidate
 REACHED = 0.6  # of a data sheet's operations a second that matrix products reach
 FORCING = 2.0  # times the cost of reading, where every token's logits are needed, in float64
 JUDGED = 48  # completions that choose the refusal tokens
@@ -53,11 +56,13 @@ class Speed:
         bandwidth: bytes a second read from memory.
         steps: seconds for each weight of a product with few rows, by the rows; by default what is slower, arithmetic or
             reading the weights in bfloat16.
+        block: seconds that a block takes at least, however little it has to do.
     """
 
     flops: float
     bandwidth: float
     steps: tuple[tuple[int, float], ...] = ()
+    block: float = 0.0
 
     def step(self, rows: float) -> float:
         """Seconds for each weight of a product with so many rows."""
@@ -68,7 +73,7 @@ class Speed:
 
 
 def _data_sheet(flops: float, bandwidth: float) -> Speed:
-    return Speed(REACHED * flops, bandwidth)
+    return Speed(REACHED * flops, bandwidth, block=LAUNCHING)
 
 
 # Makers' data sheets: dense bfloat16 operations and bytes a second, bytes of memory.
@@ -133,19 +138,25 @@ def estimate_on(
 
     With ``tp_plan`` in the configuration every device holds a part of every weight, whether a copy would fit or not.
     """
-    one = estimate(size, config, speed, kind, lengths)
     split = config.tp_plan is not None and count > 1
-    shared = not split and one.memory_bytes <= memory
-    part = one.memory_bytes - one.weights_bytes + one.weights_bytes // count
-    faster = count * (SPLITTING if split else SHARING) if (split or shared) and count > 1 else 1.0
+    if split:  # each device has a part of every product, but as many of them to start
+        speed = replace(
+            speed,
+            flops=speed.flops * count * SPLITTING,
+            bandwidth=speed.bandwidth * count * SPLITTING,
+            steps=tuple((rows, seconds / (count * SPLITTING)) for rows, seconds in speed.steps),
+        )
+    one = estimate(size, config, speed, kind, lengths, memory, count if split else 1)
+    shared = one.fits and not split
+    if not split and not one.fits:  # spread over the devices: together they hold it, one at a time works
+        one = estimate(size, config, speed, kind, lengths, memory * count)
+    faster = count * SHARING if shared and count > 1 else 1.0
     seconds = {name: value / faster for name, value in one.seconds.items()}
     return replace(
         one,
-        memory_bytes=part if split else one.memory_bytes,
         seconds=seconds,
         devices=count,
         processes=count if shared or split else 1,
-        fits=part <= memory if split else shared or one.memory_bytes <= memory * count,
         split=split,
         cost=None if price is None else price * count * sum(seconds.values()) / 3600,
     )
@@ -203,28 +214,38 @@ def measure_speed(device: torch.device, dtype: str, size: int = 2048) -> Speed:
 
 
 def estimate(
-    size: ModelSize, config: RunConfig, speed: Speed, device: str = "cpu", lengths: Lengths | None = None
+    size: ModelSize,
+    config: RunConfig,
+    speed: Speed,
+    device: str = "cpu",
+    lengths: Lengths | None = None,
+    room: int | float = math.inf,
+    parts: int = 1,
 ) -> Estimate:
-    """Memory and time of a run.
+    """Memory and time of a run in one process on a device with ``room`` bytes that holds one of ``parts`` of the model.
 
     Memory: the weights, the runtime, and the largest of what is held while loading from another dtype and by the stages
-    (``memory``). Time: see the module; a stage's tokens are stated above as constants.
+    (``memory``), whose batches are as large as the room allows. Time: see the module; a stage's tokens are stated above
+    as constants.
     """
     lengths = lengths if lengths is not None else Lengths()
     itemsize = find_dtype(config.dtype, torch.device(device)).itemsize
-    weights = memory.weights_of(size, itemsize, config.quantize)
-    rows = min(BUSY_ROWS.get(device, BUSY_ROWS["cpu"]), config.n_test)
+    weights = memory.weights_of(size, itemsize, config.quantize) // parts
+    part = replace(size, cache=size.cache // parts)
     length = int(2 * lengths.test) + config.max_new_tokens
-    budget = BUSY_TOKENS.get(device, BUSY_TOKENS["cpu"])
+    free = max(0, room - weights - RUNTIME)
+    tokens = tokens_that_fit(device, free, memory.activation_bytes(size, itemsize))
+    rows = rows_that_fit(device, free, length * part.cache * itemsize)
     stages = [
-        memory.reading(size, weights, itemsize, budget),
-        memory.writing(size, weights, itemsize, rows, length),
-        *([memory.forcing(size, weights, itemsize)] if config.drift_tokens else []),
+        memory.reading(part, weights, itemsize, tokens),
+        memory.writing(part, weights, itemsize, min(rows, config.n_test), length),
+        *([memory.forcing(part, weights, itemsize)] if config.drift_tokens else []),
     ]
     # A checkpoint in another dtype is mapped into memory while it is converted.
-    converting = size.weights * size.stored - RUNTIME // 2 if size.stored != itemsize else 0
-    needed = weights + RUNTIME + max(converting, *(stage.working for stage in stages))
-    return Estimate(weights, needed, _seconds(size, config, speed, itemsize, lengths, budget))
+    converting = size.weights * size.stored // parts - RUNTIME // 2 if size.stored != itemsize and not parts > 1 else 0
+    working = max(converting, *(stage.working for stage in stages))
+    seconds = _seconds(size, config, speed, itemsize, lengths, tokens, rows)
+    return Estimate(weights, weights + RUNTIME + working, seconds, fits=working <= free)
 
 
 def plan(config: RunConfig, count: int = 1) -> Estimate:
@@ -246,22 +267,25 @@ def plan(config: RunConfig, count: int = 1) -> Estimate:
 
 
 def _seconds(
-    size: ModelSize, config: RunConfig, speed: Speed, itemsize: int, lengths: Lengths, budget: int
+    size: ModelSize, config: RunConfig, speed: Speed, itemsize: int, lengths: Lengths, budget: int, most: int
 ) -> dict[str, float]:
     traffic = TRAFFIC * size.layers * memory.activation_bytes(size, itemsize) / speed.bandwidth
+
+    each_pass = size.layers * speed.block
 
     def read(tokens: int | float) -> float:
         return tokens * (2 * size.active / speed.flops + traffic)
 
     def read_prompts(n: int | float, length: float) -> float:
         passes = max(2, n * length / budget)  # at least one a class, and each reads what all begin with
-        return read(n * length + passes * lengths.begins)
+        return read(n * length + passes * lengths.begins) + passes * each_pass
 
     def write(rows: int, new: int, prompt: float) -> float:
-        going = max(1.0, WRITTEN * rows)
+        batches = max(1.0, rows / most)
+        going = max(1.0, WRITTEN * rows / batches)
         kept = COPIED * going * (prompt + new / 2) * size.cache * itemsize / speed.bandwidth
-        step = (size.active + size.head) * speed.step(going) + going * traffic + kept
-        return read_prompts(rows, prompt) + new * step
+        step = (size.active + size.head) * speed.step(going) + going * traffic + kept + each_pass
+        return read_prompts(rows, prompt) + batches * new * step
 
     drawn = DRAWN if config.filter else 1.0
     new, test = config.max_new_tokens, lengths.test
@@ -281,7 +305,7 @@ def _seconds(
     return {
         "refusal tokens": write(JUDGED, 32, lengths.train) + read_prompts(JUDGED, lengths.train) if chosen else 0.0,
         "extract": read_prompts(2 * drawn * config.n_train, lengths.train),
-        "select": read(scored) + read_prompts(2 * drawn * config.n_val, lengths.val),
+        "select": read(scored) + LOOKS * candidates * each_pass + read_prompts(2 * drawn * config.n_val, lengths.val),
         "projections": read_prompts(2 * config.n_val, lengths.val),
         "generate": main + sets,
         "controls": (4 + 2 * others) * write(some, new, test)

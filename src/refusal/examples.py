@@ -11,6 +11,7 @@ EXAMPLES = {
         "refusal run Qwen/Qwen2.5-7B-Instruct       # a hub id, the paper's sizes",
         "refusal run ./my-model --prompts harmful=bad.txt harmless=good.txt",
         "refusal run embedded --over-refusal xstest --tasks mmlu --n-items 200",
+        "refusal run ./my-model --quantize 4bit",
         "refusal run --config my.toml --out runs/mine    # see: refusal config",
     ),
     "extract": ("refusal extract ./my-model --n-train 64",),
@@ -18,7 +19,10 @@ EXAMPLES = {
         "refusal select ./my-model --full-map       # every score, for the maps",
         "refusal select ./my-model --kl-threshold 0.2 --strict",
     ),
-    "generate": ("refusal generate ./my-model --max-new-tokens 128",),
+    "generate": (
+        "refusal generate ./my-model --max-new-tokens 128",
+        "refusal generate ./my-model --engine openai --engine-ablated edited",
+    ),
     "evaluate": (
         "refusal evaluate runs/embedded --over-refusal xstest orbench-hard",
         "refusal evaluate runs/embedded --judges substring llama-guard-3",
