@@ -11,11 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 import saved
+from serving import free_port, served
 
 import refusal
 from refusal import ConfigError, Direction, ranks
 from refusal.config import RunConfig
 from refusal.config_file import commented_toml
+from refusal.weights import export_model
 
 LIMIT = 30.0  # seconds in which a run must end after one of its processes has
 
@@ -42,13 +44,39 @@ def alone(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def launch(config: RunConfig, out: Path, n: int, *more: str) -> subprocess.Popen[str]:
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node")
+ACCELERATE = (
+    "accelerate.commands.launch",
+    "--cpu",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--num_processes",
+)
+
+
+def launch(
+    config: RunConfig, out: Path, n: int, *more: str, launcher: tuple[str, ...] = TORCHRUN
+) -> subprocess.Popen[str]:
     """A run in ``n`` processes with one thread each."""
     file = out.parent / "config.toml"
     file.write_text(commented_toml(config), encoding="utf-8")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-    command = [*torchrun, "-m", "refusal", "run", "--config", str(file), "--out", str(out), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        str(n),
+        "-m",
+        "refusal",
+        "run",
+        "--config",
+        str(file),
+        "--out",
+        str(out),
+        *more,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
@@ -93,6 +121,23 @@ def test_several_processes_give_what_one_gives(config: RunConfig, alone: Path, t
         for path in (tmp_path / "run", alone)
     ]
     assert tokens[0] >= tokens[1]  # of all processes together
+
+
+def test_accelerates_launcher_does_as_well(config: RunConfig, alone: Path, tmp_path: Path) -> None:
+    _, err = (done := launch(config, tmp_path / "run", 2, launcher=ACCELERATE)).communicate(timeout=240)
+    assert done.returncode == 0, err
+    assert_same(tmp_path / "run", alone)
+
+
+def test_the_first_process_asks_a_server_for_all(config: RunConfig, alone: Path, tmp_path: Path) -> None:
+    """It also compares the server's completions with the model's, while the others wait."""
+    direction = Direction.load(alone / "direction.safetensors")
+    export_model(refusal.load(config.model, dtype="float32"), direction, tmp_path / "edited")
+    with served(dtype="float32") as url:
+        changes = {"engine": "openai", "engine_url": url, "engine_ablated": str(tmp_path / "edited")}
+        _, err = (done := launch(config.model_copy(update=changes), tmp_path / "run", 2)).communicate(timeout=240)
+    assert done.returncode == 0, err
+    assert_same(tmp_path / "run", alone)
 
 
 def test_a_model_that_is_split_gives_what_a_whole_one_gives(config: RunConfig, alone: Path, tmp_path: Path) -> None:

@@ -342,12 +342,13 @@ def show_estimate(found: Estimate) -> None:
     table.add_row("all together", duration(found.total_seconds))
     out.print(table)
     weights, memory = gib(found.weights_bytes), gib(found.memory_bytes)
-    shared = f"{found.processes} processes, a copy each" if found.processes > 1 else "one process"
+    each = "a part of every weight" if found.split else "a copy"
+    shared = f"{found.processes} processes, {each} each" if found.processes > 1 else "one process"
     if found.devices > found.processes:
         shared += f", its model over {found.devices} devices that work one at a time"
     out.print(f"{memory} of memory a process, {weights} of it weights; {shared}", highlight=False)
     if not found.fits:
-        out.print("It does not fit: a smaller --dtype, or more or larger devices.", style="bold red")
+        out.print("It does not fit: --quantize, --tp-plan auto, or more or larger devices.", style="bold red")
     if found.cost is not None:
         out.print(f"Cost: {found.cost:.2f}", highlight=False)
 

@@ -138,12 +138,12 @@ def _needs(model: str, options: ModelOptions, device: torch.device) -> Iterator[
     yield Finding("speed", "ok", f"{speed.flops / 1e12:.2f} TFLOP/s in {precision}, {speed.bandwidth / 1e9:.0f} GB/s")
     free = free_memory(device)
     for preset in sorted(PRESETS, reverse=True):
-        found = estimate(size, make_config(preset, dtype=options.dtype, quantize=options.quantize), speed, device.type)
-        fits = found.memory_bytes <= free
+        settings = make_config(preset, dtype=options.dtype, quantize=options.quantize)
+        found = estimate(size, settings, speed, device.type, room=free)
         text = f"{gib(found.memory_bytes)} of memory ({gib(free)} free), about {duration(found.total_seconds)}"
-        if not fits:
-            text += "; too much: a smaller --dtype, --device-map auto, or another device"
-        yield Finding(f"--preset {preset}", "ok" if fits else "problem", text)
+        if not found.fits:
+            text += "; too much: --quantize, --device-map auto, or another device"
+        yield Finding(f"--preset {preset}", "ok" if found.fits else "problem", text)
 
 
 def gib(n: int | float) -> str:

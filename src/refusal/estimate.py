@@ -43,7 +43,7 @@ MATCHED = 200  # prompts of the matched pairs
 SAMPLE = 64  # prompts of a class whose length is looked at
 SHARING = 0.9  # of the time that several processes would save if none ever waited (docs/scale.md)
 SPLITTING = 0.6  # likewise where each has a part of every weight: they meet after every sublayer
-RUNTIME = 800_000_000  # Python, torch, transformers, and what loading leaves behind
+RUNTIME = 750_000_000  # Python, torch, transformers, and what loading leaves behind
 STEP_ROWS = (1, 4, 16, 64, 256)
 
 
@@ -233,13 +233,13 @@ def estimate(
     weights = memory.weights_of(size, itemsize, config.quantize) // parts
     part = replace(size, cache=size.cache // parts)
     length = int(2 * lengths.test) + config.max_new_tokens
-    free = max(0, room - weights - RUNTIME)
+    free, drift = max(0, room - weights - RUNTIME), config.drift_tokens > 0
     tokens = tokens_that_fit(device, free, memory.activation_bytes(size, itemsize))
     rows = rows_that_fit(device, free, length * part.cache * itemsize)
     stages = [
         memory.reading(part, weights, itemsize, tokens),
         memory.writing(part, weights, itemsize, min(rows, config.n_test), length),
-        *([memory.forcing(part, weights, itemsize)] if config.drift_tokens else []),
+        *([memory.forcing(part, weights, itemsize, memory.forced_tokens(config, lengths.test))] if drift else []),
     ]
     # A checkpoint in another dtype is mapped into memory while it is converted.
     converting = size.weights * size.stored // parts - RUNTIME // 2 if size.stored != itemsize and not parts > 1 else 0

@@ -59,10 +59,16 @@ def writing(size: ModelSize, weights: int, itemsize: int, rows: int, length: int
     return Memory(weights, cache=cache, logits=rows * 3 * 4 * (size.head // size.d_model))
 
 
-def forcing(size: ModelSize, weights: int, itemsize: int) -> Memory:
-    """Texts read for the logits of every token: some in the model's dtype, a few of them in float64."""
+def forcing(size: ModelSize, weights: int, itemsize: int, tokens: int) -> Memory:
+    """Texts of ``tokens`` tokens in all, read for the logits of each: at most some at once, a few in float64."""
     vocabulary = size.head // size.d_model
-    return Memory(weights, logits=vocabulary * (MOST_TOKENS * 2 * itemsize + CHUNK * 3 * 8))
+    return Memory(weights, logits=vocabulary * (min(tokens, MOST_TOKENS) * 2 * itemsize + CHUNK * 3 * 8))
+
+
+def forced_tokens(config: RunConfig, prompt: int | float) -> int:
+    """Tokens of the texts that drift is measured on, prompts of ``prompt`` tokens with answers among them."""
+    answers = min(config.n_texts, config.n_test) * (prompt + config.max_new_tokens)
+    return int(max(answers, config.n_texts * config.text_tokens if config.texts else 0))
 
 
 def stage_memory(model: ChatModel, config: RunConfig, stage: str) -> Memory | None:
@@ -77,7 +83,7 @@ def stage_memory(model: ChatModel, config: RunConfig, stage: str) -> Memory | No
     size, itemsize = size_of(model.hf, model.hf.config), model.hf.dtype.itemsize
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters() if not p.is_meta)
     if kind == "drift":
-        return forcing(size, weights, itemsize)
+        return forcing(size, weights, itemsize, forced_tokens(config, LONG_PROMPT))
     if kind == "generate":
         rows = config.n_control * (config.controls + 2) if ".controls-" in stage else config.n_test
         length = LONG_PROMPT + config.max_new_tokens

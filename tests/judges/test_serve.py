@@ -58,7 +58,7 @@ def test_the_embedded_model_as_a_judge() -> None:
         found = {j.prompt_id: j for j in make_judge(f"endpoint-refusal={folder}", options).judge(rows)}
     questions = [REFUSAL.format(prompt=row.prompt, completion=row.completion) for row in rows]
     with all_cores():
-        answers = load("embedded").generate(questions, max_new_tokens=8)
+        answers = load("embedded", dtype="bfloat16").generate(questions, max_new_tokens=8)
     for row, answer in zip(rows, answers, strict=True):
         read = read_refusal(answer)
         assert found[row.prompt_id].label == (read.label if read is not None else None)
