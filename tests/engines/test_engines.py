@@ -16,7 +16,7 @@ from serving import served
 
 import refusal
 from refusal import ChatModel, ConfigError, Direction, EngineError
-from refusal.evaluate.engines import OWN, EngineOptions, Paged, make_engine
+from refusal.evaluate.engines import OWN, EngineOptions, Job, Paged, make_engine
 from refusal.run_evaluation import read_completions
 from refusal.weights import export_model
 
@@ -59,21 +59,21 @@ def edited(folder: Path, model: ChatModel, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2"])
 def test_pages_change_nothing(family: str, condition: str) -> None:
     model = tiny_models.chat_model(family)
-    given = (model, direction(model), condition, TEXTS, NEW, "test")
-    assert Paged().complete(*given) == OWN.complete(*given)
+    given = Job(model, direction(model), condition, TEXTS, NEW, "test")
+    assert Paged().complete(given) == OWN.complete(given)
 
 
 def test_a_model_without_pages_is_completed_as_ever(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_models.chat_model("mamba2")
-    given = (model, direction(model), "ablation", TEXTS[:2], 4, "test")
-    assert Paged().complete(*given) == OWN.complete(*given)
+    given = Job(model, direction(model), "ablation", TEXTS[:2], 4, "test")
+    assert Paged().complete(given) == OWN.complete(given)
     assert "cannot be kept in pages" in caplog.text
 
 
 def test_fewer_pages_than_rows_only_take_longer(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refusal.generation.row_budget", lambda device, bytes_per_row: 2)
-    given = (model, direction(model), "ablation", TEXTS, NEW, "test")
-    assert Paged().complete(*given) == OWN.complete(*given)
+    given = Job(model, direction(model), "ablation", TEXTS, NEW, "test")
+    assert Paged().complete(given) == OWN.complete(given)
 
 
 # --- a server that runs
@@ -86,10 +86,10 @@ def test_a_real_server_writes_what_the_model_does(model: ChatModel, folder: Path
         )
         engine = make_engine(options, tmp_path)
         for condition in ("baseline", "ablation"):
-            given = (model, direction(model), condition, TEXTS, NEW, "test")
-            assert engine.complete(*given) == OWN.complete(*given)
-        assert OWN.complete(model, direction(model), "baseline", TEXTS, NEW, "") != engine.complete(
-            model, direction(model), "ablation", TEXTS, NEW, ""
+            given = Job(model, direction(model), condition, TEXTS, NEW, "test")
+            assert engine.complete(given) == OWN.complete(given)
+        assert OWN.complete(Job(model, direction(model), "baseline", TEXTS, NEW, "")) != engine.complete(
+            Job(model, direction(model), "ablation", TEXTS, NEW, "")
         )
 
 
@@ -123,7 +123,7 @@ def ask(server: Any, model: ChatModel, condition: str = "baseline", **options: A
         engine_ablated="edited",
         **options,
     )
-    return make_engine(given, Path()).complete(model, direction(model), condition, TEXTS, NEW, "test")
+    return make_engine(given, Path()).complete(Job(model, direction(model), condition, TEXTS, NEW, "test"))
 
 
 def test_another_model_is_refused(model: ChatModel) -> None:
@@ -141,14 +141,14 @@ def test_the_unedited_model_is_not_taken_for_the_edited_one(model: ChatModel, fo
     far = replace(direction(model), norm=1.0)
     with served(dtype="float32") as url:
         options = EngineOptions(engine="openai", engine_url=url, engine_model=str(folder), engine_ablated=str(folder))
-        own = {c: OWN.complete(model, far, c, TEXTS[:4], NEW, "") for c in ("baseline", "ablation")}
+        own = {c: OWN.complete(Job(model, far, c, TEXTS[:4], NEW, "")) for c in ("baseline", "ablation")}
         assert not any(a == b for a, b in zip(*own.values(), strict=True))  # the direction matters to all four
         with pytest.raises(EngineError, match="begins 0 of 4 completions as the model does under ablation"):
-            make_engine(options, Path()).complete(model, far, "ablation", TEXTS, NEW, "test")
+            make_engine(options, Path()).complete(Job(model, far, "ablation", TEXTS, NEW, "test"))
 
 
 def test_a_prompt_without_a_completion_ends_the_run(model: ChatModel) -> None:
-    own = OWN.complete(model, direction(model), "baseline", TEXTS, NEW, "")
+    own = OWN.complete(Job(model, direction(model), "baseline", TEXTS, NEW, ""))
     broken = iter(range(100))
 
     def behave(item: int, k: int) -> Any:
@@ -190,8 +190,8 @@ def test_vllm_is_started_for_each_condition_and_nothing_stays(stand_in: Path, mo
     engine = make_engine(EngineOptions(engine="vllm"), scratch)
     try:
         for condition in ("baseline", "ablation"):
-            given = (model, direction(model), condition, TEXTS, NEW, "test")
-            assert engine.complete(*given) == OWN.complete(*given)
+            given = Job(model, direction(model), condition, TEXTS, NEW, "test")
+            assert engine.complete(given) == OWN.complete(given)
             assert len(list(scratch.iterdir())) == 1
     finally:
         engine.close()
@@ -202,7 +202,7 @@ def test_what_vllm_says_when_it_cannot_start_is_shown(stand_in: Path, model: Cha
     options = EngineOptions(engine="vllm", engine_arguments=("--fail-with 'no room for the cache'",))
     engine = make_engine(options, tmp_path / "run")
     with pytest.raises(EngineError, match=r"vllm ended with exit code 1 before it answered: no room for the cache\."):
-        engine.complete(model, direction(model), "baseline", TEXTS, NEW, "test")
+        engine.complete(Job(model, direction(model), "baseline", TEXTS, NEW, "test"))
     assert list((tmp_path / "run").iterdir()) == []
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from refusal.errors import LeakageError
 from refusal.evaluate.conditions import intervention
 from refusal.evaluate.detector import refusal_verdict
-from refusal.evaluate.engines import OWN, Engine
+from refusal.evaluate.engines import OWN, Engine, Job
 from refusal.generation import complete_each
 from refusal.model import ChatModel
 from refusal.records import Completion, Direction, Prompt
@@ -32,7 +32,7 @@ def complete_under(
     check_untouched(prompts, direction)
     texts, what = [p.text for p in prompts], f"generate: {name}, {condition}"
     writer = engine if engine.serves(condition) else OWN
-    return _judged(prompts, writer.complete(model, direction, condition, texts, max_new_tokens, what))
+    return _judged(prompts, writer.complete(Job(model, direction, condition, texts, max_new_tokens, what)))
 
 
 def complete_controls(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from refusal.evaluate.engines.options import EngineOptions
 from refusal.evaluate.engines.own import OWN, Own, Paged
-from refusal.evaluate.engines.protocol import Engine
+from refusal.evaluate.engines.protocol import Engine, Job
 from refusal.evaluate.engines.server import Server
 from refusal.evaluate.engines.vllm import Vllm
 
-__all__ = ["OWN", "Engine", "EngineOptions", "Own", "Paged", "Server", "Vllm", "make_engine"]
+__all__ = ["OWN", "Engine", "EngineOptions", "Job", "Own", "Paged", "Server", "Vllm", "make_engine"]
 
 
 def make_engine(options: EngineOptions, scratch: Path) -> Engine:

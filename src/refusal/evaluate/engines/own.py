@@ -1,11 +1,8 @@
 """The model itself under hooks: in this package's batches, or in transformers' continuous batching."""
 
-from collections.abc import Sequence
-
 from refusal.evaluate.conditions import interventions_for
+from refusal.evaluate.engines.protocol import Job
 from refusal.generation import complete, complete_paged
-from refusal.model import ChatModel
-from refusal.records import Direction
 
 
 class Own:
@@ -18,18 +15,10 @@ class Own:
         """Every condition."""
         return True
 
-    def complete(
-        self,
-        model: ChatModel,
-        direction: Direction,
-        condition: str,
-        instructions: Sequence[str],
-        max_new_tokens: int,
-        name: str,
-    ) -> list[str]:
+    def complete(self, job: Job) -> list[str]:
         """As ``Engine``."""
-        with model.apply(*interventions_for(condition, direction)):
-            return self.write(model, instructions, max_new_tokens, name)
+        with job.model.apply(*interventions_for(job.condition, job.direction)):
+            return self.write(job.model, job.instructions, job.max_new_tokens, job.name)
 
     def close(self) -> None:
         """Nothing was started."""

@@ -1,10 +1,29 @@
-"""What every engine offers."""
+"""What every engine is given, and what it offers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from refusal.model import ChatModel
 from refusal.records import Direction
+
+
+@dataclass(frozen=True)
+class Job:
+    """Completions to be written.
+
+    Attributes:
+        model, direction, condition: what the condition does to the model.
+        instructions: one user turn each. max_new_tokens: length of the completions.
+        name: what the work is called on the display.
+    """
+
+    model: ChatModel
+    direction: Direction
+    condition: str
+    instructions: Sequence[str]
+    max_new_tokens: int
+    name: str
 
 
 @runtime_checkable
@@ -21,19 +40,8 @@ class Engine(Protocol):
         """Whether it can write under that condition."""
         ...
 
-    def complete(
-        self,
-        model: ChatModel,
-        direction: Direction,
-        condition: str,
-        instructions: Sequence[str],
-        max_new_tokens: int,
-        name: str,
-    ) -> list[str]:
-        """Greedy completions of ``instructions``, in their order, under a condition that it serves.
-
-        Args:
-            name: what the work is called on the display.
+    def complete(self, job: Job) -> list[str]:
+        """Greedy completions of a job's instructions, in their order, under a condition that it serves.
 
         Raises:
             EngineError: a server that cannot be asked, or that does not serve this model.

@@ -6,6 +6,7 @@ as many tokens of each prompt as the model here does, and its first completions 
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from refusal import ranks
@@ -14,9 +15,9 @@ from refusal.errors import ConfigError, EngineError
 from refusal.evaluate.conditions import BASELINE
 from refusal.evaluate.engines.options import EngineOptions
 from refusal.evaluate.engines.own import OWN
+from refusal.evaluate.engines.protocol import Job
 from refusal.model import ChatModel
 from refusal.progress import task
-from refusal.records import Direction
 
 log = logging.getLogger(__name__)
 
@@ -48,30 +49,21 @@ class Server:
         """The unedited model and the edited one."""
         return condition in (BASELINE, ABLATION)
 
-    def complete(
-        self,
-        model: ChatModel,
-        direction: Direction,
-        condition: str,
-        instructions: Sequence[str],
-        max_new_tokens: int,
-        name: str,
-    ) -> list[str]:
+    def complete(self, job: Job) -> list[str]:
         """As ``Engine``."""
-        served = self._options.engine_model or model.name
-        if condition == ABLATION:
+        served = self._options.engine_model or job.model.name
+        if job.condition == ABLATION:
             served = str(self._options.engine_ablated)
-        address = address_of(self._options, self._options.engine_url, served, model, max_new_tokens)
-        return ask_checked(Endpoint(address, EngineError), model, direction, condition, instructions, name)
+        return ask_checked(address_of(self._options, self._options.engine_url, served, job), job)
 
     def close(self) -> None:
         """It goes on running."""
 
 
-def address_of(options: EngineOptions, url: str, served: str, model: ChatModel, max_new_tokens: int) -> Address:
+def address_of(options: EngineOptions, url: str, served: str, job: Job) -> Address:
     """Where to ask for completions, and how: greedily, without penalties, and without thinking."""
     extra: dict[str, Any] = {"frequency_penalty": 0}  # to transformers' server: no penalty of the generation config's
-    if model.chat.thinking_switch:
+    if job.model.chat.thinking_switch:
         extra["chat_template_kwargs"] = {"enable_thinking": False}
     return Address(
         url=url,
@@ -82,35 +74,29 @@ def address_of(options: EngineOptions, url: str, served: str, model: ChatModel, 
         concurrency=options.engine_concurrency,
         timeout=options.engine_timeout,
         retries=RETRIES,
-        max_tokens=max_new_tokens,
+        max_tokens=job.max_new_tokens,
         extra=extra,
     )
 
 
-def ask_checked(
-    endpoint: Endpoint,
-    model: ChatModel,
-    direction: Direction,
-    condition: str,
-    instructions: Sequence[str],
-    name: str,
-) -> list[str]:
-    """The server's completions of all ``instructions``, the first few checked before the others are asked for.
+def ask_checked(address: Address, job: Job) -> list[str]:
+    """A server's completions of a job, the first few checked before the others are asked for.
 
     Raises:
         EngineError: it cannot be asked, leaves one out, or is another model than the one here.
     """
-    lengths = [len(tokens) for tokens in model.tokenize(instructions)]
-    with task(name, total=len(instructions), unit="completions") as advance:
+    endpoint, instructions = Endpoint(address, EngineError), job.instructions
+    lengths = [len(tokens) for tokens in job.model.tokenize(instructions)]
+    with task(job.name, total=len(instructions), unit="completions") as advance:
 
         def ask(start: int, stop: int) -> list[str]:
             written: dict[int, str] = {}
             chosen = range(start, min(stop, len(instructions)))
-            for reply in endpoint.ask([_messages(model, instructions[i]) for i in chosen]):
+            for reply in endpoint.ask([_messages(job.model, instructions[i]) for i in chosen]):
                 i = chosen[reply.index]
                 if reply.text is None:
                     raise EngineError(
-                        f"{endpoint.address.url} gave no completion of {i + 1} of {len(instructions)} prompts: "
+                        f"{endpoint.address.url} gave no completion of prompt {i + 1} of {len(instructions)}: "
                         f"{reply.error}. Look at the server's log, then start the same command again."
                     )
                 _check_length(endpoint, reply.tokens_in, lengths[i])
@@ -119,7 +105,7 @@ def ask_checked(
             return [written[i] for i in chosen]
 
         first = ask(0, CHECKED)
-        _check_beginnings(endpoint, model, direction, condition, instructions[: len(first)], first)
+        _check_beginnings(endpoint, job, first)
         return first + ask(CHECKED, len(instructions))
 
 
@@ -136,26 +122,24 @@ def _check_length(endpoint: Endpoint, read: int | None, ours: int) -> None:
         )
 
 
-def _check_beginnings(
-    endpoint: Endpoint,
-    model: ChatModel,
-    direction: Direction,
-    condition: str,
-    instructions: Sequence[str],
-    written: Sequence[str],
-) -> None:
-    """Compare completions with the model's own: none alike is an error, some of them only a warning."""
+def _check_beginnings(endpoint: Endpoint, job: Job, written: Sequence[str]) -> None:
+    """Compare the first completions with the model's own: none alike is an error, some of them only a warning."""
     if ranks.split():
         log.warning(
             "The model here is split over processes: what %s writes is not compared with it.", endpoint.address.url
         )
         return
-    most = min(CHECKED_TOKENS, endpoint.address.max_tokens)
-    own = OWN.complete(model, direction, condition, instructions, most, f"check: {condition}")
+    beginnings = replace(
+        job,
+        instructions=job.instructions[: len(written)],
+        max_new_tokens=min(CHECKED_TOKENS, job.max_new_tokens),
+        name=f"check: {job.condition}",
+    )
+    own = OWN.complete(beginnings)
     alike = sum(theirs.strip().startswith(ours.strip().rstrip("�")) for ours, theirs in zip(own, written, strict=True))
     what = (
         f"{endpoint.address.model!r} at {endpoint.address.url} begins {alike} of {len(written)} completions "
-        f"as the model does under {condition} here"
+        f"as the model does under {job.condition} here"
     )
     if written and not alike:
         raise EngineError(

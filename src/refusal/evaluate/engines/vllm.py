@@ -13,20 +13,18 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from refusal.endpoint import Endpoint
 from refusal.errors import ConfigError, EngineError
 from refusal.evaluate.conditions import BASELINE
 from refusal.evaluate.engines.options import EngineOptions
+from refusal.evaluate.engines.protocol import Job
 from refusal.evaluate.engines.server import ABLATION, address_of, ask_checked
 from refusal.model import ChatModel, local_folder
 from refusal.progress import task
-from refusal.records import Direction
 from refusal.weights.stream import stream_model
 
 SERVED = "refusal"  # what the model is called at its own server
@@ -58,22 +56,13 @@ class Vllm:
         """The unedited model and an edited one."""
         return condition in (BASELINE, ABLATION)
 
-    def complete(
-        self,
-        model: ChatModel,
-        direction: Direction,
-        condition: str,
-        instructions: Sequence[str],
-        max_new_tokens: int,
-        name: str,
-    ) -> list[str]:
+    def complete(self, job: Job) -> list[str]:
         """As ``Engine``; one server is kept while the condition and the length of what it is asked for stay."""
-        context = max(map(len, model.tokenize(instructions)), default=0) + max_new_tokens
-        if self._running is None or self._running.condition != condition or self._running.context < context:
+        context = max(map(len, job.model.tokenize(job.instructions)), default=0) + job.max_new_tokens
+        if self._running is None or self._running.condition != job.condition or self._running.context < context:
             self.close()
-            self._running = self._start(model, direction, condition, max(SHORTEST_CONTEXT, context))
-        address = address_of(self._options, self._running.url, SERVED, model, max_new_tokens)
-        return ask_checked(Endpoint(address, EngineError), model, direction, condition, instructions, name)
+            self._running = self._start(job, max(SHORTEST_CONTEXT, context))
+        return ask_checked(address_of(self._options, self._running.url, SERVED, job), job)
 
     def close(self) -> None:
         """Stop the server and delete what was written for it."""
@@ -81,16 +70,17 @@ class Vllm:
             self._running.stop()
             self._running = None
 
-    def _start(self, model: ChatModel, direction: Direction, condition: str, context: int) -> "_Running":
+    def _start(self, job: Job, context: int) -> "_Running":
+        model = job.model
         self._scratch.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=self._scratch, prefix=".vllm-")
         try:
             source = local_folder(model.name, model.revision)
-            if condition == ABLATION:
+            if job.condition == ABLATION:
                 edited = Path(folder.name) / "model"
-                stream_model(source, direction, edited, name=model.name, revision=model.revision)
+                stream_model(source, job.direction, edited, name=model.name, revision=model.revision)
                 source = edited
-            return _Running(folder, condition, context, self._arguments(source, model, context))
+            return _Running(folder, job.condition, context, self._arguments(source, model, context))
         except BaseException:
             folder.cleanup()
             raise
