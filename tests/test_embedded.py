@@ -41,15 +41,15 @@ def test_weights_load_as_the_processor_likes_with_the_separate_head(real: ChatMo
 def test_the_whole_job(real: ChatModel, tmp_path: Path) -> None:
     config = refusal.make_config(
         model="embedded",
-        n_train=16,
+        n_train=12,
         n_val=8,
         n_test=8,
-        max_new_tokens=16,
-        layer_step=6,
-        controls=2,
-        n_control=4,
-        drift_tokens=8,
-        n_texts=4,
+        max_new_tokens=12,
+        layer_step=8,
+        controls=1,
+        n_control=2,
+        drift_tokens=4,
+        n_texts=2,
         refusal_tokens=("I", "As", "Sorry"),
     )
     result = refusal.run(config, tmp_path / "run", model=real)

@@ -159,6 +159,18 @@ def test_a_prompt_without_a_completion_ends_the_run(model: ChatModel) -> None:
         ask(server, model, engine_concurrency=1)
 
 
+def test_the_edited_model_may_be_at_another_server(model: ChatModel) -> None:
+    own = {c: OWN.complete(Job(model, direction(model), c, TEXTS[:1], NEW, ""))[0] for c in ("baseline", "ablation")}
+    with (
+        serving(lambda item, k: says(own["baseline"], tokens=None)) as plain,
+        serving(lambda item, k: says(own["ablation"], tokens=None)) as edited,
+    ):
+        for condition in own:
+            assert ask(plain, model, condition, engine_ablated_url=edited.url) == [own[condition]] * len(TEXTS)
+        assert {body["model"] for body in plain.bodies} == {model.name}
+        assert {body["model"] for body in edited.bodies} == {"edited"}
+
+
 def test_nobody_there(model: ChatModel) -> None:
     with pytest.raises(EngineError, match=r"Nobody answers at http://127\.0\.0\.1:9/v1"):
         ask("http://127.0.0.1:9/v1", model)

@@ -20,6 +20,8 @@ class EngineOptions(BaseModel):
     """What the server calls the model; by default as it is called here."""
     engine_ablated: str | None = None
     """What the server calls the edited model or adapter that `refusal export` has written."""
+    engine_ablated_url: str | None = None
+    """Address of the edited model's server, if it is another one."""
     engine_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the server's key; a local server may need none."""
     engine_concurrency: Count = 64

@@ -51,10 +51,11 @@ class Server:
 
     def complete(self, job: Job) -> list[str]:
         """As ``Engine``."""
-        served = self._options.engine_model or job.model.name
+        given = self._options
+        url, served = given.engine_url, given.engine_model or job.model.name
         if job.condition == ABLATION:
-            served = str(self._options.engine_ablated)
-        return ask_checked(address_of(self._options, self._options.engine_url, served, job), job)
+            url, served = given.engine_ablated_url or url, str(given.engine_ablated)
+        return ask_checked(address_of(given, url, served, job), job)
 
     def close(self) -> None:
         """It goes on running."""
