@@ -21,8 +21,19 @@ from refusal.cli import app
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Options that pages mention and that are not of `refusal`: of llama.cpp, of the benchmarks, of everything.
-FOREIGN = {"--control-vector-scaled", "--weights", "--write", "--bootstrap", "--shape", "--help"}
+# Options that pages mention and that are not of `refusal`: of llama.cpp, vLLM, torchrun, the benchmarks, of everything.
+FOREIGN = {
+    "--bootstrap",
+    "--control-vector-scaled",
+    "--enable-lora",
+    "--generation-config",
+    "--help",
+    "--lora-modules",
+    "--nproc-per-node",
+    "--shape",
+    "--weights",
+    "--write",
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -55,7 +66,7 @@ def test_a_command_that_is_shown_can_be_typed(words: list[str]) -> None:
             assert re.fullmatch(r"\.|(\.|refusal)\[\w+\]", what)
             assert set(re.findall(r"\[(\w+)\]", what)) <= set(PROJECT["optional-dependencies"])
         case _:
-            assert words[0] in ("ls", "python3", ".", "transformers", "torchrun", "accelerate")
+            assert words[0] in ("ls", "python3", ".", "transformers", "torchrun", "accelerate", "vllm")
 
 
 def test_the_commands_are_found() -> None:

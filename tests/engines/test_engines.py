@@ -211,7 +211,7 @@ def test_vllm_is_started_for_each_condition_and_nothing_stays(stand_in: Path, mo
 
 
 def test_what_vllm_says_when_it_cannot_start_is_shown(stand_in: Path, model: ChatModel, tmp_path: Path) -> None:
-    options = EngineOptions(engine="vllm", engine_arguments=("--fail-with 'no room for the cache'",))
+    options = EngineOptions(engine="vllm", engine_arguments=("fail-with=no room for the cache",))
     engine = make_engine(options, tmp_path / "run")
     with pytest.raises(EngineError, match=r"vllm ended with exit code 1 before it answered: no room for the cache\."):
         engine.complete(Job(model, direction(model), "baseline", TEXTS, NEW, "test"))

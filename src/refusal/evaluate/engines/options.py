@@ -29,4 +29,4 @@ class EngineOptions(BaseModel):
     engine_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     """Seconds to wait for a completion, each try."""
     engine_arguments: tuple[str, ...] = ()
-    """Further arguments for `vllm serve`, one string: "--tensor-parallel-size 8 --max-model-len 8192"."""
+    """Further arguments for `vllm serve`, without dashes: tensor-parallel-size=8 enforce-eager"""

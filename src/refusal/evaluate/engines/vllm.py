@@ -4,7 +4,6 @@ The copy is written tensor by tensor (``weights.stream``) beside the run and del
 """
 
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -93,7 +92,7 @@ class Vllm:
         if model.device.type == "cuda":  # the model here is on the same device
             free, total = torch.cuda.mem_get_info(model.device)
             found += ["--gpu-memory-utilization", f"{0.95 * free / total:.2f}"]
-        return found + [word for text in self._options.engine_arguments for word in shlex.split(text)]
+        return found + [f"--{argument.lstrip('-')}" for argument in self._options.engine_arguments]
 
 
 class _Running:
