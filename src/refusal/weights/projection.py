@@ -65,8 +65,11 @@ def project_weight(
 
 
 def component(weight: Tensor, axis: int, removal: Removal) -> Tensor:
-    """What ``removal`` reads in ``weight``, without the dimension ``axis``, float32."""
-    return weight.float().movedim(axis, -1) @ removal.read
+    """What ``removal`` reads in ``weight``, without the dimension ``axis``, float32.
+
+    No matrix product: on some processors that rounds by where in memory its operands lie.
+    """
+    return (weight.float().movedim(axis, -1) * removal.read).sum(-1)
 
 
 def _projected(weight: Tensor, axis: int, removal: Removal) -> Tensor:
