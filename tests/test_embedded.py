@@ -45,7 +45,7 @@ def test_the_whole_job(real: ChatModel, tmp_path: Path) -> None:
         n_val=8,
         n_test=8,
         max_new_tokens=12,
-        layer_step=8,
+        layer_step=7,
         controls=1,
         n_control=2,
         drift_tokens=4,

@@ -23,6 +23,11 @@ def logits_by_batches(model: ChatModel, rows: Sequence[Sequence[int]]) -> torch.
     return torch.stack([found[i] for i in range(len(rows))])
 
 
+def assert_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """To 1e-5 of the largest logit: sums are taken in another order. (Mamba's differ by 2e-5 of 6 with AVX-512.)"""
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
 @pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("budget", [1, 120, 10_000])
 def test_every_layout_gives_the_logits_of_prompts_run_alone(family: str, budget: int) -> None:
@@ -30,9 +35,9 @@ def test_every_layout_gives_the_logits_of_prompts_run_alone(family: str, budget:
     model.token_budget.value = budget
     rows = model.tokenize(TEXTS)
     expected = torch.stack([last_logits(model.hf, row) for row in rows])
-    torch.testing.assert_close(logits_by_batches(model, rows), expected, atol=1e-5, rtol=1e-5)
+    assert_alike(logits_by_batches(model, rows), expected)
     model.packs = False
-    torch.testing.assert_close(logits_by_batches(model, rows), expected, atol=1e-5, rtol=1e-5)
+    assert_alike(logits_by_batches(model, rows), expected)
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
@@ -67,7 +72,7 @@ def test_a_model_that_cannot_be_packed_is_found_out_and_said_once(caplog: pytest
     model = tiny_models.chat_model("mamba")
     rows = model.tokenize(TEXTS)
     expected = torch.stack([last_logits(model.hf, row) for row in rows])
-    torch.testing.assert_close(logits_by_batches(model, rows), expected, atol=1e-5, rtol=1e-5)
+    assert_alike(logits_by_batches(model, rows), expected)
     logits_by_batches(model, rows)
     assert model.packs is False
     assert caplog.text.count("cannot share a row") == 1
@@ -78,14 +83,14 @@ def test_prompts_without_a_common_start_are_packed_all_the_same(model: ChatModel
     rows = [[10, 11, *suffix], [20, *suffix], [30, 31, 32, *suffix]]
     assert layout(model, rows)[0].ids.numel() == sum(map(len, rows))
     expected = torch.stack([last_logits(model.hf, row) for row in rows])
-    torch.testing.assert_close(logits_by_batches(model, rows), expected, atol=1e-5, rtol=1e-5)
+    assert_alike(logits_by_batches(model, rows), expected)
 
 
 def test_one_prompt_and_the_same_prompt_twice(model: ChatModel) -> None:
     for texts in (["Hi"], ["Hi", "Hi"]):
         rows = model.tokenize(texts)
         expected = torch.stack([last_logits(model.hf, row) for row in rows])
-        torch.testing.assert_close(logits_by_batches(model, rows), expected, atol=1e-5, rtol=1e-5)
+        assert_alike(logits_by_batches(model, rows), expected)
 
 
 def test_copies_run_side_by_side(model: ChatModel) -> None:

@@ -1,5 +1,6 @@
 """A model whose weights are partly on the disk or spread by accelerate: the same scores and completions."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,11 @@ def test_weights_on_the_disk_change_nothing(folder: Path, tmp_path: Path, pair: 
         for name in ("bypass", "induce", "kl"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4)
     assert texts == others
+
+
+def test_a_disk_is_not_paid_as_a_device(folder: Path, tmp_path: Path) -> None:
+    config = saved.small_config(folder, saved.write_prompts(tmp_path))
+    model = offloaded(folder, tmp_path / "weights", "disk")
+    refusal.run(config, tmp_path / "run", until="extract", model=model)
+    stage = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))["stages"]["extract"]
+    assert stage["device_seconds"] == stage["seconds"]

@@ -146,6 +146,11 @@ def test_a_model_that_is_split_gives_what_a_whole_one_gives(config: RunConfig, a
     _, err = done.communicate(timeout=240)
     assert done.returncode == 0, err
     assert_same(tmp_path / "run", alone)
+    stages = [
+        json.loads((path / "manifest.json").read_text())["stages"]["extract"] for path in (tmp_path / "run", alone)
+    ]
+    for key in ("forward_tokens", "flops"):  # of both parts together
+        assert stages[0][key] == stages[1][key]
 
 
 def test_splitting_a_model_needs_a_launcher(config: RunConfig) -> None:

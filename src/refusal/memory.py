@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from refusal.config import RunConfig
 from refusal.evaluate.drift import CHUNK, MOST_TOKENS
 from refusal.model import ChatModel
-from refusal.sizes import ModelSize, size_of
+from refusal.sizes import ModelSize, held_bytes, size_of
 
-# bitsandbytes: half a byte or one for a number, and in 4 bits a float32 scale for every 64.
 LONG_PROMPT = 64  # tokens
+# bitsandbytes: half a byte or one for a number, and in 4 bits a float32 scale for every 64.
 QUANTISED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
 
 
@@ -81,7 +81,7 @@ def stage_memory(model: ChatModel, config: RunConfig, stage: str) -> Memory | No
     if kind == "evaluate":
         return None
     size, itemsize = size_of(model.hf, model.hf.config), model.hf.dtype.itemsize
-    weights = sum(p.numel() * p.element_size() for p in model.hf.parameters() if not p.is_meta)
+    weights = sum(map(held_bytes, model.hf.parameters()))
     if kind == "drift":
         return forcing(size, weights, itemsize, forced_tokens(config, LONG_PROMPT))
     if kind == "generate":

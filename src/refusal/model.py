@@ -37,7 +37,7 @@ from refusal.errors import ModelLoadError, OutOfMemoryError
 from refusal.gguf import converted_folder
 from refusal.hooks import hooked
 from refusal.interventions import Intervention, all_edits
-from refusal.placement import find_device, find_dtype, place
+from refusal.placement import find_device, find_dtype, multiply_as_asked, place
 from refusal.progress import bars_as_tasks, task
 from refusal.sites import Sites, find_sites
 
@@ -208,6 +208,7 @@ def load(
         hf = auto.from_pretrained(source, dtype=precision, **options, **placement)
         if not placement:
             hf.to(where)
+        multiply_as_asked(hf, precision)
     sites = find_sites(hf, blocks, writers)
     return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size)
 

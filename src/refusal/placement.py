@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -14,6 +15,7 @@ from refusal import ranks
 from refusal.errors import ConfigError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+REARRANGED = 32  # rows of a 4-bit weight that bitsandbytes rearranges together
 
 
 def find_device(device: str) -> torch.device:
@@ -86,6 +88,19 @@ def place(
     if device_map is not None:
         options["device_map"] = device_map
     return options
+
+
+def multiply_as_asked(model: nn.Module, dtype: torch.dtype) -> None:
+    """Have 4-bit weights multiplied in ``dtype`` on processors with instructions for bfloat16 too.
+
+    There bitsandbytes rearranges them at their first use and then multiplies in bfloat16, whatever was asked for, and
+    only weights whose sides its blocks fill.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            rows, columns = REARRANGED, module.weight.blocksize
+            fills = module.out_features % rows == 0 and module.in_features % columns == 0
+            module.support_avx512bf16_for_cpu &= fills and dtype == torch.bfloat16
 
 
 def _limit(text: str) -> tuple[int | str, str]:

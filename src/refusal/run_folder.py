@@ -160,7 +160,7 @@ class RunFolder:
             "files": {path.name: file_sha256(path) for path in outputs},
             **self._spent(ranks.total(self.model.forward_tokens - tokens), time.perf_counter() - start),
             "needed_memory_bytes": None if need is None else need.total,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": _peak_memory(self.model),
             **{key: inputs[key] for key in ("direction",) if inputs.get(key)},  # so that one can see whose it is
         }
         self.save()
@@ -311,12 +311,15 @@ def _hardware(model: ChatModel) -> dict[str, Any]:
 
 
 def _devices(model: ChatModel) -> int:
-    """Devices that one process's model is spread over."""
-    return len({parameter.device for parameter in model.hf.parameters()})
+    """Accelerators that one process's model is spread over, else 1: a processor and a disk beside them are not paid."""
+    paid = {parameter.device for parameter in model.hf.parameters() if parameter.device.type not in ("cpu", "meta")}
+    return max(1, len(paid))
 
 
-def _peak_memory() -> int | None:
-    """Largest resident memory of this process so far; not known on Windows."""
+def _peak_memory(model: ChatModel) -> int | None:
+    """Most memory that this process has held: of its GPUs, or resident; not known on Windows."""
+    if model.device.type == "cuda":
+        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     try:
         import resource
     except ImportError:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -71,6 +72,14 @@ def count(parameter: Tensor) -> int:
     """Numbers in a parameter, also where bitsandbytes holds two of them in a byte."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else int(math.prod(state.shape))
+
+
+def held_bytes(parameter: Tensor) -> int:
+    """Bytes of a parameter in this process's memory: none of one on the disk, a part of one that is split."""
+    if parameter.is_meta:
+        return 0
+    part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return part.numel() * part.element_size()
 
 
 def _active_share(config: PreTrainedConfig) -> float:

@@ -18,7 +18,6 @@ from refusal.evaluate.judges import (
     Judgement,
     JudgeOptions,
     Usage,
-    endpoint,
     judge_metrics,
     make_judge,
     read_judgements,
@@ -284,6 +283,6 @@ def test_a_missing_key_shows_before_anything_is_asked() -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "find_spec", lambda name: None)
+    monkeypatch.setattr("refusal.endpoint.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'refusal\[judges\]'"):
         judge_at("http://127.0.0.1:9/v1")
