@@ -3,7 +3,7 @@
     python benchmarks/processes.py [--processes 1 2 4]
 
 A small random model (12 blocks of width 512), so that several copies fit into caches and memory: extraction, selection
-among 40 candidates and completions of a run, by their manifests. On fewer cores than processes they take turns.
+among 24 candidates and completions of a run, by their manifests. On fewer cores than processes they take turns.
 """
 
 import argparse
@@ -17,17 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import tiny_models
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from refusal import Direction
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import tiny_models
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
          "num_key_value_heads": 4, "vocab_size": 8192, "max_position_embeddings": 1024, "eos_token_id": 4}  # fmt: skip
 # Random weights refuse nothing, so no filter; and thresholds that all meet, so that bypass decides.
 OPTIONS = shlex.split(
-    "--no-filter --refusal-tokens I A --induce-threshold -1000 --kl-threshold 1000 --n-train 64 --n-val 16 --n-test 24 "
-    "--max-new-tokens 24 --controls 0 --drift-tokens 0 --resamples 0 --dtype float32 --device cpu --figures none --json"
+    "--no-filter --refusal-tokens I A --induce-threshold -1000 --kl-threshold 1000 --n-train 64 --n-val 12 --n-test 24 "
+    "--layer-step 3 --max-new-tokens 24 --controls 0 --drift-tokens 0 --resamples 0 --dtype float32 --device cpu "
+    "--figures none --json"
 )
 STAGES = ("extract", "select", "generate")
 
@@ -52,7 +55,7 @@ def write_model(folder: Path) -> Path:
     """A checkpoint with random weights and a byte-level tokenizer."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE)).save_pretrained(folder)
-    tiny_models.tokenizer().save_pretrained(folder)
+    tiny_models.tokenizer("bare").save_pretrained(folder)
     return folder
 
 

@@ -97,10 +97,10 @@ def multiply_as_asked(model: nn.Module, dtype: torch.dtype) -> None:
     only weights whose sides its blocks fill.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            rows, columns = REARRANGED, module.weight.blocksize
-            fills = module.out_features % rows == 0 and module.in_features % columns == 0
-            module.support_avx512bf16_for_cpu &= fills and dtype == torch.bfloat16
+        layer: Any = module
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            fills = layer.out_features % REARRANGED == 0 and layer.in_features % layer.weight.blocksize == 0
+            layer.support_avx512bf16_for_cpu &= fills and dtype == torch.bfloat16
 
 
 def _limit(text: str) -> tuple[int | str, str]:
