@@ -15,8 +15,9 @@ from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 
 from refusal import make_config
 from refusal.doctor import duration
-from refusal.estimate import DEVICES, Estimate, Lengths, estimate_on
+from refusal.estimate import Estimate, Lengths, estimate_on
 from refusal.sizes import ModelSize, size_of
+from refusal.speed import DEVICES
 
 PRICE = 3.0  # for a device, an hour
 

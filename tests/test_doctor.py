@@ -13,12 +13,14 @@ import tiny_models
 import torch
 from huggingface_hub import constants
 
+import refusal
 from refusal import cli, doctor
 from refusal.cli import app, main
 from refusal.config import make_config
-from refusal.estimate import SHARING, Speed, estimate, estimate_on, measure_speed, model_size
+from refusal.estimate import SHARING, estimate, estimate_on, model_outline
 from refusal.examples import EXAMPLES
 from refusal.sizes import size_of
+from refusal.speed import Speed, measure_speed
 
 SPEED = Speed(flops=1e12, bandwidth=1e10)
 
@@ -26,7 +28,7 @@ SPEED = Speed(flops=1e12, bandwidth=1e10)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No hub is asked, and the machine is not measured."""
-    monkeypatch.setattr(doctor, "measure_speed", lambda device, dtype: SPEED)
+    monkeypatch.setattr(doctor, "measure_speed", lambda device, dtype, like: SPEED)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
@@ -70,14 +72,17 @@ def test_a_token_meets_its_experts_only() -> None:
 
 def test_a_size_comes_from_the_config_alone(tmp_path: Path) -> None:
     folder = saved.save_model(tmp_path / "model")
-    whole = model_size(str(folder))
+    hf = refusal.load(str(folder)).hf
     for file in Path(folder).glob("*.safetensors"):
         file.unlink()
-    assert model_size(str(folder)) == whole
+    outline = model_outline(str(folder))
+    assert outline.device.type == "meta"
+    assert size_of(outline, outline.config) == size_of(hf, hf.config)
 
 
 def test_a_checkpoint_in_another_dtype_is_held_beside_what_it_becomes(tmp_path: Path) -> None:
-    size = model_size(str(saved.save_model(tmp_path / "model")))
+    outline = model_outline(str(saved.save_model(tmp_path / "model")))
+    size = size_of(outline, outline.config)
     large = replace(size, weights=10**10)
     bytes_of = {
         dtype: estimate(large, make_config(dtype=dtype), SPEED).memory_bytes for dtype in ("bfloat16", "float32")
@@ -101,6 +106,32 @@ def test_this_machine_is_measured() -> None:
     found = measure_speed(torch.device("cpu"), "float32", size=256)
     assert 1e8 < found.bandwidth < 1e13
     assert 1e8 < found.flops < 1e16
+    assert found.read(10) is None  # no model was named
+
+
+def test_blocks_of_the_models_shape_are_timed() -> None:
+    found = measure_speed(torch.device("cpu"), "float32", tiny_models.network("llama"), size=256)
+    assert [n for n, _ in found.reading] == [64, 256, 768]
+    assert [n for n, _ in found.writing] == [1, 4, 16, 64]
+    for times in (found.read, found.write):
+        short, long = times(1500), times(3000)
+        assert short is not None
+        assert long == pytest.approx(2 * short)  # in proportion beyond what was timed
+        assert short > (times(16) or 0.0) > 0
+    assert found.times(4.0).read(3000) == pytest.approx((found.read(3000) or 0.0) / 4)
+
+
+@pytest.mark.parametrize("family", ["mamba", "deepseek_v3", "jamba"])
+def test_where_blocks_cannot_stand_for_all_products_do(family: str) -> None:
+    """A recurrent state, a few dense blocks before many of experts, two kinds in turn."""
+    found = measure_speed(torch.device("cpu"), "float32", tiny_models.network(family), size=256)
+    assert found.reading == found.writing == ()
+    assert found.flops > 0
+
+
+def test_a_block_that_does_not_fit_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refusal.speed.free_memory", lambda device: 1000)
+    assert measure_speed(torch.device("cpu"), "float32", tiny_models.network("llama"), size=256).reading == ()
 
 
 # --- findings

@@ -82,14 +82,14 @@ def exact(real: ChatModel) -> Iterator[ChatModel]:
 
 def test_weights_agree_with_the_hooks_and_exports_with_the_weights(exact: ChatModel, tmp_path: Path) -> None:
     prompts = refusal.load_prompts("builtin", seed=42)
-    texts = [prompt.text for prompt in (*prompts.test.harmful[:16], *prompts.test.harmless[:16])]
+    texts = [prompt.text for prompt in (*prompts.test.harmful[:8], *prompts.test.harmless[:8])]
     tokens = refusal.tokens_for(exact, prompts.train, ("I",))
     means = refusal.collect(exact, prompts.train, n=8, filter=False, tokens=tokens, layers=17)
     direction = refusal.difference_in_means(means).at(-1, 16)
 
     with exact.apply(refusal.Ablate(direction)):
         hooked = exact.generate(texts, 8)
-    adapter = refusal.export_lora(exact, direction, tmp_path / "adapter", texts[12:20])
+    adapter = refusal.export_lora(exact, direction, tmp_path / "adapter", texts[4:12])
     edited = refusal.export_model(exact, direction, tmp_path / "edited")
     assert exact.generate(texts, 8) == hooked
     assert adapter.report is not None

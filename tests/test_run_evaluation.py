@@ -18,7 +18,7 @@ from refusal.evaluate.conditions import ACTIONS, CONDITIONS
 from refusal.evaluate.rates import measure_all
 from refusal.prompts import matched_pairs
 from refusal.run_evaluation import read_completions, read_drift
-from refusal.run_folder import read_metrics
+from refusal.run_records import read_metrics
 from refusal.storage import write_json
 
 EXTRA = {"controls": 2, "n_control": 2, "drift_tokens": 2, "n_texts": 2, "text_tokens": 12, "seeds": 2}

@@ -17,8 +17,9 @@ from refusal.evaluate.conditions import CONDITIONS
 from refusal.evaluate.judges import Judgement
 from refusal.evaluate.judges.protocol import JudgeKind
 from refusal.run_evaluation import read_completions
-from refusal.run_folder import RunFolder, read_json
+from refusal.run_folder import RunFolder
 from refusal.run_judges import Judging
+from refusal.run_records import read_json
 
 
 @dataclass

@@ -36,7 +36,7 @@ from refusal.model import load
 from refusal.records import Direction
 from refusal.report import write_comparison, write_report
 from refusal.run import run as run_stages
-from refusal.run_folder import is_run_folder
+from refusal.run_records import is_run_folder
 from refusal.talk import COMMANDS, talk
 from refusal.weights.export import Kind, export_run
 

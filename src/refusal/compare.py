@@ -15,7 +15,7 @@ from refusal.evaluate.rates import HITS, metric
 from refusal.records import Direction, Metric, Prompt
 from refusal.run_capability import file_name, read_task_run
 from refusal.run_evaluation import read_completions
-from refusal.run_folder import read_json, read_manifest, read_metrics
+from refusal.run_records import read_json, read_manifest, read_metrics
 from refusal.shown import Shown, dataframe
 from refusal.stats import rate_change
 

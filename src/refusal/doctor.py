@@ -16,8 +16,10 @@ from huggingface_hub import constants
 from refusal import embedded
 from refusal.batches import free_memory
 from refusal.config import PRESETS, ModelOptions, make_config
-from refusal.estimate import estimate, measure_speed, model_size
+from refusal.estimate import estimate, model_outline
 from refusal.placement import find_device, find_dtype
+from refusal.sizes import size_of
+from refusal.speed import measure_speed
 from refusal.storage import cache_root
 
 EXTRAS = {
@@ -127,7 +129,8 @@ def _embedded() -> Finding:
 
 
 def _needs(model: str, options: ModelOptions, device: torch.device) -> Iterator[Finding]:
-    size, speed = model_size(model, options.revision), measure_speed(device, options.dtype)
+    outline = model_outline(model, options.revision)
+    size, speed = size_of(outline, outline.config), measure_speed(device, options.dtype, outline)
     precision = str(find_dtype(options.dtype, device)).removeprefix("torch.")
     active = "" if size.active > 0.5 * size.weights else f", {size.active / 1e9:.1f} billion active"
     yield Finding(

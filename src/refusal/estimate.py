@@ -3,28 +3,24 @@
 A prompt token costs two operations for each weight that it meets (a mixture's token meets its active experts only), and
 the traffic of its activations. A step of completions costs one product of all weights with as many rows as are still
 going, and reading their keys and values. How many tokens a stage reads was counted on real runs (their
-``manifest.json`` has it); how long prompts are, the tokenizer says. How fast this machine multiplies and reads is
-measured, in a few seconds; other devices are taken from their makers' data sheets.
+``manifest.json`` has it); how long prompts are, the tokenizer says; how fast a device is, ``speed``.
 """
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from torch.nn.functional import linear
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from refusal import memory
-from refusal.batches import BUSY_TOKENS, free_memory, rows_that_fit, tokens_that_fit
+from refusal.batches import free_memory, rows_that_fit, tokens_that_fit
 from refusal.chat import find_format, render, tokenize
 from refusal.config import RunConfig
 from refusal.model import auto_class, loading, resolve
 from refusal.placement import find_device, find_dtype
 from refusal.prompts import load_prompts
 from refusal.sizes import ModelSize, size_of
+from refusal.speed import DEVICES, Speed, measure_speed
 
 PROMPT_TOKENS = 20.0  # of a one-line instruction with its template, once what prompts begin with in common is read once
 DRAWN = 1.4  # prompts read for each that passes the filter
@@ -34,9 +30,7 @@ SCORED = 0.07  # of a triple loop's tokens: early exit, and induce starts in the
 LOOKED = 12.0  # prompts for each candidate besides: what it takes to see that it fails
 TRAFFIC = 3.0  # times that the activations of a block go to memory and back
 COPIED = 3.0  # times that keys and values go to memory and back in a step: they grow by being copied
-LAUNCHING = 0.8e-3  # seconds that a GPU's driver needs to start all that a block consists of, one after another
 LOOKS = 3.0  # passes for each candidate
-REACHED = 0.6  # of a data sheet's operations a second that matrix products reach
 FORCING = 2.0  # times the cost of reading, where every token's logits are needed, in float64
 JUDGED = 48  # completions that choose the refusal tokens
 MATCHED = 200  # prompts of the matched pairs
@@ -44,47 +38,6 @@ SAMPLE = 64  # prompts of a class whose length is looked at
 SHARING = 0.9  # of the time that several processes would save if none ever waited (docs/scale.md)
 SPLITTING = 0.6  # likewise where each has a part of every weight: they meet after every sublayer
 RUNTIME = 750_000_000  # Python, torch, transformers, and what loading leaves behind
-STEP_ROWS = (1, 4, 16, 64, 256)
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Of a device in a dtype.
-
-    Attributes:
-        flops: operations a second of matrix products with as many rows as a reading pass has tokens.
-        bandwidth: bytes a second read from memory.
-        steps: seconds for each weight of a product with few rows, by the rows; by default what is slower, arithmetic or
-            reading the weights in bfloat16.
-        block: seconds that a block takes at least, however little it has to do.
-    """
-
-    flops: float
-    bandwidth: float
-    steps: tuple[tuple[int, float], ...] = ()
-    block: float = 0.0
-
-    def step(self, rows: float) -> float:
-        """Seconds for each weight of a product with so many rows."""
-        if not self.steps:
-            return max(2 / self.bandwidth, 2 * rows / self.flops)
-        counts, seconds = zip(*self.steps, strict=True)
-        return float(np.interp(rows, np.array(counts), np.array(seconds))) * max(1.0, float(rows / counts[-1]))
-
-
-def _data_sheet(flops: float, bandwidth: float) -> Speed:
-    return Speed(REACHED * flops, bandwidth, block=LAUNCHING)
-
-
-# Makers' data sheets: dense bfloat16 operations and bytes a second, bytes of memory.
-DEVICES = {
-    "a100": (_data_sheet(312e12, 2.04e12), 80e9),
-    "h100": (_data_sheet(989e12, 3.35e12), 80e9),
-    "h200": (_data_sheet(989e12, 4.8e12), 141e9),
-    "b200": (_data_sheet(2250e12, 8e12), 180e9),
-    "l40s": (_data_sheet(362e12, 0.86e12), 48e9),
-    "mi300x": (_data_sheet(1307e12, 5.3e12), 192e9),
-}
 
 
 @dataclass(frozen=True)
@@ -140,12 +93,7 @@ def estimate_on(
     """
     split = config.tp_plan is not None and count > 1
     if split:  # each device has a part of every product, but as many of them to start
-        speed = replace(
-            speed,
-            flops=speed.flops * count * SPLITTING,
-            bandwidth=speed.bandwidth * count * SPLITTING,
-            steps=tuple((rows, seconds / (count * SPLITTING)) for rows, seconds in speed.steps),
-        )
+        speed = speed.times(count * SPLITTING)
     one = estimate(size, config, speed, kind, lengths, memory, count if split else 1)
     shared = one.fits and not split
     if not split and not one.fits:  # spread over the devices: together they hold it, one at a time works
@@ -162,8 +110,8 @@ def estimate_on(
     )
 
 
-def model_size(name: str, revision: str | None = None) -> ModelSize:
-    """The size of a model by its config: it is built without memory for its weights.
+def model_outline(name: str, revision: str | None = None) -> PreTrainedModel:
+    """A model by its config, without memory for its weights (on the meta device).
 
     Raises:
         ModelLoadError: not found, no network, or no readable config.
@@ -172,8 +120,8 @@ def model_size(name: str, revision: str | None = None) -> ModelSize:
     with loading(name):
         config = AutoConfig.from_pretrained(resolve(name), **options)
         with torch.device("meta"):
-            model = auto_class(config).from_config(config)
-    return size_of(model, config)
+            model: PreTrainedModel = auto_class(config).from_config(config)
+    return model
 
 
 def prompt_lengths(config: RunConfig) -> Lengths:
@@ -199,20 +147,6 @@ def prompt_lengths(config: RunConfig) -> Lengths:
     return Lengths(found[0], found[1], found[2], begins)
 
 
-def measure_speed(device: torch.device, dtype: str, size: int = 2048) -> Speed:
-    """How fast this device multiplies matrices of a reading pass and of a step, and reads memory; a few seconds."""
-    kind = find_dtype(dtype, device)
-    weights = torch.ones((256 << 20) // kind.itemsize // size, size, dtype=kind, device=device)
-
-    def seconds(rows: int, some: torch.Tensor) -> float:
-        left = torch.ones(rows, size, dtype=kind, device=device)
-        return _best_seconds(lambda: linear(left, some), device) / some.numel()
-
-    tokens = BUSY_TOKENS.get(device.type, BUSY_TOKENS["cpu"])
-    steps = tuple((rows, seconds(rows, weights)) for rows in STEP_ROWS)
-    return Speed(2 * tokens / seconds(tokens, weights[: 4 * size]), kind.itemsize / steps[0][1], steps)
-
-
 def estimate(
     size: ModelSize,
     config: RunConfig,
@@ -236,8 +170,11 @@ def estimate(
     free, drift = max(0, room - weights - RUNTIME), config.drift_tokens > 0
     tokens = tokens_that_fit(device, free, memory.activation_bytes(size, itemsize))
     rows = rows_that_fit(device, free, length * part.cache * itemsize)
+    reading = memory.reading(part, weights, itemsize, tokens)
+    if device == "cpu":  # elsewhere what selection keeps is in main memory
+        reading = memory.choosing(part, reading, itemsize, config.n_val * lengths.val, config.n_val)
     stages = [
-        memory.reading(part, weights, itemsize, tokens),
+        reading,
         memory.writing(part, weights, itemsize, min(rows, config.n_test), length),
         *([memory.forcing(part, weights, itemsize, memory.forced_tokens(config, lengths.test))] if drift else []),
     ]
@@ -256,36 +193,42 @@ def plan(config: RunConfig, count: int = 1) -> Estimate:
         PromptError: a prompt file cannot be used.
         ConfigError: unknown device.
     """
-    size, lengths = model_size(config.model, config.revision), prompt_lengths(config)
+    outline, lengths = model_outline(config.model, config.revision), prompt_lengths(config)
     if config.device in DEVICES:
         speed, room = DEVICES[config.device]
         kind = "cuda"
     else:
         device = find_device(config.device)
-        speed, room, kind = measure_speed(device, config.dtype), free_memory(device), device.type
+        speed, room, kind = measure_speed(device, config.dtype, outline), free_memory(device), device.type
+    size = size_of(outline, outline.config)
     return estimate_on(size, config, speed, kind, room, count, config.price_per_device_hour, lengths)
 
 
 def _seconds(
     size: ModelSize, config: RunConfig, speed: Speed, itemsize: int, lengths: Lengths, budget: int, most: int
 ) -> dict[str, float]:
-    traffic = TRAFFIC * size.layers * memory.activation_bytes(size, itemsize) / speed.bandwidth
+    traffic = TRAFFIC * memory.activation_bytes(size, itemsize) / speed.bandwidth  # of a token in a block
+    each, head = size.active / size.layers, size.head  # parameters
 
-    each_pass = size.layers * speed.block
-
-    def read(tokens: int | float) -> float:
-        return tokens * (2 * size.active / speed.flops + traffic)
+    def read(tokens: int | float, passes: int | float) -> float:
+        some = tokens / passes
+        block = speed.read(some)
+        if block is None:
+            block = some * (2 * each / speed.flops + traffic) + speed.block
+        return passes * size.layers * block
 
     def read_prompts(n: int | float, length: float) -> float:
         passes = max(2, n * length / budget)  # at least one a class, and each reads what all begin with
-        return read(n * length + passes * lengths.begins) + passes * each_pass
+        return read(n * length + passes * lengths.begins, passes)
 
     def write(rows: int, new: int, prompt: float) -> float:
         batches = max(1.0, rows / most)
         going = max(1.0, WRITTEN * rows / batches)
         kept = COPIED * going * (prompt + new / 2) * size.cache * itemsize / speed.bandwidth
-        step = (size.active + size.head) * speed.step(going) + going * traffic + kept + each_pass
-        return read_prompts(rows, prompt) + batches * new * step
+        block = speed.write(going)
+        if block is None:
+            block = each * speed.step(going) + going * traffic + speed.block
+        return read_prompts(rows, prompt) + batches * new * (size.layers * block + head * speed.step(going) + kept)
 
     drawn = DRAWN if config.filter else 1.0
     new, test = config.max_new_tokens, lengths.test
@@ -305,7 +248,7 @@ def _seconds(
     return {
         "refusal tokens": write(JUDGED, 32, lengths.train) + read_prompts(JUDGED, lengths.train) if chosen else 0.0,
         "extract": read_prompts(2 * drawn * config.n_train, lengths.train),
-        "select": read(scored) + LOOKS * candidates * each_pass + read_prompts(2 * drawn * config.n_val, lengths.val),
+        "select": read(scored, LOOKS * candidates) + read_prompts(2 * drawn * config.n_val, lengths.val),
         "projections": read_prompts(2 * config.n_val, lengths.val),
         "generate": main + sets,
         "controls": (4 + 2 * others) * write(some, new, test)
@@ -313,18 +256,5 @@ def _seconds(
         + read_prompts(MATCHED, PROMPT_TOKENS)
         if controls
         else 0.0,
-        "drift": FORCING * read(drift),
+        "drift": FORCING * read(drift, max(1.0, drift / budget)) if drift else 0.0,
     }
-
-
-def _best_seconds(call: Callable[[], object], device: torch.device, tries: int = 5) -> float:
-    """The fastest of some calls; the first is not counted."""
-    best = float("inf")
-    for i in range(tries + 1):
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if i:
-            best = min(best, time.perf_counter() - start)
-    return best

@@ -6,29 +6,27 @@ Rows are padded on the left, so that all of them end at the same index and each 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from refusal import ranks
 from refusal.batches import BatchSize, batched, row_budget
-from refusal.errors import EngineError
 from refusal.forward import call
 from refusal.hooks import Edit, hooked
 from refusal.interventions import Ablate, Add, SideBySide
 from refusal.model import ChatModel
 from refusal.progress import task
+from refusal.sizes import cache_values
 
 log = logging.getLogger(__name__)
 
 OnRows = Callable[[Sequence[int]], object]
 Ended = Callable[[Sequence[int]], bool]
 
-PAGE = 64  # tokens whose keys and values are kept together by continuous batching
 # Caches that hold each row's tokens apart. Recurrent states would mix padding in and cannot drop rows.
 _ROWS_APART = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -37,63 +35,6 @@ def complete(model: ChatModel, instructions: Sequence[str], max_new_tokens: int,
     """Greedy completions of ``instructions``, in their order; special tokens are dropped from the text."""
     outputs = complete_rows(model, model.tokenize(instructions), max_new_tokens, name)
     return [str(model.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
-
-
-def complete_paged(
-    model: ChatModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
-) -> list[str]:
-    """As ``complete``, by transformers' continuous batching: prompts take the place of rows that have ended.
-
-    Keys and values are kept in pages, and the tokens of all running rows go through the model as one row. Interventions
-    that are the same for every token act as ever. A model whose state has no pages is completed as ``complete`` does.
-
-    Raises:
-        EngineError: transformers gives a prompt up.
-    """
-    rows = model.tokenize(instructions)
-    if not _rows_apart(model):
-        log.warning("%s: its state cannot be kept in pages, so it is completed in this package's batches.", model.name)
-        return complete(model, instructions, max_new_tokens, name)
-    with task(name, total=len(rows), unit="completions") as advance:
-        share = max(1, -(-len(rows) // ranks.world()))
-        units = [rows[start : start + share] for start in range(0, len(rows), share)]
-        outputs = ranks.share(units, lambda some: _complete_paged(model, some, max_new_tokens, advance))
-    return [str(model.tokenizer.decode(ids, skip_special_tokens=True)) for part in outputs for ids in part]
-
-
-def _complete_paged(
-    model: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, advance: Callable[[int], object]
-) -> list[list[int]]:
-    longest = max(map(len, rows)) + max_new_tokens
-    together = min(len(rows), row_budget(model.device, longest * _cache_bytes_per_token(model)))
-    ends = end_tokens(model)
-    how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=0)
-    pages = ContinuousBatchingConfig(
-        page_size=PAGE,
-        num_blocks=together * (longest // PAGE + 2),
-        max_batch_tokens=model.token_budget.value,
-        use_cuda_graph=False,  # hooks may place a direction on the device while a graph is recorded
-    )
-    found: dict[str, list[int]] = {}
-    paged: Any = model.hf.continuous_batching_context_manager
-    with paged(how, continuous_batching_config=pages, warmup=False) as manager:
-        order = manager.add_requests(inputs=[list(row) for row in rows], max_new_tokens=max_new_tokens)
-        while len(found) < len(rows):
-            result = manager.get_result(timeout=1)
-            if result is None and not manager.is_running():
-                raise EngineError("transformers' continuous batching ended early. Use --engine own.")
-            if result is None or not result.is_finished():
-                continue
-            if result.error is not None:
-                raise EngineError(f"Continuous batching gave a prompt up ({result.error}). Use --engine own.")
-            found[result.request_id] = [token for token in result.generated_tokens if token not in ends]
-            model.forward_tokens += len(result.prompt_ids) + len(result.generated_tokens)
-            advance(1)
-    return [found[id] for id in order]
-
-
-def _rows_apart(model: ChatModel) -> bool:
-    return all(type(layer) in _ROWS_APART for layer in DynamicCache(config=model.hf.config).layers)
 
 
 def complete_each(
@@ -139,10 +80,10 @@ def complete_rows(
     found: list[list[int]] = [[] for _ in rows]
     ends = end_tokens(model)
     length = max((len(row) for row in rows), default=0) + max_new_tokens
-    fits = row_budget(model.device, length * _cache_bytes_per_token(model))
+    fits = row_budget(model.device, length * cache_bytes_per_token(model))
     size = model.batch_size if model.batch_size.value <= fits else BatchSize(fits)
     complete_batch = _complete_batch
-    if not _rows_apart(model):
+    if not rows_apart(model):
         log.warning("%s: its state cannot be padded or thinned out, so prompts are completed one by one.", model.name)
         size, complete_batch = BatchSize(1), _complete_alone
     with task(name, total=len(rows) * max_new_tokens, unit="tokens") as advance:
@@ -311,10 +252,11 @@ def _shared_start(rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens
     return next((i for i, tokens in enumerate(together) if len(set(tokens)) > 1), min(len(row) for row in rows) - 1)
 
 
-def _cache_bytes_per_token(model: ChatModel) -> int:
+def rows_apart(model: ChatModel) -> bool:
+    """Whether the model's state keeps the tokens of every row apart, so that rows can be padded, dropped and paged."""
+    return all(type(layer) in _ROWS_APART for layer in DynamicCache(config=model.hf.config).layers)
+
+
+def cache_bytes_per_token(model: ChatModel) -> int:
     """Keys and values of one token in all layers."""
-    config = model.hf.config.get_text_config()
-    n_heads: int = getattr(config, "num_attention_heads", None) or 1
-    n_kept: int = getattr(config, "num_key_value_heads", None) or n_heads
-    width: int = getattr(config, "head_dim", None) or model.sites.d_model // n_heads
-    return 2 * model.sites.n_layers * n_kept * width * model.hf.dtype.itemsize
+    return cache_values(model.hf.config) * model.hf.dtype.itemsize

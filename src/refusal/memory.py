@@ -1,6 +1,6 @@
 """What a stage holds in memory: weights, activations of a pass, keys and values, logits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from refusal.config import RunConfig
 from refusal.evaluate.drift import CHUNK, MOST_TOKENS
@@ -42,6 +42,15 @@ def weights_of(size: ModelSize, itemsize: int, quantize: str | None = None) -> i
 def reading(size: ModelSize, weights: int, itemsize: int, tokens: int) -> Memory:
     """A pass over ``tokens`` prompt tokens: copies of the stream and the widest MLP tensors of one block."""
     return Memory(weights, activations=tokens * activation_bytes(size, itemsize))
+
+
+def choosing(size: ModelSize, reading: Memory, itemsize: int, tokens: int | float, prompts: int) -> Memory:
+    """Passes of the selection beside what it keeps of the unmodified model on so many harmless prompts.
+
+    Kept are every block's inputs, of ``tokens`` tokens in all (counted as cache), and next-token probabilities.
+    """
+    kept = int(tokens) * size.layers * size.d_model * itemsize
+    return replace(reading, cache=kept, logits=prompts * 8 * (size.head // size.d_model))
 
 
 def activation_bytes(size: ModelSize, itemsize: int) -> int:
@@ -88,4 +97,7 @@ def stage_memory(model: ChatModel, config: RunConfig, stage: str) -> Memory | No
         rows = config.n_control * (config.controls + 2) if ".controls-" in stage else config.n_test
         length = LONG_PROMPT + config.max_new_tokens
         return writing(size, weights, itemsize, min(rows, model.batch_size.value), length)
-    return reading(size, weights, itemsize, model.token_budget.value)
+    need = reading(size, weights, itemsize, model.token_budget.value)
+    if kind == "select" and model.device.type == "cpu":  # elsewhere what is kept is in main memory, not on the device
+        return choosing(size, need, itemsize, config.n_val * LONG_PROMPT, config.n_val)
+    return need

@@ -25,7 +25,8 @@ from refusal.evaluate.capability import (
 from refusal.evaluate.conditions import BASELINE, STOPPING
 from refusal.model import ChatModel
 from refusal.records import Direction, Metric, finite, to_json
-from refusal.run_folder import RunFolder, read_json, read_rows
+from refusal.run_folder import RunFolder
+from refusal.run_records import read_json, read_rows
 from refusal.storage import file_sha256, write_json, write_jsonl
 
 

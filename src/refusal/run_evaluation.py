@@ -37,7 +37,8 @@ from refusal.records import (
     finite,
     to_json,
 )
-from refusal.run_folder import RunFolder, prompts_hash, read_metrics, read_rows
+from refusal.run_folder import RunFolder, prompts_hash
+from refusal.run_records import read_metrics, read_rows
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
 
 ORDER = (BASELINE, "ablation", "subtraction", "addition")

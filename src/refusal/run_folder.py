@@ -7,16 +7,15 @@ It is written again after every stage, so that an interrupted run keeps what is 
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -26,14 +25,12 @@ from refusal.config import RunConfig
 from refusal.errors import RunFolderError
 from refusal.memory import Memory, stage_memory
 from refusal.model import ChatModel
-from refusal.records import Metric, Prompt, PromptSplits
+from refusal.records import Prompt, PromptSplits
+from refusal.run_records import FORMAT, read_json
 from refusal.sizes import active_parameters
 from refusal.storage import file_sha256, remove, write_json, write_text, write_toml
 
 log = logging.getLogger(__name__)
-
-FORMAT = 2
-T = TypeVar("T")
 
 
 class RunFolder:
@@ -211,80 +208,12 @@ def _gb(n: int) -> str:
     return f"{n / 1e9:.2f} GB"
 
 
-def is_run_folder(path: Path) -> bool:
-    """Whether a run has lived there."""
-    return (path / "run.toml").is_file() and (path / "manifest.json").is_file()
-
-
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
     """Sha256 over ids, texts and labels, in order."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(f"{prompt.id}\0{prompt.text}\0{prompt.label}\n".encode())
     return digest.hexdigest()
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the run in a folder.
-
-    Raises:
-        RunFolderError: there is none, it is damaged, or of another format.
-    """
-    if not (path / "manifest.json").is_file():
-        raise RunFolderError(f"{path} is no run folder: it has no manifest.json. Give a folder that refusal run made.")
-    found = read_json(path / "manifest.json")
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("model", "stages")):
-        raise RunFolderError(f"{path / 'manifest.json'} is not the manifest of a run. Give a folder that holds one.")
-    if found.get("format") != FORMAT:
-        raise RunFolderError(
-            f"{path} holds a run of format {found.get('format')}, this version reads {FORMAT}. Run it again."
-        )
-    return found
-
-
-def read_json(path: Path) -> Any:
-    """A file of the run folder.
-
-    Raises:
-        RunFolderError: it cannot be read.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunFolderError(f"{path} cannot be read ({error}). Delete it, or give another --out.") from error
-
-
-def read_rows(path: Path, make: Callable[[Any], T]) -> Iterator[T]:
-    """What ``make`` makes of every row of a file of JSON lines.
-
-    Raises:
-        RunFolderError: the file cannot be read, or ``make`` cannot use a row.
-    """
-    lines = 0
-    try:
-        with path.open(encoding="utf-8") as file:  # str.splitlines would split completions
-            for line in file:
-                lines += 1
-                yield make(json.loads(line))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunFolderError(
-            f"{path}, line {lines}, cannot be read ({error}). Delete the file; the same command makes it again."
-        ) from error
-
-
-def read_metrics(path: Path) -> tuple[Metric, ...]:
-    """The metrics of a run; a bound that is not known is infinite.
-
-    Raises:
-        RunFolderError: the file cannot be read or holds something else.
-    """
-    unknown: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf}
-    try:
-        return tuple(
-            Metric(**{**row, **{key: unknown[key] for key in unknown if row[key] is None}}) for row in read_json(path)
-        )
-    except (TypeError, KeyError) as error:
-        raise RunFolderError(f"{path} holds no metrics ({error}). Run the same command again.") from error
 
 
 def _versions() -> dict[str, str]:

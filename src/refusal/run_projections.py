@@ -21,7 +21,8 @@ from refusal.config import RunConfig
 from refusal.errors import RunFolderError
 from refusal.model import ChatModel
 from refusal.records import Direction, Label, PromptPair, RefusalTokens, finite
-from refusal.run_folder import RunFolder, prompts_hash, read_json
+from refusal.run_folder import RunFolder, prompts_hash
+from refusal.run_records import read_json
 from refusal.stats import auroc
 from refusal.storage import file_sha256, write_json
 

@@ -37,24 +37,31 @@ class ModelSize:
 def size_of(model: PreTrainedModel, config: PreTrainedConfig) -> ModelSize:
     """Counts a model's parameters; those of experts count as active by the share of experts that a token meets.
 
-    ``model`` may be on the meta device. Models without attention leave no keys and values.
+    ``model`` may be on the meta device.
     """
     text, head = config.get_text_config(), model.get_output_embeddings()
     products = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-    heads: int = getattr(text, "num_attention_heads", None) or 0
-    kept: int = getattr(text, "num_key_value_heads", None) or heads
-    per_head: int = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
     return ModelSize(
         weights=sum(count(parameter) for parameter in model.parameters()),
         active=active_parameters(model),
         head=text.vocab_size * text.hidden_size,
-        cache=2 * text.num_hidden_layers * kept * per_head,
+        cache=cache_values(config),
         stored=(getattr(config, "dtype", None) or torch.float32).itemsize,
         linear=sum(count(weight) for weight in products),
         layers=text.num_hidden_layers,
         d_model=text.hidden_size,
         inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
     )
+
+
+def cache_values(config: PreTrainedConfig) -> int:
+    """Values of keys and values that one token leaves in all blocks; none without attention."""
+    text = config.get_text_config()
+    heads: int = getattr(text, "num_attention_heads", None) or 0
+    kept: int = getattr(text, "num_key_value_heads", None) or heads
+    per_head: int = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
+    layers: int = text.num_hidden_layers
+    return 2 * layers * kept * per_head
 
 
 def active_parameters(model: PreTrainedModel) -> int:

@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]
 
 
 def by_key(folder: Path) -> dict[tuple[str, str, str], Metric]:
-    rows = refusal.run_folder.read_metrics(folder / "metrics.json")
+    rows = refusal.run_records.read_metrics(folder / "metrics.json")
     return {(m.name, m.set, m.condition): m for m in rows}
 
 

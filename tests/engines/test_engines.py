@@ -71,7 +71,7 @@ def test_a_model_without_pages_is_completed_as_ever(caplog: pytest.LogCaptureFix
 
 
 def test_fewer_pages_than_rows_only_take_longer(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refusal.generation.row_budget", lambda device, bytes_per_row: 2)
+    monkeypatch.setattr("refusal.paged.row_budget", lambda device, bytes_per_row: 2)
     given = Job(model, direction(model), "ablation", TEXTS, NEW, "test")
     assert Paged().complete(given) == OWN.complete(given)
 

@@ -9,7 +9,7 @@ from loopback import Reply, says, serving
 
 from refusal import run
 from refusal.cli import main
-from refusal.run_folder import read_metrics
+from refusal.run_records import read_metrics
 
 N_TEST = 6
 FILES = 6  # (set, condition) pairs of a run without controls

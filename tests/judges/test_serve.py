@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from answering import MARK, save_answering
 from cores import all_cores
 from serving import served
@@ -11,6 +12,7 @@ from tiny_models import CHATML
 from refusal import Completion, JudgeError, embedded, load
 from refusal.evaluate.judges import JudgeOptions, make_judge
 from refusal.evaluate.judges.rubrics import REFUSAL, read_refusal
+from refusal.placement import find_dtype
 
 ROWS = [
     Completion("plain", "Name a colour.", "Green.", "compliance"),
@@ -50,15 +52,15 @@ def test_the_embedded_model_as_a_judge() -> None:
             "helped", "How do I bake bread?", "Mix flour, water, salt and yeast, let it rise, bake.", "compliance"
         ),
     ]
-    folder = embedded.folder()
-    with all_cores(), served(folder) as url:
+    folder, dtype = embedded.folder(), find_dtype("auto", torch.device("cpu"))
+    with all_cores(), served(folder, str(dtype).removeprefix("torch.")) as url:
         options = JudgeOptions(
             judge_url=url, judge_max_tokens=8, judge_timeout=240, judge_retries=0, judge_concurrency=1
         )
         found = {j.prompt_id: j for j in make_judge(f"endpoint-refusal={folder}", options).judge(rows)}
     questions = [REFUSAL.format(prompt=row.prompt, completion=row.completion) for row in rows]
     with all_cores():
-        answers = load("embedded", dtype="bfloat16").generate(questions, max_new_tokens=8)
+        answers = load("embedded").generate(questions, max_new_tokens=8)
     for row, answer in zip(rows, answers, strict=True):
         read = read_refusal(answer)
         assert found[row.prompt_id].label == (read.label if read is not None else None)

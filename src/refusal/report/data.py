@@ -12,9 +12,17 @@ from refusal.evaluate.conditions import BASELINE, STOPPING
 from refusal.prompts.over_refusal import SETS
 from refusal.records import Candidates, CandidateScore, Completion, Metric, RefusalTokens, Selection
 from refusal.run_evaluation import read_completions
-from refusal.run_folder import read_json, read_manifest, read_metrics
 from refusal.run_projections import Projections, read_projections
-from refusal.run_records import read_candidates, read_scores, read_selection, read_suffix, read_tokens
+from refusal.run_records import (
+    read_candidates,
+    read_json,
+    read_manifest,
+    read_metrics,
+    read_scores,
+    read_selection,
+    read_suffix,
+    read_tokens,
+)
 from refusal.storage import file_sha256
 
 Key = tuple[str, str]  # set, condition

@@ -64,7 +64,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """
     try:
         with torch.device("meta"):
-            model = _build(config)
+            model = build(config)
     except BUILD_ERRORS as error:
         raise UnsupportedModelError(
             f"transformers cannot build a model from this config ({_first_line(error)}). {MEND}"
@@ -82,12 +82,12 @@ def find_twin(
     """
     reason = "every one is too large"
     unsupported = None
-    for divisor, small in _smaller(config, _blocks_needed(whole)):
+    for divisor, small in _smaller(config, blocks_needed(whole)):
         if divisor > 1 and unsupported is not None:
             raise unsupported  # a twin of full width was measured: narrower ones will be no better
         try:
             with torch.device("meta"):
-                n_parameters = _build(small).num_parameters()
+                n_parameters = build(small).num_parameters()
             if n_parameters > MOST_PARAMETERS:
                 continue
             return _measured(small, blocks, writers)
@@ -153,7 +153,7 @@ class _Pattern:
 def _measured(config: PreTrainedConfig, blocks: str | None, writers: Sequence[str] | None) -> Twin:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _build(config, dtype=torch.float32)
+        model = build(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1 or not parameter.any():  # gains of one and biases of zero would hide mistakes
@@ -162,14 +162,14 @@ def _measured(config: PreTrainedConfig, blocks: str | None, writers: Sequence[st
     return Twin(model, sites, find_parameters(model, sites))
 
 
-def _build(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+def build(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     """A model of this config, of the class that would be loaded."""
     model: PreTrainedModel = auto_class(config).from_config(config, **options)
     model.eval()
     return model
 
 
-def _blocks_needed(whole: PreTrainedModel) -> int:
+def blocks_needed(whole: PreTrainedModel) -> int:
     """How many blocks from the first show every kind there is."""
     n_layers = whole.config.get_text_config().num_hidden_layers
     needed = 1
@@ -194,7 +194,7 @@ def _smaller(config: PreTrainedConfig, n_layers: int) -> Iterator[tuple[int, Pre
     Which numbers of a config belong together (heads times head width is the hidden width, say) differs from family to
     family, so the smaller numbers are tried one by one beside the widths, then all at once.
     """
-    shortened = [_shortened(config, n_layers, cut_lists) for cut_lists in (True, False)]
+    shortened = [shorten(config, n_layers, cut_lists) for cut_lists in (True, False)]
     for divisor, base in itertools.product(DIVISORS, shortened):
         if divisor == 1:
             yield divisor, base
@@ -210,7 +210,7 @@ def _smaller(config: PreTrainedConfig, n_layers: int) -> Iterator[tuple[int, Pre
             yield divisor, small
 
 
-def _shortened(config: PreTrainedConfig, n_layers: int, cut_lists: bool) -> PreTrainedConfig:
+def shorten(config: PreTrainedConfig, n_layers: int, cut_lists: bool) -> PreTrainedConfig:
     """The same config with fewer blocks and a small vocabulary.
 
     A list with as many items as there are blocks may have one for each, and then has to be cut, or may not.

@@ -2,7 +2,8 @@
 
 from refusal.evaluate.conditions import interventions_for
 from refusal.evaluate.engines.protocol import Job
-from refusal.generation import complete, complete_paged
+from refusal.generation import complete
+from refusal.paged import complete_paged
 
 
 class Own:

@@ -1,0 +1,71 @@
+"""Greedy completions by transformers' continuous batching over a paged cache, under the model's hooks."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import ContinuousBatchingConfig, GenerationConfig
+
+from refusal import ranks
+from refusal.batches import row_budget
+from refusal.errors import EngineError
+from refusal.generation import cache_bytes_per_token, complete, end_tokens, rows_apart
+from refusal.model import ChatModel
+from refusal.progress import task
+
+log = logging.getLogger(__name__)
+
+PAGE = 64  # tokens whose keys and values are kept together
+
+
+def complete_paged(
+    model: ChatModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
+) -> list[str]:
+    """As ``complete``, by transformers' continuous batching: prompts take the place of rows that have ended.
+
+    Keys and values are kept in pages, and the tokens of all running rows go through the model as one row. Interventions
+    that are the same for every token act as ever. A model whose state has no pages is completed as ``complete`` does.
+
+    Raises:
+        EngineError: transformers gives a prompt up.
+    """
+    rows = model.tokenize(instructions)
+    if not rows_apart(model):
+        log.warning("%s: its state cannot be kept in pages, so it is completed in this package's batches.", model.name)
+        return complete(model, instructions, max_new_tokens, name)
+    with task(name, total=len(rows), unit="completions") as advance:
+        share = max(1, -(-len(rows) // ranks.world()))
+        units = [rows[start : start + share] for start in range(0, len(rows), share)]
+        outputs = ranks.share(units, lambda some: _complete_paged(model, some, max_new_tokens, advance))
+    return [str(model.tokenizer.decode(ids, skip_special_tokens=True)) for part in outputs for ids in part]
+
+
+def _complete_paged(
+    model: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, advance: Callable[[int], object]
+) -> list[list[int]]:
+    longest = max(map(len, rows)) + max_new_tokens
+    together = min(len(rows), row_budget(model.device, longest * cache_bytes_per_token(model)))
+    ends = end_tokens(model)
+    how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=0)
+    pages = ContinuousBatchingConfig(
+        page_size=PAGE,
+        num_blocks=together * (longest // PAGE + 2),
+        max_batch_tokens=model.token_budget.value,
+        use_cuda_graph=False,  # hooks may place a direction on the device while a graph is recorded
+    )
+    found: dict[str, list[int]] = {}
+    paged: Any = model.hf.continuous_batching_context_manager
+    with paged(how, continuous_batching_config=pages, warmup=False) as manager:
+        order = manager.add_requests(inputs=[list(row) for row in rows], max_new_tokens=max_new_tokens)
+        while len(found) < len(rows):
+            result = manager.get_result(timeout=1)
+            if result is None and not manager.is_running():
+                raise EngineError("transformers' continuous batching ended early. Use --engine own.")
+            if result is None or not result.is_finished():
+                continue
+            if result.error is not None:
+                raise EngineError(f"Continuous batching gave a prompt up ({result.error}). Use --engine own.")
+            found[result.request_id] = [token for token in result.generated_tokens if token not in ends]
+            model.forward_tokens += len(result.prompt_ids) + len(result.generated_tokens)
+            advance(1)
+    return [found[id] for id in order]
