@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from refusal import ranks
@@ -83,7 +83,7 @@ def complete_rows(
     fits = row_budget(model.device, length * cache_bytes_per_token(model))
     size = model.batch_size if model.batch_size.value <= fits else BatchSize(fits)
     complete_batch = _complete_batch
-    if not rows_apart(model):
+    if not rows_apart(model.hf.config):
         log.warning("%s: its state cannot be padded or thinned out, so prompts are completed one by one.", model.name)
         size, complete_batch = BatchSize(1), _complete_alone
     with task(name, total=len(rows) * max_new_tokens, unit="tokens") as advance:
@@ -252,9 +252,9 @@ def _shared_start(rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens
     return next((i for i, tokens in enumerate(together) if len(set(tokens)) > 1), min(len(row) for row in rows) - 1)
 
 
-def rows_apart(model: ChatModel) -> bool:
-    """Whether the model's state keeps the tokens of every row apart, so that rows can be padded, dropped and paged."""
-    return all(type(layer) in _ROWS_APART for layer in DynamicCache(config=model.hf.config).layers)
+def rows_apart(config: PreTrainedConfig) -> bool:
+    """Whether a model's state keeps the tokens of every row apart, so that rows can be padded, dropped and paged."""
+    return all(type(layer) in _ROWS_APART for layer in DynamicCache(config=config).layers)
 
 
 def cache_bytes_per_token(model: ChatModel) -> int:

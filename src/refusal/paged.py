@@ -30,7 +30,7 @@ def complete_paged(
         EngineError: transformers gives a prompt up.
     """
     rows = model.tokenize(instructions)
-    if not rows_apart(model):
+    if not rows_apart(model.hf.config):
         log.warning("%s: its state cannot be kept in pages, so it is completed in this package's batches.", model.name)
         return complete(model, instructions, max_new_tokens, name)
     with task(name, total=len(rows), unit="completions") as advance:

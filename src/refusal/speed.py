@@ -17,8 +17,9 @@ from torch.nn.functional import linear
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from refusal.batches import BUSY_TOKENS, free_memory
+from refusal.generation import rows_apart
 from refusal.placement import find_dtype
-from refusal.sizes import active_parameters, cache_values
+from refusal.sizes import active_parameters
 from refusal.weights.twin import BUILD_ERRORS, blocks_needed, build, shorten
 
 log = logging.getLogger(__name__)
@@ -55,19 +56,19 @@ class Speed:
     reading: Times = ()
     writing: Times = ()
 
-    def step(self, rows: float) -> float:
+    def step(self, rows: int | float) -> float:
         """Seconds for each weight of a product with so many rows."""
         return _between(self.steps, rows) if self.steps else max(2 / self.bandwidth, 2 * rows / self.flops)
 
-    def read(self, tokens: float) -> float | None:
+    def read(self, tokens: int | float) -> float | None:
         """Seconds of a block for a pass of so many tokens, if that was measured."""
         return _between(self.reading, tokens) if self.reading else None
 
-    def write(self, rows: float) -> float | None:
+    def write(self, rows: int | float) -> float | None:
         """Likewise for a step of so many rows."""
         return _between(self.writing, rows) if self.writing else None
 
-    def times(self, factor: float) -> "Speed":
+    def times(self, factor: int | float) -> "Speed":
         """A device so many times as fast, but for what a block takes at least."""
 
         def faster(times: Times) -> Times:
@@ -83,7 +84,7 @@ class Speed:
         )
 
 
-def _between(times: Times, n: float) -> float:
+def _between(times: Times, n: int | float) -> float:
     """Interpolated; beyond the last in proportion to it."""
     counts, seconds = zip(*times, strict=True)
     return float(np.interp(n, np.array(counts), np.array(seconds))) * max(1.0, float(n / counts[-1]))
@@ -155,7 +156,7 @@ def _with_blocks(speed: Speed, like: PreTrainedModel, device: torch.device, dtyp
 def _few_blocks(like: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedConfig | None:
     """The config of a model with a few of the blocks; ``None`` without attention or room, or with blocks unlike."""
     layers: int = like.config.get_text_config().num_hidden_layers
-    if blocks_needed(like) > 1 or cache_values(like.config) == 0:
+    if blocks_needed(like) > 1 or not rows_apart(like.config):
         return None
     enough = math.ceil(TIMED_BYTES * layers / (active_parameters(like) * dtype.itemsize))
     small = shorten(like.config, min(layers, enough), cut_lists=True)
