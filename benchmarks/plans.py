@@ -81,11 +81,11 @@ def size(shape: str) -> ModelSize:
 
 def plan(case: Case, size: ModelSize, **changes: Any) -> Estimate:
     """What the paper preset should take, in bfloat16, with the built-in prompts' lengths."""
-    speed, memory = DEVICES[case.device]
+    speed, room = DEVICES[case.device]
     config = make_config(
         dtype="bfloat16", quantize=case.quantize, tp_plan="auto" if case.way == "split" else None, **changes
     )
-    return estimate_on(size, config, speed, "cuda", memory, case.count, PRICE, Lengths())
+    return estimate_on(size, config, speed, "cuda", room, case.count, PRICE, Lengths())
 
 
 def table() -> Iterator[str]:

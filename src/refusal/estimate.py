@@ -82,22 +82,22 @@ def estimate_on(
     config: RunConfig,
     speed: Speed,
     kind: str,
-    memory: int | float,
+    room: int | float,
     count: int,
     price: float | None,
     lengths: Lengths | None = None,
 ) -> Estimate:
-    """A run on ``count`` devices of ``memory`` bytes: a copy of the model on each if it fits, else one over all.
+    """A run on ``count`` devices with ``room`` bytes each: a copy of the model on each if it fits, else one over all.
 
     With ``tp_plan`` in the configuration every device holds a part of every weight, whether a copy would fit or not.
     """
     split = config.tp_plan is not None and count > 1
     if split:  # each device has a part of every product, but as many of them to start
         speed = speed.times(count * SPLITTING)
-    one = estimate(size, config, speed, kind, lengths, memory, count if split else 1)
+    one = estimate(size, config, speed, kind, lengths, room, count if split else 1)
     shared = one.fits and not split
     if not split and not one.fits:  # spread over the devices: together they hold it, one at a time works
-        one = estimate(size, config, speed, kind, lengths, memory * count)
+        one = estimate(size, config, speed, kind, lengths, room * count)
     faster = count * SHARING if shared and count > 1 else 1.0
     seconds = {name: value / faster for name, value in one.seconds.items()}
     return replace(
