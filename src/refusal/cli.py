@@ -4,35 +4,26 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import cyclopts
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 from cyclopts.validators import Number
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from refusal import display, ranks
 from refusal.compare import check_completed
 from refusal.compare import compare as compare_runs
-from refusal.config import (
-    MeasureOptions,
-    ModelOptions,
-    PromptOptions,
-    SelectionOptions,
-    added,
-    make_config,
-    wrong_value,
-)
+from refusal.config import added, make_config, wrong_value
 from refusal.config_file import commented_toml
 from refusal.doctor import examine
 from refusal.errors import Error, RunFailure, RunFolderError
 from refusal.estimate import plan
 from refusal.evaluate import interventions_for
-from refusal.evaluate.engines.options import EngineOptions
-from refusal.evaluate.judges.options import JudgeOptions
 from refusal.examples import EXAMPLES
 from refusal.inspection import inspect_model
 from refusal.model import load
+from refusal.options import MODEL_DEFAULTS, RUN_DEFAULTS, Json, Model, ModelGroup, Out, Quiet, Run, Verbose
 from refusal.records import Direction
 from refusal.report import write_comparison, write_report
 from refusal.run import run as run_stages
@@ -56,23 +47,6 @@ app = App(
     help_epilogue=examples(""),
     suppress_keyboard_interrupt=False,  # handled here, with a word about what is kept
 )
-
-Model = Annotated[str | None, Parameter(help="Hub id, folder, .gguf file, or embedded (the default).")]
-Out = Annotated[Path | None, Parameter(help="Run folder; default runs/MODEL.")]
-Preset = Annotated[str | None, Parameter(help="quick (minutes on a laptop) or paper (the paper's sizes, the default).")]
-Config = Annotated[Path | None, Parameter(help="TOML file with options, such as a run folder's run.toml.")]
-PromptsGroup = Annotated[PromptOptions, Parameter(name="*", group=Group("Prompts", sort_key=2))]
-SelectionGroup = Annotated[SelectionOptions, Parameter(name="*", group=Group("Selection", sort_key=3))]
-MeasureGroup = Annotated[MeasureOptions, Parameter(name="*", group=Group("Measurements", sort_key=4))]
-EngineGroup = Annotated[EngineOptions, Parameter(name="*", group=Group("Engine", sort_key=5))]
-JudgeGroup = Annotated[JudgeOptions, Parameter(name="*", group=Group("Judges", sort_key=6))]
-ModelGroup = Annotated[ModelOptions, Parameter(name="*", group=Group("Model", sort_key=1))]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", help="Only errors.")]
-Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="", help="Also notes, such as reused stages.")]
-
-MODEL_DEFAULTS, PROMPT_DEFAULTS, SELECTION_DEFAULTS = ModelOptions(), PromptOptions(), SelectionOptions()
-MEASURE_DEFAULTS, ENGINE_DEFAULTS, JUDGE_DEFAULTS = MeasureOptions(), EngineOptions(), JudgeOptions()
 
 VERBS = {
     "run": (
@@ -100,29 +74,21 @@ def _verb(until: str) -> Callable[..., None]:
         /,
         *,
         out: Out = None,
-        preset: Preset = None,
-        config: Config = None,
-        loading: ModelGroup = MODEL_DEFAULTS,
-        prompting: PromptsGroup = PROMPT_DEFAULTS,
-        selecting: SelectionGroup = SELECTION_DEFAULTS,
-        measuring: MeasureGroup = MEASURE_DEFAULTS,
-        writing: EngineGroup = ENGINE_DEFAULTS,
-        judging: JudgeGroup = JUDGE_DEFAULTS,
+        settings: Run = RUN_DEFAULTS,
         json: Json = False,
         quiet: Quiet = False,
         verbose: Verbose = False,
     ) -> None:
-        given = _given(loading, prompting, selecting, measuring, writing, judging)
         existing = Path(model) if until == "evaluate" and model is not None and is_run_folder(Path(model)) else None
         if existing is not None:
             check_completed(existing)
-            settings = added(make_config(file=existing / "run.toml"), given)
+            config = added(make_config(file=existing / "run.toml"), settings.given)
         else:
-            settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
-        with ranks.joined(split=settings.tp_plan is not None):
+            config = settings.make(model)
+        with ranks.joined(split=config.tp_plan is not None):
             with display.reporting(quiet, verbose):
-                folder = out or existing or _default_folder(settings.model)
-                result = run_stages(settings, folder, until=until, adding=existing is not None)
+                folder = out or existing or _default_folder(config.model)
+                result = run_stages(config, folder, until=until, adding=existing is not None)
             if not ranks.is_writer():
                 return
         if json:
@@ -131,11 +97,6 @@ def _verb(until: str) -> Callable[..., None]:
             display.show_result(result)
 
     return command
-
-
-def _given(*groups: BaseModel) -> dict[str, Any]:
-    """The options that were typed."""
-    return {name: getattr(group, name) for group in groups for name in group.model_fields_set}
 
 
 for _name, (_until, _help) in VERBS.items():
@@ -268,23 +229,9 @@ def export(
 
 
 @app.command(help_epilogue=examples("config"))
-def config(
-    model: Model = None,
-    /,
-    *,
-    preset: Preset = None,
-    config: Config = None,
-    loading: ModelGroup = MODEL_DEFAULTS,
-    prompting: PromptsGroup = PROMPT_DEFAULTS,
-    selecting: SelectionGroup = SELECTION_DEFAULTS,
-    measuring: MeasureGroup = MEASURE_DEFAULTS,
-    writing: EngineGroup = ENGINE_DEFAULTS,
-    judging: JudgeGroup = JUDGE_DEFAULTS,
-) -> None:
+def config(model: Model = None, /, *, settings: Run = RUN_DEFAULTS) -> None:
     """Print a whole configuration as TOML, every option with what it does; `refusal run --config FILE` uses it."""
-    given = _given(loading, prompting, selecting, measuring, writing, judging)
-    settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
-    display.print_text(commented_toml(settings))
+    display.print_text(commented_toml(settings.make(model)))
 
 
 @app.command(help_epilogue=examples("doctor"))
@@ -309,22 +256,15 @@ def estimate(
     /,
     *,
     count: Annotated[int, Parameter(help="Devices.", validator=Number(gte=1))] = 1,
-    preset: Preset = None,
-    config: Config = None,
-    loading: ModelGroup = MODEL_DEFAULTS,
-    prompting: PromptsGroup = PROMPT_DEFAULTS,
-    selecting: SelectionGroup = SELECTION_DEFAULTS,
-    measuring: MeasureGroup = MEASURE_DEFAULTS,
+    settings: Run = RUN_DEFAULTS,
     json: Json = False,
 ) -> None:
     """Time, memory and money that a run should take, by the model's config alone.
 
     --device names a kind (a100, h100, h200, b200, l40s, mi300x), by data sheet; without it this machine is measured.
     """
-    given = _given(loading, prompting, selecting, measuring)
-    settings = make_config(preset, config, **given, **({"model": model} if model is not None else {}))
     with display.reporting():
-        found = plan(settings, count)
+        found = plan(settings.make(model), count)
     if json:
         display.print_estimate(found)
     else:
