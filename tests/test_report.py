@@ -396,7 +396,7 @@ def test_no_direction_under_strict_is_said(tmp_path: Path) -> None:
         ("manifest.json", None, "is no run folder"),
         ("manifest.json", "{", "cannot be read"),
         ("manifest.json", "[]", "is not the manifest"),
-        ("manifest.json", '{"format": 1, "model": {}, "stages": {}}', "format 1, this version reads 2"),
+        ("manifest.json", '{"format": 1, "model": {}, "stages": {}}', "format 1, this version has 2"),
         ("run.toml", "frob = 1", "There is no option 'frob'"),
         ("metrics.json", "[1]", "holds no metrics"),
         ("completions/harmful.ablation.jsonl", '{"x": 1}\n', "line 1, cannot be read"),

@@ -334,7 +334,7 @@ def test_the_same_weights_under_another_name_go_on(out: Path, source: Path, prom
         ("{", "cannot be read"),
         ("[]", "is not the manifest"),
         ('{"format": 1, "model": {}}', "is not the manifest"),
-        ('{"format": 99, "model": {}, "stages": {}}', "format 99, this version writes 2"),
+        ('{"format": 99, "model": {}, "stages": {}}', "format 99, this version has 2"),
     ],
 )
 def test_a_folder_that_cannot_be_understood_is_refused_before_the_model_is_loaded(

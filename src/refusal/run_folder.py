@@ -26,7 +26,7 @@ from refusal.errors import RunFolderError
 from refusal.memory import Memory, stage_memory
 from refusal.model import ChatModel
 from refusal.records import Prompt, PromptSplits
-from refusal.run_records import FORMAT, read_json
+from refusal.run_records import FORMAT, read_manifest
 from refusal.sizes import active_parameters
 from refusal.storage import file_sha256, remove, write_json, write_text, write_toml
 
@@ -64,18 +64,8 @@ class RunFolder:
             raise RunFolderError(f"{nearest} is a file. Give a folder with --out.")
         if not os.access(nearest, os.W_OK):
             raise RunFolderError(f"{nearest} is not writable. Give another --out.")
-        file = self.path / "manifest.json"
-        if not file.exists():
-            return
-        old = read_json(file)
-        if not isinstance(old, dict) or not all(isinstance(old.get(key), dict) for key in ("model", "stages")):
-            raise RunFolderError(f"{file} is not the manifest of a run. Delete it, or give another --out.")
-        if old.get("format") != FORMAT:
-            raise RunFolderError(
-                f"{self.path} holds a run of format {old.get('format')}, this version writes {FORMAT}. "
-                "Give another --out."
-            )
-        self.manifest = old
+        if (self.path / "manifest.json").exists():
+            self.manifest = read_manifest(self.path)
 
     def begin(self, config: RunConfig, model: ChatModel, prompts: PromptSplits) -> None:
         """Claim the folder for this model; write the config and what is known so far."""

@@ -40,10 +40,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path} is no run folder: it has no manifest.json. Give a folder that refusal run made.")
     found = read_json(path / "manifest.json")
     if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("model", "stages")):
-        raise RunFolderError(f"{path / 'manifest.json'} is not the manifest of a run. Give a folder that holds one.")
+        raise RunFolderError(
+            f"{path / 'manifest.json'} is not the manifest of a run. Give another folder, or delete it."
+        )
     if found.get("format") != FORMAT:
         raise RunFolderError(
-            f"{path} holds a run of format {found.get('format')}, this version reads {FORMAT}. Run it again."
+            f"{path} holds a run of format {found.get('format')}, this version has {FORMAT}. "
+            "Run it again in another folder (--out)."
         )
     return found
 
