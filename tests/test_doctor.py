@@ -243,3 +243,5 @@ def test_an_estimate_by_data_sheet(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["estimate", str(folder), "--device", "h100", "--price-per-device-hour", "3"]) == 0
     assert "Cost: 0.0" in capsys.readouterr().out
     assert main(["estimate", str(folder), "--device", "tpu"]) == 2
+    assert "'tpu'" in (message := capsys.readouterr().err)
+    assert "h100" in message

@@ -16,6 +16,7 @@ from refusal import memory
 from refusal.batches import free_memory, rows_that_fit, tokens_that_fit
 from refusal.chat import find_format, render, tokenize
 from refusal.config import RunConfig
+from refusal.errors import ConfigError
 from refusal.model import auto_class, loading, resolve
 from refusal.placement import find_device, find_dtype
 from refusal.prompts import load_prompts
@@ -198,10 +199,17 @@ def plan(config: RunConfig, count: int = 1) -> Estimate:
         speed, room = DEVICES[config.device]
         kind = "cuda"
     else:
-        device = find_device(config.device)
+        device = _device_here(config.device)
         speed, room, kind = measure_speed(device, config.dtype, outline), free_memory(device), device.type
     size = size_of(outline, outline.config)
     return estimate_on(size, config, speed, kind, room, count, config.price_per_device_hour, lengths)
+
+
+def _device_here(name: str) -> torch.device:
+    try:
+        return find_device(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error} Or name a kind that is known by its data sheet: {', '.join(DEVICES)}.") from error
 
 
 def _seconds(
