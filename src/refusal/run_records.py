@@ -41,7 +41,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     found = read_json(path / "manifest.json")
     if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("model", "stages")):
         raise RunFolderError(
-            f"{path / 'manifest.json'} is not the manifest of a run. Delete it, or give another --out."
+            f"{path / 'manifest.json'} is not the manifest of a run. Delete it, or give another run folder (--out)."
         )
     if found.get("format") != FORMAT:
         raise RunFolderError(
