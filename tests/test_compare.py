@@ -10,7 +10,7 @@ import saved
 from refusal import RunFolderError, compare, stats
 from refusal import run as run_stages
 from refusal.cli import main
-from refusal.run_evaluation import read_completions
+from refusal.run_records import read_completions
 
 
 @pytest.fixture(scope="module")

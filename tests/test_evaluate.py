@@ -5,8 +5,8 @@ import tiny_models
 import torch
 
 from refusal import Completion, Direction, LeakageError, PromptPair, control_directions, evaluate, tokens_for
+from refusal.conditions import random_group
 from refusal.evaluate import CONDITIONS, interventions_for, measure, measure_all
-from refusal.evaluate.conditions import random_group
 from refusal.evaluate.controls import cosines
 from refusal.generation import complete
 

@@ -12,13 +12,13 @@ import torch
 
 from refusal import Direction, LeakageError, Prompt, PromptError, RunFolderError, load
 from refusal import run as run_stages
+from refusal.conditions import ACTIONS, CONDITIONS
 from refusal.config import RunConfig
 from refusal.evaluate import complete_under
-from refusal.evaluate.conditions import ACTIONS, CONDITIONS
 from refusal.evaluate.rates import measure_all
 from refusal.prompts import matched_pairs
-from refusal.run_evaluation import read_completions, read_drift
-from refusal.run_records import read_metrics
+from refusal.run_evaluation import read_drift
+from refusal.run_records import read_completions, read_metrics
 from refusal.storage import write_json
 
 EXTRA = {"controls": 2, "n_control": 2, "drift_tokens": 2, "n_texts": 2, "text_tokens": 12, "seeds": 2}

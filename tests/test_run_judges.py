@@ -12,14 +12,13 @@ import saved
 
 from refusal import Completion, ConfigError, JudgeError, PromptError
 from refusal import run as run_stages
+from refusal.conditions import CONDITIONS
 from refusal.config import RunConfig
-from refusal.evaluate.conditions import CONDITIONS
 from refusal.evaluate.judges import Judgement
 from refusal.evaluate.judges.protocol import JudgeKind
-from refusal.run_evaluation import read_completions
 from refusal.run_folder import RunFolder
 from refusal.run_judges import Judging
-from refusal.run_records import read_json
+from refusal.run_records import read_completions, read_json
 
 
 @dataclass

@@ -21,6 +21,7 @@ from refusal.errors import Error, RunFailure, RunFolderError
 from refusal.estimate import plan
 from refusal.evaluate import interventions_for
 from refusal.examples import EXAMPLES
+from refusal.export import Kind, export_run
 from refusal.inspection import inspect_model
 from refusal.model import load
 from refusal.options import MODEL_DEFAULTS, RUN_DEFAULTS, Json, Model, ModelGroup, Out, Quiet, Run, Verbose
@@ -29,7 +30,6 @@ from refusal.report import write_comparison, write_report
 from refusal.run import run as run_stages
 from refusal.run_records import is_run_folder
 from refusal.talk import COMMANDS, talk
-from refusal.weights.export import Kind, export_run
 
 INTERRUPTED = 130
 

@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refusal.conditions import CONDITIONS, random_group
 from refusal.errors import RunFolderError
 from refusal.evaluate.capability.rates import PREFIX, is_binary
-from refusal.evaluate.conditions import CONDITIONS, random_group
 from refusal.evaluate.rates import HITS, metric
 from refusal.records import Direction, Metric, Prompt
 from refusal.run_capability import file_name, read_task_run
-from refusal.run_evaluation import read_completions
-from refusal.run_records import read_json, read_manifest, read_metrics
+from refusal.run_records import read_completions, read_json, read_manifest, read_metrics
 from refusal.shown import Shown, dataframe
 from refusal.stats import rate_change
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from refusal.engines.options import EngineOptions
 from refusal.errors import ConfigError
-from refusal.evaluate.engines.options import EngineOptions
 from refusal.evaluate.judges.options import JudgeOptions
 from refusal.selection.rule import Rule
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 from refusal.config import MeasureOptions, ModelOptions, PromptOptions, RunConfig, SelectionOptions, make_config
-from refusal.evaluate.engines.options import EngineOptions
+from refusal.engines.options import EngineOptions
 from refusal.evaluate.judges.options import JudgeOptions
 
 Model = Annotated[str | None, Parameter(help="Hub id, folder, .gguf file, or embedded (the default).")]

@@ -16,9 +16,9 @@ from refusal import ranks
 from refusal.activations import collect
 from refusal.candidates import difference_in_means
 from refusal.config import RunConfig
+from refusal.engines import Engine, EngineOptions, make_engine
 from refusal.errors import Error, NoCandidateError
 from refusal.evaluate.capability import Benchmark
-from refusal.evaluate.engines import Engine, EngineOptions, make_engine
 from refusal.evaluate.judges import Judge
 from refusal.model import ChatModel, load
 from refusal.prompts import load_prompts

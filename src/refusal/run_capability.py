@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from refusal.conditions import BASELINE, STOPPING
 from refusal.config import RunConfig
 from refusal.evaluate import interventions_for
 from refusal.evaluate.capability import (
@@ -22,7 +23,6 @@ from refusal.evaluate.capability import (
     load_benchmarks,
     run_benchmark,
 )
-from refusal.evaluate.conditions import BASELINE, STOPPING
 from refusal.model import ChatModel
 from refusal.records import Direction, Metric, finite, to_json
 from refusal.run_folder import RunFolder

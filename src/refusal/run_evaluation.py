@@ -15,12 +15,12 @@ from pathlib import Path
 from safetensors import safe_open
 
 from refusal import ranks
+from refusal.conditions import ACTIONS, BASELINE, STOPPING
 from refusal.config import RunConfig
+from refusal.engines import OWN, Engine
 from refusal.evaluate import CONDITIONS, complete_controls, complete_under, interventions_for, measure_all
-from refusal.evaluate.conditions import ACTIONS, BASELINE, STOPPING
 from refusal.evaluate.controls import control_directions, cosines
 from refusal.evaluate.drift import Drift, ForcedText, drift_metrics, measure_drift, own_answers
-from refusal.evaluate.engines import OWN, Engine
 from refusal.evaluate.judges.reading import check_completions
 from refusal.evaluate.texts import Corpus, read_corpus
 from refusal.model import ChatModel
@@ -38,7 +38,7 @@ from refusal.records import (
     to_json,
 )
 from refusal.run_folder import RunFolder, prompts_hash
-from refusal.run_records import read_metrics, read_rows
+from refusal.run_records import read_completions, read_metrics, read_rows
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
 
 ORDER = (BASELINE, "ablation", "subtraction", "addition")
@@ -297,15 +297,10 @@ def check_completions_of(folder: RunFolder, config: RunConfig, prompts: PromptSp
             check_completions(read_completions(path), pools[set][: config.n_test], str(path))
 
 
-def read_completions(path: Path) -> tuple[Completion, ...]:
-    """The completions of one file.
+def read_drift(path: Path) -> tuple[Drift, ...]:
+    """The drift of one file.
 
     Raises:
-        RunFolderError: it cannot be read, or a row is no completion.
+        RunFolderError: it cannot be read, or a row is something else.
     """
-    return tuple(read_rows(path, lambda row: Completion(**row)))
-
-
-def read_drift(path: Path) -> tuple[Drift, ...]:
-    """The drift of one file. Raises as above."""
     return tuple(read_rows(path, lambda row: Drift(row["id"], tuple(row["nats"]), tuple(row["kl"]))))

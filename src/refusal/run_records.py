@@ -13,6 +13,7 @@ from refusal.records import (
     Candidates,
     CandidateScore,
     ClassCount,
+    Completion,
     Direction,
     Metric,
     RefusalTokens,
@@ -79,6 +80,15 @@ def read_rows(path: Path, make: Callable[[Any], T]) -> Iterator[T]:
         raise RunFolderError(
             f"{path}, line {lines}, cannot be read ({error}). Delete the file; the same command makes it again."
         ) from error
+
+
+def read_completions(path: Path) -> tuple[Completion, ...]:
+    """The completions of one file.
+
+    Raises:
+        RunFolderError: it cannot be read, or a row is no completion.
+    """
+    return tuple(read_rows(path, lambda row: Completion(**row)))
 
 
 def read_metrics(path: Path) -> tuple[Metric, ...]:

@@ -14,9 +14,8 @@ from refusal.evaluate import complete_under, measure
 from refusal.model import ChatModel
 from refusal.prompts import redealt
 from refusal.records import Direction, Metric, PromptSplits, RefusalTokens, Selection, finite, to_json
-from refusal.run_evaluation import read_completions
 from refusal.run_folder import RunFolder, prompts_hash
-from refusal.run_records import read_json
+from refusal.run_records import read_completions, read_json
 from refusal.selection import select
 from refusal.storage import file_sha256, write_json, write_jsonl
 

@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 
 from refusal.compare import Comparison
+from refusal.conditions import ACTIONS, BASELINE, CONDITIONS
 from refusal.evaluate.capability.rates import PREFIX as CAPABILITY
-from refusal.evaluate.conditions import ACTIONS, BASELINE, CONDITIONS
 from refusal.records import Metric
 
 FEW = 30

@@ -16,8 +16,8 @@ from serving import served
 
 import refusal
 from refusal import ChatModel, ConfigError, Direction, EngineError
-from refusal.evaluate.engines import OWN, EngineOptions, Job, Paged, make_engine
-from refusal.run_evaluation import read_completions
+from refusal.engines import OWN, EngineOptions, Job, Paged, make_engine
+from refusal.run_records import read_completions
 from refusal.weights import export_model
 
 TEXTS = ("Name a colour.", "Why is the sea salty, and since when?", "Sing", "Count to ten.", "What is bread?", "Hm")
@@ -71,7 +71,7 @@ def test_a_model_without_pages_is_completed_as_ever(caplog: pytest.LogCaptureFix
 
 
 def test_fewer_pages_than_rows_only_take_longer(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refusal.paged.row_budget", lambda device, bytes_per_row: 2)
+    monkeypatch.setattr("refusal.engines.paged.row_budget", lambda device, bytes_per_row: 2)
     given = Job(model, direction(model), "ablation", TEXTS, NEW, "test")
     assert Paged().complete(given) == OWN.complete(given)
 

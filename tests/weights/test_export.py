@@ -65,7 +65,7 @@ def test_a_streamed_model_is_the_same_model(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["export", str(finished), "--as", "model", "--out", str(tmp_path / "loaded")]) == 0
-    monkeypatch.setattr("refusal.weights.export.load_for", None)  # the model is not loaded
+    monkeypatch.setattr("refusal.export.load_for", None)  # the model is not loaded
     arguments = ["export", str(finished), "--as", "model", "--stream", "--out", str(tmp_path / "streamed"), "--json"]
     capsys.readouterr()
     assert main(arguments) == 0

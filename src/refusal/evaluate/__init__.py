@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from refusal.conditions import CONDITIONS, interventions_for
 from refusal.evaluate.completions import complete_controls, complete_under
-from refusal.evaluate.conditions import CONDITIONS, interventions_for
 from refusal.evaluate.detector import refusal_verdict
 from refusal.evaluate.rates import measure, measure_all
 from refusal.model import ChatModel

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from refusal.conditions import intervention
+from refusal.engines import OWN, Engine, Job
 from refusal.errors import LeakageError
-from refusal.evaluate.conditions import intervention
 from refusal.evaluate.detector import refusal_verdict
-from refusal.evaluate.engines import OWN, Engine, Job
 from refusal.generation import complete_each
 from refusal.model import ChatModel
 from refusal.records import Completion, Direction, Prompt

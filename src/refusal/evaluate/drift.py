@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.evaluate.conditions import BASELINE
+from refusal.conditions import BASELINE
 from refusal.evaluate.rates import metric, random_together
 from refusal.forward import Batch, read_from, share_batches
 from refusal.interventions import Intervention

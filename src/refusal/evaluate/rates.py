@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from refusal.evaluate.conditions import BASELINE, random_group
+from refusal.conditions import BASELINE, random_group
 from refusal.evaluate.detector import paper_substring_match
 from refusal.records import Completion, Metric
 from refusal.stats import Estimate, rate, rate_change, together

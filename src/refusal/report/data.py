@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from refusal.conditions import BASELINE, STOPPING
 from refusal.config import RunConfig, make_config
 from refusal.evaluate import CONDITIONS, measure_all
-from refusal.evaluate.conditions import BASELINE, STOPPING
 from refusal.prompts.over_refusal import SETS
 from refusal.records import Candidates, CandidateScore, Completion, Metric, RefusalTokens, Selection
-from refusal.run_evaluation import read_completions
 from refusal.run_projections import Projections, read_projections
 from refusal.run_records import (
     read_candidates,
+    read_completions,
     read_json,
     read_manifest,
     read_metrics,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from refusal.evaluate.conditions import ACTIONS, BASELINE, CONDITIONS
+from refusal.conditions import ACTIONS, BASELINE, CONDITIONS
 from refusal.evaluate.rates import metric
 from refusal.records import Completion, Metric
 from refusal.stats import rate

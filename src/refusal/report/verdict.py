@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from refusal.evaluate.conditions import BASELINE
+from refusal.conditions import BASELINE
 from refusal.records import Metric
 from refusal.report.data import ReportData
 from refusal.report.words import minus

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from refusal.conditions import BASELINE
 from refusal.evaluate.capability.results import ItemResult, TaskRun
-from refusal.evaluate.conditions import BASELINE
 from refusal.evaluate.rates import metric, random_together
 from refusal.records import Metric
 from refusal.stats import Estimate, mean, rate, rate_change, ratio_change

@@ -1,9 +1,9 @@
 """The model itself under hooks: in this package's batches, or in transformers' continuous batching."""
 
-from refusal.evaluate.conditions import interventions_for
-from refusal.evaluate.engines.protocol import Job
+from refusal.conditions import interventions_for
+from refusal.engines.paged import complete_paged
+from refusal.engines.protocol import Job
 from refusal.generation import complete
-from refusal.paged import complete_paged
 
 
 class Own:

@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from refusal import ranks
+from refusal.conditions import BASELINE
 from refusal.endpoint import OPENAI_URL, Address, Endpoint
+from refusal.engines.options import EngineOptions
+from refusal.engines.own import OWN
+from refusal.engines.protocol import Job
 from refusal.errors import ConfigError, EngineError
-from refusal.evaluate.conditions import BASELINE
-from refusal.evaluate.engines.options import EngineOptions
-from refusal.evaluate.engines.own import OWN
-from refusal.evaluate.engines.protocol import Job
 from refusal.model import ChatModel
 from refusal.progress import task
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from refusal.conditions import BASELINE
+from refusal.engines.options import EngineOptions
+from refusal.engines.protocol import Job
+from refusal.engines.server import ABLATION, address_of, ask_checked
 from refusal.errors import ConfigError, EngineError
-from refusal.evaluate.conditions import BASELINE
-from refusal.evaluate.engines.options import EngineOptions
-from refusal.evaluate.engines.protocol import Job
-from refusal.evaluate.engines.server import ABLATION, address_of, ask_checked
 from refusal.model import ChatModel, local_folder
 from refusal.progress import task
 from refusal.weights.stream import stream_model

@@ -6,11 +6,11 @@ unedited model and the one that an export has orthogonalised: it writes for the 
 
 from pathlib import Path
 
-from refusal.evaluate.engines.options import EngineOptions
-from refusal.evaluate.engines.own import OWN, Own, Paged
-from refusal.evaluate.engines.protocol import Engine, Job
-from refusal.evaluate.engines.server import Server
-from refusal.evaluate.engines.vllm import Vllm
+from refusal.engines.options import EngineOptions
+from refusal.engines.own import OWN, Own, Paged
+from refusal.engines.protocol import Engine, Job
+from refusal.engines.server import Server
+from refusal.engines.vllm import Vllm
 
 __all__ = ["OWN", "Engine", "EngineOptions", "Job", "Own", "Paged", "Server", "Vllm", "make_engine"]
 
