@@ -8,12 +8,22 @@ import tiny_models
 import torch
 from plain import last_logits
 
-from refusal import ChatModel
-from refusal.forward import Batch, layout, packs, read, run_batches
+from refusal import ChatModel, forward
+from refusal.forward import Batch, packs, plan, read, run_batches
 from refusal.hooks import Edit
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Why is the sea salt?", "Hi there", "Sing!"]
 ALL = [*tiny_models.FAMILIES, *tiny_models.SLIDING]
+
+
+def layout(model: ChatModel, rows: Sequence[Sequence[int]]) -> list[Batch]:
+    """All batches, each as large as was planned."""
+    found = []
+    for planned in plan(model, rows):
+        batch = planned.lay_out()
+        assert (planned.prompts, planned.tokens) == (batch.prompts, batch.ids.numel())
+        found.append(batch)
+    return found
 
 
 def logits_by_batches(model: ChatModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -119,6 +129,23 @@ def test_out_of_memory_halves_the_budget_and_goes_on(model: ChatModel, caplog: p
     assert sorted(done) == list(range(len(rows)))
     assert model.token_budget.value <= limit
     assert "Out of memory" in caplog.text
+
+
+def test_a_batch_is_laid_out_when_its_turn_comes(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mask is as wide as it is long: laid out beforehand, those of 10,000 prompts would be gigabytes."""
+    assert packs(model)
+    model.token_budget.value = 40
+    events = []
+    lay_out = forward._packed
+
+    def laid_out(*arguments: Any) -> Batch:
+        events.append("laid out")
+        return lay_out(*arguments)
+
+    monkeypatch.setattr(forward, "_packed", laid_out)
+    n = len(list(run_batches(model, model.tokenize(TEXTS * 4), lambda batch: events.append("run"))))
+    assert n > 4
+    assert events == ["laid out", "run"] * n
 
 
 @pytest.mark.parametrize("family", tiny_models.OTHERS)

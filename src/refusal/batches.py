@@ -12,6 +12,7 @@ from typing import TypeVar
 import psutil
 import torch
 
+from refusal import ranks
 from refusal.errors import OutOfMemoryError
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,16 @@ class BatchSize:
     unit: str = "prompts"
 
     def halve(self, tried: int) -> None:
-        """Go on with half of what was ``tried``, and say so."""
+        """Go on with half of what was ``tried``, and say so.
+
+        Raises:
+            OutOfMemoryError: the model is split over processes, which must all run the same.
+        """
+        if ranks.split():
+            raise OutOfMemoryError(
+                f"Out of memory with {tried} {self.unit} at once in a process that holds a part of the model. "
+                "Split it over more processes, or write fewer completions at once with --batch-size."
+            )
         self.value = max(1, tried // 2)
         log.warning("Out of memory with %d %s at once: going on with %d.", tried, self.unit, self.value)
         if torch.cuda.is_available():

@@ -20,7 +20,7 @@ from refusal.errors import ConfigError
 from refusal.model import auto_class, loading, resolve
 from refusal.placement import find_device, find_dtype
 from refusal.prompts import load_prompts
-from refusal.sizes import ModelSize, size_of
+from refusal.sizes import ModelSize, activation_bytes, size_of
 from refusal.speed import DEVICES, Speed, measure_speed
 
 PROMPT_TOKENS = 20.0  # of a one-line instruction with its template, once what prompts begin with in common is read once
@@ -169,7 +169,7 @@ def estimate(
     part = replace(size, cache=size.cache // parts)
     length = int(2 * lengths.test) + config.max_new_tokens
     free, drift = max(0, room - weights - RUNTIME), config.drift_tokens > 0
-    tokens = tokens_that_fit(device, free, memory.activation_bytes(size, itemsize))
+    tokens = tokens_that_fit(device, free, activation_bytes(size.d_model, size.inner, itemsize))
     rows = rows_that_fit(device, free, length * part.cache * itemsize)
     reading = memory.reading(part, weights, itemsize, tokens)
     if device == "cpu":  # elsewhere what selection keeps is in main memory
@@ -215,7 +215,7 @@ def _device_here(name: str) -> torch.device:
 def _seconds(
     size: ModelSize, config: RunConfig, speed: Speed, itemsize: int, lengths: Lengths, budget: int, most: int
 ) -> dict[str, float]:
-    traffic = TRAFFIC * memory.activation_bytes(size, itemsize) / speed.bandwidth  # of a token in a block
+    traffic = TRAFFIC * activation_bytes(size.d_model, size.inner, itemsize) / speed.bandwidth  # of a token in a block
     each, head = size.active / size.layers, size.head  # parameters
 
     def read(tokens: int | float, passes: int | float) -> float:

@@ -11,6 +11,7 @@ up.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -48,12 +49,24 @@ class Batch:
     paths: tuple[Int[Tensor, "_"], ...]
 
 
-def layout(
+@dataclass(frozen=True)
+class Planned:
+    """A batch before it is laid out: with its mask, its largest part, it exists only while it is needed.
+
+    ``tokens``: with padding.
+    """
+
+    prompts: tuple[int, ...]
+    tokens: int
+    lay_out: Callable[[], Batch]
+
+
+def plan(
     model: ChatModel,
     rows: Sequence[Sequence[int]],
     which: Sequence[int] | None = None,
     most: int | None = None,
-) -> list[Batch]:
+) -> list[Planned]:
     """Batches of at most ``model.token_budget`` (and ``most``) tokens that hold the prompts ``rows`` (at ``which``)."""
     chosen = list(range(len(rows)) if which is None else which)
     if not chosen:
@@ -62,10 +75,22 @@ def layout(
     longest = max(len(rows[i]) for i in chosen)
     if not _packable(model, longest):
         order = sorted(chosen, key=lambda i: -len(rows[i]))
-        return [_padded(model, rows, group) for group in _groups(order, [len(rows[i]) for i in order], budget)]
+        groups = _groups(order, [len(rows[i]) for i in order], budget)
+        return [
+            Planned(tuple(group), len(group) * len(rows[group[0]]), partial(_padded, model, rows, group))
+            for group in groups
+        ]
     trees = grow(rows, chosen, max(min(ROW_TOKENS, budget), longest))
     per_batch = max(1, budget // max(len(tree.ids) for tree in trees))
-    return [_packed(model, trees[start : start + per_batch]) for start in range(0, len(trees), per_batch)]
+    grouped = [trees[start : start + per_batch] for start in range(0, len(trees), per_batch)]
+    return [
+        Planned(
+            tuple(i for tree in some for i in tree.paths),
+            len(some) * max(len(tree.ids) for tree in some),
+            partial(_packed, model, some),
+        )
+        for some in grouped
+    ]
 
 
 def read(
@@ -140,18 +165,19 @@ def run_batches(
     Raises:
         OutOfMemoryError: one prompt alone does not fit.
     """
-    todo = layout(model, rows, which, most)
+    todo = plan(model, rows, which, most)
     while todo:
-        batch, *rest = todo
+        planned, *rest = todo
         try:
+            batch = planned.lay_out()
             result = run(batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if len(batch.prompts) == 1:
-                raise too_large(len(rows[batch.prompts[0]])) from error
-            model.token_budget.halve(batch.ids.numel())
-            todo = layout(model, rows, [i for left in todo for i in left.prompts], most)
+            if len(planned.prompts) == 1:
+                raise too_large(len(rows[planned.prompts[0]])) from error
+            model.token_budget.halve(planned.tokens)
+            todo = plan(model, rows, [i for left in todo for i in left.prompts], most)
             continue
         yield batch, result
         todo = rest
@@ -166,7 +192,7 @@ def share_batches(
         OutOfMemoryError: one prompt alone does not fit.
     """
     model.token_budget.value = ranks.smallest(model.token_budget.value)  # all lay the same batches out
-    units = [batch.prompts for batch in layout(model, rows, most=most)] if ranks.world() > 1 else [None]
+    units = [planned.prompts for planned in plan(model, rows, most=most)] if ranks.world() > 1 else [None]
 
     def work(which: tuple[int, ...] | None) -> list[tuple[tuple[int, ...], T]]:
         return [(batch.prompts, result) for batch, result in run_batches(model, rows, run, most, which)]
@@ -268,7 +294,7 @@ def _measure_packing(model: ChatModel) -> bool:
 def rows_gap(model: ChatModel) -> float:
     """Relative difference between the logits of a few prompts read together, as they always are, and each alone."""
     rows = model.tokenize(_PROBES)
-    return max(_gap(model, rows, batch) for batch in layout(model, rows))
+    return max(_gap(model, rows, planned.lay_out()) for planned in plan(model, rows))
 
 
 def logit_tolerance(dtype: torch.dtype) -> float:

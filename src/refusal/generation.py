@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache, GenerationConfig, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from refusal import ranks
@@ -80,7 +80,7 @@ def complete_rows(
     found: list[list[int]] = [[] for _ in rows]
     ends = end_tokens(model)
     length = max((len(row) for row in rows), default=0) + max_new_tokens
-    fits = row_budget(model.device, length * cache_bytes_per_token(model))
+    fits = ranks.smallest(row_budget(model.device, length * cache_bytes_per_token(model)))
     size = model.batch_size if model.batch_size.value <= fits else BatchSize(fits)
     complete_batch = _complete_batch
     if not rows_apart(model.hf.config):
@@ -182,7 +182,7 @@ def _complete_batch(
             if not going.all():
                 keep = going.nonzero()[:, 0]
                 alive = [alive[i] for i in keep.tolist()]
-                cache.batch_select_indices(keep)
+                cache.batch_select_indices(keep.cpu())  # blocks may be on several devices, and their keys with them
                 token, mask, position = token[keep], mask[keep], position[keep]
                 if on_rows is not None:
                     on_rows(alive)
@@ -206,11 +206,18 @@ def _complete_alone(
     if on_rows is not None:
         on_rows([0])
     ids = torch.tensor([list(rows[0])], device=model.device)
-    out = model.hf.generate(  # type: ignore[operator]
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-        eos_token_id=list(ends), pad_token_id=0,
-    )  # fmt: skip
-    new: list[int] = out[0, ids.shape[1] :].tolist()
+    length = ids.shape[1]
+
+    def enough(seen: Tensor, scores: object, **kwargs: object) -> Tensor:
+        return torch.tensor([ended is not None and ended(seen[0, length:].tolist())], device=seen.device)
+
+    how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=0)
+    own, model.hf.generation_config = model.hf.generation_config, how  # it may ask for penalties
+    try:
+        out = model.hf.generate(ids, attention_mask=torch.ones_like(ids), stopping_criteria=[enough])  # type: ignore[operator]
+    finally:
+        model.hf.generation_config = own
+    new: list[int] = out[0, length:].tolist()
     model.forward_tokens += ids.shape[1] + len(new)
     count(max_new_tokens)
     return [new[:-1] if new and new[-1] in ends else new]
@@ -258,5 +265,5 @@ def rows_apart(config: PreTrainedConfig) -> bool:
 
 
 def cache_bytes_per_token(model: ChatModel) -> int:
-    """Keys and values of one token in all layers."""
-    return cache_values(model.hf.config) * model.hf.dtype.itemsize
+    """Keys and values of one token in all layers; a process that holds a part of the model keeps its share."""
+    return cache_values(model.hf.config) * model.hf.dtype.itemsize // ranks.parts()

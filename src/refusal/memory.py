@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from refusal.config import RunConfig
 from refusal.evaluate.drift import CHUNK, MOST_TOKENS
 from refusal.model import ChatModel
-from refusal.sizes import ModelSize, held_bytes, size_of
+from refusal.sizes import ModelSize, activation_bytes, held_bytes, size_of
 
 LONG_PROMPT = 64  # tokens
 # bitsandbytes: half a byte or one for a number, and in 4 bits a float32 scale for every 64.
@@ -41,7 +41,7 @@ def weights_of(size: ModelSize, itemsize: int, quantize: str | None = None) -> i
 
 def reading(size: ModelSize, weights: int, itemsize: int, tokens: int) -> Memory:
     """A pass over ``tokens`` prompt tokens: copies of the stream and the widest MLP tensors of one block."""
-    return Memory(weights, activations=tokens * activation_bytes(size, itemsize))
+    return Memory(weights, activations=tokens * activation_bytes(size.d_model, size.inner, itemsize))
 
 
 def choosing(size: ModelSize, reading: Memory, itemsize: int, tokens: int | float, prompts: int) -> Memory:
@@ -51,11 +51,6 @@ def choosing(size: ModelSize, reading: Memory, itemsize: int, tokens: int | floa
     """
     kept = int(tokens) * size.layers * size.d_model * itemsize
     return replace(reading, cache=kept, logits=prompts * 8 * (size.head // size.d_model))
-
-
-def activation_bytes(size: ModelSize, itemsize: int) -> int:
-    """Of one token in one block, from above: copies of the stream, some in float32, and the widest MLP tensors."""
-    return itemsize * (12 * size.d_model + 4 * size.inner) + 16 * size.d_model
 
 
 def writing(size: ModelSize, weights: int, itemsize: int, rows: int, length: int) -> Memory:

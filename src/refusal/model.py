@@ -16,7 +16,6 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -37,9 +36,10 @@ from refusal.errors import ModelLoadError, OutOfMemoryError
 from refusal.gguf import converted_folder
 from refusal.hooks import hooked
 from refusal.interventions import Intervention, all_edits
-from refusal.placement import find_device, find_dtype, multiply_as_asked, place
+from refusal.placement import find_device, find_dtype, input_device, multiply_as_asked, place, whole_weights
 from refusal.progress import bars_as_tasks, task
 from refusal.sites import Sites, find_sites
+from refusal.sizes import activation_bytes, widest
 
 # What transformers raises for files that are missing, damaged or of an unknown kind.
 LOAD_ERRORS = (
@@ -90,7 +90,8 @@ class ChatModel:
         self.revision = revision
         self.chat: ChatFormat = find_format(tokenizer, system)
         self.sites: Sites = sites if sites is not None else find_sites(hf)
-        self.token_budget = BatchSize(ranks.smallest(token_budget(self.device, self._bytes_per_token())), "tokens")
+        each = activation_bytes(self.sites.d_model, widest(hf.config), hf.dtype.itemsize)
+        self.token_budget = BatchSize(ranks.smallest(token_budget(self.device, each)), "tokens")
         self.batch_size = BatchSize(batch_size or BUSY_ROWS.get(self.device.type, BUSY_ROWS["cpu"]))
         self.packs: bool | None = None
         self.arguments = frozenset(inspect.signature(hf.forward).parameters)
@@ -102,14 +103,7 @@ class ChatModel:
     @property
     def device(self) -> torch.device:
         """The device of the embedding, where token ids go."""
-        return next(self.hf.get_input_embeddings().parameters()).device
-
-    def _bytes_per_token(self) -> int:
-        """Activations that one token of a pass needs, from above: the stream's copies and the widest MLP tensors."""
-        config = self.hf.config.get_text_config()
-        width = self.sites.d_model
-        inner = getattr(config, "intermediate_size", None) or 4 * width
-        return self.hf.dtype.itemsize * (12 * width + 4 * inner) + 4 * 4 * width
+        return input_device(self.hf)
 
     def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of whole prompts: each instruction as one user turn, generation prompt included."""
@@ -132,11 +126,10 @@ class ChatModel:
 
         The bit sum is exact, so the change of any one weight shows, and so does every edit short of one whose changes
         cancel bit for bit or swap values between the samples. Hashing every byte would take several times as long.
-        Weights that are offloaded to disk count by name and shape only.
+        It is the same wherever the weights lie, and however they are split; all processes of a split model must ask.
         """
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.hf.state_dict().items()):
-            tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor  # split: this process's part
+        for name, tensor in whole_weights(self.hf):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             if tensor.is_meta:
                 continue

@@ -2,13 +2,15 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from transformers import BitsAndBytesConfig
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from refusal import ranks
@@ -25,16 +27,20 @@ def find_device(device: str) -> torch.device:
         ConfigError: unknown, or not there.
     """
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device(f"cuda:{ranks.local_number()}" if ranks.processes() > 1 else "cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        here = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else here
+    if device == "cuda" and ranks.launched():  # each process of a machine has its own
+        device = f"cuda:{ranks.local_number()}"
     try:
         where = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"Unknown device {device!r}. Use auto, cpu, cuda, cuda:1 or mps.") from error
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (where.index or 0) >= count.get(where.type, 0):
-        raise ConfigError(f"The device {device!r} is not available here. Use --device auto or cpu.")
+        raise ConfigError(
+            f"The device {device!r} is not available here. Use --device auto or cpu; with a launcher, no more "
+            "processes a machine than it has GPUs."
+        )
     return where
 
 
@@ -76,7 +82,16 @@ def place(
             )
         if quantize is not None or device_map is not None:
             raise ConfigError("--tp-plan goes with neither --quantize nor --device-map. Leave one of them out.")
+        if not ranks.split():
+            raise ConfigError(
+                "--tp-plan goes with the stages of a run only. Use refusal run, extract, select, generate or evaluate."
+            )
         return {"distributed_config": DistributedConfig(tp_plan=tp_plan)}
+    if device_map is not None and ranks.launched():
+        raise ConfigError(
+            f"--device-map {device_map} spreads a model over all devices, and each process would do so. "
+            "Start a single process, or split the model with --tp-plan auto."
+        )
     options: dict[str, Any] = {}
     if max_memory:
         if device_map is None:
@@ -88,6 +103,32 @@ def place(
     if device_map is not None:
         options["device_map"] = device_map
     return options
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: to the embedding; where its weights are away, to where accelerate brings them for a call."""
+    embedding = model.get_input_embeddings()
+    where = next(embedding.parameters()).device
+    if where.type != "meta":
+        return where
+    brought = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return torch.device("cpu" if brought is None else brought)
+
+
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A model's weights and buffers by name, each as if the model were in one place.
+
+    What is on the disk is read, what is split is gathered from all processes (which must all ask); one at a time.
+    """
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, DTensor):
+            yield name, tensor.full_tensor()
+        elif tensor.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            with align_module_device(model.get_submodule(owner)):
+                yield name, getattr(model.get_submodule(owner), leaf)
+        else:
+            yield name, tensor
 
 
 def multiply_as_asked(model: nn.Module, dtype: torch.dtype) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from refusal.batches import is_out_of_memory
 from refusal.errors import UnsupportedModelError
 from refusal.hooks import Edit, hooked
+from refusal.placement import input_device
 
 PROBE_TOKENS = 8
 
@@ -41,8 +42,7 @@ def probe_ids(model: PreTrainedModel, count: int = PROBE_TOKENS) -> Tensor:
     """A few different token ids, ``(1, token)``."""
     vocabulary = model.config.get_text_config().vocab_size
     ids: Tensor = torch.arange(1, count + 1).mul(7919).remainder(vocabulary)[None]
-    device = next(model.get_input_embeddings().parameters()).device
-    return ids if device.type == "meta" else ids.to(device)  # offloaded weights: accelerate moves the ids
+    return ids.to(input_device(model))
 
 
 def run_probe(model: PreTrainedModel, blocks: Sequence[str], modules: Iterable[str] = ()) -> Trace:

@@ -24,7 +24,9 @@ from refusal.errors import Error, RankError, UsageError
 T = TypeVar("T")
 U = TypeVar("U")
 
-LONGEST_WAIT = timedelta(hours=2)  # for the slowest unit; a process that dies is noticed at once
+# For the slowest unit, and for what the first process does alone (a server that starts, all its completions). A process
+# that dies is noticed at once, whatever this is.
+LONGEST_WAIT = timedelta(days=1)
 _state: dict[str, Any] = {"store": None, "shared": 0, "split": False, "alone": False}
 
 
@@ -55,7 +57,7 @@ def is_writer() -> bool:
 
 @contextmanager
 def joined(split: bool = False) -> Iterator[None]:
-    """Join the processes that a launcher has started, for the block; without a launcher there is nothing to join.
+    """Join the processes that a launcher has started, for the block; nothing to do without one, or inside another.
 
     Args:
         split: the processes hold parts of one model (tensor parallel), so all of them do all of the work.
@@ -63,7 +65,7 @@ def joined(split: bool = False) -> Iterator[None]:
     Raises:
         RankError: another process has ended, or could not be reached.
     """
-    if not launched():
+    if not launched() or _state["store"] is not None:
         yield
         return
     with _failures():
@@ -150,9 +152,14 @@ def decided(question: Callable[[], bool]) -> bool:
     return answer[0]
 
 
+def parts() -> int:
+    """How many parts a model is split into, one in each process; 1 where each has a whole one."""
+    return processes() if split() else 1
+
+
 def smallest(value: int) -> int:
-    """The smallest of every process's numbers, so that all plan alike."""
-    if world() == 1:
+    """The smallest of every process's numbers, so that all plan alike; those that hold parts of one model must."""
+    if processes() == 1 or _state["alone"]:
         return value
     found = torch.tensor(value)
     dist.all_reduce(found, dist.ReduceOp.MIN)

@@ -50,7 +50,7 @@ def size_of(model: PreTrainedModel, config: PreTrainedConfig) -> ModelSize:
         linear=sum(count(weight) for weight in products),
         layers=text.num_hidden_layers,
         d_model=text.hidden_size,
-        inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        inner=widest(config),
     )
 
 
@@ -62,6 +62,18 @@ def cache_values(config: PreTrainedConfig) -> int:
     per_head: int = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
     layers: int = text.num_hidden_layers
     return 2 * layers * kept * per_head
+
+
+def widest(config: PreTrainedConfig) -> int:
+    """Numbers of the widest tensor of a block for one token, inside the MLP."""
+    text = config.get_text_config()
+    inner: int = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return inner
+
+
+def activation_bytes(d_model: int, inner: int, itemsize: int) -> int:
+    """Of one token in one block, from above: copies of the stream, some in float32, and the widest MLP tensors."""
+    return itemsize * (12 * d_model + 4 * inner) + 16 * d_model
 
 
 def active_parameters(model: PreTrainedModel) -> int:

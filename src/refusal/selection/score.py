@@ -16,7 +16,7 @@ from torch import Tensor
 from refusal import ranks
 from refusal.activations import Passed
 from refusal.batches import is_out_of_memory, too_large
-from refusal.forward import Batch, layout, read, run_batches
+from refusal.forward import Batch, Planned, plan, read, run_batches
 from refusal.hooks import Edit, skipped
 from refusal.interventions import AblateEach, Add
 from refusal.metrics import METRIC_BOUND, kl_from, refusal_metric, softmax64
@@ -50,7 +50,7 @@ class Scorer:
             "kl": [0.0] * len(answered),
             "bypass": refused,
         }
-        self._layouts: dict[tuple[Score, int, int], list[Batch]] = {}
+        self._plans: dict[tuple[Score, int, int], list[Planned]] = {}
         self._run_unmodified()
 
     def n_prompts(self, score: Score) -> int:
@@ -59,12 +59,12 @@ class Scorer:
 
     def cost(self, score: Score, start: int, stop: int, layer: int) -> float:
         """How many tokens through the whole model the prompts ``start .. stop - 1`` take for one candidate."""
-        tokens = sum(batch.ids.numel() for batch in self._batches(score, start, stop))
+        tokens = sum(planned.tokens for planned in self._planned(score, start, stop))
         return tokens * (1.0 - layer / self.model.sites.n_layers if score == "induce" else 1.0)
 
     def room(self, score: Score, start: int, stop: int) -> int:
         """How many candidates fit side by side into a pass."""
-        largest = max(batch.ids.numel() for batch in self._batches(score, start, stop))
+        largest = max(planned.tokens for planned in self._planned(score, start, stop))
         return max(1, self.model.token_budget.value // largest)
 
     def plan_alike(self) -> None:
@@ -72,7 +72,7 @@ class Scorer:
         agreed = ranks.smallest(self.model.token_budget.value)
         if agreed != self.model.token_budget.value:
             self.model.token_budget.value = agreed
-            self._layouts.clear()
+            self._plans.clear()
 
     def values(
         self, score: Score, start: int, stop: int, directions: Sequence[Direction]
@@ -88,20 +88,20 @@ class Scorer:
                 done.append(torch.tensor(self.unmodified[score][start:stop], dtype=torch.float64))
                 continue
             group = directions[len(done) :][: self.room(score, start, stop)]
-            batches = self._batches(score, start, stop)
             try:
-                done += [*self._score(score, start, stop, batches, group)]
+                done += [*self._score(score, start, stop, group)]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._make_room(len(group) * max(batch.ids.numel() for batch in batches), error)
+                largest = max(planned.tokens for planned in self._planned(score, start, stop))
+                self._make_room(len(group) * largest, error)
         return torch.stack(done)
 
-    def _batches(self, score: Score, start: int, stop: int) -> list[Batch]:
+    def _planned(self, score: Score, start: int, stop: int) -> list[Planned]:
         key = (score, start, stop)
-        if key not in self._layouts:
-            self._layouts[key] = layout(self.model, self.rows[score], range(start, stop))
-        return self._layouts[key]
+        if key not in self._plans:
+            self._plans[key] = plan(self.model, self.rows[score], range(start, stop))
+        return self._plans[key]
 
     def _run_unmodified(self) -> None:
         """Keep the unmodified model's block inputs (on the CPU) and next-token probabilities on the harmless prompts.
@@ -138,13 +138,14 @@ class Scorer:
         if tried <= longest:
             raise too_large(longest) from error
         self.model.token_budget.halve(tried)
-        self._layouts.clear()
+        self._plans.clear()
 
     def _score(
-        self, score: Score, start: int, stop: int, batches: Sequence[Batch], directions: Sequence[Direction]
+        self, score: Score, start: int, stop: int, directions: Sequence[Direction]
     ) -> Float[Tensor, "direction prompt"]:
         out = torch.empty(len(directions), stop - start, dtype=torch.float64)
-        for batch in batches:
+        for planned in self._planned(score, start, stop):
+            batch = planned.lay_out()
             where = [i - start for i in batch.prompts]
             if score == "induce":
                 logits = self._added(batch, directions)

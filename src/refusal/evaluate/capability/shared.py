@@ -1,7 +1,7 @@
 """lm-eval's model over a loaded chat model: as it is, or reading once what requests begin with in common.
 
 ``SharedLM`` replaces the two methods that run the model. Log-likelihoods: requests become trees of tokens
-(``forward.layout``), and the output head sees only the tokens that are scored. Greedy generation: the package's own
+(``forward.plan``), and the output head sees only the tokens that are scored. Greedy generation: the package's own
 (``generation.complete_rows``), in which rows that have written a stop string leave the batch. All else, tokenisation,
 truncation, post-processing, filters and metrics, is lm-eval's own ``HFLM``.
 """
