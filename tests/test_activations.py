@@ -114,6 +114,10 @@ def test_a_non_finite_activation_names_the_layer(pair: PromptPair) -> None:
         model.hf.get_submodule("model.layers.1.mlp.down_proj").weight.fill_(float("inf"))  # type: ignore[operator]
     with pytest.raises(NonFiniteError, match=r"layer 2 .*--dtype bfloat16 or float32"):
         collect(model, pair, tokens=TOKENS, filter=False)
+    with pytest.raises(NonFiniteError, match="layer 2 "):  # not: too few pass the filter
+        collect(model, pair, tokens=TOKENS)
+    with pytest.raises(NonFiniteError, match="logits are not finite"):
+        draw_passing(model, pair.harmful, "harmful", TOKENS, n=4)
 
 
 def test_blocks_that_are_not_read_are_not_run_without_the_filter(model: ChatModel, pair: PromptPair) -> None:

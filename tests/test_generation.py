@@ -83,7 +83,9 @@ def test_rows_that_ended_leave_the_batch(model: ChatModel) -> None:
     assert model.forward_tokens == shared + len(TEXTS) * longest + steps
 
 
-def test_rows_end_where_the_caller_says(model: ChatModel) -> None:
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_rows_end_where_the_caller_says(family: str) -> None:
+    model = tiny_models.chat_model(family)
     rows = model.tokenize(TEXTS)
     whole = complete_rows(model, rows, 8)
     stop = whole[0][3]
@@ -91,6 +93,17 @@ def test_rows_end_where_the_caller_says(model: ChatModel) -> None:
     found = complete_rows(model, rows, 8, ended=lambda tokens: stop in tokens)
     assert found == [out[: out.index(stop) + 1] if stop in out else out for out in whole]
     assert model.forward_tokens - before < before
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_what_a_checkpoint_asks_of_generation_does_not_bend_the_argmax(family: str) -> None:
+    model = tiny_models.chat_model(family)
+    expected = complete(model, TEXTS, 8)
+    config = model.hf.generation_config
+    assert config is not None
+    config.repetition_penalty, config.no_repeat_ngram_size = 5.0, 1
+    assert complete(model, TEXTS, 8) == expected
+    assert model.hf.generation_config is config
 
 
 def test_what_prompts_begin_with_in_common_is_read_once(model: ChatModel) -> None:

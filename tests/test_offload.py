@@ -19,9 +19,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved.save_model(tmp_path_factory.mktemp("offload") / "model")
 
 
-def offloaded(folder: Path, where: Path, device: str) -> ChatModel:
+def offloaded(folder: Path, where: Path, device: str, embedding: str = "cpu") -> ChatModel:
     """Every second block's weights on the disk (or only handed over when they are needed)."""
-    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu", "model.rotary_emb": "cpu"}
+    places = {"model.embed_tokens": embedding, "model.norm": "cpu", "lm_head": "cpu", "model.rotary_emb": "cpu"}
     places |= {f"model.layers.{i}": device if i % 2 else "cpu" for i in range(5)}
     hf = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, device_map=places, offload_folder=str(where), offload_buffers=True
@@ -30,9 +30,11 @@ def offloaded(folder: Path, where: Path, device: str) -> ChatModel:
     return ChatModel(hf, AutoTokenizer.from_pretrained(folder), name=str(folder))
 
 
-def test_weights_on_the_disk_change_nothing(folder: Path, tmp_path: Path, pair: PromptPair) -> None:
+@pytest.mark.parametrize("embedding", ["cpu", "disk"])
+def test_weights_on_the_disk_change_nothing(folder: Path, tmp_path: Path, pair: PromptPair, embedding: str) -> None:
     plain = refusal.load(str(folder), dtype="float32")
-    spread = offloaded(folder, tmp_path, "disk")
+    spread = offloaded(folder, tmp_path, "disk", embedding)
+    assert spread.weight_hash() == plain.weight_hash()
     tokens = RefusalTokens((65, 66), ("A", "B"), "given")
     found = []
     for model in (plain, spread):

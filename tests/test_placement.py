@@ -5,7 +5,7 @@ import torch
 
 from refusal import ConfigError
 from refusal import placement as placing
-from refusal.placement import find_dtype, place
+from refusal.placement import find_device, find_dtype, place
 
 CPU = torch.device("cpu")
 
@@ -35,9 +35,31 @@ def test_a_split_model_is_neither_quantised_nor_mapped(monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="Start it with: torchrun"):
         place(CPU, torch.float32, None, (), None, "auto")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="goes with the stages of a run"):  # else none would know of the others
+        place(CPU, torch.float32, None, (), None, "auto")
+    monkeypatch.setattr("refusal.ranks.split", lambda: True)
     assert set(place(CPU, torch.float32, None, (), None, "auto")) == {"distributed_config"}
     with pytest.raises(ConfigError, match="Leave one of them out"):
         place(CPU, torch.float32, None, (), "4bit", "auto")
+
+
+def test_several_processes_do_not_each_spread_a_model_over_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="Start a single process"):
+        place(CPU, torch.float32, "auto", (), None, None)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert find_device(name).index is None
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert find_device(name) == torch.device("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="no more processes a machine than it has GPUs"):
+        find_device(name)
 
 
 def test_nothing_is_said_of_a_model_that_is_moved_afterwards() -> None:

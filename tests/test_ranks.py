@@ -146,11 +146,28 @@ def test_a_model_that_is_split_gives_what_a_whole_one_gives(config: RunConfig, a
     _, err = done.communicate(timeout=240)
     assert done.returncode == 0, err
     assert_same(tmp_path / "run", alone)
-    stages = [
-        json.loads((path / "manifest.json").read_text())["stages"]["extract"] for path in (tmp_path / "run", alone)
-    ]
+    split, whole = (json.loads((path / "manifest.json").read_text()) for path in (tmp_path / "run", alone))
     for key in ("forward_tokens", "flops"):  # of both parts together
-        assert stages[0][key] == stages[1][key]
+        assert split["stages"]["extract"][key] == whole["stages"]["extract"][key]
+    assert split["model"] == whole["model"]  # so either can go on with what the other has begun
+
+
+def test_a_program_of_ones_own_shares_the_work_too(config: RunConfig, alone: Path, tmp_path: Path) -> None:
+    """``refusal.run`` joins the processes of a launcher by itself."""
+    (tmp_path / "config.toml").write_text(commented_toml(config), encoding="utf-8")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, refusal\nrefusal.run(refusal.make_config(file=sys.argv[1]), sys.argv[2], until='generate')\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", *TORCHRUN, "2", str(program), str(tmp_path / "config.toml"), str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    for file in (alone / "completions").glob("*.jsonl"):
+        assert rows(tmp_path / "run" / "completions" / file.name) == rows(file)
+    stages = json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]
+    assert stages["extract"]["device_seconds"] == pytest.approx(2 * stages["extract"]["seconds"], abs=0.02)
 
 
 def test_splitting_a_model_needs_a_launcher(config: RunConfig) -> None:

@@ -110,6 +110,7 @@ def draw_passing(
 
     Raises:
         TooFewPromptsError: fewer than 8 pass.
+        NonFiniteError: a metric is NaN.
     """
     kept, metrics, drawn = [], [], 0
     seen: set[str] = set()
@@ -122,10 +123,8 @@ def draw_passing(
         if n is not None and len(kept) == n:
             break
     _check_enough(model, label, len(kept), drawn, n, pool, filter)
-    mean = sum(metrics) / len(metrics)
-    if not math.isfinite(mean):
-        raise NonFiniteError(f"The model's logits are not finite in {model.hf.dtype}. Run with --dtype float32.")
-    return Passed(tuple(kept), tuple(metrics), ClassCount(drawn, len(kept), mean), frozenset(seen))
+    count = ClassCount(drawn, len(kept), sum(metrics) / len(metrics))
+    return Passed(tuple(kept), tuple(metrics), count, frozenset(seen))
 
 
 def passes(label: Label, metric: float) -> bool:
@@ -153,20 +152,12 @@ class _Sum:
     """A float64 running sum on the CPU (Apple's GPUs have no float64)."""
 
     def __init__(self, model: ChatModel, layers: int | None) -> None:
-        self.dtype = model.hf.dtype
         self.n = 0
         self.layers = model.sites.n_layers if layers is None else layers
         shape = (len(model.chat.suffix), model.sites.n_layers, model.sites.d_model)
         self.total: Float[Tensor, "position layer d_model"] = torch.zeros(shape, dtype=torch.float64)
 
     def add(self, activation: Float[Tensor, "position layer d_model"]) -> None:
-        finite = activation.isfinite().all(-1).all(0)
-        if not finite.all():
-            layer = int((~finite).nonzero()[0, 0])
-            raise NonFiniteError(
-                f"The activations at layer {layer} are not finite in {self.dtype}. "
-                "Run with --dtype bfloat16 or float32."
-            )
         self.total[:, : self.layers] += activation.double()
         self.n += 1
 
@@ -204,9 +195,10 @@ def run_pool(
         metrics = [math.nan] * len(logits) if skip else refusal_metric(logits, tokens.ids).tolist()
         if n is None:
             advance(len(metrics))
-        if not layers:
+        stacked = torch.stack([store[layer].cpu() for layer in range(layers)], dim=2) if layers else None
+        _check_finite(model, stacked, metrics if not skip else ())
+        if stacked is None:
             return metrics, None
-        stacked = torch.stack([store[layer].cpu() for layer in range(len(store))], dim=2)
         here.update(zip(batch.prompts, stacked, strict=True))
         return metrics, stacked if everywhere else None
 
@@ -232,13 +224,28 @@ def run_pool(
             start += len(chunk)
 
 
+def _check_finite(
+    model: ChatModel, activations: Float[Tensor, "prompt position layer d_model"] | None, metrics: Sequence[float]
+) -> None:
+    """Before the filter looks at a metric: NaN would pass for a prompt that is not refused."""
+    where = "logits"
+    if activations is not None and not (finite := activations.isfinite().all(-1).all(1).all(0)).all():
+        where = f"activations at layer {int((~finite).nonzero()[0, 0])}"
+    elif not any(math.isnan(metric) for metric in metrics):
+        return
+    raise NonFiniteError(f"The {where} are not finite in {model.hf.dtype}. Run with --dtype bfloat16 or float32.")
+
+
 def _check_enough(
     model: ChatModel, label: str, passed: int, drawn: int, n: int | None, pool: Sequence[Prompt], filter: bool
 ) -> None:
     """Too few is an error that shows what the model really says; fewer than asked is a warning."""
-    if passed < (min(MIN_PROMPTS, n or MIN_PROMPTS) if filter else 1):
+    least = min(MIN_PROMPTS, n or MIN_PROMPTS) if filter else 1
+    if passed < least:
+        if not filter:
+            raise TooFewPromptsError(f"There are no {label} prompts. Give some with --prompts.")
         raise TooFewPromptsError(
-            f"Only {passed} of {drawn} {label} prompts pass the refusal filter, at least {MIN_PROMPTS} are needed. "
+            f"Only {passed} of {drawn} {label} prompts pass the refusal filter, at least {least} are needed. "
             f"The model's most likely first tokens there: {_first_tokens(model, pool[:16])}. Give matching "
             "--refusal-tokens, more prompts, or switch the filter off with --no-filter."
         )

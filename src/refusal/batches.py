@@ -22,6 +22,7 @@ T = TypeVar("T")
 BUSY_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}
 BUSY_ROWS = {"cpu": 128, "mps": 128, "cuda": 512}
 FEWEST_TOKENS = 256
+MOST_SCORED = 2048  # tokens at once, about, whose logits are all looked at: each needs a row of the vocabulary
 SHARE = 0.25  # of the free memory, for activations or for a cache
 # glibc's malloc.h, and what its own adaptive thresholds end up at
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3

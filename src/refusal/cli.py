@@ -1,6 +1,7 @@
 """The command line: parse, call the library, display. Exit codes: 0 done, 1 documented failure, 2 wrong usage."""
 
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -313,5 +314,6 @@ def _usage_message(error: cyclopts.CycloptsError) -> str:
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script; told to end (by a scheduler, or by a launcher that lost another process) it cleans up."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

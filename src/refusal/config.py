@@ -180,7 +180,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_config(preset: str | None = None, file: Path | None = None, **given: Any) -> RunConfig:
+def make_config(preset: str | None = None, file: str | Path | None = None, **given: Any) -> RunConfig:
     """A configuration from a preset, a TOML file and given values; the later ones win.
 
     Raises:
@@ -188,7 +188,7 @@ def make_config(preset: str | None = None, file: Path | None = None, **given: An
     """
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"Unknown preset {preset!r}. Use {' or '.join(sorted(PRESETS))}.")
-    values = {**(PRESETS[preset] if preset is not None else {}), **(_read_toml(file) if file is not None else {})}
+    values = {**(PRESETS[preset] if preset is not None else {}), **(_read_toml(Path(file)) if file is not None else {})}
     try:
         return RunConfig(**{**values, **given})
     except ValidationError as error:

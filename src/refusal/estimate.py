@@ -59,8 +59,9 @@ class Estimate:
         weights_bytes: of one copy of the model. memory_bytes: of a process.
         seconds: of all devices together working, by stage. processes: that share the work, a copy each; or one, whose
             model is spread over ``devices``, of which one works at a time.
+        fits: whether a device's memory, or that of all together, is enough.
         split: every device holds a part of every weight (``tp_plan``), and all work at once.
-        cost: where a price is given.
+        cost: where a price is given, in its currency.
     """
 
     weights_bytes: int
@@ -91,6 +92,10 @@ def estimate_on(
     """A run on ``count`` devices with ``room`` bytes each: a copy of the model on each if it fits, else one over all.
 
     With ``tp_plan`` in the configuration every device holds a part of every weight, whether a copy would fit or not.
+
+    Args:
+        kind: ``cpu``, ``cuda`` or ``mps``: how much runs at once depends on it.
+        price: of a device for an hour.
     """
     split = config.tp_plan is not None and count > 1
     if split:  # each device has a part of every product, but as many of them to start
@@ -171,6 +176,7 @@ def estimate(
     free, drift = max(0, room - weights - RUNTIME), config.drift_tokens > 0
     tokens = tokens_that_fit(device, free, activation_bytes(size.d_model, size.inner, itemsize))
     rows = rows_that_fit(device, free, length * part.cache * itemsize)
+    rows = min(rows, config.batch_size or rows)
     reading = memory.reading(part, weights, itemsize, tokens)
     if device == "cpu":  # elsewhere what selection keeps is in main memory
         reading = memory.choosing(part, reading, itemsize, config.n_val * lengths.val, config.n_val)
@@ -179,8 +185,9 @@ def estimate(
         memory.writing(part, weights, itemsize, min(rows, config.n_test), length),
         *([memory.forcing(part, weights, itemsize, memory.forced_tokens(config, lengths.test))] if drift else []),
     ]
-    # A checkpoint in another dtype is mapped into memory while it is converted.
-    converting = size.weights * size.stored // parts - RUNTIME // 2 if size.stored != itemsize and not parts > 1 else 0
+    # A checkpoint in another dtype is mapped into main memory while it is converted.
+    mapped = device == "cpu" and parts == 1 and size.stored != itemsize
+    converting = size.weights * size.stored - RUNTIME // 2 if mapped else 0
     working = max(converting, *(stage.working for stage in stages))
     seconds = _seconds(size, config, speed, itemsize, lengths, tokens, rows)
     return Estimate(weights, weights + RUNTIME + working, seconds, fits=working <= free)

@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+from refusal import ranks
+from refusal.batches import MOST_SCORED, row_budget
+from refusal.conditions import BASELINE
 from refusal.config import RunConfig
 from refusal.evaluate.drift import CHUNK, MOST_TOKENS
+from refusal.generation import cache_bytes_per_token
 from refusal.model import ChatModel
+from refusal.refusal_tokens import CHOOSE_NEW_TOKENS, CHOOSE_PROMPTS
 from refusal.sizes import ModelSize, activation_bytes, held_bytes, size_of
 
 LONG_PROMPT = 64  # tokens
@@ -69,6 +74,11 @@ def forcing(size: ModelSize, weights: int, itemsize: int, tokens: int) -> Memory
     return Memory(weights, logits=vocabulary * (min(tokens, MOST_TOKENS) * 2 * itemsize + CHUNK * 3 * 8))
 
 
+def scoring(size: ModelSize, reading: Memory, itemsize: int) -> Memory:
+    """Passes for the log-likelihoods of a benchmark's answers: logits as they come and once in float32."""
+    return replace(reading, logits=MOST_SCORED * (size.head // size.d_model) * (itemsize + 4))
+
+
 def forced_tokens(config: RunConfig, prompt: int | float) -> int:
     """Tokens of the texts that drift is measured on, prompts of ``prompt`` tokens with answers among them."""
     answers = min(config.n_texts, config.n_test) * (prompt + config.max_new_tokens)
@@ -76,23 +86,45 @@ def forced_tokens(config: RunConfig, prompt: int | float) -> int:
 
 
 def stage_memory(model: ChatModel, config: RunConfig, stage: str) -> Memory | None:
-    """What a stage of a run will hold with the batch sizes that were chosen; ``None`` where no model is run.
+    """What a stage of a run will hold with the batch sizes that were chosen; ``None`` where no model is run here.
 
     Args:
         stage: its name in the manifest: ``extract``, ``generate harmful.ablation``, …
     """
-    kind = stage.partition(" ")[0]
-    if kind == "evaluate":
+    kind, _, about = stage.partition(" ")
+    served = config.engine in ("openai", "vllm") and about.partition(".")[2] in (BASELINE, "ablation")
+    if kind == "evaluate" or (kind == "generate" and served):
         return None
     size, itemsize = size_of(model.hf, model.hf.config), model.hf.dtype.itemsize
     weights = sum(map(held_bytes, model.hf.parameters()))
+    part = replace(size, cache=size.cache // ranks.parts())
+    read = reading(size, weights, itemsize, model.token_budget.value)
+
+    def write(n: int, new: int) -> Memory:
+        length = LONG_PROMPT + new
+        fits = row_budget(model.device, length * cache_bytes_per_token(model))
+        return writing(part, weights, itemsize, min(n, model.batch_size.value, fits), length)
+
+    def choose() -> Memory:
+        if model.device.type != "cpu":  # what is kept is in main memory, not on the device
+            return read
+        return choosing(size, read, itemsize, config.n_val * LONG_PROMPT, config.n_val)
+
+    if kind == "tokens":
+        return _larger(read, write(2 * CHOOSE_PROMPTS, CHOOSE_NEW_TOKENS))
+    if kind == "select":
+        return choose()
+    if kind == "generate":
+        n = config.n_control * (config.controls + 2) if ".controls-" in stage else config.n_test
+        return write(n, config.max_new_tokens)
     if kind == "drift":
         return forcing(size, weights, itemsize, forced_tokens(config, LONG_PROMPT))
-    if kind == "generate":
-        rows = config.n_control * (config.controls + 2) if ".controls-" in stage else config.n_test
-        length = LONG_PROMPT + config.max_new_tokens
-        return writing(size, weights, itemsize, min(rows, model.batch_size.value), length)
-    need = reading(size, weights, itemsize, model.token_budget.value)
-    if kind == "select" and model.device.type == "cpu":  # elsewhere what is kept is in main memory, not on the device
-        return choosing(size, need, itemsize, config.n_val * LONG_PROMPT, config.n_val)
-    return need
+    if kind == "capability":
+        return _larger(scoring(size, read, itemsize), write(model.batch_size.value, config.task_tokens or 256))
+    if kind == "seed":
+        return _larger(choose(), write(config.n_test, config.max_new_tokens))
+    return read  # extract, projections, controls
+
+
+def _larger(*needs: Memory) -> Memory:
+    return max(needs, key=lambda need: need.total)

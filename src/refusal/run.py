@@ -4,7 +4,7 @@
     -> (run_capability, run_seeds, run_judges) -> evaluate -> (report)
 
 A stage is reused if and only if the hash of its inputs (options, model, prompts, files of earlier stages) is the one it
-was made with and its files are there as it wrote them. Only this module and ``run_folder`` write into the folder.
+was made with and its files are there as it wrote them. Only this module and the ``run_*`` ones write into the folder.
 """
 
 import json
@@ -81,6 +81,8 @@ def run(
 ) -> RunResult:
     """Run the stages up to ``until`` (one of ``STAGES``) in the folder ``out``, reusing what is finished there.
 
+    In a program that torchrun or accelerate has started, all its processes share the work, and all must call this.
+
     Args:
         model: an already loaded model; default: what the config names.
         adding: to completions that are there: they must be of the config's prompts, and are not replaced silently.
@@ -90,7 +92,11 @@ def run(
         NoCandidateError: no candidate qualifies and ``config.strict``; the scores are in the folder all the same.
         refusal.Error: whatever a stage raises.
     """
-    folder = RunFolder(Path(out))
+    with ranks.joined(split=config.tp_plan is not None):
+        return _run(RunFolder(Path(out)), config, until, model, adding)
+
+
+def _run(folder: RunFolder, config: RunConfig, until: str, model: ChatModel | None, adding: bool) -> RunResult:
     folder.check()  # before anything slow
     prompts = load_prompts(
         config.prompts, seed=config.seed, dedup=config.dedup, data_dir=config.data_dir, column=config.column

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from refusal.batches import BUSY_TOKENS, free_memory
+from refusal.forward import ROW_TOKENS
 from refusal.generation import rows_apart
 from refusal.placement import find_dtype
 from refusal.sizes import active_parameters
@@ -106,9 +107,10 @@ DEVICES = {
 
 
 def measure_speed(device: torch.device, dtype: str, like: PreTrainedModel | None = None, size: int = 2048) -> Speed:
-    """How fast this device multiplies matrices of a reading pass and of a step, and reads memory; a few seconds.
+    """How fast this device multiplies matrices of a reading pass and of a step, and reads memory; 10 to 20 seconds.
 
     With a model ``like`` (which may be on the meta device) also how fast it is at blocks of that model's shape.
+    ``size``: rows and columns of the matrices.
     """
     kind = find_dtype(dtype, device)
     weights = torch.ones((256 << 20) // kind.itemsize // size, size, dtype=kind, device=device)
@@ -140,8 +142,11 @@ def _with_blocks(speed: Speed, like: PreTrainedModel, device: torch.device, dtyp
     n: int = small.get_text_config().num_hidden_layers
     vocabulary: int = small.get_text_config().vocab_size
 
-    def read(tokens: int) -> float:
-        ids = torch.arange(tokens, device=device)[None] % vocabulary
+    most: int = getattr(small.get_text_config(), "max_position_embeddings", None) or ROW_TOKENS
+
+    def read(tokens: int) -> float:  # in rows as a pass has them
+        width = min(tokens, ROW_TOKENS, most)
+        ids = torch.arange(width, device=device).expand(max(1, tokens // width), -1) % vocabulary
         return _typical_seconds(lambda: model(input_ids=ids, use_cache=False), device) / n
 
     def write(rows: int) -> float:
@@ -169,13 +174,20 @@ def _busy(device: torch.device) -> int:
     return BUSY_TOKENS.get(device.type, BUSY_TOKENS["cpu"])
 
 
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def _typical_seconds(call: Callable[[], object], device: torch.device, tries: int = 3) -> float:
     """The median of some calls; the first is not counted."""
     found = []
     for _ in range(tries + 1):
         start = time.perf_counter()
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _wait(device)
         found.append(time.perf_counter() - start)
     return statistics.median(found[1:])

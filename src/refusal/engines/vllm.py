@@ -72,6 +72,8 @@ class Vllm:
     def _start(self, job: Job, context: int) -> "_Running":
         model = job.model
         self._scratch.mkdir(parents=True, exist_ok=True)
+        for left in self._scratch.glob(".vllm-*"):  # by a run that was killed
+            shutil.rmtree(left)
         folder = tempfile.TemporaryDirectory(dir=self._scratch, prefix=".vllm-")
         try:
             source = local_folder(model.name, model.revision)

@@ -21,7 +21,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from refusal.batches import keeping_memory
+from refusal.batches import MOST_SCORED, keeping_memory
 from refusal.forward import Batch, call, share_batches
 from refusal.generation import complete_rows
 from refusal.hooks import Edit, hooked
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether it is the greedy one
 
-MOST_SCORED = 2048  # tokens at once, about: each needs a row of the vocabulary
 HF_ROWS = 8  # prompts at once where transformers generates
 # What a generation config may say without the greedy answer being another than the argmax: the ids, what only sampling
 # reads, lengths and output formats. A repetition penalty (Qwen2.5) is none of them.
