@@ -8,7 +8,7 @@ import tiny_models
 import torch
 from plain import last_logits
 
-from refusal import ChatModel, forward
+from refusal import ChatModel, OutOfMemoryError, forward
 from refusal.forward import Batch, packs, plan, read, run_batches
 from refusal.hooks import Edit
 
@@ -146,6 +146,19 @@ def test_a_batch_is_laid_out_when_its_turn_comes(model: ChatModel, monkeypatch: 
     n = len(list(run_batches(model, model.tokenize(TEXTS * 4), lambda batch: events.append("run"))))
     assert n > 4
     assert events == ["laid out", "run"] * n
+
+
+def test_a_process_with_a_part_of_the_model_does_not_go_on_with_less_by_itself(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would wait for the rest of a batch that never comes."""
+    monkeypatch.setattr("refusal.ranks.split", lambda: True)
+
+    def run(batch: Batch) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(OutOfMemoryError, match=r"holds a part of the model.*--batch-size"):
+        list(run_batches(model, model.tokenize(TEXTS), run))
 
 
 @pytest.mark.parametrize("family", tiny_models.OTHERS)

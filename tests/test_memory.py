@@ -13,7 +13,7 @@ from conftest import make_prompts
 import refusal
 from refusal import RefusalTokens
 from refusal.activations import Passed
-from refusal.memory import Memory, choosing, forcing, reading, writing
+from refusal.memory import Memory, choosing, forcing, reading, stage_memory, writing
 from refusal.records import ClassCount
 from refusal.selection.score import Scorer
 from refusal.sizes import held_bytes, size_of
@@ -64,3 +64,26 @@ def test_needs_grow_with_what_runs_at_once_and_not_with_the_prompts() -> None:
 def test_of_a_parameter_on_the_disk_nothing_is_held() -> None:
     assert held_bytes(torch.empty(3, 5, dtype=torch.bfloat16)) == 30
     assert held_bytes(torch.empty(3, 5, device="meta")) == 0
+
+
+def test_a_stage_needs_what_its_kind_of_work_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_models.chat_model()
+    config = saved.small_config(tmp_path, saved.write_prompts(tmp_path), n_test=8)
+
+    def need(stage: str, **changes: object) -> Memory:
+        found = stage_memory(model, config.model_copy(update=changes), stage)
+        assert found is not None
+        return found
+
+    assert stage_memory(model, config, "evaluate") is None
+    whole = need("generate harmful.ablation")
+    assert whole.cache > 0
+    served = config.model_copy(update={"engine": "openai"})
+    assert stage_memory(model, served, "generate harmful.ablation") is None  # another process writes them
+    assert stage_memory(model, served, "generate harmful.subtraction") is not None
+    monkeypatch.setattr("refusal.memory.row_budget", lambda device, each: 2)
+    assert need("generate harmful.ablation").cache == whole.cache // 4  # as many rows as will really run at once
+    vocabulary = model.hf.config.get_text_config().vocab_size
+    assert need("capability arc_easy.baseline").logits == 2048 * vocabulary * 8  # a row of it for each token
+    assert need("tokens").total >= need("extract").total
+    assert need("seed 2").total >= need("select").total >= need("extract").total

@@ -1,12 +1,16 @@
 """Engines: whoever writes the completions, they are the ones that the model itself writes under hooks."""
 
 import os
+import signal
 import stat
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import saved
 import tiny_models
@@ -16,6 +20,7 @@ from serving import served
 
 import refusal
 from refusal import ChatModel, ConfigError, Direction, EngineError
+from refusal.config_file import commented_toml
 from refusal.engines import OWN, EngineOptions, Job, Paged, make_engine
 from refusal.run_records import read_completions
 from refusal.weights import export_model
@@ -216,6 +221,37 @@ def test_what_vllm_says_when_it_cannot_start_is_shown(stand_in: Path, model: Cha
     with pytest.raises(EngineError, match=r"vllm ended with exit code 1 before it answered: no room for the cache\."):
         engine.complete(Job(model, direction(model), "baseline", TEXTS, NEW, "test"))
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_run_that_is_told_to_end_takes_its_server_along(stand_in: Path, folder: Path, tmp_path: Path) -> None:
+    """A scheduler's SIGTERM, or a launcher's: the server has a session of its own, and would keep the GPU."""
+    out = tmp_path / "run"
+    config = tmp_path / "config.toml"
+    given = saved.small_config(folder, saved.write_prompts(tmp_path), engine="vllm", dtype="float32")
+    config.write_text(commented_toml(given), encoding="utf-8")
+    command = [sys.executable, "-m", "refusal", "run", "--config", str(config), "--out", str(out)]
+    with subprocess.Popen(command, start_new_session=True) as run:
+        while not list(out.glob(".vllm-*/log")):
+            assert run.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.2)
+        server = [child.pid for child in psutil.Process(run.pid).children()]
+        run.terminate()
+        assert run.wait(60) == 128 + signal.SIGTERM
+    assert server
+    assert not any(psutil.pid_exists(pid) for pid in server)
+    assert list(out.glob(".vllm-*")) == []
+
+
+def test_what_a_killed_run_left_is_removed(stand_in: Path, model: ChatModel, tmp_path: Path) -> None:
+    left = tmp_path / "run" / ".vllm-killed" / "model"
+    left.mkdir(parents=True)
+    engine = make_engine(EngineOptions(engine="vllm"), tmp_path / "run")
+    try:
+        engine.complete(Job(model, direction(model), "baseline", TEXTS[:1], 1, "test"))
+        assert not left.exists()
+    finally:
+        engine.close()
 
 
 def test_without_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
