@@ -102,6 +102,7 @@ def test_a_model_spread_by_accelerate_generates_the_same(source: Path) -> None:
 @pytest.mark.parametrize("has", ["cuda", "mps", "cpu"])
 def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch, has: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has == "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(has == "cuda"))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has == "mps")
     assert find_device("auto") == torch.device(has)
 

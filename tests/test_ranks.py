@@ -183,7 +183,7 @@ def test_what_is_wrong_is_said_once(config: RunConfig, tmp_path: Path) -> None:
 
 def test_a_process_that_dies_ends_the_run_and_it_resumes(config: RunConfig, alone: Path, tmp_path: Path) -> None:
     started = launch(config, tmp_path / "run", 2)
-    wait_for(tmp_path / "run" / "candidates.safetensors")
+    wait_for_stage(tmp_path / "run" / "manifest.json", "extract")
     workers = [p for p in psutil.Process(started.pid).children(recursive=True) if "refusal" in p.cmdline()]
     second = next(p for p in workers if p.environ().get("RANK") == "1")
     second.send_signal(signal.SIGKILL)
@@ -200,10 +200,11 @@ def test_a_process_that_dies_ends_the_run_and_it_resumes(config: RunConfig, alon
     assert_same(tmp_path / "run", alone)
 
 
-def wait_for(path: Path) -> None:
+def wait_for_stage(manifest: Path, name: str) -> None:
+    """Until the stage is finished: its files are there a little earlier."""
     until = time.monotonic() + 120
-    while not path.is_file():
-        assert time.monotonic() < until, f"{path} was not written"
+    while not manifest.is_file() or name not in json.loads(manifest.read_text())["stages"]:
+        assert time.monotonic() < until, f"{name} was not finished"
         time.sleep(0.02)
 
 
