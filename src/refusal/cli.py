@@ -316,4 +316,6 @@ def _usage_message(error: cyclopts.CycloptsError) -> str:
 def entry() -> None:
     """The console script; told to end (by a scheduler, or by a launcher that lost another process) it cleans up."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing of ours is left to clean up
+    sys.exit(code)
