@@ -227,7 +227,7 @@ def run_pool(
 def _check_finite(
     model: ChatModel, activations: Float[Tensor, "prompt position layer d_model"] | None, metrics: Sequence[float]
 ) -> None:
-    """Before the filter looks at a metric: NaN would pass for a prompt that is not refused."""
+    """Before the filter looks at a metric: NaN passes in neither class, and too few prompts would be blamed for it."""
     where = "logits"
     if activations is not None and not (finite := activations.isfinite().all(-1).all(1).all(0)).all():
         where = f"activations at layer {int((~finite).nonzero()[0, 0])}"
