@@ -33,18 +33,21 @@ def complete_paged(
     if not rows_apart(model.hf.config):
         log.warning("%s: its state cannot be kept in pages, so it is completed in this package's batches.", model.name)
         return complete(model, instructions, max_new_tokens, name)
+    longest = max((len(row) for row in rows), default=0) + max_new_tokens
+    fits = ranks.smallest(row_budget(model.device, longest * cache_bytes_per_token(model)))
     with task(name, total=len(rows), unit="completions") as advance:
         share = max(1, -(-len(rows) // ranks.world()))
         units = [rows[start : start + share] for start in range(0, len(rows), share)]
-        outputs = ranks.share(units, lambda some: _complete_paged(model, some, max_new_tokens, advance))
+        outputs = ranks.share(units, lambda some: _complete_paged(model, some, max_new_tokens, fits, advance))
     return [str(model.tokenizer.decode(ids, skip_special_tokens=True)) for part in outputs for ids in part]
 
 
 def _complete_paged(
-    model: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, advance: Callable[[int], object]
+    model: ChatModel, rows: Sequence[Sequence[int]], max_new_tokens: int, most: int, advance: Callable[[int], object]
 ) -> list[list[int]]:
+    """``most``: rows whose keys and values fit into memory at once."""
     longest = max(map(len, rows)) + max_new_tokens
-    together = min(len(rows), row_budget(model.device, longest * cache_bytes_per_token(model)))
+    together = min(len(rows), most)
     ends = end_tokens(model)
     how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=0)
     pages = ContinuousBatchingConfig(
