@@ -90,7 +90,7 @@ def plan(case: Case, size: ModelSize, **changes: Any) -> Estimate:
 
 def table() -> Iterator[str]:
     """The table's lines."""
-    yield "| model | devices | way | memory of a device, GB | paper's measurements | | all of `refusal run` | |"
+    yield "| model | devices | way | memory each, GB | paper's measurements | cost | all of `refusal run` | cost |"
     yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
     sizes = {shape: size(shape) for shape in SHAPES}
     for case in CASES:

@@ -76,7 +76,7 @@ def export_run(
     )
     half = (n_prompts + 1) // 2
     texts = [p.text for p in (*splits.test.harmful[:half], *splits.test.harmless[: n_prompts - half])]
-    model = load_for(config)
+    model = load_for(config.model_copy(update={"tp_plan": None}))  # a run may have been split, an export is not
     if kind == "lora":
         return export_lora(model, direction, out, texts)
     return export_model(model, direction, out, texts, preserve_norm=preserve_norm)

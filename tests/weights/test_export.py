@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -46,6 +47,15 @@ def test_an_adapter_goes_into_the_run_folder_by_default(finished: Path, capsys: 
 def test_a_direction_alone(finished: Path, tmp_path: Path) -> None:
     assert main(["export", str(finished), "--as", "direction", "--out", str(tmp_path / "d.safetensors")]) == 0
     assert (tmp_path / "d.safetensors").read_bytes() == (finished / "direction.safetensors").read_bytes()
+
+
+def test_what_a_split_run_found_is_exported_by_one_process(finished: Path, tmp_path: Path) -> None:
+    """Its run.toml says how the run was split over a launcher's processes; here there is no launcher."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("export"))
+    options = (run / "run.toml").read_text(encoding="utf-8")
+    (run / "run.toml").write_text(f'tp_plan = "auto"\n{options}', encoding="utf-8")
+    assert main(["export", str(run), "--as", "lora", "--n-prompts", "2"]) == 0
 
 
 def test_wrong_ways_to_ask(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
