@@ -108,6 +108,11 @@ def test_too_few_passing_prompts_name_the_counts_and_the_real_first_tokens(model
         collect(model, pair, n=10, tokens=never)
 
 
+def test_a_class_without_prompts_is_not_blamed_on_the_filter(model: ChatModel, pair: PromptPair) -> None:
+    with pytest.raises(TooFewPromptsError, match=r"There are no harmless prompts\. Give some"):
+        collect(model, PromptPair(pair.harmful, ()), tokens=TOKENS, filter=False)
+
+
 def test_a_non_finite_activation_names_the_layer(pair: PromptPair) -> None:
     model = tiny_models.chat_model()
     with torch.no_grad():
