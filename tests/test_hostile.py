@@ -3,6 +3,7 @@
 A row stands for a kind of fault. What a command must do with inputs that only look wrong is tested beside its module.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,77 @@ IDENTITY: tuple[Hostile, ...] = ()
 
 # --- prompt files and output places
 
-PROMPT_FILES: tuple[Hostile, ...] = ()
+
+def _prompts(name: str, content: str | bytes, *more: str, spec: str = "harmful={}") -> Callable[[Place], list[str]]:
+    """A run whose prompts are this file."""
+
+    def arguments(place: Place) -> list[str]:
+        path = place.path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return Place(place.path, place.source, (spec.format(path),)).run(*more)
+
+    return arguments
+
+
+def _prompts_at(spec: str) -> Callable[[Place], list[str]]:
+    """A run whose prompts are where nothing can be read."""
+    return lambda place: Place(place.path, place.source, (spec,)).run()
+
+
+def _pipe(place: Place) -> list[str]:
+    os.mkfifo(place.path / "pipe.txt")
+    return _prompts_at("harmful=pipe.txt")(place)
+
+
+def _both_classes(place: Place) -> list[str]:
+    (place.path / "a.txt").write_text("Tell me a joke\nSing a song\n")
+    (place.path / "b.txt").write_text("Dance\n tell me  a JOKE\n")
+    return Place(place.path, place.source, ("harmful=a.txt", "harmless=b.txt")).run()
+
+
+_TURNS = '[{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}]'
+
+PROMPT_FILES: tuple[Hostile, ...] = (
+    Hostile("unclosed quote", _prompts("a.csv", 'prompt,x\n"A b,1\nC d,2\n'), ("a.csv", "line 2", "never closed")),
+    Hostile("quote closed by the next", _prompts("a.csv", 'prompt,x\n"A,1\n"C",2\n'), ("a.csv", "line 2", "line 3")),
+    Hostile("quote closed rows later", _prompts("a.csv", 'prompt,x\n"A,1\nC,2"\n'), ("line 2 to 3", "1 of 2 cells")),
+    Hostile("long cell", _prompts("a.csv", 'prompt\n"' + "A b\n" * 50_000), ("line 2", "never closed")),
+    Hostile("more cells than the header", _prompts("a.csv", "prompt\nA, b\n"), ("line 2", "more cells")),
+    Hostile("another separator below", _prompts("a.csv", "prompt,id\nA;1\n"), ("row 1", "fewer cells")),
+    Hostile("header with two separators", _prompts("a.csv", "prompt;x,label\nA;b,c\n"), ("commas", "semicolons")),
+    Hostile("two columns of one name", _prompts("a.csv", "prompt,PROMPT\nA,b\n"), ("two columns", "'prompt'")),
+    Hostile("two text columns", _prompts("a.csv", "prompt,text\nA,b\n"), ("prompt and text", "--column")),
+    Hostile("no text column", _prompts("a.csv", "frage;label\nA;safe\n"), ("frage, label", "--column")),
+    Hostile("unknown label", _prompts("a.csv", "prompt,label\nA,benign\n"), ("row 1", "'benign'")),
+    Hostile("empty file", _prompts("a.csv", ""), ("a.csv", "no prompts")),
+    Hostile("header only", _prompts("a.tsv", "prompt\tid\n"), ("a.tsv", "no prompts")),
+    Hostile("invisible prompts", _prompts("a.txt", "\u200b\n \ufeff\n"), ("a.txt", "no prompts")),
+    Hostile("utf-16", _prompts("a.txt", "A b\n".encode("utf-16")), ("a.txt", "UTF-16", "Save it as UTF-8")),
+    Hostile("utf-16 without a mark", _prompts("a.txt", "A b\n".encode("utf-16-le")), ("UTF-16 without", "line 1")),
+    Hostile("latin-1", _prompts("a.txt", b"A\ncaf\xe9\n"), ("not UTF-8", "line 2")),
+    Hostile("context without its question", _prompts("a.csv", "instruction,input\n,A\n"), ("row 1", "no instruction")),
+    Hostile("conversation", _prompts("a.jsonl", f'{{"messages": {_TURNS}}}'), ("row 1", "several turns")),
+    Hostile("earlier turns", _prompts("a.jsonl", '{"prompt": "A", "history": [["B", "C"]]}'), ("row 1", "history")),
+    Hostile("system prompt", _prompts("a.jsonl", '{"prompt": "A", "system": "B"}'), ("row 1", "--system 'B'")),
+    Hostile(
+        "another system prompt",
+        _prompts("a.jsonl", '{"prompt": "A", "system": "B"}', "--system=C"),
+        ("row 1", "'B'", "--system is 'C'"),
+    ),
+    Hostile("NaN", _prompts("a.jsonl", '{"prompt": NaN}'), ("NaN", "line 1")),
+    Hostile("a key twice", _prompts("a.jsonl", '{"prompt": "A", "prompt": "B"}'), ("'prompt'", "twice")),
+    Hostile("half a surrogate pair", _prompts("a.jsonl", '{"prompt": "\\ud800"}'), ("row 1", "surrogate")),
+    Hostile("NUL", _prompts("a.jsonl", '{"prompt": "A\\u0000"}'), ("row 1", "NUL")),
+    Hostile("nested 100,000 deep", _prompts("a.json", "[" * 100_000), ("a.json", "nested too deeply")),
+    Hostile("lines in a .json", _prompts("a.json", '{"prompt": "A"}\n{"prompt": "B"}'), ("line 2", ".jsonl")),
+    Hostile("same prompt in both classes", _both_classes, ("1 prompt", "'tell me  a JOKE'", "one class")),
+    Hostile("pipe", _pipe, ("pipe.txt", "is a pipe")),
+    Hostile("device", _prompts_at("harmful=/dev/zero"), ("/dev/zero", "device")),
+    Hostile("folder", _prompts_at("harmful=."), ("is a folder",)),
+    Hostile("over-long path", _prompts_at("harmful=" + "x" * 5000), ("cannot be read", "too long")),
+    Hostile("NUL in a path", _prompts_at("harmful=a\0.txt"), ("NUL character",)),
+    Hostile("no home", _prompts_at("harmful=~nobody-of-that-name/a.txt"), ("home folder",)),
+)
 
 # --- thinking, judges, refusal tokens
 

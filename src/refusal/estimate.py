@@ -143,7 +143,12 @@ def prompt_lengths(config: RunConfig) -> Lengths:
         tokenizer = AutoTokenizer.from_pretrained(resolve(config.model), **options)
     begins = float(len(find_format(tokenizer, config.system).prefix))
     prompts = load_prompts(
-        config.prompts, seed=config.seed, dedup=config.dedup, data_dir=config.data_dir, column=config.column
+        config.prompts,
+        seed=config.seed,
+        dedup=config.dedup,
+        data_dir=config.data_dir,
+        column=config.column,
+        system=config.system,
     )
     found = []
     for pair in (prompts.train, prompts.val, prompts.test):

@@ -72,7 +72,12 @@ def export_run(
         raise ConfigError("--preserve-norm is an edit of full rank, which no adapter holds. Use --as model.")
     check_room(out, 0)  # before anything slow
     splits = load_prompts(
-        config.prompts, seed=config.seed, dedup=config.dedup, data_dir=config.data_dir, column=config.column
+        config.prompts,
+        seed=config.seed,
+        dedup=config.dedup,
+        data_dir=config.data_dir,
+        column=config.column,
+        system=config.system,
     )
     half = (n_prompts + 1) // 2
     texts = [p.text for p in (*splits.test.harmful[:half], *splits.test.harmless[: n_prompts - half])]

@@ -99,7 +99,12 @@ def run(
 def _run(folder: RunFolder, config: RunConfig, until: str, model: ChatModel | None, adding: bool) -> RunResult:
     folder.check()  # before anything slow
     prompts = load_prompts(
-        config.prompts, seed=config.seed, dedup=config.dedup, data_dir=config.data_dir, column=config.column
+        config.prompts,
+        seed=config.seed,
+        dedup=config.dedup,
+        data_dir=config.data_dir,
+        column=config.column,
+        system=config.system,
     )
     if adding:
         check_completions_of(folder, config, prompts)

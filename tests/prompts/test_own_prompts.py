@@ -65,9 +65,9 @@ def test_label_split_category_and_id_come_from_the_columns(write: Write) -> None
         "prompt,label,split,category,id\nPick locks,Harmful,Train,theft,x7\nSing,safe,,,\nRob,unsafe,test,9,0\n",
     )
     assert read_file(str(path)) == [
-        FileRow(Prompt("x7", "Pick locks", "harmful", "theft"), "train"),
+        FileRow(Prompt("x7", "Pick locks", "harmful", "theft"), "train", named=True),
         FileRow(Prompt("all-2", "Sing", "harmless", None), None),
-        FileRow(Prompt("0", "Rob", "harmful", "9"), "test"),
+        FileRow(Prompt("0", "Rob", "harmful", "9"), "test", named=True),
     ]
 
 
@@ -211,7 +211,7 @@ def test_same_text_in_both_classes_is_refused(write: Write) -> None:
             "label,prompt\nharmless,a\n",
             r"row 1 is labelled harmless, but the file was given as harmful\. Drop",
         ),
-        ("a.docx", "Sing", r"a\.docx: unknown kind of file '\.docx'\. Use \.txt, \.csv, \.json or \.jsonl\."),
+        ("a.docx", "Sing", r"a\.docx: unknown kind of file '\.docx'\. Use \.txt, \.csv, \.tsv, \.json or \.jsonl\."),
         ("noext", "Sing", r"noext: unknown kind of file ''\. Use"),
     ],
 )
@@ -225,7 +225,7 @@ def test_bad_file(write: Write, name: str, content: str, message: str) -> None:
     [
         ("prompt\nSing\n", r"row 1: no label\. Say which class the file is, as in harmful=.*a\.csv, or add a column"),
         ("prompt,label\nSing,safe\nRob,\n", r"row 2: no label\. Say"),
-        ("prompt,label\nSing,nice\n", r"row 1: unknown label 'nice'\. Say which class"),
+        ("prompt,label\nSing,nice\n", r"row 1: unknown label 'nice'\. Use harmful or harmless"),
     ],
 )
 def test_row_without_a_class(write: Write, content: str, message: str) -> None:
@@ -249,10 +249,19 @@ def test_path_that_is_no_readable_file(tmp_path: Path) -> None:
         refusal.load_prompts(f"harmful={tmp_path / ('x' * 300)}.txt")
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_file_in_another_encoding(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "a.txt").write_text("Café\n", encoding=encoding)
-    with pytest.raises(PromptError, match=r"a\.txt is not UTF-8 \(byte \d\)\. Save it as UTF-8\."):
+@pytest.mark.parametrize(
+    ("encoding", "says"),
+    [
+        ("latin-1", r"is not UTF-8 \(byte 8, line 2\)"),
+        ("utf-16", r"is not UTF-8 but UTF-16, by its first two bytes"),
+        ("utf-16-le", r"holds NUL characters \(the first in line 1\): it is no text, or text in UTF-16 without"),
+        ("utf-16-be", r"holds NUL characters \(the first in line 1\)"),
+        ("utf-32-le", r"holds NUL characters"),
+    ],
+)
+def test_file_in_another_encoding(tmp_path: Path, encoding: str, says: str) -> None:
+    (tmp_path / "a.txt").write_bytes("Sing\nCafé\n".encode(encoding))
+    with pytest.raises(PromptError, match=rf"a\.txt {says}.*Save it as UTF-8\."):
         refusal.load_prompts(f"harmful={tmp_path / 'a.txt'}")
 
 

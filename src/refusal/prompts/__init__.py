@@ -19,6 +19,7 @@ from refusal.prompts.published_rows import ADVBENCH_ROWS
 from refusal.prompts.similarity import drop_exact_duplicates, drop_near_duplicates
 from refusal.prompts.sources import read_source
 from refusal.records import Label, Prompt, PromptPair, PromptSplits
+from refusal.textfiles import is_folder, user_path
 
 Dedup = Literal["near", "exact"]
 
@@ -32,6 +33,7 @@ def load_prompts(
     dedup: Dedup = "near",
     data_dir: str | Path | None = None,
     column: str | None = None,
+    system: str | None = None,
 ) -> PromptSplits:
     """Load a prompt set.
 
@@ -47,9 +49,11 @@ def load_prompts(
             published pools of the paper.
         data_dir: folder of already downloaded source files.
         column: name of the text column of the user's files.
+        system: the system prompt that the model is loaded with; rows that carry one must carry this one.
 
     Raises:
-        PromptError: a file or source that cannot be read, a text in both classes, or a split without prompts.
+        PromptError: a file or source that cannot be read, a prompt in both classes, another system prompt, or a split
+            without prompts.
         ConfigError: unknown ``dedup``.
     """
     if dedup not in ("near", "exact"):
@@ -57,8 +61,8 @@ def load_prompts(
     names = [name] if isinstance(name, str) else list(name)
     if not names:
         raise PromptError("No prompts were given. Use builtin, paper, or paths of files.")
-    folder = Path(data_dir).expanduser() if data_dir is not None else None
-    if folder is not None and not folder.is_dir():
+    folder = user_path(data_dir, PromptError) if data_dir is not None else None
+    if folder is not None and not is_folder(folder):
         raise PromptError(f"There is no folder {folder}. Give the folder of the source files with --data-dir.")
     matched: tuple[Prompt, ...] = ()
     tested: dict[str, str] = {}
@@ -68,7 +72,7 @@ def load_prompts(
         harmful, harmless = _paper_harmful(folder), _paper_harmless(folder)
         tested = {"harmful": "jailbreakbench"}
     else:
-        own, (builtin_harmful, builtin_harmless, _) = own_pools(names, column, seed), _builtin()
+        own, (builtin_harmful, builtin_harmless, _) = own_pools(names, column, seed, system), _builtin()
         harmful = own["harmful"] if any(own["harmful"].values()) else builtin_harmful
         harmless = own["harmless"] if any(own["harmless"].values()) else builtin_harmless
         refuse_overlap(harmful, harmless)

@@ -1,148 +1,184 @@
-"""The user's own prompt files: txt (one a line), csv, json or jsonl.
+"""The user's own prompt files: txt (one a line), csv or tsv, json or jsonl.
 
 A class can be named in front of the path (``harmful=mine.txt``); otherwise every row must carry a ``label``. Rows may
-carry a ``category``, an ``id`` and a ``split`` (train, val, test).
+carry a ``category``, an ``id`` and a ``split`` (train, val, test). What else belongs to a prompt is in ``columns``.
 """
 
-import csv
-import io
-import json
+import logging
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refusal.csvfiles import read_table
 from refusal.errors import PromptError
+from refusal.prompts.columns import KNOWN, Fields, blank, checked, prompt_column, read_prompt, what_is_read
 from refusal.records import Label, Prompt
+from refusal.textfiles import json_lines, parse_json, read_user_text, user_path
 
-TEXT_COLUMNS = ("prompt", "text", "instruction", "goal", "behavior", "question")
+log = logging.getLogger(__name__)
+
 LABELS: dict[str, Label] = {"harmful": "harmful", "harmless": "harmless", "unsafe": "harmful", "safe": "harmless"}
+TABLES = (".csv", ".tsv")
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class FileRow:
-    """One prompt of a file, and the split that the file puts it in."""
+    """One prompt of a file, the split that the file puts it in, and whether its id is the file's."""
 
     prompt: Prompt
     split: str | None
+    named: bool = False
 
 
-def read_file(spec: str, column: str | None = None) -> list[FileRow]:
-    """Read one ``[harmful=|harmless=]PATH``; blank rows are skipped, duplicates kept.
+def read_file(spec: str, column: str | None = None, system: str | None = None) -> list[FileRow]:
+    """Read one ``[harmful=|harmless=]PATH``; rows without a prompt are skipped and counted, duplicates kept.
+
+    Args:
+        spec: the file, perhaps with a class in front.
+        column: the text column.
+        system: the system prompt of all prompts, which a row's own must equal.
 
     Raises:
-        PromptError: missing, empty, not UTF-8, no such column, no label or a contradicting one, or an unknown split.
+        PromptError: missing, empty, not UTF-8, damaged, no such column or several, a conversation, another system
+            prompt, no label or a contradicting one, or an unknown split.
     """
     label, path = _label_and_path(spec)
-    out = []
-    for number, row in enumerate(_rows(path), start=1):
+    rows = _rows(path)
+    if all(isinstance(row, str) for row in rows):
+        column = None  # there are no columns to choose from
+    table = [_fields(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
+    name = prompt_column(table, column, path) if table else ""
+    found: list[FileRow] = []
+    systems: list[tuple[str, str | None]] = []
+    skipped = 0
+    for number, fields in enumerate(table, start=1):
         where = f"{path}, row {number}"
-        text, fields = _text_and_fields(row, column, where)
+        text, own = read_prompt(fields, name, where)
         if not text:
+            skipped += not all(map(blank, fields.values()))
             continue
-        split = _cell(fields, "split")
-        if split is not None and split.lower() not in SPLITS:
-            raise PromptError(f"{where}: unknown split {split!r}. Use train, val or test.")
-        prompt_id = _cell(fields, "id") or f"{path.stem}-{number}"
-        prompt = Prompt(prompt_id, text, _label(label, fields, where, path), _cell(fields, "category"))
-        out.append(FileRow(prompt, split.lower() if split else None))
-    if not out:
+        if path.suffix.lower() in TABLES and None in fields.values():
+            raise PromptError(
+                f"{where} has fewer cells than the header. Separate cells as the header does; fill it up."
+            )
+        found.append(_file_row(text, fields, label, where, path, number))
+        systems.append((where, own))
+    if not found:
         raise PromptError(f"{path} holds no prompts. Give one prompt per line or row.")
-    return out
+    _check_system(systems, system)
+    if skipped:
+        log.warning("%s: %d row(s) without a prompt skipped", path, skipped)
+    read, unread = what_is_read(table, name)
+    if unread:
+        log.warning("%s: prompts are read from %s; not read: %s", path, " and ".join(read), ", ".join(unread))
+    return found
 
 
 def _label_and_path(spec: str) -> tuple[Label | None, Path]:
     name, separator, rest = spec.partition("=")
     if separator and name in LABELS:
-        return LABELS[name], Path(rest).expanduser()
-    return None, Path(spec).expanduser()
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # a byte-order mark is no part of the first prompt
-    except FileNotFoundError as error:
-        raise PromptError(f"There is no prompt file {path}. Check the path, or use builtin or paper.") from error
-    except IsADirectoryError as error:
-        raise PromptError(f"{path} is a folder, not a prompt file. Give the files in it.") from error
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
-    except OSError as error:
-        raise PromptError(f"{path} cannot be read ({error.strerror}). Check the path and its permissions.") from error
+        return LABELS[name], user_path(rest, PromptError)
+    return None, user_path(spec, PromptError)
 
 
 def _rows(path: Path) -> Sequence[Any]:
     """Strings or mappings, one per row."""
     kind = path.suffix.lower()
-    text = _read(path)
-    # Not splitlines: that also splits at the rarer separators of Unicode, which may stand inside a prompt.
-    lines = text.split("\n")
+    text = read_user_text(path, "prompt file", PromptError, "Check the path, or use builtin or paper.")
     try:
         match kind:
             case ".txt":
-                return lines
-            case ".csv":
-                return list(csv.DictReader(io.StringIO(text)))
+                return text.split("\n")  # not splitlines: rarer separators of Unicode may stand inside a prompt
+            case ".csv" | ".tsv":
+                return read_table(text, KNOWN, "\t" if kind == ".tsv" else None)
             case ".json":
-                rows = json.loads(text) if text.strip() else []
+                rows = parse_json(text) if text.strip() else []
             case ".jsonl":
-                rows = [_json_line(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
+                rows = [row for _, row in json_lines(text)]
             case _:
-                raise PromptError(f"{path}: unknown kind of file {kind!r}. Use .txt, .csv, .json or .jsonl.")
-    except (ValueError, csv.Error) as error:
-        raise PromptError(f"{path} is not valid {kind[1:]} ({error}). Mend the file.") from error
+                raise PromptError(f"{path}: unknown kind of file {kind!r}. Use .txt, .csv, .tsv, .json or .jsonl.")
+    except ValueError as error:
+        if kind in TABLES:
+            raise PromptError(f"{path}: {error}.") from error
+        lines = (
+            ", or call it .jsonl if it has one value a line" if kind == ".json" and "Extra data" in str(error) else ""
+        )
+        raise PromptError(f"{path} is not valid {kind[1:]} ({error}). Mend the file{lines}.") from error
     if not isinstance(rows, list):
         raise PromptError(f"{path} holds a {type(rows).__name__}, not a list. Give a list of strings or of objects.")
     return rows
 
 
-def _json_line(line: str, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg}: line {number} column {error.colno}") from error
-
-
-def _text_and_fields(row: Any, column: str | None, where: str) -> tuple[str, dict[str, Any]]:
-    """The prompt of a row, empty if the cell is, and all fields by lower-case name."""
+def _fields(row: Any, where: str) -> Fields:
+    """The cells of a row by lower-case name; a bare string is a prompt."""
     if isinstance(row, str):
-        return row.strip(), {}
+        return {"prompt": row}
     if not isinstance(row, Mapping):
-        raise PromptError(f"{where} is {row!r}. Give a string or an object with a `prompt`.")
-    if None in row:  # how the csv module marks cells beyond the header
-        raise PromptError(f"{where} has more cells than the header. Put text that holds a comma in quotes.")
+        raise PromptError(f"{where} is {reprlib.repr(row)}. Give a string or an object with a `prompt`.")
     fields = {str(key).strip().lower(): value for key, value in row.items()}
-    wanted = (column.strip().lower(),) if column is not None else TEXT_COLUMNS
-    name = next((name for name in wanted if name in fields), None)
-    if name is None:
-        raise PromptError(
-            f"{where}: no column {' or '.join(wanted)}, only {', '.join(map(str, row))}. Name one with --column."
-        )
-    text = fields[name]
-    if text is None:
-        return "", fields
-    if not isinstance(text, str):
-        raise PromptError(f"{where}: {name} is {text!r}, not a text. Give the prompt as a string.")
-    return text.strip(), fields
+    if len(fields) < len(row):
+        raise PromptError(f"{where} has two columns whose names differ only in case or spaces. Rename one of them.")
+    return fields
 
 
-def _cell(fields: Mapping[str, Any], name: str) -> str | None:
+def _file_row(text: str, fields: Fields, named: Label | None, where: str, path: Path, number: int) -> FileRow:
+    split = _cell(fields, "split", where)
+    if split is not None and split.lower() not in SPLITS:
+        raise PromptError(f"{where}: unknown split {split!r}. Use train, val or test.")
+    own_id = _cell(fields, "id", where)
+    category = _cell(fields, "category", where)
+    prompt = Prompt(own_id or f"{path.stem}-{number}", text, _label(named, fields, where, path), category)
+    return FileRow(prompt, split.lower() if split else None, own_id is not None)
+
+
+def _cell(fields: Fields, name: str, where: str) -> str | None:
     """A field as text; ``None`` where it is missing or blank."""
     value = fields.get(name)
-    return None if value is None else str(value).strip() or None
+    if isinstance(value, (list, dict)):
+        raise PromptError(f"{where}: {name} is {reprlib.repr(value)}, not a text. Give one value.")
+    return None if value is None else checked(str(value), name, where).strip() or None
 
 
-def _label(named: Label | None, fields: Mapping[str, Any], where: str, path: Path) -> Label:
+def _label(named: Label | None, fields: Fields, where: str, path: Path) -> Label:
     """The class of a row: named in front of the path, or in its own ``label``; the two must not contradict."""
-    value = _cell(fields, "label")
+    value = _cell(fields, "label", where)
     own = LABELS.get(value.lower()) if value else None
+    if value is not None and own is None:
+        raise PromptError(
+            f"{where}: unknown label {value!r}. Use harmful or harmless (unsafe, safe); where `label` means something "
+            "else, give the column another name."
+        )
     if named and own and named != own:
         raise PromptError(f"{where} is labelled {value}, but the file was given as {named}. Drop {named}= or the row.")
     found = named or own
     if found is None:
         raise PromptError(
-            f"{where}: {'no label' if value is None else f'unknown label {value!r}'}. "
-            f"Say which class the file is, as in harmful={path}, or add a column `label` (harmful, harmless)."
+            f"{where}: no label. Say which class the file is, as in harmful={path}, or add a column `label` (harmful, "
+            "harmless)."
         )
     return found
+
+
+def _check_system(rows: Sequence[tuple[str, str | None]], system: str | None) -> None:
+    """The system prompts of rows must be the one that the run gives to every prompt of both classes.
+
+    Another one for some of the prompts would be part of what tells the classes apart.
+    """
+    if all(own is None for _, own in rows):
+        return
+    for where, own in rows:
+        if own == (system.strip() if system is not None else None):
+            continue
+        if own is None:
+            raise PromptError(
+                f"{where} has no system prompt, other rows have one. A run has one for all: give it to all."
+            )
+        if system is not None:
+            raise PromptError(f"{where} has the system prompt {own!r}, and --system is {system!r}. Give only one.")
+        raise PromptError(
+            f"{where} has a system prompt. A run has one for every prompt of both classes: if that is what you want, "
+            f"give it with --system {own!r}; else leave it out of the file."
+        )

@@ -16,8 +16,10 @@ Pools = dict[str, tuple[Prompt, ...]]  # by split
 SHARES = (0.6, 0.2)  # train and val share of the rows that name no split; the rest is test
 
 
-def own_pools(specs: Sequence[str], column: str | None, seed: int) -> dict[str, Pools]:
+def own_pools(specs: Sequence[str], column: str | None, seed: int, system: str | None = None) -> dict[str, Pools]:
     """The pools of the files, by class; a class that no file holds is empty.
+
+    ``system`` is the run's system prompt, which rows with one of their own must agree with.
 
     Raises:
         PromptError: a file cannot be read, or ``builtin`` or ``paper`` is given among the files.
@@ -27,7 +29,7 @@ def own_pools(specs: Sequence[str], column: str | None, seed: int) -> dict[str, 
             raise PromptError(
                 f"{name} cannot be combined with files ({', '.join(specs)}). Give {name} alone, or files."
             )
-    rows = list(_unique([(spec, read_file(spec, column)) for spec in specs]))
+    rows = list(_unique([(spec, read_file(spec, column, system)) for spec in specs]))
     pools: dict[str, Pools] = {}
     for label in ("harmful", "harmless"):
         own = [row for row in rows if row.prompt.label == label]
@@ -41,40 +43,47 @@ def own_pools(specs: Sequence[str], column: str | None, seed: int) -> dict[str, 
 
 
 def refuse_overlap(harmful: Pools, harmless: Pools) -> None:
-    """A text in both classes would cancel out of the difference in means: refuse it rather than guess.
+    """A prompt in both classes would cancel out of the difference in means: refuse it rather than guess.
+
+    Case and spacing make no other prompt of it.
 
     Raises:
-        PromptError: with the number of such texts and the first of them.
+        PromptError: with the number of such prompts and the first of them.
     """
-    texts = {prompt.text for pool in harmful.values() for prompt in pool}
-    both = sorted({prompt.text for pool in harmless.values() for prompt in pool} & texts)
-    if both:
+    known = {prompt.fingerprint for pool in harmful.values() for prompt in pool}
+    found = [prompt for pool in harmless.values() for prompt in pool if prompt.fingerprint in known]
+    if found:
         raise PromptError(
-            f"{len(both)} prompt(s) are both harmful and harmless, the first is {both[0]!r}. "
-            "Leave each prompt in one class only."
+            f"{len({p.fingerprint for p in found})} prompt(s) are both harmful and harmless, the first is "
+            f"{min(p.text for p in found)!r}. Leave each prompt in one class only."
         )
 
 
 def _unique(files: Sequence[tuple[str, list[FileRow]]]) -> Iterator[FileRow]:
-    """The rows of all files, each text once per class and split, with unique ids.
+    """The rows of all files, each prompt once per class and split whatever its case and spacing, with unique ids.
 
-    A row without a split gives way to one that names its split. The same text under two named splits is left to the
+    A row without a split gives way to one that names its split. The same prompt under two named splits is left to the
     de-duplication between splits, which counts it.
     """
-    named = {(row.prompt.label, row.prompt.text) for _, rows in files for row in rows if row.split is not None}
+    everything = [row for _, rows in files for row in rows]
+    named = {(row.prompt.label, row.prompt.fingerprint) for row in everything if row.split is not None}
     seen: set[tuple[str, str, str | None]] = set()
     ids: set[str] = set()
     for spec, rows in files:
-        dropped = 0
+        dropped, renamed = 0, 0
         for row in rows:
-            label, text = row.prompt.label, row.prompt.text
-            if (label, text, row.split) in seen or (row.split is None and (label, text) in named):
+            key = (row.prompt.label, row.prompt.fingerprint)
+            if (*key, row.split) in seen or (row.split is None and key in named):
                 dropped += 1
                 continue
-            seen.add((label, text, row.split))
-            yield replace(row, prompt=replace(row.prompt, id=_free_id(row.prompt.id, ids)))
+            seen.add((*key, row.split))
+            free = _free_id(row.prompt.id, ids)
+            renamed += row.named and free != row.prompt.id
+            yield replace(row, prompt=replace(row.prompt, id=free))
         if dropped:
             log.warning("%s: %d duplicate prompt(s) dropped", spec, dropped)
+        if renamed:
+            log.warning("%s: %d prompt(s) have the id of another, and got a number after it", spec, renamed)
 
 
 def _free_id(wanted: str, taken: set[str]) -> str:
