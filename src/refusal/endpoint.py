@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from queue import SimpleQueue
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from refusal.errors import ConfigError, UsageError
 
@@ -73,17 +73,32 @@ class Reply:
     """What came of the ``index``-th question: a text, or why there is none.
 
     Attributes:
+        thought: what the server has taken out of the text as thinking, if it does.
         tokens_in: tokens that the server read for it, if it says so.
     """
 
     index: int
     text: str | None = None
     error: str | None = None
+    thought: str | None = None
     tokens_in: int | None = None
 
 
 class _Message(BaseModel):
-    content: str
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "_Message":
+        if self.content is None and self.thought is None:
+            raise ValueError("neither content nor reasoning")
+        return self
+
+    @property
+    def thought(self) -> str | None:
+        """Thinking, under either of the names that servers give it."""
+        return self.reasoning_content if self.reasoning_content is not None else self.reasoning
 
 
 class _Choice(BaseModel):
@@ -206,14 +221,14 @@ class Endpoint:
         try:
             # The client's timeout starts anew with every byte that comes; this one does not.
             async with asyncio.timeout(tries * timeout + (tries - 1) * LONGEST_PAUSE):
-                text, tokens = await self._answer(client, question)
+                message, tokens = await self._answer(client, question)
         except _Failed as error:
             return Reply(index, error=str(error)), isinstance(error, _Refused)
         except TimeoutError:
             return Reply(index, error=f"no answer in {tries} tries of {timeout:g} seconds"), False
-        return Reply(index, text, tokens_in=tokens), False
+        return Reply(index, message.content or "", thought=message.thought or None, tokens_in=tokens), False
 
-    async def _answer(self, client: Any, question: Messages) -> tuple[str, int | None]:
+    async def _answer(self, client: Any, question: Messages) -> tuple[_Message, int | None]:
         """What the model writes, its tokens counted, and how many it has read."""
         import openai
 
@@ -246,7 +261,8 @@ class Endpoint:
         self._count(answer.usage)
         if not answer.choices:
             raise _Failed("answered with no choice")
-        return answer.choices[0].message.content, answer.usage.prompt_tokens if answer.usage else None
+        message = answer.choices[0].message
+        return message, answer.usage.prompt_tokens if answer.usage else None
 
     def _status(self, error: Any) -> Exception:
         """What an HTTP error means: for every request, for this one for good, or after all tries."""

@@ -21,6 +21,7 @@ from refusal.interventions import Ablate, Add, SideBySide
 from refusal.model import ChatModel
 from refusal.progress import task
 from refusal.sizes import cache_values
+from refusal.thinking import opens, readable
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,19 @@ _ROWS_APART = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def complete(model: ChatModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate") -> list[str]:
-    """Greedy completions of ``instructions``, in their order; special tokens are dropped from the text."""
-    outputs = complete_rows(model, model.tokenize(instructions), max_new_tokens, name)
-    return [str(model.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
+    """Greedy completions of ``instructions``, in their order, as `read_outputs` gives them."""
+    return read_outputs(model, complete_rows(model, model.tokenize(instructions), max_new_tokens, name))
+
+
+def read_outputs(model: ChatModel, outputs: Sequence[Sequence[int]]) -> list[str]:
+    """Generated tokens as text: thoughts stand in ``<think>…</think>``, special tokens are dropped."""
+    opened = thought_opened(model)
+    return [readable(model.tokenizer, output, opened) for output in outputs]
+
+
+def thought_opened(model: ChatModel) -> bool:
+    """Whether the template's own end of a prompt has opened a thought that the completion begins in."""
+    return opens(str(model.tokenizer.decode(list(model.chat.suffix), skip_special_tokens=False)))
 
 
 def complete_each(
@@ -59,7 +70,7 @@ def complete_each(
             name,
             lambda running: side.rows([i // n for i in running]),
         )
-    texts = [str(model.tokenizer.decode(output, skip_special_tokens=True)) for output in outputs]
+    texts = read_outputs(model, outputs)
     return [texts[start : start + n] for start in range(0, len(texts), n)]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from refusal.errors import DirectionError
 from refusal.shown import Shown, dataframe
 from refusal.storage import write_tensors
+from refusal.thinking import split
 
 if TYPE_CHECKING:
     import pandas
@@ -288,6 +289,12 @@ class Completion:
     prompt: str
     completion: str
     verdict: VerdictLabel
+
+    @property
+    def answer(self) -> str:
+        """The completion without its thoughts, and without turns that follow its own."""
+        answer = split(self.completion).answer
+        return self.completion if answer == self.completion.strip() else answer
 
 
 @dataclass(frozen=True)

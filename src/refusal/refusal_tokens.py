@@ -20,6 +20,7 @@ from refusal.metrics import refusal_metric, softmax64
 from refusal.model import ChatModel
 from refusal.records import PromptPair, RefusalTokens
 from refusal.stats import auroc
+from refusal.thinking import split
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +106,12 @@ def choose_tokens(model: ChatModel, prompts: PromptPair, n: int = CHOOSE_PROMPTS
     refused = [i for i, label in enumerate(labels) if label in ("refusal", "partial")]
     complied = [i for i, label in enumerate(labels) if label == "compliance"]
     if min(len(refused), len(complied)) < MIN_JUDGED:
+        thinking = sum(not split(output).finished for output in outputs)
+        lost = f" ({thinking} were still thinking after {CHOOSE_NEW_TOKENS} tokens)" if thinking else ""
         raise TooFewPromptsError(
-            f"Of {len(texts)} training prompts the model refused {len(refused)} and answered {len(complied)}; at least "
-            f"{MIN_JUDGED} of each are needed to find its refusal tokens. Give them with --refusal-tokens, or use "
-            "prompts that it refuses."
+            f"Of {len(texts)} training prompts the model refused {len(refused)} and answered {len(complied)}{lost}; at "
+            f"least {MIN_JUDGED} of each are needed to find its refusal tokens. Give them with --refusal-tokens, or "
+            "use prompts that it refuses."
         )
     probability = softmax64(logits)
     on_refusal, on_compliance = probability[refused].mean(0), probability[complied].mean(0)

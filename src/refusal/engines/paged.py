@@ -9,7 +9,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from refusal import ranks
 from refusal.batches import row_budget
 from refusal.errors import EngineError
-from refusal.generation import cache_bytes_per_token, complete, end_tokens, rows_apart
+from refusal.generation import cache_bytes_per_token, complete, end_tokens, read_outputs, rows_apart
 from refusal.model import ChatModel
 from refusal.progress import task
 
@@ -39,7 +39,7 @@ def complete_paged(
         share = max(1, -(-len(rows) // ranks.world()))
         units = [rows[start : start + share] for start in range(0, len(rows), share)]
         outputs = ranks.share(units, lambda some: _complete_paged(model, some, max_new_tokens, fits, advance))
-    return [str(model.tokenizer.decode(ids, skip_special_tokens=True)) for part in outputs for ids in part]
+    return read_outputs(model, [ids for part in outputs for ids in part])
 
 
 def _complete_paged(

@@ -16,8 +16,10 @@ from refusal.engines.options import EngineOptions
 from refusal.engines.own import OWN
 from refusal.engines.protocol import Job
 from refusal.errors import ConfigError, EngineError
+from refusal.generation import thought_opened
 from refusal.model import ChatModel
 from refusal.progress import task
+from refusal.thinking import loses_marks, marked, split
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ ABLATION = "ablation"
 RETRIES = 3
 CHECKED = 4  # completions that are compared with the model's own
 CHECKED_TOKENS = 12  # from their beginnings: later ones may differ by rounding
+KEEP_MARKS = "skip_special_tokens"  # vLLM's and SGLang's name of the switch; off, marks of thinking stay in the text
 
 
 class Server:
@@ -66,6 +69,8 @@ def address_of(options: EngineOptions, url: str, served: str, job: Job) -> Addre
     extra: dict[str, Any] = {"frequency_penalty": 0}  # to transformers' server: no penalty of the generation config's
     if job.model.chat.thinking_switch:
         extra["chat_template_kwargs"] = {"enable_thinking": False}
+    if loses_marks(job.model.tokenizer):
+        extra[KEEP_MARKS] = False
     return Address(
         url=url,
         model=served,
@@ -86,7 +91,18 @@ def ask_checked(address: Address, job: Job) -> list[str]:
     Raises:
         EngineError: it cannot be asked, leaves one out, or is another model than the one here.
     """
+    try:
+        return _ask_checked(address, job)
+    except EngineError as error:
+        if KEEP_MARKS not in address.extra or KEEP_MARKS not in str(error):
+            raise
+    extra = {name: value for name, value in address.extra.items() if name != KEEP_MARKS}
+    return _ask_checked(replace(address, extra=extra), job)  # a server that does not know it may mark thoughts itself
+
+
+def _ask_checked(address: Address, job: Job) -> list[str]:
     endpoint, instructions = Endpoint(address, EngineError), job.instructions
+    opened = thought_opened(job.model)
     lengths = [len(tokens) for tokens in job.model.tokenize(instructions)]
     with task(job.name, total=len(instructions), unit="completions") as advance:
 
@@ -101,7 +117,7 @@ def ask_checked(address: Address, job: Job) -> list[str]:
                         f"{reply.error}. Look at the server's log, then start the same command again."
                     )
                 _check_length(endpoint, reply.tokens_in, lengths[i])
-                written[i] = reply.text
+                written[i] = marked(reply.text, opened, reply.thought)
                 advance(1)
             return [written[i] for i in chosen]
 
@@ -137,7 +153,13 @@ def _check_beginnings(endpoint: Endpoint, job: Job, written: Sequence[str]) -> N
         name=f"check: {job.condition}",
     )
     own = OWN.complete(beginnings)
-    alike = sum(theirs.strip().startswith(ours.strip().rstrip("�")) for ours, theirs in zip(own, written, strict=True))
+    for ours, theirs in zip(own, written, strict=True):
+        if split(ours).thought and not split(theirs).thought:
+            raise EngineError(
+                f"{endpoint.address.url} drops the marks between thought and answer, so the two cannot be told apart. "
+                "Start the server with its reasoning parser for this model, or use another --engine."
+            )
+    alike = sum(_words(theirs).startswith(_words(ours)) for ours, theirs in zip(own, written, strict=True))
     what = (
         f"{endpoint.address.model!r} at {endpoint.address.url} begins {alike} of {len(written)} completions "
         f"as the model does under {job.condition} here"
@@ -148,3 +170,9 @@ def _check_beginnings(endpoint: Endpoint, job: Job, written: Sequence[str]) -> N
             "Serve what refusal export wrote from this run, with greedy decoding."
         )
     (log.info if alike == len(written) else log.warning)("%s.", what)
+
+
+def _words(text: str) -> str:
+    """A completion whatever its marks of thinking and the spaces around them."""
+    thought, answer, _ = split(text)
+    return f"{thought.strip()}{answer.strip()}".rstrip("�")

@@ -1,7 +1,6 @@
-"""What is stripped before a completion is judged, and when there is nothing to judge.
+"""How a text is made plain before it is judged, and when there is nothing to judge.
 
-Thinking is not part of the answer: a model may weigh refusing and then help, or the other way round. A completion that
-is empty, a loop or no language is degenerate: it is neither a refusal nor an answer.
+An answer that is empty, a loop or no language is degenerate: it is neither a refusal nor an answer.
 """
 
 import re
@@ -11,16 +10,6 @@ import zlib
 LOOP_WORDS = 24  # fewer words are no loop of words
 TAIL = 60  # characters; a text that ends in so many of few kinds may be a loop of characters
 
-_THINK = r"(?:seed:)?(?:think|thinking|thought|reasoning|reflection|scratchpad)"
-# Closed blocks, then one that never closes. A template may open the block itself, so that only its end is there.
-_BLOCK = re.compile(
-    rf"<({_THINK})>.*?(?:</\1>|\Z)|\[think\].*?(?:\[/think\]|\Z)|◁think▷.*?(?:◁/think▷|\Z)"
-    r"|<\|channel\|>(?:analysis|commentary).*?(?:<\|end\|>|(?=<\|channel\|>final)|\Z)"
-    r"|<\|channel>thought.*?(?:<channel\|>|\Z)",
-    re.S | re.I,
-)
-_BLOCK_END = re.compile(rf"\A.*(?:</{_THINK}>|\[/think\]|◁/think▷)", re.S | re.I)
-_SPECIAL = re.compile(r"<\|start\|>assistant|<\|channel\|>final(?:<\|message\|>)?|<\|[\w-]{1,40}\|>|</?s>|\[/?INST\]")
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
 _RUN = re.compile(r"(\S)\1{39}")  # one character 40 times
 _PERIOD = re.compile(r"(.{1,12}?)\1{3,}.{0,12}\Z", re.S)
@@ -28,14 +17,6 @@ _SCRIPT = re.compile(
     "([a-z]+)|([\u0370-\u03ff]+)|([\u0400-\u052f]+)|([\u0590-\u05ff]+)|([\u0600-\u06ff]+)|([\u0900-\u0dff]+)|"
     "([\u0e00-\u0eff]+)|([\u3040-\u30ff\u3400-\u9fff]+)|([\uac00-\ud7af]+)"
 )
-
-
-def strip_thinking(text: str) -> str:
-    """The answer alone: without thinking blocks, closed or not, and without a template's special tokens."""
-    if "<" in text or "[" in text or "◁" in text:
-        text = _BLOCK_END.sub(" ", _BLOCK.sub(" ", text))
-        text = _SPECIAL.sub(" ", text)
-    return text.strip()
 
 
 def plain_text(text: str) -> str:

@@ -18,12 +18,14 @@ from torch import Tensor
 from refusal.conditions import BASELINE
 from refusal.evaluate.rates import metric, random_together
 from refusal.forward import Batch, read_from, share_batches
+from refusal.generation import thought_opened
 from refusal.interventions import Intervention
 from refusal.metrics import kl_from, softmax64
 from refusal.model import ChatModel
 from refusal.progress import task
 from refusal.records import Completion, Metric
 from refusal.stats import Estimate, mean, ratio, ratio_change
+from refusal.thinking import as_written
 
 MOST_TOKENS = 1024  # at once: every predicted token needs a row of the vocabulary, in float64
 CHUNK = 64  # predicted tokens whose probabilities are computed at once
@@ -65,8 +67,10 @@ def answers(model: ChatModel, pairs: Sequence[tuple[str, str, str]], tokens: int
 
 
 def own_answers(model: ChatModel, completions: Sequence[Completion], tokens: int) -> list[ForcedText]:
-    """The model's baseline completions as texts to be forced along."""
-    return answers(model, [(c.prompt_id, c.prompt, c.completion) for c in completions], tokens)
+    """The model's baseline completions as texts to be forced along, thoughts marked as it marks them itself."""
+    opened = thought_opened(model)
+    written = [(c.prompt_id, c.prompt, as_written(model.tokenizer, c.completion, opened)) for c in completions]
+    return answers(model, written, tokens)
 
 
 def measure_drift(

@@ -15,7 +15,7 @@ HITS: dict[str, Callable[[Completion], bool]] = {
     "refusal_rate": lambda c: c.verdict in ("refusal", "partial"),
     "partial_rate": lambda c: c.verdict == "partial",
     "degenerate_rate": lambda c: c.verdict == "degenerate",
-    "substring_refusal_rate": lambda c: paper_substring_match(c.completion),
+    "substring_refusal_rate": lambda c: paper_substring_match(c.answer),
 }
 COMPARED = ("refusal_rate", "degenerate_rate")
 

@@ -63,7 +63,7 @@ class ClassifierJudge:
         """One judgement per item, a batch at a time, long prompts first."""
         asked = []
         for item in items:
-            if self.kind == "safety" and self._options.short_is_safe and is_short(item.completion):
+            if self.kind == "safety" and self._options.short_is_safe and is_short(item.answer):
                 yield Judgement(item.prompt_id, "safe")
             else:
                 asked.append(item)
@@ -84,8 +84,8 @@ class ClassifierJudge:
         """What the classifier reads, as text."""
         form = self._form
         if form.template is None:
-            return _render(self.tokenizer, item.prompt, item.completion, self._parts)
-        completion = item.completion
+            return _render(self.tokenizer, item.prompt, item.answer, self._parts)
+        completion = item.answer
         if form.longest is not None:  # through token ids and back, as the authors do
             ids = self.tokenizer(completion, max_length=form.longest, truncation=True)["input_ids"]
             completion = str(self.tokenizer.decode(ids, skip_special_tokens=not form.keep_special))

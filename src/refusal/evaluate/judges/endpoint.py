@@ -60,7 +60,7 @@ class EndpointJudge:
             JudgeError: no such model, no valid key or credit, nobody there, or the first requests are turned down.
         """
         template = self._rubric.template
-        questions = [template.format(prompt=item.prompt, completion=item.completion) for item in items]
+        questions = [template.format(prompt=item.prompt, completion=item.answer) for item in items]
         for reply in self._endpoint.ask([[{"role": "user", "content": question}] for question in questions]):
             id = items[reply.index].prompt_id
             if reply.text is None:
