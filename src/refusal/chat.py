@@ -12,10 +12,11 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from refusal.day import Day, day_of
 from refusal.errors import ChatTemplateError
 
 # Very different first and last characters, so that what they share can only come from the template.
-_PROBES = ("a", "Who are you?", "12 + 7 = 19", "«¡Olé!»", "Compare:\n- x\n- y", "日本語の文", "END.", "(x)")
+PROBES = ("a", "Who are you?", "12 + 7 = 19", "«¡Olé!»", "Compare:\n- x\n- y", "日本語の文", "END.", "(x)")
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,13 @@ class ChatFormat:
     suffix_tokens: tuple[str, ...]
     thinking_switch: bool
     starts_with_bos: bool
+    day: Day
 
 
-def render(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None = None) -> str:
-    """The prompt text for one user turn, generation prompt included.
+def render(
+    tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None = None, day: Day | None = None
+) -> str:
+    """The prompt text for one user turn, generation prompt included; ``day`` (default: today) is the template's date.
 
     Raises:
         ChatTemplateError: there is no template, or it rejects the conversation (a system role, say).
@@ -47,27 +51,37 @@ def render(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | N
     refused: Exception | None = None
     for in_parts in (False, True):  # templates of vision-language models may want content in parts
         try:
-            text = _apply(tokenizer, instruction, system, in_parts)
+            text = _apply(tokenizer, instruction, system, in_parts, day or day_of(None))
         except (TemplateError, ValueError, TypeError) as error:
             refused = refused or error
             continue
         if instruction.strip() in text:
             return text
     if refused is None:
-        return _apply(tokenizer, instruction, system, in_parts=False)  # a template that changes what it is given
+        return _apply(
+            tokenizer, instruction, system, False, day or day_of(None)
+        )  # a template that changes what it is given
     what = "a system prompt" if system is not None else "a single user turn"
     mend = "Run without --system." if system is not None else "Check the model's chat template."
     raise ChatTemplateError(f"The chat template rejects {what} ({refused}). {mend}") from refused
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None, in_parts: bool) -> str:
+def _apply(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None, in_parts: bool, day: Day) -> str:
     """The template's text for one user turn; content as a string or as a list of one text part."""
     turns = [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
     messages: list[Any] = [
         {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in turns
     ]
+    template: Any = day.dated(tokenizer.get_chat_template())
     return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        tokenizer.apply_chat_template(
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+            **day.variables,
+        )
     )
 
 
@@ -77,7 +91,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [int(i) for i in ids]
 
 
-def find_format(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> ChatFormat:
+def find_format(tokenizer: PreTrainedTokenizerBase, system: str | None = None, day: Day | None = None) -> ChatFormat:
     """The common prefix and suffix of prompts, in tokens.
 
     The suffix is the longest one that all probes share, and it must decode to the end of the template's own text
@@ -86,7 +100,8 @@ def find_format(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -
     Raises:
         ChatTemplateError: no template, or nothing follows the instruction.
     """
-    texts = [render(tokenizer, probe, system) for probe in _PROBES]
+    day = day or day_of(None)
+    texts = [render(tokenizer, probe, system, day) for probe in PROBES]
     ids = [tokenize(tokenizer, text) for text in texts]
     prefix = _common_prefix(ids)
     suffix = _common_suffix(ids)
@@ -105,6 +120,7 @@ def find_format(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -
         suffix_tokens=tuple(tokenizer.convert_ids_to_tokens(list(suffix))),
         thinking_switch="enable_thinking" in str(tokenizer.chat_template),
         starts_with_bos=bos is not None and bool(prefix) and prefix[0] == bos,
+        day=day,
     )
 
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from refusal.day import iso_date
 from refusal.engines.options import EngineOptions
 from refusal.errors import ConfigError
 from refusal.evaluate.judges.options import JudgeOptions
@@ -37,6 +38,8 @@ class ModelOptions(BaseModel):
     """`auto`: split every weight over the processes of a launcher (tensor parallel), as in transformers."""
     system: str | None = None
     """A system prompt; by default what the template does by itself."""
+    date: Annotated[str, BeforeValidator(iso_date)] | None = None
+    """YYYY-MM-DD: the date of templates that write one into prompts; by default that of the run's first day."""
     blocks: str | None = None
     """Path of the decoder blocks, where they are not found ("model.layers")."""
     writers: tuple[str, ...] = ()
@@ -79,7 +82,7 @@ class SelectionOptions(BaseModel):
     """Refusal tokens as texts or ids; by default a preset or chosen from the model's completions."""
     induce_threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """A candidate must induce refusal at least this much."""
-    kl_threshold: Annotated[float, Field(ge=0)] = 0.1
+    kl_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """A candidate's ablation may change harmless behaviour at most this much."""
     prune_layers: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the last layers that is not eligible."""

@@ -92,7 +92,7 @@ def inspect_model(model: ChatModel) -> Inspection:
         UnsupportedModelError: a writer that was named does not give hidden states.
     """
     hf, sites, chat = model.hf, model.sites, model.chat
-    text = render(model.tokenizer, _QUESTIONS[0], chat.system)
+    text = render(model.tokenizer, _QUESTIONS[0], chat.system, chat.day)
     ids, doubled = tokenize(model.tokenizer, text), model.tokenizer(text)["input_ids"]
     return Inspection(
         model=model.name,

@@ -32,6 +32,7 @@ from transformers.utils.hub import cached_file
 from refusal import embedded, ranks
 from refusal.batches import BUSY_ROWS, BatchSize, is_out_of_memory, token_budget
 from refusal.chat import ChatFormat, find_format, render, tokenize
+from refusal.day import Day, day_of
 from refusal.errors import ModelLoadError, OutOfMemoryError
 from refusal.gguf import converted_folder
 from refusal.hooks import hooked
@@ -82,13 +83,14 @@ class ChatModel:
         system: str | None = None,
         sites: Sites | None = None,
         batch_size: int | None = None,
+        day: Day | None = None,
     ) -> None:
         hf.eval()
         self.hf = hf
         self.tokenizer = tokenizer
         self.name = name or str(hf.name_or_path)
         self.revision = revision
-        self.chat: ChatFormat = find_format(tokenizer, system)
+        self.chat: ChatFormat = find_format(tokenizer, system, day)
         self.sites: Sites = sites if sites is not None else find_sites(hf)
         each = activation_bytes(self.sites.d_model, widest(hf.config), hf.dtype.itemsize)
         self.token_budget = BatchSize(ranks.smallest(token_budget(self.device, each)), "tokens")
@@ -107,7 +109,13 @@ class ChatModel:
 
     def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of whole prompts: each instruction as one user turn, generation prompt included."""
-        return [tokenize(self.tokenizer, render(self.tokenizer, text, self.chat.system)) for text in instructions]
+        chat = self.chat
+        return [tokenize(self.tokenizer, render(self.tokenizer, text, chat.system, chat.day)) for text in instructions]
+
+    def set_day(self, day: Day) -> None:
+        """Have the template write another date into prompts from now on."""
+        if day != self.chat.day:
+            self.chat = find_format(self.tokenizer, self.chat.system, day)
 
     @contextmanager
     def apply(self, *interventions: Intervention) -> Iterator["ChatModel"]:
@@ -159,6 +167,7 @@ def load(
     quantize: Literal["4bit", "8bit"] | None = None,
     tp_plan: Literal["auto"] | None = None,
     system: str | None = None,
+    date: str | None = None,
     blocks: str | None = None,
     writers: Sequence[str] | None = None,
     batch_size: int | None = None,
@@ -176,6 +185,7 @@ def load(
         quantize: load the weights of linear layers in 4 (NF4) or 8 bits, by bitsandbytes.
         tp_plan: ``auto`` splits every weight over the processes that torchrun has started, as in transformers.
         system: a system prompt; by default what the template does by itself.
+        date: ``YYYY-MM-DD``, what templates that ask for the date write; by default today.
         blocks: where discovery fails, see ``find_sites``.
         writers: likewise.
         batch_size: most rows at once when generating; by default chosen from free memory.
@@ -185,8 +195,10 @@ def load(
         ChatTemplateError: no chat template, or it rejects the system prompt.
         UnsupportedModelError: blocks or writers not found.
         OutOfMemoryError: the weights do not fit.
-        ConfigError: unknown dtype or device, ``tp_plan`` without a launcher, or ``quantize`` without bitsandbytes.
+        ConfigError: no such date, unknown dtype or device, ``tp_plan`` without a launcher, or ``quantize`` without
+            bitsandbytes.
     """
+    day = day_of(date)
     where = find_device(device)
     precision = find_dtype(dtype, where)
     source = resolve(name)
@@ -196,14 +208,14 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if not tokenizer.chat_template:
             tokenizer.chat_template = _processor_template(source, options)
-        find_format(tokenizer, system)  # a base model is refused before its weights are read
+        find_format(tokenizer, system, day)  # a base model is refused before its weights are read
         auto = auto_class(AutoConfig.from_pretrained(source, **options))
         hf = auto.from_pretrained(source, dtype=precision, **options, **placement)
         if not placement:
             hf.to(where)
         multiply_as_asked(hf, precision)
     sites = find_sites(hf, blocks, writers)
-    return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size)
+    return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size, day=day)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ was made with and its files are there as it wrote them. Only this module and the
 
 import json
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from refusal import ranks
 from refusal.activations import collect
 from refusal.candidates import difference_in_means
 from refusal.config import RunConfig
+from refusal.day import day_of
 from refusal.engines import Engine, EngineOptions, make_engine
-from refusal.errors import Error, NoCandidateError
+from refusal.errors import Error, NoCandidateError, RunFolderError
 from refusal.evaluate.capability import Benchmark
 from refusal.evaluate.judges import Judge
 from refusal.model import ChatModel, load
@@ -112,6 +114,7 @@ def _run(folder: RunFolder, config: RunConfig, until: str, model: ChatModel | No
     judges, benchmarks = judges_for(config), benchmarks_for(config)
     engine = engine_for(config, folder.path)
     model = model or load_for(config)
+    _fix_day(folder, config, model)
     folder.begin(config, model, prompts)
     write_json(folder.path / "categories.json", _categories(config, prompts, sets))
     try:
@@ -156,6 +159,26 @@ def _stages(
     return replace(result, metrics=measured.metrics(extra))
 
 
+def _fix_day(folder: RunFolder, config: RunConfig, model: ChatModel) -> None:
+    """Give the model the run's date: the one asked for, else that of the run's first day, else today.
+
+    Raises:
+        RunFolderError: the manifest's date is none.
+    """
+    if config.date is None and model.chat.day.given:
+        return
+    first = folder.manifest.get("date")
+    try:
+        begun = (
+            date.fromordinal(ranks.smallest(date.today().toordinal())) if first is None else date.fromisoformat(first)
+        )
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(
+            f"{folder.path / 'manifest.json'}: date is {first!r}, not YYYY-MM-DD. Mend it, or give another --out."
+        ) from error
+    model.set_day(day_of(config.date, begun))
+
+
 def engine_for(config: RunConfig, out: Path) -> Engine:
     """Who writes the completions of a run in the folder ``out``.
 
@@ -169,6 +192,7 @@ def load_for(config: RunConfig) -> ChatModel:
     """The model that a run's configuration names."""
     return load(
         config.model,
+        date=config.date,
         revision=config.revision,
         dtype=config.dtype,
         device=config.device,

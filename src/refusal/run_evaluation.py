@@ -7,6 +7,7 @@ Everything measured is kept item by item, and ``metrics.json`` is computed from 
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -19,10 +20,12 @@ from refusal.conditions import ACTIONS, BASELINE, STOPPING
 from refusal.config import RunConfig
 from refusal.engines import OWN, Engine
 from refusal.evaluate import CONDITIONS, complete_controls, complete_under, interventions_for, measure_all
+from refusal.evaluate.completions import judged_again
 from refusal.evaluate.controls import control_directions, cosines
 from refusal.evaluate.drift import Drift, ForcedText, drift_metrics, measure_drift, own_answers
 from refusal.evaluate.judges.reading import check_completions
 from refusal.evaluate.texts import Corpus, read_corpus
+from refusal.identity import program
 from refusal.model import ChatModel
 from refusal.prompts import matched_pairs
 from refusal.prompts.over_refusal import load_over_refusal
@@ -40,6 +43,8 @@ from refusal.records import (
 from refusal.run_folder import RunFolder, prompts_hash
 from refusal.run_records import read_completions, read_metrics, read_rows
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
+
+log = logging.getLogger(__name__)
 
 ORDER = (BASELINE, "ablation", "subtraction", "addition")
 
@@ -209,7 +214,8 @@ class Measured:
         }
         served = self.config.engine != "own" and self.engine.serves(condition)
         if served:
-            inputs["engine"] = self.config.engine
+            given = self.config
+            inputs["engine"] = [given.engine, given.engine_model, given.engine_ablated, given.engine_arguments]
 
         def write() -> None:
             tokens = self.config.max_new_tokens
@@ -219,7 +225,9 @@ class Measured:
         def work() -> None:
             ranks.only_writer(write) if served and self.engine.elsewhere else write()
 
-        self.folder.stage(f"generate {set}.{condition}", inputs, [path], work)
+        name = f"generate {set}.{condition}"
+        self.folder.stage(name, inputs, [path], work)
+        refresh_verdicts(self.folder, name, [path])
 
     def _complete_controls(self, set: str, action: str, prompts: Sequence[Prompt]) -> None:
         controls, prompts = self.controls, prompts[: self.config.n_control]
@@ -235,7 +243,9 @@ class Measured:
             for condition, completions in done.items():
                 write_jsonl(self.folder.completions(set, condition), to_json(completions))
 
-        self.folder.stage(f"generate {set}.controls-{action}", inputs, list(paths.values()), work)
+        name = f"generate {set}.controls-{action}"
+        self.folder.stage(name, inputs, list(paths.values()), work)
+        refresh_verdicts(self.folder, name, list(paths.values()))
 
     def _drifts(self) -> Iterator[tuple[str, dict[str, tuple[Drift, ...]]]]:
         """Drift by set and condition, measured where it is not there yet."""
@@ -282,6 +292,31 @@ class Measured:
 
     def _drift_file(self, set: str, condition: str) -> Path:
         return self.folder.path / "drift" / f"{set}.{condition}.jsonl"
+
+
+def refresh_verdicts(folder: RunFolder, stage: str, paths: Sequence[Path]) -> None:
+    """Judge a stage's completions anew where another version of this program has judged them; they stay as they are.
+
+    Raises:
+        RunFolderError: a file is damaged.
+    """
+
+    def work() -> None:
+        record = folder.manifest["stages"][stage]
+        if record.get("program") == program():
+            return
+        for path in paths:
+            rows = read_completions(path)
+            again = judged_again(rows)
+            changed = sum(row != new for row, new in zip(rows, again, strict=True))
+            if changed:
+                log.warning("%s: the verdict of %d completion(s) is another one than it was.", path, changed)
+                write_jsonl(path, to_json(again))
+                record["files"][path.name] = file_sha256(path)
+        record["program"] = program()
+        folder.save()
+
+    ranks.only_writer(work)
 
 
 def check_completions_of(folder: RunFolder, config: RunConfig, prompts: PromptSplits) -> None:

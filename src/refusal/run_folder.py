@@ -5,7 +5,6 @@ It is written again after every stage, so that an interrupted run keeps what is 
 """
 
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -23,6 +22,7 @@ from refusal import ranks
 from refusal.batches import free_memory
 from refusal.config import RunConfig
 from refusal.errors import RunFolderError
+from refusal.identity import digest, model_identity, program, stage_version
 from refusal.memory import Memory, stage_memory
 from refusal.model import ChatModel
 from refusal.records import Prompt, PromptSplits
@@ -72,14 +72,7 @@ class RunFolder:
         self.model, self.config, self.price = model, config, config.price_per_device_hour
         self.active_parameters, self.devices = active_parameters(model.hf), ranks.processes() * _devices(model)
         ranks.wait()  # until all have read what was here
-        identity = {
-            "name": model.name,
-            "revision": model.revision or getattr(model.hf.config, "_commit_hash", None),
-            "weight_hash": model.weight_hash(),
-            "dtype": str(model.hf.dtype).removeprefix("torch."),
-            "template_hash": hashlib.sha256(str(model.tokenizer.chat_template).encode()).hexdigest(),
-            "system": model.chat.system,
-        }
+        identity = model_identity(model)
         ranks.only_writer(lambda: self._check_model(identity))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -93,6 +86,7 @@ class RunFolder:
         self.manifest = {
             "format": FORMAT,
             "model": identity,
+            "date": str(model.chat.day),
             "prompts": {"name": prompts.name, "counts": prompts.counts, "sha256": pools},
             "seed": config.seed,
             "versions": _versions(),
@@ -115,7 +109,15 @@ class RunFolder:
     def _check_model(self, ours: dict[str, Any]) -> None:
         """Refuse a folder of other weights; the same model in another dtype may replace what is here."""
         theirs = self.manifest.get("model")
-        if theirs is None or theirs.get("weight_hash") == ours["weight_hash"]:
+        if theirs is None:
+            return
+        if theirs.get("weight_hash") == ours["weight_hash"]:
+            if changed := sorted(key for key in ours.keys() - {"name", "revision"} if theirs.get(key) != ours[key]):
+                log.warning(
+                    "The model's %s differ from those of the run in %s: its stages are done again.",
+                    ", ".join(key.removesuffix("_hash").replace("_", " ") for key in changed),
+                    self.path,
+                )
             return
         if all(theirs.get(key) == ours[key] for key in ("name", "revision")) and theirs.get("dtype") != ours["dtype"]:
             return
@@ -127,8 +129,12 @@ class RunFolder:
     def stage(self, name: str, inputs: dict[str, Any], outputs: Sequence[Path], work: Callable[[], None]) -> None:
         """Do ``work`` unless it was done with the same inputs and its outputs are there, unchanged."""
         assert self.model is not None
-        identity = {**self.manifest["model"], "name": None}  # what it is called does not change what it computes
-        key = hashlib.sha256(json.dumps([FORMAT, name, identity, inputs], sort_keys=True).encode()).hexdigest()
+        identity = {
+            **self.manifest["model"],
+            "name": None,
+            "revision": None,
+        }  # what it is called does not change what it computes
+        key = digest([FORMAT, name, stage_version(name), identity, inputs])
         done = self.manifest["stages"].get(name)
         if ranks.decided(
             lambda: isinstance(done, dict) and done.get("inputs") == key and self._untouched(name, done, outputs)
@@ -144,6 +150,7 @@ class RunFolder:
         ranks.wait()
         self.manifest["stages"][name] = {
             "inputs": key,
+            "program": program(),
             "files": {path.name: file_sha256(path) for path in outputs},
             **self._spent(ranks.total(self.model.forward_tokens - tokens), time.perf_counter() - start),
             "needed_memory_bytes": None if need is None else need.total,

@@ -7,11 +7,11 @@ Rows that are there are kept while the completions and the judge's options are t
 Which those were, and what the judge has cost, is in ``manifest.json``.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 from refusal import ranks
 from refusal.config import RunConfig
@@ -29,10 +29,11 @@ from refusal.evaluate.judges import (
     unjudged,
 )
 from refusal.evaluate.judges.labels import LabelsJudge
+from refusal.identity import digest, stage_version
 from refusal.progress import task
 from refusal.records import Completion, Metric, to_json
 from refusal.run_folder import RunFolder
-from refusal.storage import append_jsonl, file_sha256, write_json, write_jsonl
+from refusal.storage import append_jsonl, write_json, write_jsonl
 
 Completions = Mapping[tuple[str, str], Sequence[Completion]]  # by (set, condition)
 DETECTOR = "detector"
@@ -88,7 +89,7 @@ class Judging:
         """The judgements of one file, in the order of its completions."""
         path = self.folder.path / "judgements" / judge.name / f"{set}.{condition}.jsonl"
         record = self.folder.manifest.setdefault("judges", {}).setdefault(judge.name, {"inputs": {}})
-        inputs = self._inputs(spec, set, condition)
+        inputs = self._inputs(spec, rows)
         same = record["inputs"].get(f"{set}.{condition}") == inputs and not isinstance(judge, LabelsJudge)
         kept = [j for j in read_judgements(path) if not j.failed] if same and path.is_file() else []
         missing = unjudged(kept, rows, str(path))
@@ -111,11 +112,21 @@ class Judging:
         found = match_judgements(read_judgements(path), rows, str(path))
         return [found[row.prompt_id] for row in rows]
 
-    def _inputs(self, spec: str, set: str, condition: str) -> str:
+    def _inputs(self, spec: str, rows: Sequence[Completion]) -> str:
         """A hash of what judgements depend on: the completions, who is asked and where, the rule for short ones."""
-        asked = [spec, self.config.judge_url, self.config.short_is_safe]
-        completions = file_sha256(self.folder.completions(set, condition))
-        return hashlib.sha256(json.dumps([completions, *asked]).encode()).hexdigest()
+        given = self.config
+        asked = [spec, given.judge_url, given.short_is_safe, given.judge_max_tokens, given.judge_dtype]
+        completions = [[row.prompt_id, row.prompt, row.completion] for row in rows]
+        return digest([stage_version("judge"), asked, _files_of(spec), completions])
+
+
+def _files_of(spec: str) -> list[list[Any]]:
+    """The files of a classifier in a folder, as far as one can tell without reading its weights."""
+    folder = Path(spec.partition("=")[2] or ".").expanduser()
+    if not spec.partition("=")[2] or not folder.is_dir():
+        return []
+    stats = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
 
 def _verdicts(completions: Completions) -> list[Judgement]:

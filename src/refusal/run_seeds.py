@@ -5,6 +5,7 @@ leaves ``seeds/<seed>.json`` (the choice), ``seeds/<seed>.direction.safetensors`
 """
 
 import logging
+from dataclasses import asdict
 
 from refusal.activations import collect
 from refusal.candidates import difference_in_means
@@ -14,6 +15,7 @@ from refusal.evaluate import complete_under, measure
 from refusal.model import ChatModel
 from refusal.prompts import redealt
 from refusal.records import Direction, Metric, PromptSplits, RefusalTokens, Selection, finite, to_json
+from refusal.run_evaluation import refresh_verdicts
 from refusal.run_folder import RunFolder, prompts_hash
 from refusal.run_records import read_completions, read_json
 from refusal.selection import select
@@ -55,7 +57,9 @@ def _one_seed(
     summary, file, written = (base / f"{seed}{end}" for end in (".json", ".direction.safetensors", ".ablation.jsonl"))
     test = prompts.test.harmful[: config.n_test]
     inputs = {
-        "main": file_sha256(folder.path / "direction.safetensors"),  # made with the same options
+        "main": file_sha256(folder.path / "direction.safetensors"),
+        "tokens": tokens.ids,
+        "options": [config.n_train, config.n_val, config.filter, asdict(config.rule), config.layer_step],
         "prompts": prompts_hash([p for pair in (prompts.train, prompts.val) for p in (*pair.harmful, *pair.harmless)]),
         "test": prompts_hash(test),
         "max_new_tokens": config.max_new_tokens,
@@ -86,6 +90,7 @@ def _one_seed(
         write_jsonl(written, to_json(done))
 
     folder.stage(f"seed {seed}", inputs, [summary, written], work)
+    refresh_verdicts(folder, f"seed {seed}", [written])
     saved = read_json(summary)
     if saved["score"] is None:
         return []

@@ -1,6 +1,7 @@
 """Completions under the conditions, judged by the built-in detector."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from refusal.conditions import intervention
 from refusal.engines import OWN, Engine, Job
@@ -71,3 +72,8 @@ def _judged(prompts: Sequence[Prompt], outputs: Sequence[str]) -> tuple[Completi
         Completion(prompt.id, prompt.text, output, refusal_verdict(prompt.text, output).label)
         for prompt, output in zip(prompts, outputs, strict=True)
     )
+
+
+def judged_again(completions: Sequence[Completion]) -> tuple[Completion, ...]:
+    """The same completions with the verdicts of the detector as it is now."""
+    return tuple(replace(row, verdict=refusal_verdict(row.prompt, row.completion).label) for row in completions)

@@ -119,10 +119,13 @@ def make_harness(chat: ChatModel, label: str, exact: bool, batch_size: int | Non
     The model is neither copied nor moved, and what is tied or untied stays so; lm-eval works on a copy of the
     tokenizer, which it may give a padding token.
     """
+    tokenizer, day = deepcopy(chat.tokenizer), chat.chat.day
+    tokenizer.chat_template = day.dated(tokenizer.get_chat_template())
     options = {
-        "tokenizer": deepcopy(chat.tokenizer),
+        "tokenizer": tokenizer,
         "batch_size": batch_size or (1 if exact else HF_ROWS),
         "enable_thinking": thinking,
+        "chat_template_args": day.variables,
     }
     with _ties_kept(chat.hf):
         return HFLM(pretrained=chat.hf, **options) if exact else SharedLM(chat, label, **options)
