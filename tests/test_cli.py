@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -483,7 +484,7 @@ def talk(
         monkeypatch.setattr("builtins.input", type_line)
         monkeypatch.setattr(ChatModel, "apply", apply)
         done = cli("chat", str(source), "--direction", str(direction), "--max-new-tokens", "3", "--dtype", "float32")
-        return done, applied[1:], asked  # the first application checks the direction
+        return done, applied, asked
 
     return call
 
@@ -554,6 +555,23 @@ def test_chat_finds_the_direction_of_a_run(cli: Cli, config: RunConfig, monkeypa
     monkeypatch.setattr("builtins.input", lambda prompt: "/quit")
     cli("select", *saved.flags(config))
     assert cli("chat", config.model).code == 0
+
+
+def test_chat_compares_weights_and_not_names(
+    cli: Cli, config: RunConfig, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda prompt: "/quit")
+    cli("select", *saved.flags(config), "--out", "r")
+    moved = str(shutil.copytree(source, tmp_path / "moved"))
+    for dtype in ("float32", "bfloat16"):  # not that of the run: the files are compared
+        done = cli("chat", moved, "--out", "r", "--dtype", dtype)
+        assert done.code == 0
+        assert "found on" not in done.err
+    other = saved.save_model(tmp_path / "other", seed=1)
+    for how in (["--out", "r"], ["--direction", "r/direction.safetensors"]):
+        done = cli("chat", str(other), *how)
+        assert done.code == 2
+        assert "has other weights than that had" in done.message
 
 
 # --- inspect

@@ -3,6 +3,7 @@
 A row stands for a kind of fault. What a command must do with inputs that only look wrong is tested beside its module.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -11,8 +12,12 @@ from typing import NamedTuple
 
 import pytest
 import saved
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
 
 from refusal.cli import main
+from refusal.storage import write_tensors
 
 
 class Place:
@@ -50,7 +55,43 @@ MODEL_FILES: tuple[Hostile, ...] = (Hostile("no such folder", _no_such_model, ("
 
 # --- identity of a run, direction files, contexts
 
-IDENTITY: tuple[Hostile, ...] = ()
+
+def _direction(place: Place, vector: torch.Tensor, **changes: str) -> list[str]:
+    """Chat with a direction's file."""
+    meta = {"position": "-1", "layer": "1", "norm": "1.0", "qualified": "true", "model": "", **changes}
+    write_tensors(place.path / "d.safetensors", {"direction": vector}, meta)
+    return ["chat", str(place.source), "--direction", str(place.path / "d.safetensors")]
+
+
+def _unit(n: int = tiny_models.WIDTH) -> torch.Tensor:
+    return torch.full((n,), n**-0.5)
+
+
+def _edited_since(place: Place) -> list[str]:
+    """A run whose model's weights, not its name, have changed since."""
+    model = place.model()
+    main([*place.run(model=model, verb="select"), "--quiet"])
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"][7] *= 1.5
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    return ["export", str(place.path / "out"), "--as", "model", "--stream"]
+
+
+IDENTITY: tuple[Hostile, ...] = (
+    Hostile("direction with NaN", lambda p: _direction(p, _unit() * math.nan), ("d.safetensors", "NaN")),
+    Hostile("direction of length 3", lambda p: _direction(p, _unit() * 3), ("length 3",)),
+    Hostile("direction as a matrix", lambda p: _direction(p, _unit()[None]), ("not one vector",)),
+    Hostile("direction of another width", lambda p: _direction(p, _unit(5)), ("5 dimensions", "32")),
+    Hostile("direction of no layer", lambda p: _direction(p, _unit(), layer="17"), ("layer 17", "0 to 4")),
+    Hostile("direction of no position", lambda p: _direction(p, _unit(), position="-80"), ("position -80",)),
+    Hostile("direction without a norm", lambda p: _direction(p, _unit(), norm="-inf"), ("norm is -inf",)),
+    Hostile("direction half qualified", lambda p: _direction(p, _unit(), qualified='"yes"'), ("qualified is 'yes'",)),
+    Hostile("weights edited since the run", _edited_since, ("other weights",)),
+    Hostile("a date that is none", lambda p: p.run("--date", "2031-02-30"), ("2031-02-30", "YYYY-MM-DD")),
+    Hostile(
+        "an endless KL threshold", lambda p: ["run", str(p.source), "--kl-threshold", "inf"], ("kl_threshold", "inf")
+    ),
+)
 
 # --- prompt files and output places
 

@@ -4,6 +4,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +21,6 @@ from refusal.config_file import commented_toml
 from refusal.doctor import examine
 from refusal.errors import Error, RunFailure, RunFolderError
 from refusal.estimate import plan
-from refusal.evaluate import interventions_for
 from refusal.examples import EXAMPLES
 from refusal.export import Kind, export_run
 from refusal.inspection import inspect_model
@@ -29,8 +29,10 @@ from refusal.options import MODEL_DEFAULTS, RUN_DEFAULTS, Json, Model, ModelGrou
 from refusal.records import Direction
 from refusal.report import write_comparison, write_report
 from refusal.run import run as run_stages
-from refusal.run_records import is_run_folder
+from refusal.run_records import is_run_folder, read_manifest
+from refusal.same_weights import check_loaded
 from refusal.talk import COMMANDS, talk
+from refusal.valid import check_place, check_width
 
 INTERRUPTED = 130
 
@@ -188,8 +190,12 @@ def chat(
     found = Direction.load(direction or folder / "direction.safetensors")
     with display.reporting():
         chat_model = load(model, **options.model_dump(exclude_defaults=True))
-    with chat_model.apply(*interventions_for("ablation", found)):
-        pass  # a direction of another width is refused here, not in the middle of the talk
+        if (run := direction.parent if direction else folder).joinpath("manifest.json").is_file():
+            check_loaded(run, read_manifest(run), chat_model)
+            found = replace(found, model=chat_model.name)
+    # What does not fit is refused here, not in the middle of the talk.
+    check_width(found.vector, chat_model.sites.d_model)
+    check_place(found.position, found.layer, len(chat_model.chat.suffix), chat_model.sites.n_layers)
     if found.model and found.model != chat_model.name:
         display.show_notice(f"Note: this direction was found on {found.model}.")
     display.show_notice(f"Each line is one question by itself. {COMMANDS}")
@@ -208,6 +214,7 @@ def export(
         bool, Parameter(negative="", help="With --as model: edit the files tensor by tensor, in little memory.")
     ] = False,
     n_prompts: Annotated[int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))] = 16,
+    model: Annotated[str | None, Parameter(help="The run's model, where it lies elsewhere now.")] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -221,7 +228,13 @@ def export(
     """
     with display.reporting(quiet, verbose):
         result = export_run(
-            run, as_, out or run / "export" / as_, n_prompts=n_prompts, preserve_norm=preserve_norm, stream=stream
+            run,
+            as_,
+            out or run / "export" / as_,
+            n_prompts=n_prompts,
+            preserve_norm=preserve_norm,
+            stream=stream,
+            model=model,
         )
     if json:
         display.print_export(result)

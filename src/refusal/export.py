@@ -1,5 +1,6 @@
 """From a run folder to an export: its direction, the model that its config names, its test prompts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,10 +9,14 @@ from transformers import AutoConfig
 from refusal.config import RunConfig, make_config
 from refusal.errors import ConfigError, DirectionError, ExportError, ModelLoadError, RunFolderError
 from refusal.model import LOAD_ERRORS, load_message, local_folder, resolve
+from refusal.placement import DTYPES
 from refusal.prompts import load_prompts
 from refusal.records import Direction
 from refusal.run import load_for
+from refusal.run_records import read_manifest
+from refusal.same_weights import check_files, check_loaded
 from refusal.storage import check_room
+from refusal.valid import check_place, check_width
 from refusal.weights.control_vector import write_control_vector
 from refusal.weights.save import Exported, export_direction, export_lora, export_model
 from refusal.weights.stream import stream_model
@@ -27,6 +32,7 @@ def export_run(
     n_prompts: int = 16,
     preserve_norm: bool = False,
     stream: bool = False,
+    model: str | None = None,
 ) -> Exported:
     """Write what the run in the folder ``run`` has found.
 
@@ -36,11 +42,12 @@ def export_run(
         out: a new or empty folder.
         n_prompts: how many of the run's test prompts, of both classes, to measure the agreement with the hooks on.
         preserve_norm: see ``orthogonalise``; not for an adapter, because that edit is not of rank one.
+        model: where the run's model is now, if it was moved; it must have the run's weights.
         stream: edit the model's files tensor by tensor instead of loading it; nothing is measured on prompts then.
 
     Raises:
         RunFolderError: the folder holds no run.
-        DirectionError: it has no direction yet, or one of another model.
+        DirectionError: it has no direction yet, or the model has other weights than the run's.
         ConfigError: ``preserve_norm`` for an adapter, ``stream`` for anything but a model.
         refusal.Error: what the export raises.
     """
@@ -55,11 +62,17 @@ def export_run(
     if kind == "direction":
         return export_direction(direction, out)
     config = make_config(None, config_file)
+    if model is not None:
+        config = config.model_copy(update={"model": model})
+    direction = replace(direction, model=config.model)  # it is the weights that are compared
     if kind == "gguf-control-vector":
         return _export_control_vector(config, direction, out)
+    manifest = read_manifest(run)
     if stream:
+        folder = local_folder(config.model, config.revision)
+        check_files(run, manifest, folder, config.model)
         return stream_model(
-            local_folder(config.model, config.revision),
+            folder,
             direction,
             out,
             name=config.model,
@@ -81,10 +94,15 @@ def export_run(
     )
     half = (n_prompts + 1) // 2
     texts = [p.text for p in (*splits.test.harmful[:half], *splits.test.harmless[: n_prompts - half])]
-    model = load_for(config.model_copy(update={"tp_plan": None}))  # a run may have been split, an export is not
+    dtype = config.dtype if config.dtype != "auto" else manifest["model"].get("dtype")  # as the run's was
+    # A run may have been split, an export is not.
+    loaded = load_for(config.model_copy(update={"tp_plan": None, "dtype": dtype if dtype in DTYPES else "auto"}))
+    check_loaded(run, manifest, loaded)
+    check_width(direction.vector, loaded.sites.d_model)
+    check_place(direction.position, direction.layer, len(loaded.chat.suffix), loaded.sites.n_layers)
     if kind == "lora":
-        return export_lora(model, direction, out, texts)
-    return export_model(model, direction, out, texts, preserve_norm=preserve_norm)
+        return export_lora(loaded, direction, out, texts)
+    return export_model(loaded, direction, out, texts, preserve_norm=preserve_norm)
 
 
 def _export_control_vector(config: RunConfig, direction: Direction, out: Path) -> Exported:
@@ -97,5 +115,6 @@ def _export_control_vector(config: RunConfig, direction: Direction, out: Path) -
     except LOAD_ERRORS as error:
         raise ModelLoadError(load_message(config.model, error)) from error
     text = found.get_text_config()
+    check_width(direction.vector, text.hidden_size)
     write_control_vector(direction, path, text.num_hidden_layers, text.model_type)
     return Exported("gguf-control-vector", path)

@@ -16,6 +16,7 @@ from refusal.errors import DirectionError
 from refusal.hooks import Edit, EditFunction
 from refusal.records import Direction
 from refusal.sites import Sites
+from refusal.valid import check_width
 
 
 @runtime_checkable
@@ -43,7 +44,7 @@ class Ablate:
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """Project the input of block 0 and every write."""
-        check_width(self.direction, sites.d_model)
+        check_width(self.direction.vector, sites.d_model)
         unit = _Placed(self.direction.vector.float())
         return _everywhere(model, sites, lambda x: project_out(x, unit.beside(x)))
 
@@ -57,7 +58,7 @@ class AblateEach:
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """As ``Ablate``, each group of rows with its own direction."""
         for direction in self.directions:
-            check_width(direction, sites.d_model)
+            check_width(direction.vector, sites.d_model)
         units = _Placed(torch.stack([direction.vector.float() for direction in self.directions])[:, None])
 
         def clean(x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
@@ -90,7 +91,7 @@ class Add:
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """Add at the input of the block."""
-        check_width(self.direction, sites.d_model)
+        check_width(self.direction.vector, sites.d_model)
         layer = self.direction.layer if self.layer is None else self.layer
         if not 0 <= layer < sites.n_layers:
             raise DirectionError(f"Layer {layer} does not exist: the model has layers 0 to {sites.n_layers - 1}.")
@@ -132,7 +133,7 @@ class SideBySide:
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """As each intervention by itself, on its rows."""
         for direction in self.directions:
-            check_width(direction, sites.d_model)
+            check_width(direction.vector, sites.d_model)
 
         def mine(x: Tensor) -> Float[Tensor, "row 1 d_model"]:
             if x.device not in self._mine:
@@ -176,13 +177,3 @@ def _everywhere(model: PreTrainedModel, sites: Sites, clean: EditFunction) -> li
     """``clean`` at the input of block 0 and at every write."""
     first = Edit(model.get_submodule(sites.blocks[0]), "input", clean)
     return [first, *(Edit(model.get_submodule(name), "output", clean) for names in sites.writers for name in names)]
-
-
-def check_width(direction: Direction, d_model: int) -> None:
-    """Raise DirectionError unless the direction is as wide as the residual stream."""
-    width = direction.vector.shape[-1]
-    if width != d_model:
-        raise DirectionError(
-            f"The direction has {width} dimensions but the model's residual stream {d_model}. "
-            "Use a direction that was found on this model."
-        )

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from refusal.errors import DirectionError
 from refusal.shown import Shown, dataframe
 from refusal.storage import write_tensors
 from refusal.thinking import split
+from refusal.valid import read_direction
 
 if TYPE_CHECKING:
     import pandas
@@ -193,24 +193,7 @@ class Direction(Shown):
         Raises:
             DirectionError: the file is missing, no safetensors, or holds no direction.
         """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = file.metadata() or {}
-                vector = file.get_tensor("direction")
-            return cls(
-                vector=vector,
-                norm=float(meta["norm"]),
-                position=int(meta["position"]),
-                layer=int(meta["layer"]),
-                qualified=json.loads(meta["qualified"]),
-                model=meta.get("model", ""),
-                seed=json.loads(meta.get("seed", "null")),
-                seen=frozenset(json.loads(meta.get("seen", "[]"))),
-            )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DirectionError(
-                f"{path} holds no refusal direction ({error}). Give a direction.safetensors that refusal wrote."
-            ) from error
+        return cls(**read_direction(Path(path)))
 
 
 @dataclass(frozen=True)

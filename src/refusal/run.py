@@ -46,6 +46,7 @@ from refusal.run_seeds import repeat_seeds
 from refusal.selection import explain, select
 from refusal.shown import Shown
 from refusal.storage import file_sha256, write_json, write_tensors
+from refusal.valid import check_place, check_width
 
 if TYPE_CHECKING:
     import pandas
@@ -113,9 +114,9 @@ def _run(folder: RunFolder, config: RunConfig, until: str, model: ChatModel | No
     sets = load_sets(config, prompts)
     judges, benchmarks = judges_for(config), benchmarks_for(config)
     engine = engine_for(config, folder.path)
-    model = model or load_for(config)
+    given, model = model, model or load_for(config)
     _fix_day(folder, config, model)
-    folder.begin(config, model, prompts)
+    folder.begin(config, model, prompts, loaded=given is None)
     write_json(folder.path / "categories.json", _categories(config, prompts, sets))
     try:
         result = _stages(folder, config, model, prompts, sets, (engine, judges, benchmarks), until)
@@ -313,6 +314,10 @@ def _select(
 
     folder.stage("select", inputs, [scores, direction, summary, stability], work)
     selection = read_selection(folder.path)
+    found = selection.direction
+    check_width(found.vector, model.sites.d_model)
+    check_place(found.position, found.layer, candidates.n_positions, candidates.n_layers)
+    selection = replace(selection, direction=replace(found, model=model.name))  # the weights are the same
     if config.strict and not selection.qualified:
         why = explain(selection.scores, config.rule)
         raise NoCandidateError(f"{why} Run without --strict to go on with the closest one, marked unqualified.")

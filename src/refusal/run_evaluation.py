@@ -19,6 +19,7 @@ from refusal import ranks
 from refusal.conditions import ACTIONS, BASELINE, STOPPING
 from refusal.config import RunConfig
 from refusal.engines import OWN, Engine
+from refusal.errors import DirectionError
 from refusal.evaluate import CONDITIONS, complete_controls, complete_under, interventions_for, measure_all
 from refusal.evaluate.completions import judged_again
 from refusal.evaluate.controls import control_directions, cosines
@@ -43,6 +44,7 @@ from refusal.records import (
 from refusal.run_folder import RunFolder, prompts_hash
 from refusal.run_records import read_completions, read_metrics, read_rows
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
+from refusal.valid import direction_fault
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +173,7 @@ class Measured:
         with safe_open(str(path), framework="pt") as file:
             about = {name: json.loads(text) for name, text in file.metadata().items()}
             names = sorted(about, key=lambda name: (not name.startswith("random"), len(name), name))
-            return {
+            found = {
                 name: replace(
                     self.direction,
                     vector=file.get_tensor(name),
@@ -180,6 +182,10 @@ class Measured:
                 )
                 for name in names
             }
+        for name, d in found.items():
+            if fault := direction_fault(d.vector, d.norm, d.position, d.layer, d.qualified):
+                raise DirectionError(f"{path}: {name} is no direction, {fault}. Delete it; the same command makes it.")
+        return found
 
     def _cosines(self) -> list[Metric]:
         found = cosines(self.direction, self.controls)

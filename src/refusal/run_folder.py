@@ -27,6 +27,7 @@ from refusal.memory import Memory, stage_memory
 from refusal.model import ChatModel
 from refusal.records import Prompt, PromptSplits
 from refusal.run_records import FORMAT, read_manifest
+from refusal.same_weights import files_hash_of
 from refusal.sizes import active_parameters
 from refusal.storage import file_sha256, remove, write_json, write_text, write_toml
 
@@ -67,8 +68,12 @@ class RunFolder:
         if (self.path / "manifest.json").exists():
             self.manifest = read_manifest(self.path)
 
-    def begin(self, config: RunConfig, model: ChatModel, prompts: PromptSplits) -> None:
-        """Claim the folder for this model; write the config and what is known so far."""
+    def begin(self, config: RunConfig, model: ChatModel, prompts: PromptSplits, loaded: bool = False) -> None:
+        """Claim the folder for this model; write the config and what is known so far.
+
+        Args:
+            loaded: the model was loaded for this run by the config's name, and not changed since.
+        """
         self.model, self.config, self.price = model, config, config.price_per_device_hour
         self.active_parameters, self.devices = active_parameters(model.hf), ranks.processes() * _devices(model)
         ranks.wait()  # until all have read what was here
@@ -86,6 +91,7 @@ class RunFolder:
         self.manifest = {
             "format": FORMAT,
             "model": identity,
+            "files_hash": self._files_hash(config, identity, loaded),
             "date": str(model.chat.day),
             "prompts": {"name": prompts.name, "counts": prompts.counts, "sha256": pools},
             "seed": config.seed,
@@ -100,6 +106,14 @@ class RunFolder:
         self.earlier_options = options.read_text(encoding="utf-8") if options.is_file() else None
         write_toml(options, config.model_dump(exclude_none=True))
         self.save()
+
+    def _files_hash(self, config: RunConfig, identity: dict[str, Any], loaded: bool) -> str | None:
+        """Of the checkpoint on the disk; known where the model was loaded from it here, or these weights before."""
+        if loaded and ranks.is_writer():
+            return files_hash_of(config.model, config.revision)
+        earlier: dict[str, Any] = self.manifest.get("model", {})
+        same = all(earlier.get(key) == identity[key] for key in ("weight_hash", "dtype"))
+        return self.manifest.get("files_hash") if same else None
 
     def take_back_options(self) -> None:
         """Put back the ``run.toml`` that ``begin`` replaced: what was added could not be used."""

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from refusal.errors import DirectionError
 from refusal.forward import last_logits
-from refusal.interventions import Ablate, check_width
+from refusal.interventions import Ablate
 from refusal.model import ChatModel
 from refusal.records import Direction
+from refusal.valid import check_width
 from refusal.weights.parameters import StreamParameter, find_parameters, removal_for
 from refusal.weights.projection import project_weight
 
@@ -153,7 +154,7 @@ def check_direction(direction: Direction, name: str, d_model: int) -> None:
             f"The direction was found on {direction.model}, not on {name}. Give a direction of this model; if "
             "it is the same model under another name, set the direction's `model` to this name."
         )
-    check_width(direction, d_model)
+    check_width(direction.vector, d_model)
     if not abs(float(direction.vector.float().norm()) - 1) < 1e-3:
         raise DirectionError(
             f"The direction has length {float(direction.vector.float().norm()):.3g}, not 1. Divide it by its norm."
