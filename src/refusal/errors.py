@@ -8,7 +8,7 @@
     │   ├── ChatTemplateError      no chat template, or one that rejects the prompt
     │   ├── UnsupportedModelError  blocks or writers were not found or do not add up
     │   ├── QuantisedModelError    weights that are no plain numbers cannot be edited
-    │   ├── ExportError            a folder that is not empty, or a format that cannot hold the edit
+    │   ├── ExportError            a place that holds something else, or a format that cannot hold the edit
     │   ├── DirectionError         a direction of another width or model, or unreadable
     │   ├── LeakageError           a test prompt that the direction was found or chosen with
     │   ├── JudgeError             an endpoint that cannot be asked: no such model, no key, no server

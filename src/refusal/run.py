@@ -22,6 +22,7 @@ from refusal.engines import Engine, EngineOptions, make_engine
 from refusal.errors import Error, NoCandidateError, RunFolderError
 from refusal.evaluate.capability import Benchmark
 from refusal.evaluate.judges import Judge
+from refusal.lock import locked
 from refusal.model import ChatModel, load
 from refusal.prompts import load_prompts
 from refusal.records import (
@@ -91,16 +92,19 @@ def run(
         adding: to completions that are there: they must be of the config's prompts, and are not replaced silently.
 
     Raises:
-        RunFolderError: the folder holds a run of another model or format, or cannot be used.
+        RunFolderError: the folder holds a run of another model or format, is in use, or cannot be used.
         NoCandidateError: no candidate qualifies and ``config.strict``; the scores are in the folder all the same.
         refusal.Error: whatever a stage raises.
     """
     with ranks.joined(split=config.tp_plan is not None):
-        return _run(RunFolder(Path(out)), config, until, model, adding)
+        folder = RunFolder(Path(out))
+        folder.check()
+        with locked(folder.path):
+            return _run(folder, config, until, model, adding)
 
 
 def _run(folder: RunFolder, config: RunConfig, until: str, model: ChatModel | None, adding: bool) -> RunResult:
-    folder.check()  # before anything slow
+    folder.check()  # before anything slow, and again: another run may just have ended here
     prompts = load_prompts(
         config.prompts,
         seed=config.seed,

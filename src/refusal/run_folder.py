@@ -31,6 +31,16 @@ from refusal.same_weights import files_hash_of
 from refusal.sizes import active_parameters
 from refusal.storage import file_sha256, remove, write_json, write_text, write_toml
 
+# Files that are worth something and would be replaced; without a manifest beside them nobody knows whose they are.
+RESULTS = (
+    "direction.safetensors",
+    "candidates.safetensors",
+    "scores.json",
+    "metrics.json",
+    "completions",
+    "report.html",
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -67,6 +77,11 @@ class RunFolder:
             raise RunFolderError(f"{nearest} is not writable. Give another --out.")
         if (self.path / "manifest.json").exists():
             self.manifest = read_manifest(self.path)
+        elif foreign := [name for name in RESULTS if (self.path / name).exists()]:
+            raise RunFolderError(
+                f"{self.path} holds {foreign[0]} and no manifest of a run: it would be overwritten. "
+                "Give another --out, or delete it."
+            )
 
     def begin(self, config: RunConfig, model: ChatModel, prompts: PromptSplits, loaded: bool = False) -> None:
         """Claim the folder for this model; write the config and what is known so far.

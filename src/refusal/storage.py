@@ -7,13 +7,17 @@ never leaves half a file behind. Of several processes of a run only the first wr
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tomli_w
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
@@ -22,6 +26,26 @@ from torch import Tensor
 
 from refusal import ranks
 from refusal.errors import ExportError, StorageError
+
+PAGE_MARK = b'<meta name="generator" content="refusal '  # report/base.html.j2
+# Of temporary files and folders: the name they will get, and the process that is writing them.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})\.\w+")
+_ABANDONED = 24 * 3600  # seconds; after so long what another machine's process has begun is taken for left
+
+
+def check_page(path: Path) -> None:
+    """Make sure that a page may be written to ``path``: it is free, or holds a page that this program wrote.
+
+    Raises:
+        ExportError: it is a folder, or another file.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ExportError(f"{path} is no file. Give the name of a page with --out.")
+    with path.open("rb") as file:
+        if PAGE_MARK not in file.read(2000):
+            raise ExportError(f"{path} exists and is no page of this program. Give another --out, or delete it.")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -83,7 +107,9 @@ def new_folder(path: Path, needed: int) -> Iterator[Path]:
     check_room(path, needed)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        for left in left_by_dead(path.parent, of=path.name, below=False):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=temporary_prefix(path.name)) as temporary:
             filled = Path(temporary) / "folder"
             filled.mkdir()
             yield filled
@@ -158,6 +184,42 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def temporary_prefix(name: str) -> str:
+    """How a temporary file or folder begins that will be called ``name``: hidden, with this process's number."""
+    return f".{name}.{os.getpid()}-{_host()}."
+
+
+def left_by_dead(folder: Path, of: str | None = None, below: bool = True) -> list[Path]:
+    """Temporary files and folders of processes that have ended, in a folder and, if ``below``, in those under it.
+
+    Args:
+        of: only those that were to get this name.
+    """
+    found = []
+    for path in folder.rglob(".*") if below else folder.glob(".*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is not None and of in (None, match["name"]) and _is_left(path, int(match["pid"]), match["host"]):
+            found.append(path)
+    return found
+
+
+def _is_left(path: Path, pid: int, host: str) -> bool:
+    """Whether nobody writes a temporary file any more."""
+    try:
+        written = path.stat().st_mtime
+        if host != _host():
+            return time.time() - written > _ABANDONED
+        return bool(written < psutil.Process(pid).create_time())  # the number belongs to another process now
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, OSError):
+        return False
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
 def cache_root() -> Path:
     """Folder for converted models and downloads: ``$REFUSAL_CACHE``, else the platform's user cache."""
     return Path(os.environ.get("REFUSAL_CACHE") or user_cache_path("refusal"))
@@ -169,7 +231,9 @@ def _replace(path: Path, write: Callable[[str], object]) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(path.name))
         os.close(handle)
         try:
             write(temporary)

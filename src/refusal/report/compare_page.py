@@ -14,7 +14,7 @@ from refusal.report.data import ReportData, read_run
 from refusal.report.kinds import Line, Lines
 from refusal.report.page import render
 from refusal.report.words import minus
-from refusal.storage import write_text
+from refusal.storage import check_page, write_text
 from refusal.tables import number, points, share
 from refusal.visible import visible
 
@@ -24,8 +24,10 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
 
     Raises:
         RunFolderError: fewer than two folders, or one that holds no finished run.
+        ExportError: ``out`` is something else than a page of this program.
         StorageError: the file could not be written.
     """
+    check_page(Path(out))
     found = compare(folders)
     write_text(Path(out), comparison_page(found, [read_run(Path(folder)) for folder in folders]))
     return Path(out)

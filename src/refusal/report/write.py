@@ -7,7 +7,7 @@ from refusal.report.csv_tables import NAMES, csv_tables
 from refusal.report.data import ReportData, read_run
 from refusal.report.figures import figures
 from refusal.report.page import report_page
-from refusal.storage import remove, write_text
+from refusal.storage import check_page, remove, write_text
 
 DRAWN = ("refusal-rates", "map-outcome", "map-induce", "map-kl", "map-bypass", "projections", "separation", "plane",
          "cosine-layer", "cosine-position", "cosine-chosen")  # fmt: skip
@@ -32,9 +32,12 @@ def write_report(
 
     Raises:
         RunFolderError: no run folder, one of another format, or a damaged file in it.
+        ExportError: ``out`` is something else than a page of this program.
         StorageError: something could not be written.
     """
     folder = Path(run)
+    if out is not None:
+        check_page(Path(out))
     data = read_run(folder)
     page = Path(out) if out is not None else folder / "report.html"
     write_text(page, report_page(data, show_completions=show_completions))
