@@ -1,11 +1,18 @@
 """The prefix filter finds exactly what comparing every pair finds."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from plain_similarity import has_near, jaccard
 
 from refusal import Prompt
-from refusal.prompts.similarity import drop_exact_duplicates, drop_near_duplicates, words
+from refusal.progress import Advance, listening
+from refusal.prompts import similarity
+from refusal.prompts.similarity import drop_exact_duplicates, drop_identical_texts, drop_near_duplicates, words
 
 # Few letters, so that similar sets are common; up to 24, so that sizes occur at which a product rounds.
 word_sets = st.lists(st.frozensets(st.sampled_from("abcdefghijklmnopqrstuvwx"), min_size=1), max_size=8)
@@ -15,6 +22,15 @@ thresholds = st.integers(1, 24).flatmap(lambda union: st.integers(1, union).map(
 
 def as_prompts(groups: list[frozenset[str]]) -> list[Prompt]:
     return [Prompt(str(i), " ".join(sorted(group)), "harmless") for i, group in enumerate(groups)]
+
+
+@pytest.fixture(params=["by rarest words", "by signatures"], scope="module", autouse=True)
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways of looking must find the same: the second takes over where the first has too much to compare."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "by signatures":
+            patch.setattr(similarity, "FEW", -1_000_000)
+        yield
 
 
 @given(word_sets, word_sets, thresholds)
@@ -54,7 +70,37 @@ def test_words_ignore_case_and_punctuation_and_keep_contractions() -> None:
     assert words("???") != words("!!!")
 
 
-def test_exact_duplicates_are_the_same_text_only() -> None:
-    prompts = [Prompt("a", "Sing.", "harmless"), Prompt("b", "sing", "harmless")]
-    assert drop_exact_duplicates(prompts, [Prompt("c", "Sing.", "harmless")]) == ((prompts[1],), 1)
-    assert drop_near_duplicates(prompts, [Prompt("c", "Sing.", "harmless")]) == ((), 2)
+def test_exact_duplicates_are_the_same_whatever_their_case_and_identical_ones_are_not() -> None:
+    prompts = [Prompt(i, text, "harmless") for i, text in (("a", "Sing."), ("b", "sing."), ("c", "sing"))]
+    other = [Prompt("d", "Sing.", "harmless")]
+    assert drop_identical_texts(prompts, other) == ((prompts[1], prompts[2]), 1)
+    assert drop_exact_duplicates(prompts, other) == ((prompts[2],), 2)
+    assert drop_near_duplicates(prompts, other) == ((), 3)
+
+
+def test_many_prompts_of_few_words() -> None:
+    """Both ways take turns, and more words than a signature has bits fall onto each other."""
+    draw = random.Random(0)
+    groups = [frozenset(f"w{n}" for n in draw.sample(range(250), draw.randint(1, 30))) for _ in range(300)]
+    groups += [frozenset(f"w{n}" for n in draw.sample(range(12), draw.randint(1, 9))) for _ in range(300)]
+    groups += [group - {min(group)} | {"other"} for group in groups[:100]]
+    draw.shuffle(groups)
+    first, second = groups[:400], groups[400:]
+    kept, removed = drop_near_duplicates(as_prompts(first), as_prompts(second))
+    expected = [str(i) for i, group in enumerate(first) if not has_near(group, second)]
+    assert [p.id for p in kept] == expected
+    assert 0 < removed < 400
+
+
+def test_progress_adds_up() -> None:
+    steps: list[int] = []
+
+    @contextmanager
+    def listener(name: str, total: int, unit: str) -> Iterator[Advance]:
+        steps.append(-total)
+        yield steps.append
+
+    with listening(listener):
+        drop_near_duplicates(as_prompts([frozenset("ab")] * 1234), as_prompts([frozenset("cd")]))
+    assert sum(steps) == 0
+    assert len(steps) > 3

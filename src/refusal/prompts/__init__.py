@@ -6,7 +6,7 @@ that are near-duplicates of a later split's are removed and counted.
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -16,12 +16,13 @@ from refusal.errors import ConfigError, PromptError
 from refusal.prompts.files import SPLITS
 from refusal.prompts.own import Pools, own_pools, refuse_overlap
 from refusal.prompts.published_rows import ADVBENCH_ROWS
-from refusal.prompts.similarity import drop_exact_duplicates, drop_near_duplicates
+from refusal.prompts.similarity import drop_exact_duplicates, drop_identical_texts, drop_near_duplicates
 from refusal.prompts.sources import read_source
 from refusal.records import Label, Prompt, PromptPair, PromptSplits
 from refusal.textfiles import is_folder, user_path
 
 Dedup = Literal["near", "exact"]
+Drop = Callable[[Sequence[Prompt], Sequence[Prompt]], tuple[tuple[Prompt, ...], int]]
 
 PUBLISHED_SEED = 42  # of the paper's split of the harmless prompts
 
@@ -45,8 +46,8 @@ def load_prompts(
         name: ``builtin``, ``paper``, or one or more files (``harmful=bad.txt``, ``all.csv``). A class for which no
             file is given comes from the built-in set.
         seed: shuffles every pool into its drawing order, and deals out rows of files that name no split.
-        dedup: ``near`` drops near-duplicates of later splits; ``exact`` only identical texts, which gives the
-            published pools of the paper.
+        dedup: ``near`` drops near-duplicates of later splits; ``exact`` only the same prompts in whatever case and
+            spacing, and of ``paper`` only identical texts, which gives the published pools.
         data_dir: folder of already downloaded source files.
         column: name of the text column of the user's files.
         system: the system prompt that the model is loaded with; rows that carry one must carry this one.
@@ -76,10 +77,12 @@ def load_prompts(
         harmful = own["harmful"] if any(own["harmful"].values()) else builtin_harmful
         harmless = own["harmless"] if any(own["harmless"].values()) else builtin_harmless
         refuse_overlap(harmful, harmless)
+    exact = drop_identical_texts if names == ["paper"] else drop_exact_duplicates
+    drop = drop_near_duplicates if dedup == "near" else exact
     pools: dict[str, Pools] = {}
     counts: dict[str, int] = {}
     for label, pool in (("harmful", harmful), ("harmless", harmless)):
-        pools[label] = _deduplicate(pool, dedup, label, counts)
+        pools[label] = _deduplicate(pool, drop, label, counts)
         if label in tested:
             pools[label]["test"] = tuple(p for p in pools[label]["test"] if p.id.startswith(f"{tested[label]}-"))
             counts[f"drawn_from_{label}_test"] = len(pools[label]["test"])
@@ -162,13 +165,12 @@ def redealt(prompts: PromptSplits, seed: int) -> PromptSplits:
     return replace(prompts, train=PromptPair(**pairs["train"]), val=PromptPair(**pairs["val"]))
 
 
-def _deduplicate(pools: Pools, dedup: Dedup, label: str, counts: dict[str, int]) -> Pools:
+def _deduplicate(pools: Pools, drop: Drop, label: str, counts: dict[str, int]) -> Pools:
     """Remove from train what recurs in val or test, and from val what recurs in test.
 
     Raises:
         PromptError: a split is left without prompts.
     """
-    drop = drop_near_duplicates if dedup == "near" else drop_exact_duplicates
     train, from_train = drop(pools["train"], [*pools["val"], *pools["test"]])
     val, from_val = drop(pools["val"], pools["test"])
     kept = {"train": train, "val": val, "test": pools["test"]}
@@ -177,7 +179,7 @@ def _deduplicate(pools: Pools, dedup: Dedup, label: str, counts: dict[str, int])
     empty = [split for split in SPLITS if not kept[split]]
     if empty:
         sizes = ", ".join(f"{split} {len(kept[split])}" for split in SPLITS)
-        alike = "; prompts that are only alike stay with --dedup exact" if dedup == "near" else ""
+        alike = "; prompts that are only alike stay with --dedup exact" if drop is drop_near_duplicates else ""
         raise PromptError(
             f"No {label} prompts are left for {' and '.join(empty)} ({sizes}; {from_train + from_val} removed as "
             f"duplicates of a later split). Give more of them, or rows of that split{alike}."
