@@ -160,6 +160,28 @@ FAMILIES: dict[str, Family] = {
             "vision_end_token_id": 271,
         },
     ),
+    "llama4": Family(
+        {
+            **_EXPERTS,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 4,
+            "interleave_moe_layer_step": 2,
+            "attention_chunk_size": 512,
+        },
+        wrapper={
+            "vision_config": {
+                **_VISION,
+                "projector_input_dim": 16,
+                "projector_output_dim": 16,
+                "vision_output_dim": 16,
+                "pixel_shuffle_ratio": 0.5,
+            },
+            "image_token_index": 268,
+            "boi_token_index": 269,
+            "eoi_token_index": 270,
+        },
+        experts=True,
+    ),
     "gemma3": Family(
         {"sliding_window": 512, "query_pre_attn_scalar": 8},
         wrapper={
@@ -214,6 +236,40 @@ OTHERS: dict[str, Family] = {
         },
         recurrent=True,
         experts=True,
+    ),
+    "qwen3_5": Family(
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "full_attention_interval": 2,
+        },
+        wrapper={
+            "vision_config": {**_VISION, "depth": 2, "num_heads": 2, "out_hidden_size": WIDTH},
+            "image_token_id": 268,
+            "video_token_id": 269,
+            "vision_start_token_id": 270,
+            "vision_end_token_id": 271,
+        },
+        recurrent=True,
+    ),
+    "zamba2": Family(
+        {
+            "num_key_value_heads": 4,
+            "mamba_d_state": 4,
+            "mamba_ngroups": 2,
+            "n_mamba_heads": 8,
+            "chunk_size": 16,
+            "num_mem_blocks": 1,
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba"],
+            "adapter_rank": 4,
+            "head_dim": OMIT,
+            "use_mem_rope": True,
+        },
+        recurrent=True,
+        tied=True,
     ),
     "falcon_h1": Family(
         {

@@ -33,7 +33,7 @@ class Ablate:
     """Directional ablation: project the direction out of the stream everywhere, at every token.
 
     The stream is clean if what enters block 0 is and every write is (it is their sum), so only those are projected
-    (paper section 2.4, equation 4).
+    (paper section 2.4, equation 4); and the embedding's output, where blocks read that beside the stream.
     """
 
     direction: Direction
@@ -174,6 +174,8 @@ class _Placed:
 
 
 def _everywhere(model: PreTrainedModel, sites: Sites, clean: EditFunction) -> list[Edit]:
-    """``clean`` at the input of block 0 and at every write."""
-    first = Edit(model.get_submodule(sites.blocks[0]), "input", clean)
-    return [first, *(Edit(model.get_submodule(name), "output", clean) for names in sites.writers for name in names)]
+    """``clean`` at the input of block 0, at every write, and at the embedding where it is read elsewhere too."""
+    first = [Edit(model.get_submodule(sites.blocks[0]), "input", clean)]
+    if sites.embedding_elsewhere:
+        first.append(Edit(model.get_submodule(sites.embedding), "output", clean))
+    return [*first, *(Edit(model.get_submodule(name), "output", clean) for names in sites.writers for name in names)]

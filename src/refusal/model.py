@@ -282,9 +282,24 @@ def local_folder(name: str, revision: str | None = None) -> Path:
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """Language models as they are; a vision-language model whole, used through its language model."""
-    wrapper = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
-    return AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+    """What loads a checkpoint as the class that wrote it, by its ``architectures``.
+
+    Some configs (Qwen3.5, Llama-4) belong to two classes, the whole vision-language model and its text part alone.
+    Where ``architectures`` names neither, the whole is taken: it is used through its language model.
+    """
+    autos = (
+        (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    )
+    known = [(auto, _classes(mapping[type(config)])) for auto, mapping in autos if type(config) in mapping]
+    wrote = set(getattr(config, "architectures", None) or ())
+    named = (auto for auto, classes in known if wrote & classes)
+    return next(named, known[0][0] if known else AutoModelForCausalLM)
+
+
+def _classes(found: Any) -> set[str]:
+    """Names of the classes in a mapping's entry, which holds one or several."""
+    return {each.__name__ for each in (found if isinstance(found, (list, tuple)) else (found,))}
 
 
 def _processor_template(source: str, options: dict[str, str]) -> str | None:

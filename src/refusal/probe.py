@@ -111,6 +111,41 @@ def find_blocks(model: PreTrainedModel, path: str | None = None) -> tuple[str, .
     )
 
 
+def feeds_elsewhere(model: PreTrainedModel, blocks: Sequence[str], trace: Trace) -> bool:
+    """Whether the embedding's output, in the coordinates of the stream, enters at other places than block 0's input.
+
+    Zamba's shared blocks read it beside the stream. It is moved along one direction while block 0 gets what it got in
+    ``trace``: nothing may change after that. Where a norm stands between it and block 0 it is another space.
+    """
+    embedding, first = model.get_input_embeddings(), model.get_submodule(blocks[0])
+    width = trace.inputs[0].shape[-1]
+    unit = torch.nn.functional.normalize(torch.randn(width, generator=torch.Generator().manual_seed(0)), dim=0)
+    seen: dict[str, Tensor] = {}
+
+    def move(x: Tensor) -> Tensor | None:
+        if x.shape[-1] != width:
+            return None
+        size = x.float().norm(dim=-1, keepdim=True)
+        moved: Tensor = x.float() + size * unit.to(x.device)
+        return moved.to(x.dtype)
+
+    def put_back(x: Tensor) -> Tensor:
+        seen["input"] = x.detach().float().cpu()
+        return trace.inputs[0].to(x.device)
+
+    edits = [Edit(embedding, "output", move), Edit(first, "input", put_back)]
+    edits += [Edit(model.get_submodule(name), "output", _keep(seen, name)) for name in blocks]
+    with torch.inference_mode(), hooked(edits):
+        model(input_ids=probe_ids(model), use_cache=False)
+    change = seen["input"] - trace.inputs[0].float()
+    across = change - (change @ unit)[..., None] * unit
+    tolerance = 1e-3 if trace.inputs[0].dtype in (torch.float32, torch.float64) else 5e-2
+    return bool(across.norm() < tolerance * change.norm()) and any(
+        float((seen[name].float() - before.float()).norm()) > tolerance * float(before.float().norm())
+        for name, before in ((blocks[layer], before) for layer, before in trace.block_outputs.items())
+    )
+
+
 def _keep(store: dict[Any, Tensor], key: Any) -> Callable[[Any], None]:
     def keep(x: Any) -> None:
         if isinstance(x, Tensor):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from refusal.decompose import MAX_TENSORS, NOTHING, Fit, add_up, explain
 from refusal.errors import UnsupportedModelError
-from refusal.probe import Trace, find_blocks, run_probe
+from refusal.probe import Trace, feeds_elsewhere, find_blocks, run_probe
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Sites:
     ``writers[l]`` are the modules of block ``l`` whose outputs are added to the stream, in the order in which they run.
     ``multipliers`` holds the constants that outputs are multiplied with before they are added, by writer, where that is
     not 1. ``error`` is the largest relative error of "input plus writes equals output" over blocks and probe tokens.
-    ``in_tuple``: blocks return their output as the first of a tuple.
+    ``in_tuple``: blocks return their output as the first of a tuple. ``embedding_elsewhere``: the embedding's output
+    is also read beside the stream (Zamba's shared blocks), so that an ablation has to act on it too.
     """
 
     embedding: str
@@ -35,6 +36,7 @@ class Sites:
     error: float
     multipliers: dict[str, float] = field(default_factory=dict)
     in_tuple: bool = False
+    embedding_elsewhere: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -159,6 +161,7 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
         error=worst,
         multipliers=multipliers,
         in_tuple=trace.in_tuple,
+        embedding_elsewhere=feeds_elsewhere(model, block_names, trace),
     )
 
 

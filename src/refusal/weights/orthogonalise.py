@@ -19,6 +19,7 @@ from refusal.interventions import Ablate
 from refusal.model import ChatModel
 from refusal.records import Direction
 from refusal.valid import check_width
+from refusal.weights.agreement import Agreement
 from refusal.weights.parameters import StreamParameter, find_parameters, removal_for
 from refusal.weights.projection import project_weight
 
@@ -75,12 +76,16 @@ def orthogonalise(
 
     Raises:
         DirectionError: a direction of another width or model, or without a length.
-        UnsupportedModelError: not everything that writes to the stream was found.
+        UnsupportedModelError: not everything that writes to the stream was found; or, with the model edited all the
+            same, the edit does something else than the hooks.
         QuantisedModelError: the weights are not plain floating-point numbers.
     """
     parameters = plan(model, direction)
     hooked = _hooked_logits(model, direction, prompts)
+    agreement = Agreement(model.hf, model.sites, direction)
     untied = _edit(model.hf, parameters, direction, preserve_norm, undo=None)
+    if not preserve_norm:  # which the hooks do not
+        agreement.check(parameters)
     gap = None if hooked is None else _compare(hooked, last_logits(model, prompts))
     return report_of(model, parameters, untied=untied, preserve_norm=preserve_norm, gap=gap)
 
@@ -191,12 +196,25 @@ def _edit(
                     untied = True
                 else:
                     put(owner, name, new)
+    if untied and undo is None:
+        _separate(hf)
     if untied:
         for config in {id(c): c for c in (hf.config, hf.config.get_text_config())}.values():
             if getattr(config, "tie_word_embeddings", False):
                 put(config, "tie_word_embeddings", False)
         put(hf, "all_tied_weights_keys", hf.get_expanded_tied_weights_keys(all_submodels=True))
     return untied
+
+
+def _separate(hf: PreTrainedModel) -> None:
+    """Give all that is tied weights of its own: one switch of the config ties the head and Zamba's blocks."""
+    seen: set[int] = set()
+    for owner in hf.modules():
+        for name, held in owner._parameters.items():
+            if held is not None and id(held) in seen:
+                setattr(owner, name, nn.Parameter(held.detach().clone(), requires_grad=held.requires_grad))
+            elif held is not None:
+                seen.add(id(held))
 
 
 def _hooked_logits(

@@ -49,6 +49,15 @@ class TensorEdit:
 
 
 @dataclass(frozen=True)
+class TensorCopy:
+    """The checkpoint's tensor ``source`` under another ``name``: as the source is written, or its ``original``."""
+
+    source: str
+    name: str
+    original: bool
+
+
+@dataclass(frozen=True)
 class Plan:
     """The edit of a whole checkpoint.
 
@@ -56,17 +65,19 @@ class Plan:
         model: the model without weights.
         parameters: what is edited, by run-time name.
         edits: what is edited, by checkpoint name.
-        dropped: tensors that transformers ignores when it loads this model, and so are not written.
+        unclaimed: tensors that transformers ignores when it loads this model; they are written as they are.
         norms: for each norm of an edit, its parameters' names within the module and in the checkpoint.
-        untied: (tensor of the embedding, name under which its original is written as the head's), if they are tied.
+        untied: whether the embedding is tied to the head, which keeps the original.
+        copies: then, tensors to write once more, since the config says that nothing is tied any more.
     """
 
     model: PreTrainedModel
     parameters: tuple[StreamParameter, ...]
     edits: dict[str, TensorEdit]
-    dropped: frozenset[str]
+    unclaimed: frozenset[str]
     norms: dict[str, dict[str, str]]
-    untied: tuple[str, str] | None
+    untied: bool
+    copies: tuple[TensorCopy, ...]
 
 
 def make_plan(
@@ -89,7 +100,7 @@ def make_plan(
     parameters = {parameter.name: parameter for parameter in carry_over(twin, whole)}
     width = _width(whole, parameters)
     check_direction(direction, name, width)
-    targets, dropped = find_targets(whole, checkpoint)
+    targets, unclaimed = find_targets(whole, checkpoint)
     axes = _converted_axes(twin)
     edits, entries = {}, checkpoint.entries
     for source, target in targets.items():
@@ -107,9 +118,9 @@ def make_plan(
             )
         edits[source] = TensorEdit(axis, parameter.norm)
     _check_complete(whole, checkpoint, targets, set(parameters))
-    return Plan(
-        whole, tuple(parameters.values()), edits, dropped, _norms(whole, targets, edits), _untied(whole, targets)
-    )
+    untied = _head_is_tied(whole)
+    copies = _copies(whole, targets) if untied else ()
+    return Plan(whole, tuple(parameters.values()), edits, unclaimed, _norms(whole, targets, edits), untied, copies)
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -209,17 +220,24 @@ def _width(whole: PreTrainedModel, parameters: dict[str, StreamParameter]) -> in
     return found.pop()
 
 
-def _untied(whole: PreTrainedModel, targets: dict[str, Target]) -> tuple[str, str] | None:
-    """The embedding's tensor and the head's name, where the checkpoint holds one for both."""
-    names = {id(module): name for name, module in whole.named_modules()}
+def _head_is_tied(whole: PreTrainedModel) -> bool:
     embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
-    if head is None or head.weight is not embedding.weight:
-        return None
-    wanted = {f"{names[id(module)]}.weight" for module in (embedding, head)}
-    holders = [name for name, target in targets.items() if target.name in wanted]
-    if len(holders) != 1:
-        return None
-    return holders[0], f"{names[id(head)]}.weight"
+    return head is not None and head.weight is embedding.weight
+
+
+def _copies(whole: PreTrainedModel, targets: dict[str, Target]) -> tuple[TensorCopy, ...]:
+    """What a checkpoint lacks because it is tied to something else, the head or any other weight (Zamba's blocks)."""
+    modules = {id(module): name for name, module in whole.named_modules()}
+    head = f"{modules[id(whole.get_output_embeddings())]}.weight"
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    for name, parameter in whole.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    holders = {target.name: source for source, target in targets.items()}
+    copies = []
+    for shared in names.values():
+        there = [name for name in shared if name in holders]
+        copies += [TensorCopy(holders[there[0]], name, name == head) for name in shared if there and name not in there]
+    return tuple(copies)
 
 
 def _check_complete(
@@ -234,7 +252,10 @@ def _check_complete(
     for name, target in targets.items():
         sources[target.name].append(name)
     entries, shapes = checkpoint.entries, {name: tensor.shape for name, tensor in whole.state_dict().items()}
+    first = dict(whole.named_parameters())  # of weights that are tied to each other
     for name in sorted(edited, key=dot_natural_key):
+        if not sources[name] and name not in first:
+            continue
         fused = any(targets[source].pattern is not None for source in sources[name])
         held = sum(entries[source].numel for source in sources[name])
         if held != shapes[name].numel() or not (fused or entries[sources[name][0]].shape == tuple(shapes[name])):

@@ -19,6 +19,7 @@ from refusal.progress import bars_as_tasks, task
 from refusal.records import Direction
 from refusal.storage import check_room, new_folder, write_json, write_tensors, write_text
 from refusal.weights.adapter import adapter_of
+from refusal.weights.agreement import check_unedited
 from refusal.weights.orthogonalise import OrthogonalisationReport, orthogonalisation_gap, orthogonalise, plan, report_of
 
 SLACK = 64 * 2**20  # tokenizer, configs, headers
@@ -89,6 +90,7 @@ def export_lora(model: ChatModel, direction: Direction, out: str | Path, prompts
     check_room(out, SLACK)
     parameters = plan(model, direction)
     adapter = adapter_of(model.hf, parameters, direction, model.name, model.revision)
+    check_unedited(model.hf, model.sites, direction, parameters)
     gap = orthogonalisation_gap(model, direction, prompts, parameters=parameters) if prompts else None
     report = report_of(model, parameters, untied=False, gap=gap)
     needed = sum(t.numel() * t.element_size() for t in adapter.tensors.values()) + SLACK

@@ -49,14 +49,14 @@ class Streamed(Exported):
 
     Attributes:
         edited: checkpoint tensors that were edited.
-        dropped: those that transformers ignores for this model, and so were left out.
+        unclaimed: those that transformers ignores for this model, copied as they are.
         kept, written: shards that were there from before, and those written now.
         nbytes: bytes of the shards written now.
         planning_seconds: time to work out the edit.
     """
 
     edited: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
+    unclaimed: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     nbytes: int = 0
@@ -128,7 +128,7 @@ def stream_model(
     report = OrthogonalisationReport(
         parameters=tuple(parameter.name for parameter in plan.parameters),
         behind_norm=sum(parameter.norm is not None for parameter in plan.parameters),
-        untied=plan.untied is not None,
+        untied=plan.untied,
         preserve_norm=preserve_norm,
     )
     _write_rest(checkpoint, plan, outputs, what_was_done(name, revision, direction, report), out)
@@ -138,7 +138,7 @@ def stream_model(
         path=out,
         report=report,
         edited=tuple(sorted(plan.edits)),
-        dropped=tuple(sorted(plan.dropped)),
+        unclaimed=tuple(sorted(plan.unclaimed)),
         kept=kept,
         written=tuple(shard for shard in outputs if shard not in kept),
         nbytes=missing,
@@ -156,14 +156,14 @@ def _removals(checkpoint: Checkpoint, plan: Plan, direction: Direction) -> dict[
 
 
 def _outputs(shard: Shard, plan: Plan) -> list[_Output]:
-    """The tensors of the new shard in order; a tied embedding is followed by its original as the head."""
+    """The tensors of the new shard in order, each followed by its copies: a tied embedding's original is the head."""
     found = []
     for entry in shard.entries:
-        if entry.name in plan.dropped:
-            continue
-        found.append(_Output(entry.name, entry, plan.edits.get(entry.name)))
-        if plan.untied is not None and entry.name == plan.untied[0]:
-            found.append(_Output(plan.untied[1], entry, None))
+        edit = plan.edits.get(entry.name)
+        found.append(_Output(entry.name, entry, edit))
+        for copy in plan.copies:
+            if copy.source == entry.name:
+                found.append(_Output(copy.name, entry, None if copy.original else edit))
     return found
 
 
@@ -209,7 +209,7 @@ def _write_rest(
             metadata["total_parameters"] = sum(o.entry.numel for tensors in outputs.values() for o in tensors)
         write_json(out / INDEX, {"metadata": metadata, "weight_map": dict(sorted(places.items()))})
     config = json.loads(json.dumps(checkpoint.config))
-    if plan.untied is not None:
+    if plan.untied:
         config["tie_word_embeddings"] = False
         if "tie_word_embeddings" in config.get("text_config", {}):
             config["text_config"]["tie_word_embeddings"] = False

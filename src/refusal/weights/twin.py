@@ -21,7 +21,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from refusal.errors import UnsupportedModelError
 from refusal.model import auto_class
+from refusal.records import Direction
 from refusal.sites import Sites, find_sites
+from refusal.weights.agreement import check_unedited
 from refusal.weights.parameters import StreamParameter, find_parameters
 
 log = logging.getLogger(__name__)
@@ -159,7 +161,10 @@ def _measured(config: PreTrainedConfig, blocks: str | None, writers: Sequence[st
                 if parameter.dim() == 1 or not parameter.any():  # gains of one and biases of zero would hide mistakes
                     parameter.add_(0.1 * torch.randn_like(parameter))
     sites = find_sites(model, blocks, writers)
-    return Twin(model, sites, find_parameters(model, sites))
+    parameters = find_parameters(model, sites)
+    noise = torch.randn(sites.d_model, generator=torch.Generator().manual_seed(0))
+    check_unedited(model, sites, Direction(noise / noise.norm(), 1.0, -1, 0), parameters)
+    return Twin(model, sites, parameters)
 
 
 def build(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
