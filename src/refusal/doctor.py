@@ -25,6 +25,7 @@ from refusal.storage import cache_root
 EXTRAS = {
     "capability": ("lm-eval", "datasets"),
     "judges": ("openai", "peft"),
+    "lora": ("peft",),
     "quantize": ("bitsandbytes",),
     "notebook": ("pandas", "ipywidgets"),
 }

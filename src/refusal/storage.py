@@ -169,11 +169,11 @@ def copy_file(source: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file that may be there."""
+    """Delete a file, or a folder with all that is in it, that may be there."""
     if not ranks.is_writer():
         return
     try:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{path} could not be deleted ({error}). Delete it, or give another --out.") from error
 

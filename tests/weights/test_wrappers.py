@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -34,7 +35,8 @@ def test_the_class_is_the_one_that_wrote_the_checkpoint(kind: str) -> None:
         config.architectures = architectures
         auto = auto_class(config)
         mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if auto is Whole else MODEL_FOR_CAUSAL_LM_MAPPING
-        assert mapping[type(config)].__name__ == expected, architectures
+        chosen: Any = mapping[type(config)]
+        assert chosen.__name__ == expected, architectures
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "llama4"])
@@ -54,8 +56,8 @@ def test_the_whole_model_is_loaded_and_exported(family: str, tmp_path: Path) -> 
         assert all(torch.equal(found[name], source[name]) for name in vision)
         config = json.loads((tmp_path / out / "config.json").read_text(encoding="utf-8"))
         assert config["architectures"] == [type(model.hf).__name__]
-        _, info = Whole.from_pretrained(tmp_path / out, output_loading_info=True)
-        assert not any(info.values()), info
+        loaded: Any = Whole.from_pretrained(tmp_path / out, output_loading_info=True)
+        assert not any(loaded[1].values()), loaded[1]
 
 
 def test_tensors_that_the_model_does_not_use_are_copied(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
@@ -32,11 +32,11 @@ class Agreement:
     """Runs the unedited model, without and with ablation by hooks, to compare the edited one with it."""
 
     def __init__(self, hf: PreTrainedModel, sites: Sites, direction: Direction) -> None:
-        self.hf = hf
+        self.hf, self.unit = hf, direction.vector
         self.hooks = Ablate(direction).edits(hf, sites)
-        self.plain = self._logits()
+        self.plain = self.logits()
         with hooked(self.hooks):
-            self.ablated = self._logits()
+            self.ablated = self.logits()
 
     def check(self, parameters: Sequence[StreamParameter], edited: Mapping[str, Tensor] | None = None) -> None:
         """Run the edited model, or with ``edited`` in the place of its own parameters, and compare.
@@ -46,13 +46,13 @@ class Agreement:
         """
         if any(parameter.norm is not None for parameter in parameters):
             return
-        found = self._logits(edited)
+        found = self.logits(edited)
         gap, effect = float((found - self.ablated).norm()), float((found - self.plain).norm())
         if self.hf.dtype in (torch.float32, torch.float64):
             rounding = ROUNDING * float(self.plain.norm())
         else:  # where the weights have lost the direction the hooks can only round once more
             with hooked(self.hooks):
-                rounding = HALF_ROUNDING * float((self._logits(edited) - found).norm())
+                rounding = HALF_ROUNDING * float((self.logits(edited) - found).norm())
         if not gap <= LIMIT * effect + rounding:
             raise UnsupportedModelError(
                 f"Edited weights and ablation by hooks differ in {type(self.hf).__name__}: by "
@@ -61,11 +61,24 @@ class Agreement:
                 "Measure with hooks: use Ablate."
             )
 
-    def _logits(self, edited: Mapping[str, Tensor] | None = None) -> Float[Tensor, "token vocab"]:
-        """Centred, since a constant changes no probability. A tied head stays as it is when the embedding changes."""
+    def edited(self, parameters: Sequence[StreamParameter]) -> dict[str, Tensor]:
+        """Edited copies of the parameters, by name."""
+        hf, found = self.hf, {}
+        for parameter in parameters:
+            weight = hf.get_parameter(parameter.name).detach()
+            found[parameter.name] = project_weight(weight, parameter.axis, removal_for(hf, parameter, self.unit))
+        return found
+
+    def logits(
+        self, edited: Mapping[str, Tensor] | None = None, model: nn.Module | None = None
+    ) -> Float[Tensor, "token vocab"]:
+        """Of the model (or ``model``) with ``edited`` in the place of its own parameters, on a few tokens.
+
+        Centred, since a constant changes no probability. A tied head stays as it is when the embedding changes.
+        """
         arguments = {"input_ids": probe_ids(self.hf, TOKENS), "use_cache": False}
         with torch.inference_mode():
-            output = functional_call(self.hf, dict(edited or {}), (), arguments, tie_weights=False)
+            output = functional_call(model or self.hf, dict(edited or {}), (), arguments, tie_weights=False)
         logits: Tensor = output.logits[0].float().cpu()
         return logits - logits.mean(-1, keepdim=True)
 
@@ -78,8 +91,5 @@ def check_unedited(
     Raises:
         UnsupportedModelError: as ``Agreement.check``.
     """
-    edited = {}
-    for parameter in parameters:
-        weight = hf.get_parameter(parameter.name).detach()
-        edited[parameter.name] = project_weight(weight, parameter.axis, removal_for(hf, parameter, direction.vector))
-    Agreement(hf, sites, direction).check(parameters, edited)
+    agreement = Agreement(hf, sites, direction)
+    agreement.check(parameters, agreement.edited(parameters))

@@ -9,10 +9,12 @@ strength 1 is the method's addition, ``--control-vector-scaled FILE:-1`` its sub
 from pathlib import Path
 
 import gguf
+import torch
 
 from refusal.errors import DirectionError
 from refusal.records import Direction
 from refusal.storage import write_through
+from refusal.weights.verify import check_tensors, deleted_if_wrong
 
 ARCHITECTURE = "controlvector"
 FIRST_LAYER = 2  # the input of block 2 is the output of block 1, the first that llama.cpp adds to
@@ -29,6 +31,7 @@ def write_control_vector(direction: Direction, path: Path, n_layers: int, model_
 
     Raises:
         DirectionError: a layer that llama.cpp cannot add at.
+        ExportError: the file does not hold what was written.
         StorageError: the file cannot be written.
     """
     if not FIRST_LAYER <= direction.layer < n_layers:
@@ -50,3 +53,6 @@ def write_control_vector(direction: Direction, path: Path, n_layers: int, model_
         writer.close()
 
     write_through(path, write)
+    with deleted_if_wrong(path):
+        found = {tensor.name: torch.tensor(tensor.data) for tensor in gguf.GGUFReader(path).tensors}
+        check_tensors(found, {f"direction.{direction.layer - 1}": torch.from_numpy(step)})

@@ -64,7 +64,12 @@ class OrthogonalisationReport:
 
 
 def orthogonalise(
-    model: ChatModel, direction: Direction, prompts: Sequence[str] = (), *, preserve_norm: bool = False
+    model: ChatModel,
+    direction: Direction,
+    prompts: Sequence[str] = (),
+    *,
+    preserve_norm: bool = False,
+    parameters: Sequence[StreamParameter] | None = None,
 ) -> OrthogonalisationReport:
     """Project ``direction`` out of the model's weights, for good; see ``orthogonalised`` for a while.
 
@@ -73,6 +78,7 @@ def orthogonalise(
         direction: found on this model.
         prompts: instructions on which to measure the agreement with the hooks.
         preserve_norm: keep the norm of what each input writes (an approximation that the hooks do not make).
+        parameters: those to edit, if they have been found already.
 
     Raises:
         DirectionError: a direction of another width or model, or without a length.
@@ -80,7 +86,7 @@ def orthogonalise(
             same, the edit does something else than the hooks.
         QuantisedModelError: the weights are not plain floating-point numbers.
     """
-    parameters = plan(model, direction)
+    parameters = plan(model, direction) if parameters is None else parameters
     hooked = _hooked_logits(model, direction, prompts)
     agreement = Agreement(model.hf, model.sites, direction)
     untied = _edit(model.hf, parameters, direction, preserve_norm, undo=None)

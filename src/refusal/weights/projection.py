@@ -82,3 +82,22 @@ def _rescaled(new: Tensor, old: Tensor, axis: int) -> Tensor:
     """Every vector along ``axis`` as long as it was; those that were all direction stay as they are (nearly zero)."""
     before, after = old.norm(dim=axis, keepdim=True), new.norm(dim=axis, keepdim=True)
     return torch.where(after > 1e-2 * before, new * (before / after), new)
+
+
+def left_over(weight: Tensor, axis: int, removal: Removal) -> tuple[float, float]:
+    """How much of the direction ``removal`` still reads in an edited weight, and how much rounding may leave.
+
+    The weight's dtype rounds every element by itself, so what is read adds up like noise: the limit is twice the
+    dtype's precision of ``read * weight`` (about seven standard deviations), and some float32 arithmetic.
+    """
+    wide, precision = weight.dim() if weight.dim() > 1 else 0, torch.finfo(weight.dtype)
+    other = max((dim for dim in range(wide) if dim != axis % wide), key=weight.shape.__getitem__, default=0)
+    step = max(1, CHUNK // (weight.numel() // weight.shape[other])) if wide else weight.numel()
+    sums = torch.zeros(3, dtype=torch.float64)
+    for part in weight.split(step, other):
+        values = part.float().movedim(axis, -1)
+        read = values * removal.read
+        sums += torch.stack([x.square().sum(dtype=torch.float64).cpu() for x in (read.sum(-1), read, values)])
+    left, each, size = sums.sqrt().tolist()
+    smallest = precision.smallest_normal * precision.eps * weight.numel() ** 0.5
+    return left, 2 * precision.eps * each + 1e-6 * size + smallest

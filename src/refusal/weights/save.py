@@ -19,8 +19,10 @@ from refusal.progress import bars_as_tasks, task
 from refusal.records import Direction
 from refusal.storage import check_room, new_folder, write_json, write_tensors, write_text
 from refusal.weights.adapter import adapter_of
+from refusal.weights.adapter_check import check_adapter, require_peft
 from refusal.weights.agreement import check_unedited
 from refusal.weights.orthogonalise import OrthogonalisationReport, orthogonalisation_gap, orthogonalise, plan, report_of
+from refusal.weights.verify import check_direction_file, check_model
 
 SLACK = 64 * 2**20  # tokenizer, configs, headers
 # What a multimodal wrapper needs beside model and tokenizer.
@@ -54,7 +56,7 @@ def export_model(
         preserve_norm: see ``orthogonalise``.
 
     Raises:
-        ExportError: ``out`` is not empty.
+        ExportError: ``out`` is not empty, or what was written does not load as what was meant.
         StorageError: not enough room, or not writable.
         refusal.Error: what ``orthogonalise`` raises.
     """
@@ -64,7 +66,8 @@ def export_model(
     head = hf.get_output_embeddings().weight  # tied ones part
     needed = sum(tensors.values()) + head.numel() * head.element_size() + SLACK
     check_room(out, needed)  # before the work
-    report = orthogonalise(model, direction, prompts, preserve_norm=preserve_norm)
+    parameters = plan(model, direction)
+    report = orthogonalise(model, direction, prompts, preserve_norm=preserve_norm, parameters=parameters)
     note = what_was_done(model.name, model_revision(model), direction, report)
     with new_folder(out, needed) as folder, bars_as_tasks(), task("write the model", total=0, unit=""):
         hf.config.refusal = note
@@ -75,6 +78,7 @@ def export_model(
         model.tokenizer.save_pretrained(folder)
         _copy_processor(model, folder)
         write_text(folder / "README.md", model_card("model", note))
+        check_model(folder, hf, parameters, direction)
     return Exported("model", out, report)
 
 
@@ -82,12 +86,13 @@ def export_lora(model: ChatModel, direction: Direction, out: str | Path, prompts
     """Write the orthogonalisation as a PEFT adapter for the unedited model, which stays as it is.
 
     Raises:
-        ExportError: ``out`` is not empty, or a parameter that PEFT has no layer for.
+        ExportError: ``out`` is not empty, a parameter that PEFT has no layer for, or PEFT loads it otherwise.
         StorageError: not enough room, or not writable.
         refusal.Error: what ``orthogonalise`` raises.
     """
     out = Path(out)
     check_room(out, SLACK)
+    require_peft()
     parameters = plan(model, direction)
     adapter = adapter_of(model.hf, parameters, direction, model.name, model.revision)
     check_unedited(model.hf, model.sites, direction, parameters)
@@ -101,6 +106,7 @@ def export_lora(model: ChatModel, direction: Direction, out: str | Path, prompts
             folder / "README.md",
             model_card("lora", what_was_done(model.name, model_revision(model), direction, report)),
         )
+        check_adapter(folder, adapter.tensors, model.hf, model.sites, direction, parameters)
     return Exported("lora", out, report)
 
 
@@ -116,6 +122,7 @@ def export_direction(direction: Direction, out: str | Path) -> Exported:
     if path.exists():
         raise ExportError(f"{path} exists. Give another --out, or delete it.")
     direction.save(path)
+    check_direction_file(path, direction)
     return Exported("direction", path)
 
 

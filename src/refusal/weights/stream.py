@@ -2,7 +2,7 @@
 
 The new folder has a shard for each shard of the old one. A shard is written whole or not at all, and a journal in the
 new folder says which job it belongs to, so that the same command goes on after an interruption. At most one tensor and
-its edited copy are in memory.
+its edited copy are in memory. At the end all is read again and compared; a folder that is not what was meant goes away.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from refusal.errors import ExportError
 from refusal.progress import Advance, task
@@ -37,6 +38,7 @@ from refusal.weights.orthogonalise import OrthogonalisationReport
 from refusal.weights.plan import Plan, TensorEdit, load_norm, make_plan
 from refusal.weights.projection import Removal, project_weight
 from refusal.weights.save import SLACK, Exported, model_card, what_was_done
+from refusal.weights.verify import Meant, check_loading, check_shard, deleted_if_wrong
 
 JOURNAL = ".refusal-export.json"
 FORMAT = 1
@@ -101,7 +103,7 @@ def stream_model(
         QuantisedModelError: the weights are not plain floating-point numbers.
         UnsupportedModelError: not everything that writes to the stream was found.
         DirectionError: a direction of another width or model, or without a length.
-        ExportError: ``out`` holds something else.
+        ExportError: ``out`` holds something else, or what was written is not what was meant.
         StorageError: not enough room, or a file cannot be written.
     """
     name = name or str(source)
@@ -131,7 +133,12 @@ def stream_model(
         untied=plan.untied,
         preserve_norm=preserve_norm,
     )
-    _write_rest(checkpoint, plan, outputs, what_was_done(name, revision, direction, report), out)
+    with deleted_if_wrong(out), task("read what was written", total=len(checkpoint.shards), unit="files") as advance:
+        for shard in checkpoint.shards:
+            check_shard(out / shard.path.name, _meant(shard, outputs[shard.path.name], removals, preserve_norm))
+            advance(1)
+        _write_rest(checkpoint, plan, outputs, what_was_done(name, revision, direction, report), out)
+        check_loading(out, type(plan.model).__name__)
     remove(out / JOURNAL)
     return Streamed(
         kind="model",
@@ -184,14 +191,29 @@ def _blocks(
                     yield piece
                     advance(len(piece))
             else:
-                yield _edited(file, output.entry, output.edit.axis, removals[output.edit.norm], preserve_norm)
+                removal = removals[output.edit.norm]
+                yield as_bytes(_edited(file, output.entry, output.edit.axis, removal, preserve_norm))
                 advance(output.entry.nbytes)
 
 
+def _meant(
+    shard: Shard, outputs: list[_Output], removals: dict[str | None, Removal], preserve_norm: bool
+) -> Iterator[Meant]:
+    """What a new shard should hold, tensor by tensor, from the old one."""
+    with shard.path.open("rb") as file:
+        for output in outputs:
+            if output.edit is None:
+                yield Meant(output.entry, output.name, read_pieces(file, output.entry))
+            else:
+                axis, removal = output.edit.axis, removals[output.edit.norm]
+                edited = _edited(file, output.entry, axis, removal, preserve_norm)
+                yield Meant(output.entry, output.name, edited=edited, axis=axis, removal=removal)
+
+
 @torch.no_grad()
-def _edited(file: BufferedReader, entry: Entry, axis: int, removal: Removal, preserve_norm: bool) -> memoryview:
-    """The data of an edited tensor; the original is gone when this returns."""
-    return as_bytes(project_weight(read_tensor(file, entry), axis, removal, preserve_norm))
+def _edited(file: BufferedReader, entry: Entry, axis: int, removal: Removal, preserve_norm: bool) -> Tensor:
+    """An edited tensor; the original is gone when this returns."""
+    return project_weight(read_tensor(file, entry), axis, removal, preserve_norm)
 
 
 def _write_rest(
