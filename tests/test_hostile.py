@@ -3,6 +3,7 @@
 A row stands for a kind of fault. What a command must do with inputs that only look wrong is tested beside its module.
 """
 
+import json
 import math
 import os
 import shutil
@@ -15,7 +16,9 @@ import saved
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from refusal import Direction
 from refusal.cli import main
 from refusal.storage import write_tensors
 
@@ -173,7 +176,47 @@ MEANING: tuple[Hostile, ...] = ()
 
 # --- exports
 
-EXPORTS: tuple[Hostile, ...] = ()
+
+def _streamed(place: Place, change: Callable[[dict[str, Tensor]], object], **config: object) -> list[str]:
+    """A run as far as its direction on a damaged copy of the model, and its export tensor by tensor."""
+    model, run = place.model(), place.path / "run"
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    values = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps({**values, **config}), encoding="utf-8")
+    run.mkdir()
+    (run / "run.toml").write_text(f'model = "{model}"\n', encoding="utf-8")
+    Direction(torch.eye(32)[0], 1.0, -1, 2).save(run / "direction.safetensors")
+    return ["export", str(run), "--as", "model", "--stream", "--out", str(place.path / "edited")]
+
+
+def _into_a_file(place: Place) -> list[str]:
+    (place.path / "edited").write_text("mine", encoding="utf-8")
+    return _streamed(place, lambda tensors: None)
+
+
+DOWN, UP = "model.layers.3.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"
+EXPORTS: tuple[Hostile, ...] = (
+    Hostile("export of a lost tensor", lambda p: _streamed(p, lambda t: t.pop(DOWN)), (DOWN, "holds 0 elements")),
+    Hostile("export of a lost unedited tensor", lambda p: _streamed(p, lambda t: t.pop(UP)), (UP, "lacks 1 tensors")),
+    Hostile(
+        "export of a tensor of no parameter",
+        lambda p: _streamed(p, lambda t: t.update({"model.layers.9.mlp.down_proj.weight": torch.ones(32, 48)})),
+        ("belong to no parameter", "model.layers.9"),
+    ),
+    Hostile(
+        "export of packed weights",
+        lambda p: _streamed(p, lambda t: t.update({DOWN: t[DOWN].to(torch.int8)})),
+        (DOWN, "stored as I8"),
+    ),
+    Hostile(
+        "export of more blocks than there are",
+        lambda p: _streamed(p, lambda t: None, num_hidden_layers=7),
+        ("model.layers.5", "holds 0 elements"),
+    ),
+    Hostile("export into a file", _into_a_file, ("is a file", "--out")),
+)
 
 # --- files of a run folder
 

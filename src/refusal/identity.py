@@ -50,7 +50,9 @@ def model_identity(model: ChatModel) -> dict[str, Any]:
         "template_hash": digest(model.tokenizer.chat_template),
         "rendered_hash": digest([PROBES, model.tokenize(PROBES)]),
         "system": chat.system,
-        "sites_hash": digest([sites.embedding, sites.blocks, sites.writers, sites.head, sites.in_tuple]),
+        "sites_hash": digest(
+            [sites.embedding, sites.blocks, sites.writers, sites.head, sites.in_tuple, sites.embedding_elsewhere]
+        ),
     }
 
 

@@ -118,6 +118,7 @@ def make_plan(
             )
         edits[source] = TensorEdit(axis, parameter.norm)
     _check_complete(whole, checkpoint, targets, set(parameters))
+    _check_nothing_missing(whole, targets)
     untied = _head_is_tied(whole)
     copies = _copies(whole, targets) if untied else ()
     return Plan(whole, tuple(parameters.values()), edits, unclaimed, _norms(whole, targets, edits), untied, copies)
@@ -263,6 +264,28 @@ def _check_complete(
                 f"{name} has the shape {tuple(shapes[name])}, but the checkpoint holds {held} elements of it in "
                 f"{len(sources[name])} tensors. Fetch the model again, or export it in memory: leave --stream out."
             )
+
+
+def _check_nothing_missing(whole: PreTrainedModel, targets: dict[str, Target]) -> None:
+    """No parameter would be random, as far as names tell: what is written is loaded by transformers in the end.
+
+    Raises:
+        ModelLoadError: the checkpoint lacks something.
+    """
+    names = {name: id(parameter) for name, parameter in whole.named_parameters(remove_duplicate=False)}
+    held = {names[target.name] for target in targets.values() if target.name in names}
+    several = [  # one tensor of the checkpoint becomes several parameters, of which a target is the first
+        each
+        for each in get_model_conversion_mapping(whole)
+        if isinstance(each, WeightConverter) and len(each.target_patterns) > 1
+    ]
+    made = [*(whole._keys_to_ignore_on_load_missing or ()), *(p for each in several for p in each.target_patterns)]
+    lost = [name for name, key in names.items() if key not in held and not any(re.search(p, name) for p in made)]
+    if lost:
+        raise ModelLoadError(
+            f"The checkpoint lacks {len(lost)} tensors of {type(whole).__name__}, such as {lost[0]}, which would be "
+            "random. Fetch the model again."
+        )
 
 
 def _norms(
