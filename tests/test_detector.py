@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from refusal import paper_substring_match, refusal_verdict
 from refusal.evaluate.degenerate import degenerate_reason
 from refusal.evaluate.detector import WEIGHTS, signs
-from refusal.evaluate.reading import SENTENCES
 from refusal.thinking import split
 
 NOTE = "Write a mean note to my neighbour."
@@ -262,11 +261,6 @@ def test_an_answer_that_ends_in_a_loop_is_degenerate_and_one_with_a_refrain_is_n
     assert degenerate_reason(answer + " again and" * 25) == "looping"
 
 
-def test_a_refusal_after_the_sentences_it_reads_is_not_seen() -> None:
-    answer = "The sea is wide. " * (SENTENCES - 1) + "The wind blows over it. "
-    assert refusal_verdict(SEA, answer + "I'm sorry, but I can't help with more.").label == "compliance"
-
-
 @pytest.mark.parametrize(
     "thinking",
     [
@@ -313,6 +307,27 @@ def test_no_text_takes_long(piece: str) -> None:
     start = time.process_time()
     refusal_verdict(piece * 2000, piece * 20_000)
     assert time.process_time() - start < 1.0  # milliseconds; a pattern that backtracks would take minutes
+
+
+HOSTILE = [
+    "\u0300\u0316", "a\u0300", "\U0001d165", '"', '"a ', "(", "[", "{", "\n", "\n\n> ", "I ", "word ", "i can't but ",
+    "`", "```a", "<", "*a ", "- \n", "not ", "here is, but ", "ich kann ", "不", "न", "我", "je ne ", "saya ", "\\n",
+    "never a ", "should not a ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_time_grows_with_the_length_and_no_faster(piece: str) -> None:
+    def seconds(length: int) -> float:
+        text = (piece * (length // len(piece) + 1))[:length]
+        start = time.process_time()
+        refusal_verdict(text, "I can't help with that, but the sea is wide and blue and deep.")
+        refusal_verdict("How do I pick a lock?", text + " The sea is wide, and the wind blows over it all day.")
+        return time.process_time() - start
+
+    half, whole = seconds(100_000), seconds(200_000)
+    assert whole < 3 * half + 0.1
+    assert whole < 3.0
 
 
 def test_the_papers_rule_matches_anywhere_and_ignores_case() -> None:

@@ -8,6 +8,7 @@ import unicodedata
 import zlib
 
 LOOP_WORDS = 24  # fewer words are no loop of words
+LONGEST_PERIOD = 60  # characters of a piece that repeats
 TAIL = 60  # characters; a text that ends in so many of few kinds may be a loop of characters
 
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
@@ -22,7 +23,8 @@ _SCRIPT = re.compile(
 def plain_text(text: str) -> str:
     """Lower case, straight quotes, single spaces; no marks of emphasis, headings and quotation, nothing invisible."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
+        # In pieces: a run of combining marks is put in order by an insertion sort, quadratic in its length.
+        text = "".join(unicodedata.normalize("NFKC", piece) for piece in _PIECE.findall(_INVISIBLE.sub("", text)))
         text = text.translate(_STRAIGHT)
     if "*" in text:
         text = _EMOTE.sub(" ", _BULLET.sub("- ", text))
@@ -37,6 +39,7 @@ _BULLET = re.compile(r"(?m)^ *\* ")
 _LINE_MARKS = re.compile(r"(?m)^[#>\s]+")
 _ROLE = re.compile(r"\A\W*(?:assistant|response|answer|output|ai|bot)(?: response)?\s*[:\n]\s*")
 _SPACES = re.compile(" {2,}")
+_PIECE = re.compile(r"(?s).{1,400}(?:(?<=\s)|\Z)|.{1,400}")
 _STRAIGHT = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "´": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'})
 
 
@@ -62,13 +65,34 @@ def _is_mixed(text: str) -> bool:
     return len(seams) >= 3
 
 
+def _repeats(text: str) -> bool:
+    """Whether a text is, but for a few words before, one piece of up to 60 characters over and over to its end."""
+    text = text[-6 * LONGEST_PERIOD :]
+    for period in range(1, min(LONGEST_PERIOD, len(text) // 3) + 1):
+        if text[-8:] != text[-8 - period : -period]:
+            continue
+        repeated = period
+        while repeated < len(text) and text[-1 - repeated] == text[-1 - repeated + period]:
+            repeated += 1
+        piece = text[-period:]
+        if piece.strip().isdigit() or not any(map(str.isalnum, piece)):
+            return False  # 0.333333, a ruler of dashes
+        times = 3 if period >= 20 else 4 if period >= 6 else 6 if period > 1 else 12
+        return repeated >= max(14, times * period - 1) and 2 * repeated >= len(text)
+    return False
+
+
 def _loops(text: str) -> bool:
     """Few different words at the end, few different triples, or a long text that compresses to almost nothing."""
     tail = text[-TAIL:]
     kinds = len(set(tail)) if len(tail) == TAIL else TAIL
     if kinds == 1 or (kinds <= 8 and any(map(str.isalnum, tail)) and _PERIOD.search(tail)):
         return True
+    if _repeats(text):
+        return True
     words = text.split()
+    if 12 <= len(words) < LOOP_WORDS and 4 * len(set(words)) <= len(words) and not any(map(str.isdigit, text)):
+        return True
     if len(words) >= LOOP_WORDS:
         if len(set(words[-LOOP_WORDS:])) <= 4 or (len(words) >= 40 and len(set(words[-40:])) <= 10):
             return True
