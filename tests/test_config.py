@@ -97,13 +97,28 @@ def test_a_wrong_value_is_one_message(tmp_path: Path, values: dict[str, Any], me
         assert "pydantic" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [None, b"n_train = ", b'system = "\xff"'], ids=["missing", "broken", "not UTF-8"])
-def test_an_unreadable_file_is_one_message(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, r"There is no configuration .*options\.toml"),
+        (b"n_train = ", r"options\.toml cannot be read as TOML"),
+        (b"n_train = " + b"[" * 100_000, r"options\.toml cannot be read as TOML \(nested too deeply"),
+        (b'system = "\xff"', r"options\.toml is not UTF-8 \(byte 10, line 1\)"),
+        ("n_train = 3".encode("utf-16"), r"options\.toml is not UTF-8 but UTF-16"),
+    ],
+    ids=["missing", "broken", "deep", "not UTF-8", "UTF-16"],
+)
+def test_an_unreadable_file_is_one_message(tmp_path: Path, content: bytes | None, says: str) -> None:
     file = tmp_path / "options.toml"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"options\.toml cannot be read as TOML"):
+    with pytest.raises(ConfigError, match=says):
         make_config(file=file)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text("n_train = 3\n", encoding="utf-8-sig")
+    assert make_config(file=tmp_path / "options.toml").n_train == 3
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:

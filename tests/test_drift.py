@@ -88,13 +88,42 @@ def test_files_of_both_kinds_are_read_and_drawn_by_the_seed(tmp_path: Path) -> N
     assert book != read_corpus(str(plain), 3, seed=2)
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"instruction": "Add", "input": "1 2", "output": "3"}, {"instruction": "Sing", "output": "La"}]
+    rows += [{"instruction": "When?", "context": "In 1937.", "output": "1937"}]
     pairs.write_text("\n".join(map(json.dumps, rows)))
-    assert {p[1:] for p in read_corpus(str(pairs), 9).pairs} == {("Add\n\n1 2", "3"), ("Sing", "La")}
+    assert {p[1:] for p in read_corpus(str(pairs), 9).pairs} == {
+        ("Add\n\n1 2", "3"),
+        ("Sing", "La"),
+        ("When?\n\nIn 1937.", "1937"),
+    }
+
+
+def test_texts_of_another_kind_are_refused_and_names_are_no_patterns(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text\nA b\n")
+    with pytest.raises(PromptError, match=r"rows\.csv cannot be read as texts: unknown kind of file '\.csv'"):
+        read_corpus(str(tmp_path / "rows.csv"), 3)
+    for name in ("/nowhere/a.txt", "x" * 5000, "**"):
+        with pytest.raises(PromptError, match="There is no text file"):
+            read_corpus(name, 3, data_dir=tmp_path)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "a[1].txt").write_text("A b")
+    assert read_corpus("a[1].txt", 3, data_dir=tmp_path).running == {"a[1]-0": "A b"}
 
 
 @pytest.mark.parametrize(
     ("content", "match"),
-    [(None, "no text file"), ("", "holds no texts"), ("{}", "neither"), ("[1", "cannot be read"), ("3", "no object")],
+    [
+        (None, "no text file"),
+        ("", "holds no texts"),
+        ("{}", "neither"),
+        ("[1", "cannot be read"),
+        ("3", "no object"),
+        ('{"text": "A", "score": NaN}', "NaN is no JSON number: line 1"),
+        ('{"text": "A", "text": "B"}', "'text' stands twice"),
+        ('{"text": "A \\ud800"}', "line 1: text holds half of a surrogate pair"),
+        ('{"instruction": "A", "system": "B", "output": "C"}', "line 1 has a system prompt"),
+        ('{"instruction": "A", "input": ["B"], "output": "C"}', "line 1: input is .* not a text"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
 )
 def test_files_that_cannot_be_used_say_why(tmp_path: Path, content: str | None, match: str) -> None:
     path = tmp_path / "rows.jsonl"

@@ -117,6 +117,17 @@ def _prompts_at(spec: str) -> Callable[[Place], list[str]]:
     return lambda place: Place(place.path, place.source, (spec,)).run()
 
 
+def _beside(name: str, content: str | bytes, flag: str) -> Callable[[Place], list[str]]:
+    """A run with another file beside its prompts."""
+
+    def arguments(place: Place) -> list[str]:
+        path = place.path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return place.run(flag.format(path))
+
+    return arguments
+
+
 def _pipe(place: Place) -> list[str]:
     os.mkfifo(place.path / "pipe.txt")
     return _prompts_at("harmful=pipe.txt")(place)
@@ -169,6 +180,19 @@ PROMPT_FILES: tuple[Hostile, ...] = (
     Hostile("folder", _prompts_at("harmful=."), ("is a folder",)),
     Hostile("over-long path", _prompts_at("harmful=" + "x" * 5000), ("cannot be read", "too long")),
     Hostile("NUL in a path", _prompts_at("harmful=a\0.txt"), ("NUL character",)),
+    Hostile("table of texts", _beside("a.csv", "text\nA b\n", "--texts={}"), ("a.csv", "unknown kind", ".jsonl")),
+    Hostile("texts nested deep", _beside("a.jsonl", "[" * 100_000, "--texts={}"), ("a.jsonl", "nested too deeply")),
+    Hostile("texts with NaN", _beside("a.jsonl", '{"text": NaN}', "--texts={}"), ("NaN", "line 1")),
+    Hostile("texts at an over-long path", lambda place: place.run("--texts=" + "x" * 5000), ("no text file",)),
+    Hostile(
+        "labels with an unclosed quote",
+        _beside("a.csv", 'prompt_id,completion,label\n1,"A,safe\n', "--judges=labels={}"),
+        ("a.csv", "line 2", "never closed"),
+    ),
+    Hostile(
+        "configuration nested deep", _beside("a.toml", "n_train = " + "[" * 100_000, "--config={}"), ("too deeply",)
+    ),
+    Hostile("configuration in UTF-16", _beside("a.toml", "n_train = 1".encode("utf-16"), "--config={}"), ("UTF-16",)),
     Hostile("no home", _prompts_at("harmful=~nobody-of-that-name/a.txt"), ("home folder",)),
 )
 

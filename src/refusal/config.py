@@ -12,6 +12,7 @@ from refusal.engines.options import EngineOptions
 from refusal.errors import ConfigError
 from refusal.evaluate.judges.options import JudgeOptions
 from refusal.selection.rule import Rule
+from refusal.textfiles import read_user_text, user_path
 
 Count = Annotated[int, Field(ge=1)]
 STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -218,7 +219,10 @@ def wrong_value(error: ValidationError) -> ConfigError:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    text = read_user_text(user_path(path, ConfigError), "configuration", ConfigError)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ConfigError(f"{path} cannot be read as TOML (nested too deeply). Check the file.") from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} cannot be read as TOML ({error}). Check the path and the file.") from error

@@ -15,12 +15,13 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 Row = dict[str, str | None]  # by lower-case column name; ``None`` is a cell that a short row lacks
 
 
-def read_table(text: str, known: Collection[str], separator: str | None = None) -> list[Row]:
+def read_table(text: str, known: Collection[str], separator: str | None = None, trim: bool = True) -> list[Row]:
     """The rows below the header, blank ones left out; every row is by lower-case column name.
 
     Args:
         known: column names in lower case, by which the separator is found out.
         separator: where it is not to be found out.
+        trim: leave out spaces before a cell; a quote after them then opens it.
 
     Raises:
         ValueError: unclosed or stray quotes, two columns of one name, a row longer than the header, a short row that
@@ -29,7 +30,7 @@ def read_table(text: str, known: Collection[str], separator: str | None = None) 
     with _cells_of_any_length(len(text)):
         separator = separator or _separator(text, known)
         many = SEPARATORS[separator]
-        rows = _rows(text, separator)
+        rows = _rows(text, separator, trim)
         header = next(rows, (0, 0, []))[2]
         names = [cell.strip().lower() or f"(column {n}, without a name)" for n, cell in enumerate(header, start=1)]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -73,10 +74,10 @@ def _separator(text: str, known: Collection[str]) -> str:
     return first
 
 
-def _rows(text: str, separator: str) -> Iterator[tuple[int, int, list[str]]]:
+def _rows(text: str, separator: str, trim: bool = True) -> Iterator[tuple[int, int, list[str]]]:
     """First line, last line and cells of every row that is not blank."""
     lines = text.split("\n")
-    reader = csv.reader((line + "\n" for line in lines), delimiter=separator, strict=True, skipinitialspace=True)
+    reader = csv.reader((line + "\n" for line in lines), delimiter=separator, strict=True, skipinitialspace=trim)
     end = 0
     while True:
         start = end + 1

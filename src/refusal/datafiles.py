@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from refusal.textfiles import is_file, is_folder
+
 
 def find_data_file(data_dir: Path, name: str) -> Path | None:
     """``data_dir/name`` or ``data_dir/*/name``, the first in sorted order; ``None`` if there is none."""
-    places = [data_dir / name, *sorted(data_dir.glob(f"*/{name}"))]
-    return next((path for path in places if path.is_file()), None)
+    folders = sorted(data_dir.iterdir()) if is_folder(data_dir) else []  # no pattern: a name may hold [ and *
+    return next((path for path in (data_dir / name, *(folder / name for folder in folders)) if is_file(path)), None)

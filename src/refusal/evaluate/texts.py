@@ -1,10 +1,9 @@
 """Texts to measure drift on, from the user's files: running text, or pairs of an instruction and its output.
 
 A ``.txt`` file is running text, cut into passages at line ends. A ``.jsonl`` file holds rows with ``text``, or with
-``instruction``, ``output`` and perhaps ``input``.
+``instruction``, ``output`` and perhaps ``input`` or ``context``.
 """
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from refusal.datafiles import find_data_file
 from refusal.errors import PromptError
 from refusal.evaluate.drift import ForcedText, answers, running_text
 from refusal.model import ChatModel
+from refusal.prompts.columns import checked, read_prompt
+from refusal.textfiles import is_file, json_lines, read_user_text, user_path
 
 PASSAGE = 2000  # characters: several hundred tokens
 
@@ -40,18 +41,21 @@ def read_corpus(name: str, n: int, seed: int = 0, data_dir: Path | None = None) 
     Raises:
         PromptError: missing, of another kind, without texts, or a row that cannot be used.
     """
-    path = Path(name).expanduser()
-    if not path.is_file():
+    path = user_path(name, PromptError)
+    if not is_file(path):
         found = find_data_file(data_dir, name) if data_dir is not None else None
         if found is None:
             where = "" if data_dir is None else f", nor in {data_dir}"
             raise PromptError(f"There is no text file {name}{where}. Check the path given with --texts.")
         path = found
+    kind = path.suffix.lower()
+    if kind not in (".txt", ".jsonl"):
+        raise PromptError(f"{path} cannot be read as texts: unknown kind of file {kind!r}. Give a .txt or .jsonl file.")
+    content = read_user_text(path, "text file", PromptError)
     try:
-        content = path.read_text(encoding="utf-8-sig")
-        rows = list(_passages(content) if path.suffix.lower() == ".txt" else _json_rows(content, path))
-    except (OSError, ValueError) as error:
-        raise PromptError(f"{path} cannot be read as texts ({error}). Give a .txt or .jsonl file in UTF-8.") from error
+        rows = list(_passages(content) if kind == ".txt" else _json_rows(content, path))
+    except ValueError as error:
+        raise PromptError(f"{path} cannot be read as texts ({error}). Mend the file.") from error
     if not rows:
         raise PromptError(f"{path} holds no texts. Give passages of text, or rows with `text` or `instruction`.")
     named = [(f"{path.stem}-{i}", row) for i, row in enumerate(rows)]
@@ -74,17 +78,17 @@ def _passages(text: str) -> Iterator[str]:
 
 
 def _json_rows(content: str, path: Path) -> Iterator[str | tuple[str, str]]:
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        row = json.loads(line)
+    for number, row in json_lines(content):
+        where = f"{path}, line {number}"
         if not isinstance(row, dict):
             raise ValueError(f"line {number} is no object")
-        text, instruction, output = row.get("text"), row.get("instruction"), row.get("output")
-        if isinstance(instruction, str) and isinstance(output, str):
-            given = row.get("input")
-            yield (f"{instruction}\n\n{given}" if given else instruction, output)
-        elif isinstance(text, str):
-            yield text
+        row = {key.lower(): value for key, value in row.items()}
+        if isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
+            instruction, system = read_prompt(row, "instruction", where)
+            if system is not None:
+                raise PromptError(f"{where} has a system prompt, which texts are not read with. Leave such rows out.")
+            yield instruction, checked(row["output"], "output", where)
+        elif isinstance(row.get("text"), str):
+            yield checked(row["text"], "text", where)
         else:
             raise ValueError(f"line {number} has neither `text` nor `instruction` and `output`")

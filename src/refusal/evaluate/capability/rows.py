@@ -4,13 +4,13 @@ Each model takes the columns of the data set on the hub. ARC and TruthfulQA are 
 ``centerpiece``, choices as ``options``), which is turned into the hub's.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from refusal.errors import ConfigError
+from refusal.textfiles import parse_json, read_user_text
 
 Text = Annotated[str, Field(min_length=1)]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -115,10 +115,8 @@ def read_rows(path: Path, kind: type[Row]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: unreadable, empty, or a line is no such item.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}). Give the file as it was published.") from error
+    # Not splitlines: that also splits at the rarer separators of Unicode, which may stand inside a string.
+    lines = read_user_text(path, "benchmark file", ConfigError, "Give the file as it was published.").split("\n")
     rows = [_row(path, n, line, kind) for n, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise ConfigError(f"{path} holds no items. Give the file as it was published.")
@@ -127,7 +125,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[dict[str, Any]]:
 
 def _row(path: Path, n: int, line: str, kind: type[Row]) -> dict[str, Any]:
     try:
-        return kind.model_validate(json.loads(line)).model_dump()
+        return kind.model_validate(parse_json(line)).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -4,16 +4,15 @@ A file of rows (.jsonl or .csv) with ``prompt_id``, ``completion`` and ``label``
 rows of a run's completions. A completion without a label counts as failed, like any other answer that is not there.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from refusal.csvfiles import read_table
 from refusal.errors import PromptError
 from refusal.evaluate.judges.protocol import JudgeKind, Judgement, JudgementLabel
 from refusal.records import Completion
+from refusal.textfiles import json_lines, read_user_text
 
 SAFETY = ("safe", "unsafe")
 
@@ -63,22 +62,29 @@ class LabelsJudge:
             )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> Sequence[Any]:
+    text = read_user_text(path, "file of labels", PromptError)
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".jsonl"):
+        raise PromptError(
+            f"{path} cannot be read as labels: unknown kind of file {kind!r}. Give a .jsonl or .csv file."
+        )
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            return list(csv.DictReader(io.StringIO(text)))
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError, csv.Error) as error:
-        raise PromptError(f"{path} cannot be read as labels ({error}). Give a .jsonl or .csv file.") from error
+        if kind == ".csv":  # completions begin with a space at times
+            return read_table(text, ("prompt_id", "completion", "label"), trim=False)
+        return [row for _, row in json_lines(text)]
+    except ValueError as error:
+        raise PromptError(f"{path} cannot be read as labels: {error}. Mend the file.") from error
 
 
-def _entry(row: dict[str, Any], where: str) -> tuple[tuple[str, str], JudgementLabel]:
+def _entry(row: Any, where: str) -> tuple[tuple[str, str], JudgementLabel]:
     known = get_args(JudgementLabel)
     try:
         key, label = (str(row["prompt_id"]), str(row["completion"])), row["label"]
     except (KeyError, TypeError) as error:
         raise PromptError(f"{where} has no prompt_id, completion and label. Add what is missing.") from error
+    if None in (row["prompt_id"], row["completion"]):  # a short row of a table, or null
+        raise PromptError(f"{where} has no prompt_id or no completion. Fill it in, or leave the row out.")
     if label not in known:
         raise PromptError(f"{where}: unknown label {label!r}. Use one of {', '.join(known)}.")
     return key, label

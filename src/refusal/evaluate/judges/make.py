@@ -3,9 +3,9 @@
 import difflib
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
-from refusal.errors import ConfigError
+from refusal.errors import ConfigError, PromptError
 from refusal.evaluate.judges.builtin import DetectorJudge, SubstringJudge
 from refusal.evaluate.judges.classifier import ClassifierJudge
 from refusal.evaluate.judges.endpoint import EndpointJudge
@@ -14,6 +14,7 @@ from refusal.evaluate.judges.labels import LabelsJudge
 from refusal.evaluate.judges.options import JudgeOptions
 from refusal.evaluate.judges.protocol import Judge
 from refusal.evaluate.judges.rubrics import RUBRICS
+from refusal.textfiles import user_path
 
 BUILTIN: dict[str, type[DetectorJudge | SubstringJudge]] = {"detector": DetectorJudge, "substring": SubstringJudge}
 LABELS = "labels"
@@ -51,7 +52,7 @@ def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
     if kind == LABELS:
         if not model:
             raise ConfigError("The judge 'labels' needs a file of labels. Write labels=FILE.")
-        return LabelsJudge(name, Path(model).expanduser())
+        return LabelsJudge(name, user_path(model, PromptError))
     if kind in FORMATS:
         return ClassifierJudge(name, FORMATS[kind], model or FORMATS[kind].model, options)
     if not model:
