@@ -4,20 +4,22 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import saved
 
-from refusal import Completion, ConfigError, JudgeError, PromptError
+from refusal import Completion, ConfigError, JudgeError, PromptError, RunFailure
 from refusal import run as run_stages
 from refusal.conditions import CONDITIONS
 from refusal.config import RunConfig
 from refusal.evaluate.judges import Judgement
 from refusal.evaluate.judges.protocol import JudgeKind
+from refusal.run_evaluation import warn_of_no_answers
 from refusal.run_folder import RunFolder
-from refusal.run_judges import Judging
+from refusal.run_judges import Judging, check_judged
 from refusal.run_records import read_completions, read_json
 
 
@@ -211,3 +213,50 @@ def test_what_could_not_be_used_does_not_stay_in_the_options(
     with pytest.raises(PromptError, match="are of no completion"):
         run_stages(finished[0].model_copy(update={"judges": (f"labels={path}",)}), folder.path, adding=True)
     assert (folder.path / "run.toml").read_text(encoding="utf-8") == before
+
+
+def test_a_judge_that_failed_on_everything_fails_the_run_and_one_that_failed_on_much_warns(
+    folder: RunFolder, finished: tuple[RunConfig, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = completions(folder)
+    every = {row.prompt_id for some in rows.values() for row in some}
+    judge = Fickle(fails=every)
+    n = sum(len(some) for some in rows.values())
+    judged(folder, finished[0], judge)
+    with pytest.raises(RunFailure, match=rf"All {n} judgements of fickle failed \(HTTP 500\), so it has no rates\."):
+        check_judged(folder, {"fickle": judge})
+    some = {row.prompt_id for row in rows["harmful", "baseline"]}
+    judged(folder, finished[0], Fickle(fails=some))
+    check_judged(folder, {"fickle": judge})
+    assert f"of {n} judgements of fickle failed (HTTP 500)" in caplog.text
+    caplog.clear()
+    judged(folder, finished[0], Fickle())
+    check_judged(folder, {"fickle": judge})
+    assert not caplog.records
+
+
+def test_a_whole_run_says_so_in_the_end_when_its_judge_only_failed(
+    finished: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("refusal.run")  # the name in the package is the function's
+    out = Path(shutil.copytree(finished[1], tmp_path / "run"))
+    every = {row.prompt_id for key in CONDITIONS for row in read_completions(RunFolder(out).completions(*key))}
+    monkeypatch.setattr(module, "judges_for", lambda config: {"fickle": Fickle(fails=every)})
+    with pytest.raises(RunFailure, match=r"judgements of fickle failed .*What else was measured is in") as caught:
+        run_stages(finished[0], out)
+    assert caught.value.exit_code == 1
+    assert "fickle_failed_rate" in (out / "metrics.json").read_text(encoding="utf-8")
+    assert (out / "report.html").is_file()
+    monkeypatch.setattr(module, "judges_for", lambda config: {"fickle": Fickle()})
+    run_stages(finished[0], out)  # only the failed ones are asked again
+
+
+def test_a_model_that_gives_no_answer_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    cut = Completion("a", "Why?", "<think>Let me see", "degenerate")
+    warn_of_no_answers([cut, Completion("b", "Why?", "Because.", "compliance")], "harmless")
+    warn_of_no_answers([], "harmless")
+    assert not caplog.records
+    warn_of_no_answers([cut, cut], "harmless")
+    assert "None of the 2 baseline completions of harmless is an answer: 2 are still thinking" in caplog.text
+    warn_of_no_answers([Completion("a", "Why?", "", "degenerate")], "harmful")
+    assert "empty, loops or no language" in caplog.text

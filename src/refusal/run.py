@@ -40,7 +40,7 @@ from refusal.report import write_report
 from refusal.run_capability import Capability, benchmarks_for
 from refusal.run_evaluation import Measured, Sets, check_completions_of, load_sets
 from refusal.run_folder import RunFolder, prompts_hash
-from refusal.run_judges import Judging, judges_for
+from refusal.run_judges import Judging, check_judged, judges_for
 from refusal.run_projections import project
 from refusal.run_records import read_candidates, read_selection, read_tokens
 from refusal.run_seeds import repeat_seeds
@@ -93,6 +93,7 @@ def run(
 
     Raises:
         RunFolderError: the folder holds a run of another model or format, is in use, or cannot be used.
+        RunFailure: every judgement of a judge failed; all else is in the folder.
         NoCandidateError: no candidate qualifies and ``config.strict``; the scores are in the folder all the same.
         refusal.Error: whatever a stage raises.
     """
@@ -129,6 +130,8 @@ def _run(folder: RunFolder, config: RunConfig, until: str, model: ChatModel | No
             folder.take_back_options()
         raise
     ranks.only_writer(lambda: write_report(folder.path, formats=config.figures))
+    if result.metrics:
+        ranks.only_writer(lambda: check_judged(folder, judges))
     return result
 
 

@@ -6,6 +6,7 @@
 Baseline, ablation and subtraction get ``n_items`` items, the controls the first ``n_control`` of the same.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -28,6 +29,8 @@ from refusal.records import Direction, Metric, finite, to_json
 from refusal.run_folder import RunFolder
 from refusal.run_records import read_json, read_rows
 from refusal.storage import file_sha256, write_json, write_jsonl
+
+log = logging.getLogger(__name__)
 
 
 def benchmarks_for(config: RunConfig) -> tuple[Benchmark, ...]:
@@ -58,6 +61,10 @@ class Capability:
             if runs[BASELINE].items:  # else there is nothing to pair
                 controls = ((f"{name}-{action}", it) for action in STOPPING for name, it in self.controls.items())
                 runs |= {condition: self._run(benchmark, condition, it) for condition, it in controls}
+            else:
+                log.warning(
+                    "%s gave no valid answer of the unmodified model: nothing is measured.", benchmark.spec.text
+                )
             found += capability_metrics(runs)
         return tuple(found)
 

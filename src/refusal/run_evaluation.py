@@ -44,6 +44,7 @@ from refusal.records import (
 from refusal.run_folder import RunFolder, prompts_hash
 from refusal.run_records import read_completions, read_metrics, read_rows
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
+from refusal.thinking import split
 from refusal.valid import direction_fault
 
 log = logging.getLogger(__name__)
@@ -136,6 +137,8 @@ class Measured:
             write_json(path, finite(to_json(tuple(dict.fromkeys(metrics)))))  # a judge may repeat a rate
 
         self.folder.stage("evaluate", inputs, [path], work)
+        for set in ("harmful", "harmless", *self.sets.over_refusal):
+            warn_of_no_answers(read_completions(self.folder.completions(set, BASELINE)), set)
         return read_metrics(path)
 
     @cached_property
@@ -264,6 +267,8 @@ class Measured:
         for set, texts in kinds.items():
             if texts:
                 yield set, self._drift(set, texts)
+            else:
+                log.warning("No drift is measured on %s: it has no text of two tokens or more.", set)
 
     def _drift(self, set: str, texts: Sequence[ForcedText]) -> dict[str, tuple[Drift, ...]]:
         """Every text under the direction's own conditions, the first ``n_control`` under those of the controls."""
@@ -323,6 +328,16 @@ def refresh_verdicts(folder: RunFolder, stage: str, paths: Sequence[Path]) -> No
         folder.save()
 
     ranks.only_writer(work)
+
+
+def warn_of_no_answers(baseline: Sequence[Completion], set: str) -> None:
+    """Say so where the unmodified model gives no answer at all: no rate then says anything about refusal."""
+    if not baseline or any(row.verdict != "degenerate" for row in baseline):
+        return
+    thinking = sum(not split(row.completion).finished for row in baseline)
+    why = f"{thinking} are still thinking when the limit comes" if thinking else "they are empty, loops or no language"
+    mend = "Raise --max-new-tokens." if thinking else "Check the model and its chat template."
+    log.warning("None of the %d baseline completions of %s is an answer: %s. %s", len(baseline), set, why, mend)
 
 
 def check_completions_of(folder: RunFolder, config: RunConfig, prompts: PromptSplits) -> None:

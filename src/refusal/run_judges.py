@@ -7,6 +7,8 @@ Rows that are there are kept while the completions and the judge's options are t
 Which those were, and what the judge has cost, is in ``manifest.json``.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -15,6 +17,7 @@ from typing import Any
 
 from refusal import ranks
 from refusal.config import RunConfig
+from refusal.errors import RunFailure
 from refusal.evaluate.judges import (
     Agreement,
     EndpointJudge,
@@ -37,6 +40,9 @@ from refusal.storage import append_jsonl, write_json, write_jsonl
 
 Completions = Mapping[tuple[str, str], Sequence[Completion]]  # by (set, condition)
 DETECTOR = "detector"
+MANY_FAILED = 0.2  # of a judge's judgements: worth a warning
+
+log = logging.getLogger(__name__)
 
 
 def judges_for(config: RunConfig) -> dict[str, Judge]:
@@ -118,6 +124,31 @@ class Judging:
         asked = [spec, given.judge_url, given.short_is_safe, given.judge_max_tokens, given.judge_dtype]
         completions = [[row.prompt_id, row.prompt, row.completion] for row in rows]
         return digest([stage_version("judge"), asked, _files_of(spec), completions])
+
+
+def check_judged(folder: RunFolder, judges: Mapping[str, Judge]) -> None:
+    """Say so where a judge has failed on many completions; people's labels may be of a few.
+
+    Raises:
+        RunFailure: every judgement of a judge failed, so that it says nothing.
+    """
+    for judge in judges.values():
+        files = sorted((folder.path / "judgements" / judge.name).glob("*.jsonl"))
+        found = [judgement for file in files for judgement in read_judgements(file)]
+        failed = [judgement.error or "" for judgement in found if judgement.failed]
+        if isinstance(judge, LabelsJudge) or not failed:
+            continue
+        reason, times = Counter(failed).most_common(1)[0]
+        why = f"{reason}{'' if times == len(failed) else f', {times} times'}"
+        again = "Look at the judge, then start the same command again: only failed ones are asked again."
+        if len(failed) == len(found):
+            raise RunFailure(
+                f"All {len(found)} judgements of {judge.name} failed ({why}), so it has no rates. "
+                f"What else was measured is in {folder.path}. {again}"
+            )
+        if len(failed) >= MANY_FAILED * len(found):
+            log.warning("%d of %d judgements of %s failed (%s): its rates are over the others. %s",
+                        len(failed), len(found), judge.name, why, again)  # fmt: skip
 
 
 def _files_of(spec: str) -> list[list[Any]]:
