@@ -7,10 +7,12 @@ import pytest
 import tiny_models
 import torch
 from plain import last_logits
+from transformers import PretrainedConfig
 
 from refusal import ChatModel, OutOfMemoryError, forward
 from refusal.forward import Batch, packs, plan, read, run_batches
 from refusal.hooks import Edit
+from refusal.sizes import narrowest_window
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Why is the sea salt?", "Hi there", "Sing!"]
 ALL = [*tiny_models.FAMILIES, *tiny_models.SLIDING]
@@ -59,6 +61,30 @@ def test_attention_models_pack(family: str) -> None:
     assert model.packs
     assert len(batches) == 1
     assert batches[0].ids.shape[0] == 1
+
+
+@pytest.mark.parametrize("family", tiny_models.UNPADDED)
+def test_what_padding_would_change_is_read_one_by_one(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the measurement PaliGemma's logits are off by half of themselves, GPT-Neo's past its window."""
+    model = tiny_models.chat_model(family)
+    rows = model.tokenize(TEXTS)
+    expected = torch.stack([last_logits(model.hf, row) for row in rows])
+    assert_alike(logits_by_batches(model, rows), expected)
+    assert model.pads == (family == "gpt_neo")
+    assert ("padding changes what this model says" in caplog.text) == (family == "paligemma")
+    if family == "paligemma":
+        model.pads = True
+        assert (logits_by_batches(model, rows) - expected).abs().max() > 0.1
+
+
+def test_every_window_of_a_config_counts() -> None:
+    def narrowest(**values: Any) -> float:
+        return narrowest_window(PretrainedConfig(**values))
+
+    assert narrowest(window_size=256, hidden_size=8) == 256
+    assert narrowest(sliding_window=None, attention_chunk_size=32) == 32
+    assert narrowest(attention_window=[512, 64], sliding_window=0) == 64
+    assert narrowest(sliding_window_pattern=6, max_window_layers=3, use_sliding_window=True) == float("inf")
 
 
 def test_packed_rows_hold_every_shared_beginning_once_and_no_padding(model: ChatModel) -> None:

@@ -1,12 +1,14 @@
 """Batched completions against a plain loop that runs each prompt alone, without a cache."""
 
+from typing import Any
+
 import pytest
 import tiny_models
 import torch
 from plain import last_logits
 
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
-from refusal.generation import _read_prompts, complete, complete_each, complete_rows, end_tokens
+from refusal.generation import _read_prompts, batching, complete, complete_each, complete_rows, end_tokens
 from refusal.interventions import SideBySide
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Sing!", "Name a colour, and say why."]
@@ -44,6 +46,31 @@ def test_completions_equal_a_plain_loop(family: str) -> None:
         model.batch_size.value = rows
         found = complete(model, TEXTS, 8)
         assert found == [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+
+
+@pytest.mark.parametrize("family", tiny_models.UNPADDED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_padding_is_not_neutral_rows_are_as_alone(family: str, dtype: torch.dtype) -> None:
+    """PaliGemma's prompts see their padding; GPT-Neo's window shifts behind a shared start. Each prompt alone says what
+    is right, by transformers' own generation where the prompt is read in both directions.
+    """
+    hf: Any = tiny_models.network(family)
+    model = ChatModel(hf.to(dtype), tiny_models.tokenizer(), name=family)
+    rows = model.tokenize(TEXTS)
+    assert batching(model) == {"paligemma": "alone", "gpt_neo": "shared"}[family]  # shared up to its window
+    found = complete_rows(model, rows, 8)
+    for row, new in zip(rows, found, strict=True):
+        one = hf.generate(torch.tensor([row]), max_new_tokens=8, do_sample=False, pad_token_id=0)[0, len(row) :]
+        assert new == [int(token) for token in one if int(token) not in end_tokens(model)]
+    if family == "gpt_neo" and dtype == torch.float32:
+        assert found == [plain_completion(model, row, 8) for row in rows]
+
+
+def test_side_by_side_interventions_are_not_measured_with(model: ChatModel) -> None:
+    assert model.batching is None
+    direction = Direction(torch.eye(tiny_models.WIDTH)[0], 1.0, -1, 1)
+    complete_each(model, TEXTS[:2], [Ablate(direction), Ablate(direction)], 2)
+    assert model.batching == "shared"
 
 
 @pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.SLIDING])

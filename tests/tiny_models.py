@@ -288,13 +288,30 @@ OTHERS: dict[str, Family] = {
         {"full_attn_idxs": [1, 3], "conv_bias": True, "block_auto_adjust_ff_dim": False}, recurrent=True, tied=True
     ),
 }
+# Padding changes what these say, or would if rows shared a start: no padding, no sharing.
+UNPADDED: dict[str, Family] = {
+    "paligemma": Family(
+        {"model_type": "gemma"},
+        wrapper={
+            "vision_config": {**_VISION, "model_type": "siglip_vision_model"},
+            "image_token_index": 268,
+            "projection_dim": 16,
+        },
+        tied=True,
+    ),
+    "gpt_neo": Family(
+        {"num_layers": LAYERS, "num_heads": 4, "attention_types": [[["global", "local"], 2], [["global"], 1]]}
+        | {"window_size": 8, "num_hidden_layers": OMIT, "num_attention_heads": OMIT},
+        tied=True,
+    ),
+}
 SLIDING = {"mistral-sliding": ("mistral", {"sliding_window": 8})}
 ZERO_CENTRED = ("gemma", "qwen3_next")  # norms multiply by 1 + weight
 
 
 def family(name: str) -> Family:
     """The family of that name, of either kind."""
-    return {**FAMILIES, **OTHERS}[name]
+    return {**FAMILIES, **OTHERS, **UNPADDED}[name]
 
 
 def tokenizer(template: str | None = "chatml") -> PreTrainedTokenizerFast:
@@ -315,7 +332,7 @@ def tokenizer(template: str | None = "chatml") -> PreTrainedTokenizerFast:
 def network(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A float32 model of a family with random weights, gains and biases; ``changes`` are to the text config."""
     family, extra = SLIDING.get(family, (family, {}))
-    kind = {**FAMILIES, **OTHERS}[family]
+    kind = {**FAMILIES, **OTHERS, **UNPADDED}[family]
     model_type = kind.model_type or family
     values = {**_COMMON, **kind.config, **extra, **changes}
     text = {name: value for name, value in values.items() if value is not OMIT}

@@ -9,6 +9,7 @@ up.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,13 +23,14 @@ from refusal import ranks
 from refusal.batches import is_out_of_memory, too_large
 from refusal.hooks import Edit, hooked
 from refusal.model import ChatModel
+from refusal.sizes import narrowest_window
 from refusal.trees import TokenTree, grow
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ROW_TOKENS = 768  # attention within a row is quadratic: at this length still a small part of a pass
-_PROBES = ("Why?", "Name three rivers of Europe, please.", "How do birds find their way home in the autumn?")
+PROBES = ("Why?", "Name three rivers of Europe, please.", "How do birds find their way home in the autumn?")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def plan(
     longest = max(len(rows[i]) for i in chosen)
     if not _packable(model, longest):
         order = sorted(chosen, key=lambda i: -len(rows[i]))
-        groups = _groups(order, [len(rows[i]) for i in order], budget)
+        groups = _groups(order, [len(rows[i]) for i in order], budget if pads(model) else 0)
         return [
             Planned(tuple(group), len(group) * len(rows[group[0]]), partial(_padded, model, rows, group))
             for group in groups
@@ -268,18 +270,34 @@ def packs(model: ChatModel) -> bool:
     return model.packs
 
 
+def pads(model: ChatModel) -> bool:
+    """Whether a row may be padded to the length of another; measured once, and said where it may not.
+
+    PaliGemma's prompts see in both directions, and their padding too.
+    """
+    if model.pads is None:
+        rows = model.tokenize(PROBES)
+        try:
+            gap = _gap(model, rows, _padded(model, rows, range(len(rows))))
+        except (RuntimeError, ValueError, IndexError) as error:
+            log.info("padding: %s", error)
+            gap = math.inf
+        model.pads = gap < logit_tolerance(model.hf.dtype)
+        if not model.pads:
+            log.warning("%s: padding changes what this model says, so prompts are read one by one.", model.name)
+    return model.pads
+
+
 def _packable(model: ChatModel, longest: int) -> bool:
     """Whether prompts up to that length may share a row."""
-    config = model.hf.config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return packs(model) and all(not window or longest <= window for window in windows)  # 0 is no window too
+    return packs(model) and longest <= narrowest_window(model.hf.config)
 
 
 def _measure_packing(model: ChatModel) -> bool:
     """Run a few prompts in one row and each alone: are the logits the same to rounding?"""
     if "position_ids" not in model.arguments:
         return False
-    rows = model.tokenize(_PROBES)
+    rows = model.tokenize(PROBES)
     try:
         together = _packed(model, grow(rows, range(len(rows)), sum(map(len, rows))))
         # What leaks from one prompt into the next (a short convolution, a state) shows most where they part.
@@ -293,7 +311,7 @@ def _measure_packing(model: ChatModel) -> bool:
 
 def rows_gap(model: ChatModel) -> float:
     """Relative difference between the logits of a few prompts read together, as they always are, and each alone."""
-    rows = model.tokenize(_PROBES)
+    rows = model.tokenize(PROBES)
     return max(_gap(model, rows, planned.lay_out()) for planned in plan(model, rows))
 
 

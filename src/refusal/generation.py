@@ -15,12 +15,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from refusal import ranks
 from refusal.batches import BatchSize, batched, row_budget
-from refusal.forward import call
+from refusal.forward import PROBES, call, logit_tolerance
 from refusal.hooks import Edit, hooked
 from refusal.interventions import Ablate, Add, SideBySide
-from refusal.model import ChatModel
+from refusal.model import Batching, ChatModel
 from refusal.progress import task
-from refusal.sizes import cache_values
+from refusal.sizes import cache_values, narrowest_window
 from refusal.thinking import opens, readable
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def complete_each(
     A step of a small batch costs little more than reading the weights, so many small runs are best done as one.
     """
     rows = model.tokenize(instructions)
+    batching(model)  # measured without interventions that differ by row
     side = SideBySide(interventions)
     n = len(rows)
     with model.apply(side):
@@ -94,7 +95,7 @@ def complete_rows(
     fits = ranks.smallest(row_budget(model.device, length * cache_bytes_per_token(model)))
     size = model.batch_size if model.batch_size.value <= fits else BatchSize(fits)
     complete_batch = _complete_batch
-    if not rows_apart(model.hf.config):
+    if batching(model) == "alone":
         log.warning("%s: its state cannot be padded or thinned out, so prompts are completed one by one.", model.name)
         size, complete_batch = BatchSize(1), _complete_alone
     with task(name, total=len(rows) * max_new_tokens, unit="tokens") as advance:
@@ -175,7 +176,8 @@ def _complete_batch(
     with torch.inference_mode():
         if on_rows is not None:
             on_rows(range(len(rows)))
-        state = _read_prompts(model, rows, max_new_tokens, share=on_rows is None)
+        together = on_rows is None and batching(model) == "shared"
+        state = _read_prompts(model, rows, max_new_tokens, share=together)
         logits, mask, position, cache = state.logits, state.mask, state.position, state.cache
         alive = list(range(len(rows)))
         for step in range(max_new_tokens):
@@ -237,7 +239,7 @@ def _complete_alone(
 def _read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int, share: bool = True) -> _Prefill:
     """Read the prompts into a cache: the shared start once, its keys and values then repeated for every row."""
     cache = DynamicCache(config=model.hf.config)
-    shared = _shared_start(rows, cache, new_tokens) if share else 0
+    shared = _shared_start(rows, cache, new_tokens, model.hf.config) if share else 0
     tails = [list(row[shared:]) for row in rows]
     width = max(len(tail) for tail in tails)
     ids = torch.tensor([[0] * (width - len(tail)) + tail for tail in tails])
@@ -258,16 +260,58 @@ def _read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: i
     return _Prefill(logits, mask, positions[:, -1:], cache)
 
 
-def _shared_start(rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens: int) -> int:
+def _shared_start(rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens: int, config: PreTrainedConfig) -> int:
     """How many leading tokens to read once for all rows; 0 where that would not be exact."""
     if len(rows) < 2:
         return 0
     longest = max(len(row) for row in rows) + new_tokens
+    if longest > narrowest_window(config):
+        return 0  # padding after the shared start would shift the window
     for layer in cache.layers:
         if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < longest:
-            return 0  # padding after the shared start would shift the window
+            return 0
     together = zip(*(row[:-1] for row in rows), strict=False)  # each row keeps a token of its own
     return next((i for i, tokens in enumerate(together) if len(set(tokens)) > 1), min(len(row) for row in rows) - 1)
+
+
+def batching(model: ChatModel) -> Batching:
+    """How rows are put together: the start they share read once, only padded, or each alone; measured at first use.
+
+    A few prompts of different length are read and continued by a token together, and each alone.
+    """
+    if model.batching is None:
+        model.batching = _measure_batching(model)
+    return model.batching
+
+
+def _measure_batching(model: ChatModel) -> Batching:
+    if not rows_apart(model.hf.config):
+        return "alone"
+    rows = model.tokenize(PROBES)
+    if _is_exact(model, rows, share=True):
+        return "shared"
+    return "padded" if _is_exact(model, rows, share=False) else "alone"
+
+
+def _is_exact(model: ChatModel, rows: Sequence[Sequence[int]], share: bool) -> bool:
+    try:
+        together = _two_steps(model, rows, share)
+        alone = torch.cat([_two_steps(model, [row], share=False) for row in rows], dim=1)
+    except (RuntimeError, ValueError, IndexError) as error:
+        log.info("rows side by side: %s", error)
+        return False
+    gaps = (together - alone).norm(dim=-1) / (alone - alone.mean()).norm(dim=-1).clamp_min(1e-12)
+    return bool(gaps.max() < logit_tolerance(model.hf.dtype))
+
+
+def _two_steps(model: ChatModel, rows: Sequence[Sequence[int]], share: bool) -> Float[Tensor, "step row vocab"]:
+    """Logits of the last prompt token and of one more token, the same for every row."""
+    with torch.inference_mode():
+        state = _read_prompts(model, rows, 1, share)
+        token = torch.full((len(rows), 1), rows[0][-1], device=model.device)
+        mask = torch.cat([state.mask, state.mask.new_ones(len(rows), 1)], dim=1)
+        after = call(model, token, mask, state.position + 1, state.cache)[:, -1]
+    return torch.stack([state.logits, after]).float().cpu()
 
 
 def rows_apart(config: PreTrainedConfig) -> bool:

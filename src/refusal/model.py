@@ -56,6 +56,9 @@ LOAD_ERRORS = (
 )
 
 
+Batching = Literal["shared", "padded", "alone"]
+
+
 class ChatModel:
     """A causal language model with its chat format and its residual-stream sites.
 
@@ -69,6 +72,8 @@ class ChatModel:
         token_budget: tokens per pass when reading; chosen from free memory, halved when memory runs out.
         batch_size: most rows at once when generating, likewise.
         packs: whether prompts may share a row of tokens; measured at first use.
+        pads: whether rows may be padded when reading, measured likewise.
+        batching: how rows are put together when generating, measured likewise (``generation.batching``).
         arguments: names of the arguments that the model's ``forward`` takes.
         forward_tokens: tokens run through the model so far, padding included.
     """
@@ -96,6 +101,8 @@ class ChatModel:
         self.token_budget = BatchSize(ranks.smallest(token_budget(self.device, each)), "tokens")
         self.batch_size = BatchSize(batch_size or BUSY_ROWS.get(self.device.type, BUSY_ROWS["cpu"]))
         self.packs: bool | None = None
+        self.pads: bool | None = None
+        self.batching: Batching | None = None
         self.arguments = frozenset(inspect.signature(hf.forward).parameters)
         self.forward_tokens = 0
 

@@ -1,6 +1,7 @@
 """How large a model is: parameters, those that a token meets, what a token leaves in the cache."""
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,20 @@ def cache_values(config: PreTrainedConfig) -> int:
     per_head: int = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
     layers: int = text.num_hidden_layers
     return 2 * layers * kept * per_head
+
+
+def narrowest_window(config: PreTrainedConfig) -> float:
+    """How far back the shortest-sighted attention sees, in tokens; infinite where all see everything.
+
+    By what configs call it: ``sliding_window``, ``attention_chunk_size``, GPT-Neo's ``window_size``, lists of those.
+    """
+    text = config.get_text_config()
+    seen = [math.inf]
+    for name, value in vars(text).items():
+        if name == "attention_chunk_size" or ("window" in name and not re.search("pattern|layers|use_", name)):
+            sizes = value if isinstance(value, (list, tuple)) else [value]
+            seen += [size for size in sizes if isinstance(size, int) and size > 0]  # 0 is no window
+    return float(min(seen))
 
 
 def widest(config: PreTrainedConfig) -> int:

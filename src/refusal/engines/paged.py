@@ -9,7 +9,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from refusal import ranks
 from refusal.batches import row_budget
 from refusal.errors import EngineError
-from refusal.generation import cache_bytes_per_token, complete, end_tokens, read_outputs, rows_apart
+from refusal.generation import batching, cache_bytes_per_token, complete, end_tokens, read_outputs
 from refusal.model import ChatModel
 from refusal.progress import task
 
@@ -30,7 +30,7 @@ def complete_paged(
         EngineError: transformers gives a prompt up.
     """
     rows = model.tokenize(instructions)
-    if not rows_apart(model.hf.config):
+    if batching(model) == "alone":
         log.warning("%s: its state cannot be kept in pages, so it is completed in this package's batches.", model.name)
         return complete(model, instructions, max_new_tokens, name)
     longest = max((len(row) for row in rows), default=0) + max_new_tokens
