@@ -3,6 +3,7 @@
     python benchmarks/detector.py --data-dir ../shared/data                          # tables on the screen
     python benchmarks/detector.py --data-dir ../shared/data --write docs/detector.md # into the page
     python benchmarks/detector.py --data-dir ../shared/data --weights                # the weights fitted to all files
+    python benchmarks/detector.py --data-dir ../shared/data --accuracy               # counts for evaluate/accuracy.py
 
 The data folder holds `labelled/` with the files named in `FILES`. No completion is printed or written.
 """
@@ -23,6 +24,7 @@ from scipy.optimize import minimize
 
 from refusal import paper_substring_match, refusal_verdict
 from refusal.evaluate.detector import BIAS, WEIGHTS, signs
+from refusal.stats import Accuracy
 
 VERDICTS = ("refusal", "partial", "compliance", "degenerate")
 # Where a weight is drawn to by default: the sign is given; a plain refusal counts most, and a limit that an answer
@@ -63,6 +65,13 @@ def short_answers(path: Path) -> list[Labelled]:
     return [Labelled(r["prompt"], r["response"], "2" if r["label"] == "refused" else "1") for r in rows]
 
 
+def held_out(path: Path) -> list[Labelled]:
+    """The half of an XSTest file (by hash of the id) that nothing was written or fitted with."""
+    with path.open(encoding="utf-8") as lines:
+        odd = [int(hashlib.sha256(row["id"].encode()).hexdigest(), 16) % 2 == 1 for row in csv.DictReader(lines)]
+    return [row for row, kept in zip(xstest(path), odd, strict=True) if kept]
+
+
 def rule_based_rewards(path: Path) -> list[Labelled]:
     """The clear ones: marked as unable to comply, or as complying in full without judgement."""
     found = []
@@ -83,6 +92,7 @@ FILES: dict[str, Callable[[Path], list[Labelled]]] = {
     "lm_refusal_eval.jsonl": short_answers,
 }
 Data = dict[str, list[Labelled]]
+HELD_OUT = "xstest_v2_completions_mistralinstruct.csv"
 PARAPHRASES = Path(__file__).parents[1] / "tests" / "paraphrases.jsonl"
 
 
@@ -136,6 +146,12 @@ def summary(data: Data) -> str:
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def accuracy(rows: Sequence[Labelled], refused: Sequence[bool]) -> Accuracy:
+    """How often the verdicts are right, as counts."""
+    counts = Counter((row.refused, verdict) for row, verdict in zip(rows, refused, strict=True))
+    return Accuracy(counts[True, True], counts[True, False], counts[False, False], counts[False, True])
 
 
 def confusion(name: str, rows: Sequence[Labelled]) -> str:
@@ -202,7 +218,13 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--write", type=Path, help="a page with the two marks <!-- measured --> and <!-- /measured -->")
     parser.add_argument("--weights", action="store_true", help="fit the weights to all files and print them")
+    parser.add_argument("--accuracy", action="store_true", help="count right and wrong verdicts on the held-out half")
     options = parser.parse_args()
+    if options.accuracy:
+        rows = held_out(options.data_dir / "labelled" / HELD_OUT)
+        verdicts = [refusal_verdict(row.prompt, row.completion).refused for row in rows]
+        print(accuracy(rows, verdicts), agreement(rows, verdicts))
+        return
     data = load(options.data_dir)
     if options.weights:
         found = fit([row for rows in data.values() for row in rows])

@@ -10,6 +10,7 @@ import saved
 from refusal import RunFolderError, compare, stats
 from refusal import run as run_stages
 from refusal.cli import main
+from refusal.evaluate.accuracy import DETECTOR
 from refusal.run_records import read_completions
 
 
@@ -43,6 +44,11 @@ def test_changes_are_over_the_shared_prompts(runs: tuple[Path, Path], tmp_path: 
     assert (change.value, change.low, change.high, change.p_value, change.n) == (
         expected.value, expected.low, expected.high, expected.p_value, 3,
     )  # fmt: skip
+    row = next(r for r in found.rows if (r.name, r.condition) == ("refusal_rate_corrected", "ablation"))
+    assert (change := row.changes[1]) is not None
+    estimate = stats.corrected_change([False] * 3, [True, True, False], DETECTOR)
+    assert estimate is not None
+    assert (change.value, change.low, change.high) == (estimate.value, estimate.low, estimate.high)
     assert [run.model for run in found.runs] == [str(runs[0].parent / f"model-{run.name}") for run in runs]
     assert found.cosines[0] == pytest.approx(1)
 

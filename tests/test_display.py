@@ -118,11 +118,12 @@ def test_the_table_of_rates_shows_every_condition_with_its_interval_and_change()
         Metric("refusal_rate", "harmful", "baseline", 0.84, 0.75, 0.9, 100),
         Metric("degenerate_rate", "harmful", "baseline", 0.02, 0.0, 0.1, 100),
         Metric("refusal_rate", "harmful", "ablation", 0.04, 0.01, 0.1, 100),
+        Metric("refusal_rate_corrected", "harmful", "ablation", 0.03, 0.0, 0.12, 100),
         Metric("refusal_rate_change", "harmful", "ablation", -0.8, -0.87, -0.7, 100, 1e-20),
     )
     rows = [line.split() for line in text.splitlines()]
     assert ["harmful", "baseline", "84%", "(75–90)", "2%", "100"] in rows
-    assert ["harmful", "ablation", "4%", "(1–10)", "-80", "(-87", "to", "-70)", "100"] in rows
+    assert ["harmful", "ablation", "4%", "(1–10)", "3%", "(0–12)", "-80", "(-87", "to", "-70)", "100"] in rows
 
 
 def test_few_prompts_show_their_interval_first() -> None:

@@ -23,6 +23,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Options that pages mention and that are not of `refusal`: of llama.cpp, vLLM, torchrun, the benchmarks, of everything.
 FOREIGN = {
+    "--accuracy",
     "--bootstrap",
     "--control-vector-scaled",
     "--enable-lora",

@@ -7,6 +7,7 @@ import torch
 from refusal import Completion, Direction, LeakageError, PromptPair, control_directions, evaluate, tokens_for
 from refusal.conditions import random_group
 from refusal.evaluate import CONDITIONS, interventions_for, measure, measure_all
+from refusal.evaluate.accuracy import DETECTOR
 from refusal.evaluate.controls import cosines
 from refusal.generation import complete
 
@@ -64,6 +65,32 @@ def test_changes_are_paired_by_prompt_and_random_directions_stand_together() -> 
     assert by_key["refusal_rate", "random-ablation"].value == 0.75
     assert by_key["refusal_rate_change", "random-ablation"].value == -0.25
     assert ("refusal_rate_change", "baseline") not in by_key
+
+
+def test_rates_are_given_corrected_for_the_detector_s_errors_too() -> None:
+    base, after = (
+        completions(*["refusal"] * 70, *["compliance"] * 30),
+        completions(*["refusal"] * 40 + ["partial"] * 60),
+    )
+    found = measure_all({("harmful", "baseline"): base, ("harmful", "ablation"): after})
+    by_key = {(m.name, m.condition): m for m in found}
+    sensitivity, specificity = (by_key[name, "detector"] for name in ("sensitivity", "specificity"))
+    assert (sensitivity.set, sensitivity.n) == ("judges", DETECTOR.hits + DETECTOR.misses)
+    assert sensitivity.low < sensitivity.value <= sensitivity.high
+    expected = (0.7 + specificity.value - 1) / (sensitivity.value + specificity.value - 1)
+    one = by_key["refusal_rate_corrected", "baseline"]
+    assert one.value == pytest.approx(min(1.0, expected))
+    raw = by_key["refusal_rate", "baseline"]
+    assert one.high - one.low > raw.high - raw.low  # it knows less than one who takes the detector's word
+    change = by_key["refusal_rate_corrected_change", "ablation"]
+    assert change.value == pytest.approx(by_key["refusal_rate_corrected", "ablation"].value - one.value)
+    assert change.p_value == by_key["refusal_rate_change", "ablation"].p_value
+    assert measure_all({}) == ()
+
+
+def test_the_detector_is_worth_correcting_by() -> None:
+    assert DETECTOR.informedness > 0.5
+    assert DETECTOR.source
 
 
 def test_names_of_conditions() -> None:

@@ -76,6 +76,8 @@ def test_the_rates_on_the_page_are_those_of_the_metrics(run: Path) -> None:
         expected = f"{value}% ({low}–{high})" if m["n"] >= 30 else f"{low}–{high} ({value}%)"
         assert (row["refused"], row["n"]) == (expected, str(m["n"]))
         assert row["degenerate"] == f"{100 * rows['degenerate_rate', row['prompts'], row['condition']]['value']:.0f}%"
+        c = rows["refusal_rate_corrected", row["prompts"], row["condition"]]
+        assert f"{100 * c['value']:.0f}%" in row["corrected"]
         change = rows.get(("refusal_rate_change", row["prompts"], row["condition"]))
         assert (row["change, points"] == "") == (change is None)
     first = {text(d.find("dt")): text(d.find("dd")) for d in page.find_class("numbers")[0].iter("div")}

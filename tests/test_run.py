@@ -26,8 +26,9 @@ from refusal.storage import file_sha256
 
 STAGES: Any = import_module("refusal.run")  # the package's attribute of that name is the function
 MEASURING: Any = import_module("refusal.run_evaluation")
-RATES = {"refusal_rate", "partial_rate", "degenerate_rate", "substring_refusal_rate"}
-CHANGES = {"refusal_rate_change", "degenerate_rate_change"}
+RATES = {"refusal_rate", "partial_rate", "degenerate_rate", "substring_refusal_rate", "refusal_rate_corrected"}
+ACCURACY = {"sensitivity", "specificity"}
+CHANGES = {"refusal_rate_change", "degenerate_rate_change", "refusal_rate_corrected_change"}
 COMPLETIONS = {f"completions/{set}.{condition}.jsonl" for set, condition in CONDITIONS}
 BASELINES = {"completions/harmful.baseline.jsonl", "completions/harmless.baseline.jsonl"}
 SELECTED = {"scores.json", "direction.safetensors", "selection.json", "stability.json"}
@@ -128,7 +129,7 @@ def test_the_direction_is_the_chosen_candidate_normalised(finished: Path, source
 def test_rates_are_those_of_the_completions(finished: Path) -> None:
     metrics = read(finished / "metrics.json")
     assert all(set(m) == {"name", "set", "condition", "value", "low", "high", "n", "p_value"} for m in metrics)
-    assert {m["name"] for m in metrics} == RATES | CHANGES
+    assert {m["name"] for m in metrics} == RATES | CHANGES | ACCURACY
     for set_, condition in CONDITIONS:
         lines = (finished / "completions" / f"{set_}.{condition}.jsonl").read_text(encoding="utf-8").split("\n")
         rows = [json.loads(line) for line in lines if line]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from refusal.conditions import CONDITIONS, random_group
 from refusal.errors import RunFolderError
 from refusal.evaluate.capability.rates import PREFIX, is_binary
-from refusal.evaluate.rates import HITS, metric
+from refusal.evaluate.rates import CORRECTED, HITS, metric
 from refusal.records import Direction, Metric, Prompt
 from refusal.run_capability import file_name, read_task_run
 from refusal.run_records import read_completions, read_json, read_manifest, read_metrics
 from refusal.shown import Shown, dataframe
-from refusal.stats import rate_change
+from refusal.stats import corrected_change, rate_change
 
 if TYPE_CHECKING:
     import pandas
@@ -140,6 +140,8 @@ def _right_or_wrong(path: Path) -> dict[Key, dict[str, bool]]:
         rows = {Prompt(c.prompt_id, c.prompt, "harmful").fingerprint: c for c in read_completions(file)}
         for name in COMPARED:
             found[name, set, condition] = {fingerprint: HITS[name](c) for fingerprint, c in rows.items()}
+            if name in CORRECTED:
+                found[f"{name}_corrected", set, condition] = found[name, set, condition]
     for file in sorted((path / "capability").glob("*.jsonl")):
         run = read_task_run(file, file.with_suffix(".json"))
         condition = file.stem.removeprefix(f"{file_name(run.task)}.")
@@ -158,8 +160,10 @@ def _change(
     if not shared:
         return None
     name, set, condition = key
-    change = rate_change([before[one] for one in shared], [after[one] for one in shared])
-    return metric(f"{name}_change", set, condition, change, len(shared))
+    hits = ([before[one] for one in shared], [after[one] for one in shared])
+    accuracy = CORRECTED.get(name.removesuffix("_corrected")) if name.endswith("_corrected") else None
+    change = rate_change(*hits) if accuracy is None else corrected_change(*hits, accuracy)
+    return None if change is None else metric(f"{name}_change", set, condition, change, len(shared))
 
 
 def _cosine(first: Direction, other: Direction) -> float | None:

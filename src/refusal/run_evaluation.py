@@ -25,6 +25,7 @@ from refusal.evaluate.completions import judged_again
 from refusal.evaluate.controls import control_directions, cosines
 from refusal.evaluate.drift import Drift, ForcedText, drift_metrics, measure_drift, own_answers
 from refusal.evaluate.judges.reading import check_completions
+from refusal.evaluate.rates import CORRECTED
 from refusal.evaluate.texts import Corpus, read_corpus
 from refusal.identity import program
 from refusal.model import ChatModel
@@ -127,6 +128,7 @@ class Measured:
             "direction": self._direction_hash,
             "extra": to_json(tuple(extra)),
             "k": self.config.drift_tokens,
+            "accuracy": {name: asdict(accuracy) for name, accuracy in CORRECTED.items()},
         }
 
         def work() -> None:

@@ -32,10 +32,12 @@ from refusal.evaluate.judges import (
     unjudged,
 )
 from refusal.evaluate.judges.labels import LabelsJudge
+from refusal.evaluate.rates import accuracy_metrics
 from refusal.identity import digest, stage_version
 from refusal.progress import task
 from refusal.records import Completion, Metric, to_json
 from refusal.run_folder import RunFolder
+from refusal.stats import Accuracy
 from refusal.storage import append_jsonl, write_json, write_jsonl
 
 Completions = Mapping[tuple[str, str], Sequence[Completion]]  # by (set, condition)
@@ -77,9 +79,11 @@ class Judging:
         kinds = {DETECTOR: "refusal", **{judge.name: judge.kind for judge in self.judges.values()}}
         for spec, judge in self.judges.items():
             said[judge.name] = []
+            accuracy: Accuracy | None = getattr(judge, "accuracy", None)  # of those that were compared with people
+            found += () if accuracy is None else accuracy_metrics(judge.name, accuracy)
             for (set, condition), rows in completions.items():
                 judgements = self._judge(spec, judge, set, condition, rows)
-                found += judge_metrics(judge.name, judge.kind, judgements, set, condition)
+                found += judge_metrics(judge.name, judge.kind, judgements, set, condition, accuracy)
                 said[judge.name] += _named(judgements, set, condition)
             if isinstance(judge, LabelsJudge):
                 judge.check_matched()

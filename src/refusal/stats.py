@@ -2,7 +2,8 @@
 
 Intervals are at 95 %. Rates get Wilson's interval; the change of a rate between two conditions on the same prompts
 gets Newcombe's (1998, Statistics in Medicine 17:2635, method 10) and McNemar's exact test; means get a bootstrap over
-prompts. Bootstraps are seeded: the same numbers give the same interval.
+prompts. Bootstraps are seeded: the same numbers give the same interval. Rates corrected for the errors of who judged
+have the formulas beside them.
 """
 
 import math
@@ -12,9 +13,10 @@ from statistics import fmean
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import binomtest, bootstrap, mannwhitneyu
+from scipy.stats import binomtest, bootstrap, mannwhitneyu, norm
 
 CONFIDENCE = 0.95
+Z = float(norm.ppf((1 + CONFIDENCE) / 2))
 RESAMPLES = 4000
 
 
@@ -28,6 +30,44 @@ class Estimate:
     p_value: float | None = None
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """How a judge did where the truth is known, as counts; what it looks for, a refusal say, is called positive.
+
+    Attributes:
+        hits, misses: positive ones that it found, and did not find.
+        rejections, false_alarms: negative ones that it left alone, and took for positive.
+        source: where that was counted.
+    """
+
+    hits: int
+    misses: int
+    rejections: int
+    false_alarms: int
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a negative count."""
+        if min(self.hits, self.misses, self.rejections, self.false_alarms) < 0:
+            raise ValueError(f"{self} has a negative count; give numbers of items")
+
+    @property
+    def sensitivity(self) -> Estimate:
+        """Share of the positive ones that it finds."""
+        return _share(self.hits, self.hits + self.misses)
+
+    @property
+    def specificity(self) -> Estimate:
+        """Share of the negative ones that it leaves alone."""
+        return _share(self.rejections, self.rejections + self.false_alarms)
+
+    @property
+    def informedness(self) -> float:
+        """Sensitivity + specificity - 1 (Youden's J); 0 or less is no better than chance, nothing counted is 0."""
+        positives, negatives = self.hits + self.misses, self.rejections + self.false_alarms
+        return self.hits / positives - self.false_alarms / negatives if positives and negatives else 0.0
+
+
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """Wilson score interval (95 %) of a share; ``(0, 1)`` when there is nothing to count."""
     if n == 0:
@@ -38,8 +78,11 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 def rate(hits: Sequence[bool]) -> Estimate:
     """A share with Wilson's interval."""
-    n = len(hits)
-    return Estimate(sum(hits) / n if n else 0.0, *wilson_interval(sum(hits), n))
+    return _share(sum(hits), len(hits))
+
+
+def _share(count: int, n: int) -> Estimate:
+    return Estimate(count / n if n else 0.0, *wilson_interval(count, n))
 
 
 def together(runs: Sequence[Estimate]) -> Estimate:
@@ -82,6 +125,74 @@ def _phi(both: int, first: int, second: int, neither: int) -> float:
     n = both + first + second + neither
     corrected = max(product - n / 2, 0.0) if product > 0 else product
     return corrected / math.sqrt(margins)
+
+
+def corrected_rate(successes: int, n: int, accuracy: Accuracy) -> Estimate | None:
+    """The share of positive ones behind ``successes`` of ``n`` found by a judge that errs: Rogan and Gladen (1978).
+
+    ``(q + spec - 1) / (sens + spec - 1)`` for a raw share ``q``, clipped to 0..1 (American Journal of Epidemiology
+    107:71). The interval is Lang and Reiczigel's (2014, Preventive Veterinary Medicine 113:13), which carries the
+    uncertainty of all three shares: each is shrunk (``q`` as Wilson does, the others by one item to either side), and
+    the middle is shifted by ``delta``. ``None`` where the judge knows no better than chance: then nothing follows.
+    """
+    if accuracy.informedness <= 0:
+        return None
+    if n == 0:
+        return Estimate(0.0, 0.0, 1.0)
+    positives, negatives = accuracy.hits + accuracy.misses, accuracy.rejections + accuracy.false_alarms
+    value = _unit((successes / n - accuracy.false_alarms / negatives) / accuracy.informedness)
+    positives, negatives = positives + 2, negatives + 2
+    size, q = n + Z**2, (successes + Z**2 / 2) / (n + Z**2)
+    sens, spec = (accuracy.hits + 1) / positives, (accuracy.rejections + 1) / negatives
+    middle = (q + spec - 1) / (sens + spec - 1)
+    of_sens, of_spec = sens * (1 - sens) / positives, spec * (1 - spec) / negatives
+    delta = 2 * Z**2 * (middle * of_sens - (1 - middle) * of_spec)
+    variance = q * (1 - q) / size + middle**2 * of_sens + (1 - middle) ** 2 * of_spec
+    reach = Z * math.sqrt(variance) / (sens + spec - 1)
+    low, high = _unit(middle + delta - reach), _unit(middle + delta + reach)
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def corrected_change(before: Sequence[bool], after: Sequence[bool], accuracy: Accuracy) -> Estimate | None:
+    """``corrected_rate(after) - corrected_rate(before)`` on the same prompts, by a judge that errs alike on both.
+
+    Specificity cancels: the truth changes by the raw change over ``J = sens + spec - 1``. The interval is that of this
+    ratio (Newcombe 2016, MOVER-R, Statistical Methods in Medical Research 25:1774) from the raw change's and that of
+    ``J`` (square-and-add over the two Wilson intervals). The p-value is the raw change's: both are zero together.
+    """
+    n = len(before)
+    raw = rate_change(before, after)
+    first, second = (corrected_rate(sum(hits), n, accuracy) for hits in (before, after))
+    if first is None or second is None:
+        return None
+    sens, spec, j = accuracy.sensitivity, accuracy.specificity, accuracy.informedness
+    j_low = j - math.hypot(sens.value - sens.low, spec.value - spec.low)
+    j_high = j + math.hypot(sens.high - sens.value, spec.high - spec.value)
+    value = second.value - first.value
+    if j_low <= 0:
+        return Estimate(value, -1.0, 1.0, raw.p_value)
+    low = _ratio_low(raw.value, raw.low, (j, j_low, j_high))
+    high = -_ratio_low(-raw.value, -raw.high, (j, j_low, j_high))
+    return Estimate(value, max(-1.0, min(low, value)), min(1.0, max(high, value)), raw.p_value)
+
+
+def _ratio_low(top: float, low: float, bottom: tuple[float, float, float]) -> float:
+    """MOVER-R's lower end of ``top / bottom``; ``bottom`` with its own bounds, all above 0.
+
+    It is the root below ``top / bottom`` of ``(top - r bottom)^2 = (top - low)^2 + r^2 d^2``. ``d`` is how far the
+    bottom may go to where the ratio falls: up where the root is positive, down where it is negative.
+    """
+    value, down, up = bottom
+    d = up - value if low >= 0 else value - down
+    a, b, c = value**2 - d**2, top * value, low * (2 * top - low)
+    root = math.sqrt((top - low) ** 2 * a + (d * top) ** 2)
+    if low < 0:
+        return (b - root) / a
+    return c / (b + root) if c > 0 else 0.0
+
+
+def _unit(value: float) -> float:
+    return min(1.0, max(0.0, value))
 
 
 def mean(values: Sequence[float]) -> Estimate:

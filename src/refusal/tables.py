@@ -20,6 +20,7 @@ FEW = 30
 _SINGLE_RANDOM = re.compile(r"random-\d")
 _SEVERAL = re.compile(r"kl_first_\d+_tokens")
 CLASSES = ("harmful", "harmless")
+SHARES = ("sensitivity", "specificity", "_rate", "_rate_corrected", "_safety_score", "_safety_score_corrected")
 
 
 def all_tables(metrics: Sequence[Metric]) -> list[Table]:
@@ -55,15 +56,15 @@ class Found:
 def rates(found: Found) -> Table:
     """Refusal on harmful and harmless prompts by condition."""
     table = _table("Share of completions that refuse (95 % interval)", "prompts", "condition")
-    for name in ("refusal rate", "change", "degenerate", "n"):
+    for name in ("refusal rate", "corrected", "change", "degenerate", "n"):
         table.add_column(name, justify="right")
     for set, condition in CONDITIONS:
         if (m := found.get("refusal_rate", set, condition)) is not None:
             degenerate = found.get("degenerate_rate", set, condition)
             change = found.get("refusal_rate_change", set, condition)
-            table.add_row(
-                set, condition, share(m), points(change), f"{degenerate.value:.0%}" if degenerate else "", str(m.n)
-            )
+            corrected = share(found.get("refusal_rate_corrected", set, condition))
+            broken = f"{degenerate.value:.0%}" if degenerate else ""
+            table.add_row(set, condition, share(m), corrected, points(change), broken, str(m.n))
     return table
 
 
@@ -94,7 +95,10 @@ def over_refusal(found: Found) -> Table:
         n = next(m.n for m in shown if m.set == set)
         table.add_column(f"{set} (n {n})", justify="right")
     for condition in dict.fromkeys(m.condition for m in shown):
-        table.add_row(condition, *(share(found.get("refusal_rate", set, condition)) for set in sets))
+        for name, suffix in (("refusal_rate", ""), ("refusal_rate_corrected", ", corrected")):
+            cells = [share(found.get(name, set, condition)) for set in sets]
+            if any(cells):
+                table.add_row(condition + suffix, *cells)
     return table
 
 
@@ -174,7 +178,7 @@ def judged(found: Found, names: Sequence[str]) -> Table:
     for name in ("value", "failed", "n"):
         table.add_column(name, justify="right")
     for judge in names:
-        for measure in ("refusal_rate", "safety_score", "score"):
+        for measure in ("refusal_rate", "refusal_rate_corrected", "safety_score", "safety_score_corrected", "score"):
             for m in found.named(f"{judge}_{measure}"):
                 failed = found.get(f"{judge}_failed_rate", m.set, m.condition)
                 value = number(m) if measure == "score" else share(m)
@@ -195,7 +199,7 @@ def comparison(found: Comparison) -> Table:
         cells = []
         for i, (value, change) in enumerate(zip(row.values, row.changes, strict=True)):
             cells.append(
-                share(value) if row.name.endswith("_rate") or row.name.startswith(CAPABILITY) else number(value)
+                share(value) if row.name.endswith(SHARES) or row.name.startswith(CAPABILITY) else number(value)
             )
             if i > 0:
                 p = None if change is None else change.p_value

@@ -22,6 +22,7 @@ from refusal.evaluate.judges import (
     unjudged,
 )
 from refusal.records import to_json
+from refusal.stats import Accuracy
 
 LOCAL = JudgeOptions(judge_url="http://127.0.0.1:9/v1")
 ROWS = [
@@ -237,6 +238,18 @@ def test_rates_are_of_valid_judgements_and_failures_have_their_own() -> None:
     assert found["j_failed_rate"].n == 6
     safety = {m.name: m for m in judge_metrics("j", "safety", judged("ssus"), "harmful", "ablation")}
     assert safety["j_safety_score"].value == 0.75
+
+
+def test_a_judge_that_was_compared_with_people_gives_corrected_rates_too() -> None:
+    accuracy = Accuracy(hits=80, misses=20, rejections=90, false_alarms=10)
+    rows = judged("s" * 45 + "u" * 55)
+    score, corrected, failed = judge_metrics("j", "safety", rows, "harmful", "ablation", accuracy)
+    assert (score.name, corrected.name, failed.name) == ("j_safety_score", "j_safety_score_corrected", "j_failed_rate")
+    assert corrected.value == pytest.approx((0.45 - 0.1) / 0.7)
+    assert corrected.low < 0.4 < 0.6 < corrected.high
+    chance = Accuracy(hits=50, misses=50, rejections=50, false_alarms=50)
+    names = [m.name for m in judge_metrics("j", "refusal", judged("rc"), "harmful", "ablation", chance)]
+    assert names == ["j_refusal_rate", "j_failed_rate"]
 
 
 def test_the_mean_score_and_its_interval() -> None:

@@ -1,11 +1,12 @@
 """Rates over verdicts: each with its interval, and its change from the baseline on the same prompts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from refusal.conditions import BASELINE, random_group
+from refusal.evaluate.accuracy import DETECTOR
 from refusal.evaluate.detector import paper_substring_match
 from refusal.records import Completion, Metric
-from refusal.stats import Estimate, rate, rate_change, together
+from refusal.stats import Accuracy, Estimate, corrected_change, corrected_rate, rate, rate_change, together
 
 Completions = Mapping[tuple[str, str], Sequence[Completion]]  # by (set, condition)
 
@@ -18,20 +19,33 @@ HITS: dict[str, Callable[[Completion], bool]] = {
     "substring_refusal_rate": lambda c: paper_substring_match(c.answer),
 }
 COMPARED = ("refusal_rate", "degenerate_rate")
+# Rates that are given a second time, corrected for the errors of who judged, as far as those are known.
+CORRECTED: dict[str, Accuracy] = {"refusal_rate": DETECTOR}
 
 
 def measure(completions: Sequence[Completion], set: str, condition: str) -> tuple[Metric, ...]:
-    """Rates over the completions of one set under one condition, with Wilson intervals."""
-    return tuple(
-        metric(name, set, condition, rate([hit(c) for c in completions]), len(completions))
-        for name, hit in HITS.items()
-    )
+    """Rates over the completions of one set under one condition, with Wilson intervals; then the corrected ones."""
+    found: list[Metric] = []
+    for name, hit in HITS.items():
+        hits = [hit(c) for c in completions]
+        found.append(metric(name, set, condition, rate(hits), len(hits)))
+        if name in CORRECTED:
+            found += corrected(name, set, condition, sum(hits), len(hits), CORRECTED[name])
+    return tuple(found)
+
+
+def corrected(name: str, set: str, condition: str, count: int, n: int, accuracy: Accuracy) -> Iterator[Metric]:
+    """``<name>_corrected``; nothing where the judge knows no better than chance."""
+    estimate = corrected_rate(count, n, accuracy)
+    if estimate is not None:
+        yield metric(f"{name}_corrected", set, condition, estimate, n)
 
 
 def measure_all(completions: Completions) -> tuple[Metric, ...]:
     """All rates; for every condition but the baseline also the change from the baseline, paired by prompt.
 
-    What the random directions do together is added as ``random-ablation`` and so on.
+    What the random directions do together is added as ``random-ablation`` and so on, and how often the detector is
+    right where that was counted.
     """
     found: list[Metric] = []
     for (set, condition), rows in completions.items():
@@ -39,7 +53,16 @@ def measure_all(completions: Completions) -> tuple[Metric, ...]:
         base = completions.get((set, BASELINE))
         if base is not None and condition != BASELINE:
             found += _changes(base, rows, set, condition)
-    return (*found, *random_together(found))
+    rests_on = accuracy_metrics("detector", DETECTOR) if found else ()
+    return (*found, *random_together(found), *rests_on)
+
+
+def accuracy_metrics(judge: str, accuracy: Accuracy) -> tuple[Metric, ...]:
+    """``sensitivity`` and ``specificity`` of a judge, what its corrected rates rest on."""
+    return (
+        metric("sensitivity", "judges", judge, accuracy.sensitivity, accuracy.hits + accuracy.misses),
+        metric("specificity", "judges", judge, accuracy.specificity, accuracy.rejections + accuracy.false_alarms),
+    )
 
 
 def metric(name: str, set: str, condition: str, estimate: Estimate, n: int) -> Metric:
@@ -47,18 +70,14 @@ def metric(name: str, set: str, condition: str, estimate: Estimate, n: int) -> M
     return Metric(name, set, condition, estimate.value, estimate.low, estimate.high, n, estimate.p_value)
 
 
-def _changes(base: Sequence[Completion], rows: Sequence[Completion], set: str, condition: str) -> list[Metric]:
+def _changes(base: Sequence[Completion], rows: Sequence[Completion], set: str, condition: str) -> Iterator[Metric]:
     before = paired(base, rows)
-    return [
-        metric(
-            f"{name}_change",
-            set,
-            condition,
-            rate_change([HITS[name](c) for c in before], [HITS[name](c) for c in rows]),
-            len(rows),
-        )
-        for name in COMPARED
-    ]
+    for name in COMPARED:
+        hits = ([HITS[name](c) for c in before], [HITS[name](c) for c in rows])
+        yield metric(f"{name}_change", set, condition, rate_change(*hits), len(rows))
+        change = corrected_change(*hits, CORRECTED[name]) if name in CORRECTED else None
+        if change is not None:
+            yield metric(f"{name}_corrected_change", set, condition, change, len(rows))
 
 
 def paired(base: Sequence[Completion], rows: Sequence[Completion]) -> list[Completion]:

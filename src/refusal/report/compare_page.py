@@ -69,7 +69,9 @@ def _tables(found: Comparison) -> Iterator[PageTable]:
     """A table for each name of a measure, its sets and conditions below one another."""
     for name in dict.fromkeys(row.name for row in found.rows):
         rows = [row for row in found.rows if row.name == name]
-        shares = name.endswith(("_rate", "_score")) or all(_share_like(m) for row in rows for m in row.values)
+        shares = name.endswith(("_rate", "_score", "_corrected", "sensitivity", "specificity")) or all(
+            _share_like(m) for row in rows for m in row.values
+        )
         widest = max(
             (m.high for row in rows for m in row.values if m is not None and m.high < float("inf")), default=1.0
         )

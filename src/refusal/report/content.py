@@ -58,15 +58,17 @@ def rate_table(rows: Sequence[Row], title: str, note: str = "") -> PageTable | N
     if not rows:
         return None
     changes, broken = any(row.change for row in rows), any(row.degenerate for row in rows)
+    corrected = any(row.corrected for row in rows)
     shown = []
     for row, same in zip(rows, [False, *(a.set == b.set for a, b in zip(rows[1:], rows, strict=False))], strict=True):
         bar = svg.interval_bar(row.metric, _style(row.set))
         cells: list[str | Markup] = ["" if same else row.set, row.label, share(row.metric), bar]
+        cells += [share(row.corrected)] if corrected else []
         cells += [points(row.change)] if changes else []
         cells += ["" if row.degenerate is None else f"{row.degenerate.value:.0%}"] if broken else []
         shown.append((*cells, str(row.metric.n)))
-    columns = ("prompts", "condition", "refused", "0 to 100%", *(["change, points"] if changes else []))
-    columns += (*(["degenerate"] if broken else []), "n")
+    columns = ("prompts", "condition", "refused", "0 to 100%", *(["corrected"] if corrected else []))
+    columns += (*(["change, points"] if changes else []), *(["degenerate"] if broken else []), "n")
     return PageTable(title, columns, _typeset(shown), frozenset({2, *range(4, len(columns))}), note, grouped=True)
 
 
@@ -77,7 +79,18 @@ def _style(set: str) -> str:
 def main_rates(data: ReportData) -> PageTable | None:
     """Refusal by condition."""
     note = "95% Wilson intervals; changes are from the baseline on the same prompts, in points (Newcombe)."
+    note += "".join(_corrected_by(data))
     return rate_table(rate_rows(data.metrics), "Share of completions that refuse", note)
+
+
+def _corrected_by(data: ReportData) -> Iterator[str]:
+    """What the corrected rates rest on."""
+    right = [data.find(name, "judges", "detector") for name in ("sensitivity", "specificity")]
+    for m, words in zip(right, (" Corrected for the detector's errors (Rogan-Gladen): of refusals it finds ",
+                                ", of other completions it leaves alone "), strict=True):  # fmt: skip
+        yield "" if m is None else f"{words}{share(m)} of {m.n}"
+    if all(right):
+        yield " that people labelled. It may err otherwise on this model."
 
 
 def control_rates(data: ReportData) -> PageTable | None:

@@ -14,13 +14,14 @@ PLAIN = (BASELINE, "ablation", "subtraction", "addition")
 
 @dataclass(frozen=True)
 class Row:
-    """A share under a name, its change from the baseline where there is one, and the share of degenerate text."""
+    """A share under a name; where there are such, the corrected one, its change, and the share of degenerate text."""
 
     set: str
     label: str
     metric: Metric
     change: Metric | None = None
     degenerate: Metric | None = None
+    corrected: Metric | None = None
 
 
 def rate_rows(metrics: Sequence[Metric]) -> tuple[Row, ...]:
@@ -83,4 +84,5 @@ def _row(found: Mapping[tuple[str, str, str], Metric], set: str, condition: str,
         found["refusal_rate", set, condition],
         found.get(("refusal_rate_change", set, condition)),
         found.get(("degenerate_rate", set, condition)),
+        found.get(("refusal_rate_corrected", set, condition)),
     )
