@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import saved
@@ -56,7 +56,88 @@ def _no_such_model(place: Place) -> list[str]:
 
 # --- files of a model
 
-MODEL_FILES: tuple[Hostile, ...] = (Hostile("no such folder", _no_such_model, ("nowhere", "embedded")),)
+
+def _weights(
+    change: Callable[[str, Tensor], tuple[str, Tensor] | None], dtype: str = "float32"
+) -> Callable[[Place], list[str]]:
+    """A run of a model whose tensors ``change`` renames, alters or leaves out."""
+
+    def arguments(place: Place) -> list[str]:
+        folder = place.model()
+        changed = [change(name, tensor) for name, tensor in load_file(folder / "model.safetensors").items()]
+        kept = {pair[0]: pair[1].contiguous() for pair in changed if pair is not None}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        return [text.replace("--dtype=float32", f"--dtype={dtype}") for text in place.run(model=folder)]
+
+    return arguments
+
+
+def _without(part: str) -> Callable[[Place], list[str]]:
+    return _weights(lambda name, tensor: None if part in name else (name, tensor))
+
+
+def _renamed(part: str, other: str) -> Callable[[Place], list[str]]:
+    return _weights(lambda name, tensor: (name.replace(part, other), tensor))
+
+
+def _times(part: str, factor: float, dtype: str = "float32") -> Callable[[Place], list[str]]:
+    return _weights(lambda name, tensor: (name, tensor * factor if part in name else tensor), dtype)
+
+
+def _configured(**changes: Any) -> Callable[[Place], list[str]]:
+    """A run of a model whose config says something else."""
+
+    def arguments(place: Place) -> list[str]:
+        folder = place.model()
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+        return place.run(model=folder)
+
+    return arguments
+
+
+def _adapter(place: Place) -> list[str]:
+    folder = place.model()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/model"}', encoding="utf-8")
+    return place.run(model=folder)
+
+
+_UP, _OWN = "model.layers.2.mlp.up_proj.weight", {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+_LIST = "model.layers (5 x LlamaDecoderLayer)"
+
+MODEL_FILES: tuple[Hostile, ...] = (
+    Hostile("no such folder", _no_such_model, ("nowhere", "embedded")),
+    Hostile("a tensor is missing", _without(_UP), (_UP, "1 tensor missing")),
+    Hostile("a head is missing", _without("lm_head"), ("lm_head.weight", "1 tensor missing")),
+    Hostile("misnamed tensors", _renamed("up_proj", "upproj"), ("10 tensors missing", "upproj", "without a place")),
+    Hostile("wrong prefix", _renamed("model.", "net."), ("82 tensors missing", "net.layers.0")),
+    Hostile("nothing found", _weights(lambda name, t: (f"net.{name}", t)), ("83 tensors missing", "all of them")),
+    Hostile("fewer layers", _without("layers.4."), ("5 layers", "16 tensors missing", "model.layers.4.")),
+    Hostile("more layers", _configured(num_hidden_layers=3), ("3 layers", "32 tensors without", "model.layers.3.")),
+    Hostile("unused biases", _configured(attention_bias=False), ("20 tensors without a place", "k_proj.bias")),
+    Hostile("other shapes", _configured(intermediate_size=64), ("down_proj.weight (32, 48)", "(32, 64)")),
+    Hostile("another vocabulary", _configured(vocab_size=300), ("lm_head.weight (272, 32)", "(300, 32)")),
+    Hostile("NaN in a weight", _times(_UP, math.nan), (_UP, "NaN", "float32")),
+    Hostile("infinity in a norm", _times("norm.weight", math.inf), ("11 tensors", "input_layernorm.weight")),
+    Hostile("float16 overflow", _times(_UP, 1e7, "float16"), (_UP, "(float16)", "--dtype bfloat16")),
+    Hostile(
+        "float16 overflow of an activation",
+        _times("down_proj.weight", 2e4, "float16"),
+        ("model.layers.", "float16", "--dtype bfloat16"),
+        code=1,
+    ),
+    Hostile("all zeros", _times("", 0.0), ("All 37 weight matrices", "constant")),
+    Hostile("the embedding is zero", _times("embed_tokens", 0.0), ("embed_tokens", "one vector for every token")),
+    Hostile("the head is zero", _times("lm_head", 0.0), ("lm_head", "one logit for every token")),
+    Hostile("an unknown quantisation", _configured(quantization_config={"quant_method": "own"}), ("'own'",)),
+    Hostile("a quantisation without a name", _configured(quantization_config={"bits": 4}), ("no quant_method",)),
+    Hostile("an adapter", _adapter, ("adapter_config.json", "Merge")),
+    Hostile("code of its own", _configured(model_type="own", auto_map=_OWN), ("code of its own", "is not run")),
+    Hostile("no such blocks", lambda place: place.run("--blocks=model.h"), ("'model.h'", _LIST)),
+    Hostile("blocks that are one block", lambda place: place.run("--blocks=model.layers.0"), ("layers.0'", _LIST)),
+    Hostile("no such writers", lambda place: place.run("--writers", "attn", "mlp"), ("'attn'", "self_attn, ")),
+    Hostile("too few writers", lambda place: place.run("--writers", "mlp"), ("given (mlp)", "self_attn, ")),
+)
 
 # --- identity of a run, direction files, contexts
 

@@ -21,6 +21,7 @@ from refusal.forward import Batch, last_logits, read, share_batches
 from refusal.hooks import Edit, skipped
 from refusal.metrics import refusal_metric
 from refusal.model import ChatModel
+from refusal.probe import other_dtype
 from refusal.progress import task
 from refusal.records import Activations, ClassCount, Label, Prompt, PromptPair, RefusalTokens
 from refusal.refusal_tokens import tokens_for
@@ -233,7 +234,7 @@ def _check_finite(
         where = f"activations at layer {int((~finite).nonzero()[0, 0])}"
     elif not any(math.isnan(metric) for metric in metrics):
         return
-    raise NonFiniteError(f"The {where} are not finite in {model.hf.dtype}. Run with --dtype bfloat16 or float32.")
+    raise NonFiniteError(f"The {where} are not finite. {other_dtype(model.hf.dtype)}")
 
 
 def _check_enough(

@@ -1,6 +1,7 @@
 """How much runs at once: chosen from free memory, halved when memory runs out all the same."""
 
 import ctypes
+import errno
 import logging
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -79,12 +80,23 @@ def batched(lengths: Sequence[int], size: BatchSize, run: Callable[[list[int]], 
         start += len(rows)
 
 
+NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "os error 12",
+    "can't start new thread",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA and Apple raise ``torch.OutOfMemoryError``; the CPU allocator a plain RuntimeError."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    """CUDA and Apple raise ``torch.OutOfMemoryError``, the CPU allocator a RuntimeError, a mapped file anything."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     message = str(error).lower()
-    return "out of memory" in message or "can't allocate memory" in message or "not enough memory" in message
+    return any(words in message for words in NO_MEMORY)
 
 
 def too_large(tokens: int) -> OutOfMemoryError:

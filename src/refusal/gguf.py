@@ -8,11 +8,16 @@ import shutil
 import struct
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from gguf import GGUFReader
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.gguf.utils import is_gguf_arch_supported
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
+from refusal.checkpoint_check import check_loaded, check_values
 from refusal.errors import ModelLoadError, StorageError
 from refusal.progress import bars_as_tasks, task
 from refusal.storage import cache_root, file_sha256
@@ -20,6 +25,7 @@ from refusal.storage import cache_root, file_sha256
 log = logging.getLogger(__name__)
 
 MAGIC = b"GGUF"
+CHECKED = "checked"  # ends the name of a converted folder; those of versions that checked nothing are left alone
 
 
 def converted_folder(file: Path) -> Path:
@@ -37,7 +43,7 @@ def converted_folder(file: Path) -> Path:
         raise ModelLoadError(f"{file} cannot be read ({error.strerror}). Check its permissions.") from error
     if magic != MAGIC:
         raise ModelLoadError(f"{file} is not a GGUF file: it starts with {magic!r}. Give a .gguf file or a folder.")
-    folder = cache_root() / "models" / digest[:16]
+    folder = cache_root() / "models" / f"{digest[:16]}-{CHECKED}"
     if not is_converted(folder):
         convert(file, folder)
     return folder
@@ -73,15 +79,38 @@ def convert(file: Path, folder: Path) -> None:
 def _read(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        return AutoTokenizer.from_pretrained(**where), AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        auto: Any = AutoModelForCausalLM  # typed as if it never gave the loading info
+        model, info = auto.from_pretrained(
+            **where,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+        info["unexpected_keys"] |= _unread(file, model)
     # What a damaged file makes the parsers raise depends on where it is damaged.
     except (OSError, ValueError, TypeError, LookupError, ImportError, RuntimeError, struct.error) as error:
         raise ModelLoadError(
             f"transformers cannot read {file.name} ({error or type(error).__name__}). "
             "Give a complete file, or the model as a folder of safetensors."
         ) from error
+    check_loaded(file.name, model, info)
+    check_values(file.name, model)
+    return tokenizer, model
+
+
+def _unread(file: Path, model: PreTrainedModel) -> set[str]:
+    """Tensors of the file that transformers passes over without a word: of further layers, scales, positions."""
+    reader = GGUFReader(file)
+    field = reader.get_field("general.architecture")
+    kind = field.contents() if field is not None else ""
+    if is_gguf_arch_supported(kind):  # these are read another way, which reports them itself
+        return set()
+    processors: Any = TENSOR_PROCESSORS
+    processor = processors.get(kind, TensorProcessor)(config=model.config.to_dict())
+    known: dict[str, str] = get_gguf_hf_weights_map(model, processor)
+    return {tensor.name for tensor in reader.tensors if tensor.name not in known and "_exps" not in tensor.name}
 
 
 def _move(filled: Path, folder: Path) -> None:

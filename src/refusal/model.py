@@ -32,6 +32,14 @@ from transformers.utils.hub import cached_file
 from refusal import embedded, ranks
 from refusal.batches import BUSY_ROWS, BatchSize, is_out_of_memory, token_budget
 from refusal.chat import ChatFormat, find_format, render, tokenize
+from refusal.checkpoint_check import (
+    MEND,
+    adapter_message,
+    check_loaded,
+    check_quantisation,
+    check_values,
+    conversion_faults,
+)
 from refusal.day import Day, day_of
 from refusal.errors import ModelLoadError, OutOfMemoryError
 from refusal.gguf import converted_folder
@@ -209,15 +217,20 @@ def load(
     where = find_device(device)
     precision = find_dtype(dtype, where)
     source = resolve(name)
-    options = {"revision": revision} if revision is not None else {}
+    options: dict[str, Any] = {"trust_remote_code": False} | ({"revision": revision} if revision is not None else {})
     placement = place(where, precision, device_map, max_memory, quantize, tp_plan)
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if not tokenizer.chat_template:
             tokenizer.chat_template = _processor_template(source, options)
         find_format(tokenizer, system, day)  # a base model is refused before its weights are read
-        auto = auto_class(AutoConfig.from_pretrained(source, **options))
-        hf = auto.from_pretrained(source, dtype=precision, **options, **placement)
+        config = AutoConfig.from_pretrained(source, **options)
+        check_quantisation(name, config)
+        # Shapes that do not fit are passed over here so that check_loaded can say which they are.
+        told = {"dtype": precision, "output_loading_info": True, "ignore_mismatched_sizes": True, **placement}
+        hf, info = auto_class(config).from_pretrained(source, **options, **told)
+        check_loaded(name, hf, info)
+        check_values(name, hf)
         if not placement:
             hf.to(where)
         multiply_as_asked(hf, precision)
@@ -236,13 +249,12 @@ def loading(name: str) -> Iterator[None]:
     try:
         with bars_as_tasks(), task("load the model", total=0, unit=""):
             yield
-    except LOAD_ERRORS as error:
-        raise ModelLoadError(load_message(name, error)) from error
-    except (RuntimeError, MemoryError) as error:
+    except (*LOAD_ERRORS, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"The weights of {name!r} do not fit into memory. Use a smaller model, --dtype bfloat16, "
-                "--quantize 4bit, another --device, or --device-map auto."
+                "--quantize 4bit, another --device, or --device-map auto; where `ulimit -v` limits the address space, "
+                "raise it."
             ) from error
         raise ModelLoadError(load_message(name, error)) from error
 
@@ -258,6 +270,8 @@ def resolve(name: str) -> str:
         return str(embedded.folder())
     path = Path(name).expanduser()
     if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            raise ModelLoadError(adapter_message(name))
         if not (path / "config.json").is_file():
             raise ModelLoadError(f"The folder {name} holds no config.json. Give a folder in transformers' format.")
         return str(path)
@@ -309,7 +323,7 @@ def _classes(found: Any) -> set[str]:
     return {each.__name__ for each in (found if isinstance(found, (list, tuple)) else (found,))}
 
 
-def _processor_template(source: str, options: dict[str, str]) -> str | None:
+def _processor_template(source: str, options: dict[str, Any]) -> str | None:
     """The chat template that older vision-language checkpoints keep with their image processor, if there is one."""
     file = cached_file(
         source,
@@ -326,6 +340,14 @@ def _processor_template(source: str, options: dict[str, str]) -> str | None:
 
 def load_message(name: str, error: BaseException) -> str:
     """The first line of what transformers says, and what to do about it."""
+    if "trust_remote_code" in str(error):
+        return (
+            f"The model {name!r} comes with code of its own (auto_map in its config), which is not run. "
+            "Give a model whose architecture transformers has."
+        )
+    faults = conversion_faults(error)
+    if faults:
+        return f"The checkpoint of {name!r} does not fit its config.json: {faults}. {MEND}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if name == embedded.NAME or Path(name).expanduser().exists():
         mend = "Give a complete folder in transformers' format or another .gguf file, or use `embedded`."

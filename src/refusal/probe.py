@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from refusal.batches import is_out_of_memory
-from refusal.errors import UnsupportedModelError
+from refusal.errors import NonFiniteError, UnsupportedModelError
 from refusal.hooks import Edit, hooked
 from refusal.placement import input_device
 
@@ -82,14 +82,18 @@ def find_blocks(model: PreTrainedModel, path: str | None = None) -> tuple[str, .
     Raises:
         UnsupportedModelError: no list of modules is such a chain, or its stream is not one vector a token.
     """
-    lists = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.ModuleList, nn.Sequential))
-        and (name == path if path is not None else isinstance(module, nn.ModuleList) and len(module) > 0)
+    every = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.Sequential)
     }
+    lists = {name: module for name, module in every.items() if isinstance(module, nn.ModuleList) and len(module) > 0}
+    if path is not None and not len(every.get(path, ())):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no list of modules {path!r}, which was given as its blocks. "
+            f"It has {_described(lists)}: give one of these, or none, to have it found."
+        )
     n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    for name, module in sorted(lists.items(), key=lambda item: -len(item[1])):
+    tried = lists if path is None else {path: every[path]}
+    for name, module in sorted(tried.items(), key=lambda item: -len(item[1])):
         if path is None and n_layers is not None and len(module) != n_layers:
             continue
         members = tuple(f"{name}.{i}" for i in range(len(module)))
@@ -104,9 +108,14 @@ def find_blocks(model: PreTrainedModel, path: str | None = None) -> tuple[str, .
                     "Give a model with a single residual stream."
                 )
             return members
-    described = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in lists.items())
+    if path is not None:
+        raise UnsupportedModelError(
+            f"The modules in {path!r}, which was given as the blocks of {type(model).__name__}, are no chain of "
+            f"decoder blocks, where the output of one is the input of the next. The model has "
+            f"{_described(lists)}: give one of these, or none, to have it found."
+        )
     raise UnsupportedModelError(
-        f"No chain of decoder blocks was found in {type(model).__name__}; module lists: {described or 'none'}. "
+        f"No chain of decoder blocks was found in {type(model).__name__}, which has {_described(lists)}. "
         'Name the list yourself: find_sites(model, blocks="model.layers"), or --blocks on the command line.'
     )
 
@@ -144,6 +153,45 @@ def feeds_elsewhere(model: PreTrainedModel, blocks: Sequence[str], trace: Trace)
         float((seen[name].float() - before.float()).norm()) > tolerance * float(before.float().norm())
         for name, before in ((blocks[layer], before) for layer, before in trace.block_outputs.items())
     )
+
+
+def check_pass(model: PreTrainedModel) -> None:
+    """Refuse a model whose numbers leave the range of its dtype, or whose embedding or head tells no tokens apart.
+
+    Raises:
+        NonFiniteError: names the first module with NaN or infinity, the dtype, and which to try.
+        UnsupportedModelError: the embedding gives the same vector for every token, or the head the same logit.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    ends = names[id(embedding)], names[id(head)]
+    trace = run_probe(model, (), ends)
+    if not all(output.isfinite().all() for output in trace.outputs.values()):
+        outputs = run_probe(model, (), [name for name in names.values() if name]).outputs
+        first = next((name for name, x in outputs.items() if x.isnan().any() or x.isposinf().any()), ends[1])
+        raise NonFiniteError(f"The output of {first} holds NaN or infinity. {other_dtype(model.dtype)}")
+    vectors, logits = trace.outputs.get(ends[0]), trace.outputs.get(ends[1])
+    mend = "Fetch or save the checkpoint again."
+    if vectors is not None and vectors.dim() == 3 and torch.equal(vectors, vectors[:, :1].expand_as(vectors)):
+        raise UnsupportedModelError(f"The embedding {ends[0]} gives one vector for every token (zeros, say). {mend}")
+    if logits is not None and torch.equal(logits, logits[..., :1].expand_as(logits)):
+        raise UnsupportedModelError(f"The head {ends[1]} gives one logit for every token (zeros, say). {mend}")
+
+
+def other_dtype(dtype: torch.dtype) -> str:
+    """What to do about NaN or infinity in a pass in this dtype."""
+    if dtype == torch.float16:
+        return "The model runs in float16, which holds no more than 65504: use --dtype bfloat16 or float32."
+    if dtype == torch.bfloat16:
+        return "The model runs in bfloat16: use --dtype float32; if it is the same there, its weights are damaged."
+    return (
+        f"The model runs in {str(dtype).removeprefix('torch.')}: its weights are damaged, or its config is another's."
+    )
+
+
+def _described(lists: dict[str, Any]) -> str:
+    shown = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in lists.items())
+    return f"the lists {shown}" if shown else "no lists of modules"
 
 
 def _keep(store: dict[Any, Tensor], key: Any) -> Callable[[Any], None]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from refusal.decompose import MAX_TENSORS, NOTHING, Fit, add_up, explain
 from refusal.errors import UnsupportedModelError
-from refusal.probe import Trace, feeds_elsewhere, find_blocks, run_probe
+from refusal.probe import Trace, check_pass, feeds_elsewhere, find_blocks, run_probe
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,11 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
         )
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{type(model).__name__} has an encoder. Give a decoder-only chat model.")
+    check_pass(model)
     block_names = find_blocks(model, blocks)
     wanted = set(writers) if writers is not None else None
+    if wanted is not None:
+        _check_names(model, block_names, wanted)
     trace = run_probe(model, block_names, _modules(model, block_names, wanted, depth=1))
     deeper: Trace | None = None
     found, multipliers, worst = [], {}, 0.0
@@ -148,6 +151,13 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
             # The residual may be added inside a child (BLOOM).
             deeper = deeper or run_probe(model, block_names, _modules(model, block_names, None, depth=2))
             names_here, fit = _find_writers(deeper, layer, block, None, otherwise=(names_here, fit))
+        if wanted is not None and fit.error > _tolerance(trace.inputs[layer].dtype):
+            raise UnsupportedModelError(
+                f"The writers given ({', '.join(sorted(wanted))}) do not add up in block {block}: relative error "
+                f"{fit.error:.2g} (limit {_tolerance(trace.inputs[layer].dtype):.0e}). As wide as the stream are "
+                f"{', '.join(_wide(model, block_names)) or 'none'}: give all that write and no other, or none, to have "
+                "them found."
+            )
         _check(trace, layer, block, names_here, fit)
         found.append(names_here)
         multipliers.update({n: m for n, m in zip(names_here, fit.multipliers, strict=True) if m != 1.0})
@@ -212,6 +222,25 @@ def _candidates(trace: Trace, layer: int, block: str) -> list[str]:
         kept = [other for other in kept if other not in same]
         kept.append(name)
     return kept
+
+
+def _check_names(model: PreTrainedModel, blocks: Sequence[str], wanted: set[str]) -> None:
+    """Refuse a writer's name that no block has, and say which modules are as wide as the stream."""
+    present = {name for block in blocks for name, _ in model.get_submodule(block).named_modules() if name}
+    unknown = sorted(wanted - present)
+    if unknown or not wanted:
+        wide = _wide(model, blocks)
+        raise UnsupportedModelError(
+            f"No block has the writers {', '.join(map(repr, unknown)) or '(none was given)'}. As wide as the stream "
+            f"are {', '.join(wide) or 'none'}: give those that write, or none, to have them found."
+        )
+
+
+def _wide(model: PreTrainedModel, blocks: Sequence[str]) -> list[str]:
+    """Names inside a block of the modules that are as wide as the stream, of all blocks."""
+    trace = run_probe(model, blocks, _modules(model, blocks, None, depth=2))
+    found = {_inside(n, block): None for layer, block in enumerate(blocks) for n in _candidates(trace, layer, block)}
+    return list(found)
 
 
 def _check(trace: Trace, layer: int, block: str, names: tuple[str, ...], fit: Fit) -> None:
