@@ -138,4 +138,4 @@ def test_evaluate_refuses_completions_of_other_prompts(
     assert main(["evaluate", str(out)]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "harmless.baseline.jsonl" in said
-    assert (message or "line 1, cannot be read") in said
+    assert (message or "line 1, prompt_id: Field required") in said

@@ -329,11 +329,125 @@ EXPORTS: tuple[Hostile, ...] = (
 
 # --- files of a run folder
 
-RUN_FOLDER: tuple[Hostile, ...] = ()
+
+def _in_run(file: str, content: str | bytes, *command: str) -> Callable[[Place], list[str]]:
+    """A command on a run folder that holds a manifest, options and this file."""
+
+    def arguments(place: Place) -> list[str]:
+        run = place.path / "run"
+        (run / file).parent.mkdir(parents=True)
+        (run / "run.toml").write_text('model = "x"\n')
+        (run / "manifest.json").write_text(json.dumps(_MANIFEST))
+        (run / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return [part.format(run=run) for part in command or ("report", "{run}")]
+
+    return arguments
+
+
+_MANIFEST = {
+    "format": 2,
+    "model": {"name": "x", "weight_hash": "0", "dtype": "float32", "template_hash": "0"},
+    "prompts": {"name": "x", "counts": {}, "sha256": {}},
+    "seed": 42,
+    "versions": {},
+    "hardware": {},
+    "started": "2026-01-01T00:00:00+00:00",
+    "stages": {},
+}
+_TOKENS = '{"ids": [1], "texts": ["I"], "source": "x"}'
+_METRIC = '{"name": "a", "set": "b", "condition": "c", "value": 1.0, "low": 0.0, "high": 1.0, "n": 1}'
+_SCORE = '{"position": -1, "layer": 1, "bypass": 1.0, "induce": 1.0, "kl": 1.0}'
+
+RUN_FOLDER: tuple[Hostile, ...] = (
+    Hostile("manifest is a list", _in_run("manifest.json", "[]"), ("manifest.json", "not the manifest")),
+    Hostile("manifest nested", _in_run("manifest.json", "[" * 100_000), ("manifest.json", "nested too deeply")),
+    Hostile("manifest cut off", _in_run("manifest.json", '{"format": 2'), ("manifest.json", "cannot be read as JSON")),
+    Hostile(
+        "a stage is a text",
+        _in_run("manifest.json", json.dumps({**_MANIFEST, "stages": {"tokens": "done"}})),
+        ("manifest.json", "stages, tokens"),
+    ),
+    Hostile(
+        "no seed",
+        _in_run("manifest.json", json.dumps({**_MANIFEST, "seed": None})),
+        ("manifest.json", "seed: Input should be a valid integer"),
+    ),
+    Hostile("tokens are a list", _in_run("refusal_tokens.json", "[1]"), ("refusal_tokens.json",)),
+    Hostile(
+        "a token without its text",
+        _in_run("refusal_tokens.json", _TOKENS.replace("[1]", "[1, 2]")),
+        ("refusal_tokens.json", "not one for each token"),
+    ),
+    Hostile("scores empty", _in_run("scores.json", ""), ("scores.json", "cannot be read as JSON")),
+    Hostile("score is a text", _in_run("scores.json", f'[{_SCORE[:-4]}"x"}}]'), ("scores.json", "row 1, kl")),
+    Hostile("position 0", _in_run("scores.json", f"[{_SCORE.replace('-1', '0')}]"), ("row 1", "no position 0")),
+    Hostile("a candidate twice", _in_run("scores.json", f"[{_SCORE}, {_SCORE}]"), ("scores.json", "one candidate")),
+    Hostile("metrics are a dict", _in_run("metrics.json", "{}"), ("metrics.json", "valid array")),
+    Hostile("metric NaN", _in_run("metrics.json", f"[{_METRIC.replace('0.0', 'NaN')}]"), ("NaN is no JSON number",)),
+    Hostile("metric 1e999", _in_run("metrics.json", f"[{_METRIC.replace('0.0', '1e999')}]"), ("row 1, low", "finite")),
+    Hostile("metric unknown field", _in_run("metrics.json", f'[{_METRIC[:-1]}, "frob": 1}}]'), ("row 1, frob",)),
+    Hostile("metric field twice", _in_run("metrics.json", f'[{_METRIC[:-1]}, "n": 2}}]'), ("'n'", "twice")),
+    Hostile("metric surrogate", _in_run("metrics.json", f"[{_METRIC.replace('a', chr(92) + 'ud800', 1)}]"), ("JSON",)),
+    Hostile("metrics latin-1", _in_run("metrics.json", b'["\xe9"]'), ("metrics.json", "utf-8")),
+    Hostile("completion lacks a field", _in_run("completions/harmful.baseline.jsonl", "{}\n"), ("line 1, prompt_id",)),
+    Hostile("completion cut off", _in_run("completions/harmful.baseline.jsonl", '{"pro'), ("line 1", "cut off")),
+    Hostile("categories are a list", _in_run("categories.json", "[]"), ("categories.json", "an object")),
+    Hostile("agreement of a text", _in_run("judgements/agreement.json", '["x"]'), ("agreement.json", "row 1")),
+    Hostile("no completions to add to", _in_run("x.json", "", "evaluate", "{run}"), ("holds no completions",)),
+    Hostile("no direction to export", _in_run("x.json", "", "export", "{run}", "--as", "model"), ("no direction",)),
+    Hostile(
+        "direction is a text",
+        _in_run("direction.safetensors", "x", "export", "{run}", "--as", "direction"),
+        ("direction.safetensors", "no refusal direction"),
+    ),
+    Hostile("over-long run folder", lambda place: ["report", "x" * 5000], ("no run folder",)),
+)
 
 # --- options, environment, servers, what reaches a terminal
 
-ARGUMENTS: tuple[Hostile, ...] = ()
+
+def _with(*more: str) -> Callable[[Place], list[str]]:
+    """A small run with these arguments at its end."""
+    return lambda place: place.run(*more)
+
+
+def _template(text: str) -> Callable[[Place], list[str]]:
+    """A run of a model whose chat template is this."""
+
+    def arguments(place: Place) -> list[str]:
+        model = place.model()
+        for file in model.glob("*template*"):
+            file.write_text(text)
+        return place.run(model=model)
+
+    return arguments
+
+
+_JUDGE = ("--judges", "endpoint-refusal=m", "--judge-url")
+
+ARGUMENTS: tuple[Hostile, ...] = (
+    Hostile("judge address without a scheme", _with(*_JUDGE, "localhost:8000/v1"), ("judge_url", "http://")),
+    Hostile("judge address is a file", _with(*_JUDGE, "file:///etc/passwd"), ("judge_url", "http://")),
+    Hostile("judge address with a space", _with(*_JUDGE, "http://a b/v1"), ("judge_url", "no spaces")),
+    Hostile("judge port", _with(*_JUDGE, "http://localhost:99999/v1"), ("judge_url", "no address")),
+    Hostile("judge address without a host", _with(*_JUDGE, "http:///v1"), ("judge_url", "then the host")),
+    Hostile("judge address with a query", _with(*_JUDGE, "http://a/v1?key=1"), ("judge_url", "up to and with /v1")),
+    Hostile("password in an address", _with(*_JUDGE, "http://me:pw@a/v1"), ("[hidden]@a", "--judge-key-env")),
+    Hostile("key among arguments", _with("--engine-arguments", "api-key=abc"), ("api-key=[hidden]", "VLLM_API_KEY")),
+    Hostile("not UTF-8", _with("--data-dir", "a\udcff"), ("is not UTF-8",)),
+    Hostile("NUL", _with("--data-dir", "a\0"), ("NUL character",)),
+    Hostile("over-long config", _with("--config", "x" * 5000), ("xxxx",)),
+    Hostile("over-long data folder", _with("--prompts", "paper", "--data-dir", "x" * 5000), ("x" * 50,)),
+    Hostile("template divides by zero", _template("{{ 1 / 0 }}"), ("chat template", "division by zero")),
+    Hostile("template never ends", _template("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"), ("chat template",)),
+    Hostile(
+        "template out of the sandbox", _template("{{ ''.__class__.__mro__ }}{{ [].append.__self__.x() }}"), ("chat",)
+    ),
+    Hostile("template is broken", _template("{% if %}"), ("chat template",)),
+    Hostile("template has control characters", _template("{{ raise_exception('\x1b]0;x\x07') }}"), ("␛]0;x",)),
+    Hostile("markup in a path", _with("--config", "[/x]"), ("[/x]",)),
+    Hostile("control characters in a path", _with("--config", "\x1b[2J\u202e"), ("␛[2J⟨U+202E⟩",)),
+)
 
 ROWS = (*MODEL_FILES, *IDENTITY, *PROMPT_FILES, *MEANING, *EXPORTS, *RUN_FOLDER, *ARGUMENTS)
 

@@ -400,11 +400,11 @@ def test_no_direction_under_strict_is_said(tmp_path: Path) -> None:
         ("manifest.json", "[]", "is not the manifest"),
         ("manifest.json", '{"format": 1, "model": {}, "stages": {}}', "format 1, this version has 2"),
         ("run.toml", "frob = 1", "There is no option 'frob'"),
-        ("metrics.json", "[1]", "holds no metrics"),
-        ("completions/harmful.ablation.jsonl", '{"x": 1}\n', "line 1, cannot be read"),
-        ("projections.json", "{}", "holds no projections"),
-        ("selection.json", "{}", "cannot be understood"),
-        ("candidates.safetensors", "x", "cannot be understood"),
+        ("metrics.json", "[1]", "metrics.json: row 1: Input"),
+        ("completions/harmful.ablation.jsonl", '{"x": 1}\n', "line 1, prompt_id: Field"),
+        ("projections.json", "{}", "position: Field required"),
+        ("selection.json", "{}", "score: Field required"),
+        ("candidates.safetensors", "x", "cannot be read as safetensors"),
     ],
 )
 def test_what_cannot_be_read_is_one_message(

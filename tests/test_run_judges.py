@@ -20,7 +20,8 @@ from refusal.evaluate.judges.protocol import JudgeKind
 from refusal.run_evaluation import warn_of_no_answers
 from refusal.run_folder import RunFolder
 from refusal.run_judges import Judging, check_judged
-from refusal.run_records import read_completions, read_json
+from refusal.run_reading import read_json
+from refusal.run_records import read_completions
 
 
 @dataclass

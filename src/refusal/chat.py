@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from refusal.day import Day, day_of
@@ -52,7 +51,7 @@ def render(
     for in_parts in (False, True):  # templates of vision-language models may want content in parts
         try:
             text = _apply(tokenizer, instruction, system, in_parts, day or day_of(None))
-        except (TemplateError, ValueError, TypeError) as error:
+        except Exception as error:  # a template is a program, and may raise anything
             refused = refused or error
             continue
         if instruction.strip() in text:
@@ -63,7 +62,9 @@ def render(
         )  # a template that changes what it is given
     what = "a system prompt" if system is not None else "a single user turn"
     mend = "Run without --system." if system is not None else "Check the model's chat template."
-    raise ChatTemplateError(f"The chat template rejects {what} ({refused}). {mend}") from refused
+    raise ChatTemplateError(
+        f"The chat template rejects {what} ({' '.join(str(refused).split())[:200]}). {mend}"
+    ) from refused
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None, in_parts: bool, day: Day) -> str:

@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from pydantic import ValidationError
 
-from refusal import display, ranks
+from refusal import console, display, ranks
 from refusal.compare import check_completed
 from refusal.compare import compare as compare_runs
 from refusal.config import added, make_config, wrong_value
@@ -31,10 +31,12 @@ from refusal.report import write_comparison, write_report
 from refusal.run import run as run_stages
 from refusal.run_records import is_run_folder, read_manifest
 from refusal.same_weights import check_loaded
+from refusal.secrecy import check_arguments
 from refusal.talk import COMMANDS, talk
 from refusal.valid import check_place, check_width
 
 INTERRUPTED = 130
+BROKEN_PIPE = 141  # as a program that SIGPIPE ends
 
 
 def examples(verb: str) -> str:
@@ -299,7 +301,15 @@ def _default_folder(model: str) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return _guarded(lambda: app(arguments, exit_on_error=False, print_error=False, result_action="return_value"))
+    given = sys.argv[1:] if arguments is None else arguments
+    return _guarded(lambda: _parse(given))
+
+
+def _parse(arguments: list[str]) -> None:
+    """Run a command; what it leaves unwritten is written here, where a failure can still be told."""
+    check_arguments(arguments)
+    app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    console.flush()
 
 
 def _guarded(call: Callable[[], object]) -> int:
@@ -312,6 +322,13 @@ def _guarded(call: Callable[[], object]) -> int:
         return error.exit_code
     except cyclopts.CycloptsError as error:
         display.show_error(_usage_message(error))
+        return 2
+    except BrokenPipeError:  # whoever read the output has gone, and wants no message
+        console.close_output()
+        return BROKEN_PIPE
+    except OSError as error:
+        name = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+        display.show_error(f"{name}{error.strerror or error}. Check the path, its permissions and the disk.")
         return 2
     except KeyboardInterrupt:
         display.show_notice("Interrupted. A run keeps its finished stages: the same command goes on from there.")
@@ -329,6 +346,7 @@ def _usage_message(error: cyclopts.CycloptsError) -> str:
 def entry() -> None:
     """The console script; told to end (by a scheduler, or by a launcher that lost another process) it cleans up."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    console.prepare_output()
     code = main()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing of ours is left to clean up
     sys.exit(code)

@@ -6,7 +6,7 @@ Everything is read from the run folders; nothing is measured again.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refusal.conditions import CONDITIONS, random_group
 from refusal.errors import RunFolderError
@@ -14,7 +14,7 @@ from refusal.evaluate.capability.rates import PREFIX, is_binary
 from refusal.evaluate.rates import CORRECTED, HITS, metric
 from refusal.records import Direction, Metric, Prompt
 from refusal.run_capability import file_name, read_task_run
-from refusal.run_records import read_completions, read_json, read_manifest, read_metrics
+from refusal.run_records import read_completions, read_manifest, read_metrics
 from refusal.shown import Shown, dataframe
 from refusal.stats import corrected_change, rate_change
 
@@ -114,7 +114,7 @@ def check_completed(path: Path) -> None:
 
 
 def _summary(path: Path, direction: Direction) -> RunSummary:
-    manifest: dict[str, Any] = read_json(path / "manifest.json")
+    manifest = read_manifest(path)
     return RunSummary(
         str(path),
         manifest["model"]["name"],

@@ -11,6 +11,7 @@ from refusal.day import iso_date
 from refusal.engines.options import EngineOptions
 from refusal.errors import ConfigError
 from refusal.evaluate.judges.options import JudgeOptions
+from refusal.secrecy import shown_arguments
 from refusal.selection.rule import Rule
 from refusal.textfiles import read_user_text, user_path
 
@@ -215,7 +216,10 @@ def wrong_value(error: ValidationError) -> ConfigError:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return ConfigError(f"There is no option {name!r}. The options are {', '.join(RunConfig.model_fields)}.")
-    return ConfigError(f"{name} = {first['input']!r} cannot be used: {first['msg']}. Give another value.")
+    given = first["input"]
+    given = shown_arguments([given])[0] if isinstance(given, str) else given
+    said = first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{name} = {given!r} cannot be used: {said}. Give another value.")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

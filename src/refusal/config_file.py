@@ -8,6 +8,7 @@ import tomli_w
 from pydantic.fields import FieldInfo
 
 from refusal.config import SECTIONS, RunConfig
+from refusal.visible import visible
 
 WIDTH = 110
 
@@ -24,7 +25,12 @@ def commented_toml(config: RunConfig) -> str:
         lines += [f"# ---- {title} ----", ""]
         for name in section.model_fields:
             lines += _option(name, RunConfig.model_fields[name], getattr(config, name))
-    return "\n".join(lines).rstrip() + "\n"
+    return "".join(map(_escaped, "\n".join(lines).rstrip())) + "\n"
+
+
+def _escaped(character: str) -> str:
+    """A character as a terminal may show it; what cannot be seen as TOML writes it in a string."""
+    return character if visible(character) == character else f"\\U{ord(character):08X}"
 
 
 def _option(name: str, field: FieldInfo, value: object) -> Iterator[str]:

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import transformers
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from refusal import ranks
 from refusal.compare import Comparison
+from refusal.console import err, out
 from refusal.doctor import Finding, duration, gib
 from refusal.estimate import Estimate
 from refusal.inspection import Inspection
@@ -24,11 +24,7 @@ from refusal.progress import Advance, Listener, listening
 from refusal.records import RefusalTokens, Selection, finite, to_json
 from refusal.run import RunResult
 from refusal.tables import all_tables, comparison
-from refusal.visible import visible
 from refusal.weights import Exported
-
-err = Console(stderr=True)
-out = Console()
 
 
 class _Rate(ProgressColumn):
@@ -49,7 +45,7 @@ class _Lines(logging.Handler):
         """One record, one line, above the progress if there is any."""
         style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno, "dim")
         label = (f"{record.levelname.lower()}: ", style)
-        err.print(Text.assemble(label, record.getMessage()), soft_wrap=True, highlight=False)
+        err.print(Text.assemble(label, record.getMessage()), soft_wrap=True)
 
 
 @contextmanager
@@ -93,10 +89,10 @@ def show_progress() -> Iterator[None]:
 
 def _progress() -> Progress:
     columns = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[unit]}", markup=False),
         _Rate(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
@@ -133,12 +129,12 @@ def show_result(result: RunResult) -> None:
     for table in all_tables(result.metrics):
         err.print(table)
     show_notice(f"Report: {result.folder / 'report.html'}")
-    out.print(f"Run folder: {result.folder}", highlight=False, soft_wrap=True)
+    out.print(f"Run folder: {result.folder}", soft_wrap=True)
 
 
 def show_report(page: Path) -> None:
     """Where the page is."""
-    out.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    out.print(f"Report: {page}", soft_wrap=True)
 
 
 def print_report(page: Path) -> None:
@@ -171,32 +167,29 @@ def show_tokens(tokens: RefusalTokens) -> None:
         for id, text, p in zip(tokens.ids, tokens.texts, chances, strict=True)
     )
     quality = "" if tokens.auroc is None else f"; AUROC {tokens.auroc:.2f} on {tokens.judged} judged completions"
-    err.print(f"Refusal tokens ({tokens.source}): {shown}{quality}", highlight=False, markup=False)
+    err.print(f"Refusal tokens ({tokens.source}): {shown}{quality}")
 
 
 def show_selection(selection: Selection) -> None:
     """The chosen direction with its three scores, or what was missed."""
     s = selection.score
     if selection.qualified:
-        err.print(f"Direction: position {s.position}, layer {s.layer}", style="bold", highlight=False)
+        err.print(f"Direction: position {s.position}, layer {s.layer}", style="bold")
     else:
-        err.print(f"UNQUALIFIED direction: position {s.position}, layer {s.layer}", style="bold red", highlight=False)
+        err.print(f"UNQUALIFIED direction: position {s.position}, layer {s.layer}", style="bold red")
     baseline = selection.harmful_count.mean_metric, selection.harmless_count.mean_metric
     err.print(
         f"  bypass {s.bypass:+.2f} (baseline {baseline[0]:+.2f}), "
         f"induce {s.induce:+.2f} (baseline {baseline[1]:+.2f}), KL {s.kl:.3f}",
-        highlight=False,
     )
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(selection.rejected.items()))
-    err.print(f"  {len(selection.scores)} candidates; rejected by {reasons or 'nothing'}", highlight=False)
+    err.print(f"  {len(selection.scores)} candidates; rejected by {reasons or 'nothing'}")
     if selection.stability is not None:
-        err.print(f"  {stability_line(selection)}", highlight=False)
+        err.print(f"  {stability_line(selection)}")
     if not selection.qualified:
         for miss in selection.nearest_misses(3):
             kl = "not scored" if miss.kl is None else f"{miss.kl:.3f}"
-            err.print(
-                f"  near miss ({miss.position}, {miss.layer}): induce {miss.induce:+.2f}, KL {kl}", highlight=False
-            )
+            err.print(f"  near miss ({miss.position}, {miss.layer}): induce {miss.induce:+.2f}, KL {kl}")
 
 
 def stability_line(selection: Selection) -> str:
@@ -204,7 +197,10 @@ def stability_line(selection: Selection) -> str:
     stability = selection.stability
     assert stability is not None
     where = [(win.position, win.layer) for win in stability.winners]
-    chosen = where.index((selection.score.position, selection.score.layer))
+    place = selection.score.position, selection.score.layer
+    if place not in where:
+        return f"({place[0]}, {place[1]}) is not among the {len(where)} that win most resamples"
+    chosen = where.index(place)
     text = f"({where[chosen][0]}, {where[chosen][1]}) wins {stability.winners[chosen].share:.0%} of resamples"
     rivals = [i for i in range(len(where)) if i != chosen]
     if rivals:
@@ -293,19 +289,18 @@ def show_export(result: Exported) -> None:
     report = result.report
     if report is not None:
         behind = f", {report.behind_norm} of them behind a post-norm" if report.behind_norm else ""
-        err.print(f"Projected out of {len(report.parameters)} parameters{behind}", highlight=False)
+        err.print(f"Projected out of {len(report.parameters)} parameters{behind}")
         if report.untied:
-            err.print("  the output head was tied to the embedding and keeps the original weight", highlight=False)
+            err.print("  the output head was tied to the embedding and keeps the original weight")
         if report.text_only:
-            err.print("  images and sounds enter the stream past these weights: measured on text", highlight=False)
+            err.print("  images and sounds enter the stream past these weights: measured on text")
         if report.gap is not None:
             gap = report.gap
             err.print(
                 f"  against ablation by hooks on {gap.prompts} prompts: largest logit difference {gap.logits:.2g}, "
                 f"mean KL {gap.kl:.2g}, same next token {gap.same_argmax:.0%}",
-                highlight=False,
             )
-    out.print(f"Exported ({result.kind}): {result.path}", highlight=False, soft_wrap=True)
+    out.print(f"Exported ({result.kind}): {result.path}", soft_wrap=True)
 
 
 def print_export(result: Exported) -> None:
@@ -326,7 +321,7 @@ def show_findings(found: Sequence[Finding]) -> None:
     style = {"ok": "green", "note": "yellow", "problem": "bold red"}
     for finding in found:
         grid.add_row(Text(finding.level, style=style[finding.level]), Text(finding.name, style="bold"), finding.text)
-    out.print(grid, markup=False, highlight=False)
+    out.print(grid)
 
 
 def print_findings(found: Sequence[Finding]) -> None:
@@ -346,11 +341,11 @@ def show_estimate(found: Estimate) -> None:
     shared = f"{found.processes} processes, {each} each" if found.processes > 1 else "one process"
     if found.devices > found.processes:
         shared += f", its model over {found.devices} devices that work one at a time"
-    out.print(f"{memory} of memory a process, {weights} of it weights; {shared}", highlight=False)
+    out.print(f"{memory} of memory a process, {weights} of it weights; {shared}")
     if not found.fits:
         out.print("It does not fit: --quantize, --tp-plan auto, or more or larger devices.", style="bold red")
     if found.cost is not None:
-        out.print(f"Cost: {found.cost:.2f}", highlight=False)
+        out.print(f"Cost: {found.cost:.2f}")
 
 
 def print_estimate(found: Estimate) -> None:
@@ -360,14 +355,14 @@ def print_estimate(found: Estimate) -> None:
 
 def show_error(message: object) -> None:
     """One message, no traceback."""
-    err.print(Text.assemble(("error: ", "bold red"), str(message)), soft_wrap=True, highlight=False)
+    err.print(Text.assemble(("error: ", "bold red"), str(message)), soft_wrap=True)
 
 
 def show_notice(text: str) -> None:
     """A line on stderr."""
-    err.print(text, highlight=False, markup=False, soft_wrap=True)
+    err.print(text, soft_wrap=True)
 
 
 def show_reply(text: str) -> None:
     """A model's reply in the chat, control characters made visible."""
-    out.print(visible(text), markup=False, highlight=False)
+    out.print(text)

@@ -22,6 +22,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 # The endpoint is given up when it turns down this many first requests, and no other has been answered.
 FIRST_REFUSED = 3
 NOT_FOUND, NO_CREDIT = "model_not_found", "insufficient_quota"
+MOST_BYTES = 16_000_000  # of a response: far more than an answer has
 LONGEST_PAUSE = 120.0  # seconds between two tries that the openai client grants a server that asks for them
 
 Messages = Sequence[Mapping[str, str]]
@@ -181,7 +182,7 @@ class Endpoint:
 
     async def _ask_all(self, questions: Sequence[Messages], put: Callable[[Reply], None]) -> None:
         """One request alone until one is not turned down, then all others side by side."""
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         waiting = enumerate(questions)
         async with AsyncOpenAI(
@@ -189,6 +190,7 @@ class Endpoint:
             base_url=self.address.url,
             timeout=self.address.timeout,
             max_retries=self.address.retries,
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"response": [_read_capped]}),
         ) as client:
             refused = []
             for index, question in waiting:
@@ -242,6 +244,8 @@ class Endpoint:
                 extra_body=dict(self.address.extra),
             )
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, _Failed):  # of _read_capped
+                raise error.__cause__ from None
             connected = isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout"
             if not connected and not self._reached:
                 cause = self.clean(str(error.__cause__ or error)) or type(error.__cause__).__name__
@@ -267,6 +271,12 @@ class Endpoint:
     def _status(self, error: Any) -> Exception:
         """What an HTTP error means: for every request, for this one for good, or after all tries."""
         status, said, url = error.status_code, self.clean(_words(error)), self.address.url
+        if 300 <= status < 400:
+            where = self.clean(error.response.headers.get("location", "nowhere"))
+            return self._failure(
+                f"{url} sends requests on to {where}. They are not sent on, since prompts and key would go to another "
+                "address: if that is the one that is meant, give it."
+            )
         if status == 401:
             held = "is not accepted" if self._key else "is not set"
             return self._failure(
@@ -292,6 +302,16 @@ class Endpoint:
             before.tokens_out + (tokens.completion_tokens if tokens else 0),
             before.unknown + (tokens is None),
         )
+
+
+async def _read_capped(response: Any) -> None:
+    """Read a response's body, as the client would without an end to it; raises _Failed where it is too long."""
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise _Failed(f"answered with more than {MOST_BYTES // 1_000_000} MB")
+    response._content = bytes(body)  # where the client looks before it reads by itself
 
 
 def _words(error: Any) -> str:

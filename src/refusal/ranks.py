@@ -27,6 +27,7 @@ U = TypeVar("U")
 # For the slowest unit, and for what the first process does alone (a server that starts, all its completions). A process
 # that dies is noticed at once, whatever this is.
 LONGEST_WAIT = timedelta(days=1)
+LAUNCHER = "Start the processes with torchrun, or unset WORLD_SIZE, RANK and LOCAL_RANK for one process."
 _state: dict[str, Any] = {"store": None, "shared": 0, "split": False, "alone": False}
 
 
@@ -68,6 +69,7 @@ def joined(split: bool = False) -> Iterator[None]:
     if not launched() or _state["store"] is not None:
         yield
         return
+    _check_launch()
     with _failures():
         store, number, size = next(iter(rendezvous("env://", timeout=LONGEST_WAIT)))
         # Results are exchanged as Python objects on the CPU; a model that is split exchanges tensors where it is.
@@ -82,20 +84,51 @@ def joined(split: bool = False) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def _check_launch() -> None:
+    """Raise UsageError unless the launcher's variables say which process this is and where the first one waits."""
+    number, size, port = _number("RANK", -1), _number("WORLD_SIZE", 1), _number("MASTER_PORT", -1)
+    if not 0 <= number < size:
+        raise UsageError(f"RANK={os.environ.get('RANK')} is none of {size} processes. {LAUNCHER}")
+    if not 0 < port < 65536 or not os.environ.get("MASTER_ADDR"):
+        raise UsageError(
+            f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, MASTER_PORT={os.environ.get('MASTER_PORT')} is no address "
+            f"of the first process. {LAUNCHER}"
+        )
+
+
+def _number(name: str, default: int) -> int:
+    """A number that a launcher puts into the environment.
+
+    Raises:
+        UsageError: it is none.
+    """
+    text = os.environ.get(name, "").strip() or str(default)
+    try:
+        found = int(text) if len(text) < 10 else None
+    except ValueError:
+        found = None
+    if found is None or (found < 0 and text != str(default)):
+        raise UsageError(f"The environment variable {name} is {text[:40]!r}, not a number from 0 on. {LAUNCHER}")
+    return found
+
+
 def launched() -> bool:
     """Whether a launcher has started several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _number("WORLD_SIZE", 1) > 1
 
 
 def local_number() -> int:
     """Which of a machine's processes, and so of its GPUs, this is."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
 
 
 def speaks_of(error: Error) -> bool:
     """Whether this process reports an error that ends it: the first does; another only one that is its own."""
-    number = int(os.environ.get("RANK", "0"))
-    return number == 0 or not (error.everywhere or isinstance(error, (RankError, UsageError)))
+    try:
+        number, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    except UsageError:  # which is what is reported
+        return True
+    return number == 0 or number >= size or not (error.everywhere or isinstance(error, (RankError, UsageError)))
 
 
 def share(units: Sequence[U], work: Callable[[U], T]) -> list[T]:

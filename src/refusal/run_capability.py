@@ -27,7 +27,7 @@ from refusal.evaluate.capability import (
 from refusal.model import ChatModel
 from refusal.records import Direction, Metric, finite, to_json
 from refusal.run_folder import RunFolder
-from refusal.run_records import read_json, read_rows
+from refusal.run_reading import read_lines, read_one
 from refusal.storage import file_sha256, write_json, write_jsonl
 
 log = logging.getLogger(__name__)
@@ -110,5 +110,5 @@ def read_task_run(rows: Path, about: Path) -> TaskRun:
     Raises:
         RunFolderError: a file cannot be read, or holds something else.
     """
-    rest: dict[str, Any] = read_json(about)
-    return TaskRun(**{**rest, "items": tuple(read_rows(rows, lambda row: ItemResult(**row)))})
+    found: TaskRun = read_one(about, TaskRun)
+    return replace(found, items=read_lines(rows, ItemResult))

@@ -9,11 +9,9 @@ Everything measured is kept item by item, and ``metrics.json`` is computed from 
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-
-from safetensors import safe_open
 
 from refusal import ranks
 from refusal.conditions import ACTIONS, BASELINE, STOPPING
@@ -43,7 +41,8 @@ from refusal.records import (
     to_json,
 )
 from refusal.run_folder import RunFolder, prompts_hash
-from refusal.run_records import read_completions, read_metrics, read_rows
+from refusal.run_reading import damaged, read_lines
+from refusal.run_records import read_completions, read_controls, read_metrics
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
 from refusal.thinking import split
 from refusal.valid import direction_fault
@@ -175,18 +174,7 @@ class Measured:
             write_tensors(path, {name: control.vector for name, control in made.items()}, about)
 
         self.folder.stage("controls", inputs, [path], work)
-        with safe_open(str(path), framework="pt") as file:
-            about = {name: json.loads(text) for name, text in file.metadata().items()}
-            names = sorted(about, key=lambda name: (not name.startswith("random"), len(name), name))
-            found = {
-                name: replace(
-                    self.direction,
-                    vector=file.get_tensor(name),
-                    norm=about[name]["norm"],
-                    seen=frozenset(about[name]["seen"]),
-                )
-                for name in names
-            }
+        found = read_controls(path, self.direction)
         for name, d in found.items():
             if fault := direction_fault(d.vector, d.norm, d.position, d.layer, d.qualified):
                 raise DirectionError(f"{path}: {name} is no direction, {fault}. Delete it; the same command makes it.")
@@ -361,4 +349,8 @@ def read_drift(path: Path) -> tuple[Drift, ...]:
     Raises:
         RunFolderError: it cannot be read, or a row is something else.
     """
-    return tuple(read_rows(path, lambda row: Drift(row["id"], tuple(row["nats"]), tuple(row["kl"]))))
+    found = read_lines(path, Drift)
+    for number, row in enumerate(found, start=1):
+        if not row.nats or len(row.nats) != len(row.kl):
+            raise damaged(path, f"line {number}: {len(row.nats)} nats and {len(row.kl)} kl, not as many of both")
+    return found

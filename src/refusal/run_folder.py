@@ -28,6 +28,7 @@ from refusal.model import ChatModel
 from refusal.records import Prompt, PromptSplits
 from refusal.run_records import FORMAT, read_manifest
 from refusal.same_weights import files_hash_of
+from refusal.secrecy import shown_arguments
 from refusal.sizes import active_parameters
 from refusal.storage import file_sha256, remove, write_json, write_text, write_toml
 
@@ -112,7 +113,7 @@ class RunFolder:
             "seed": config.seed,
             "versions": _versions(),
             "hardware": _hardware(model),
-            "command": sys.argv[1:] if Path(sys.argv[0]).stem in ("refusal", "__main__") else None,
+            "command": shown_arguments(sys.argv[1:]) if Path(sys.argv[0]).stem in ("refusal", "__main__") else None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "stages": self.manifest.get("stages", {}),
             "judges": self.manifest.get("judges", {}),

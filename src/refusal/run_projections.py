@@ -18,11 +18,11 @@ from torch import Tensor
 
 from refusal.activations import passes, run_pool
 from refusal.config import RunConfig
-from refusal.errors import RunFolderError
 from refusal.model import ChatModel
 from refusal.records import Direction, Label, PromptPair, RefusalTokens, finite
 from refusal.run_folder import RunFolder, prompts_hash
-from refusal.run_records import read_json
+from refusal.run_reading import damaged, read_one
+from refusal.run_records import MOST
 from refusal.stats import auroc
 from refusal.storage import file_sha256, write_json
 
@@ -118,18 +118,14 @@ def read_projections(path: Path) -> Projections:
     Raises:
         RunFolderError: the file cannot be read, or holds something else.
     """
-    saved = read_json(path)
-    try:
-        return Projections(
-            position=saved["position"],
-            layer=saved["layer"],
-            along={label: tuple(map(tuple, saved["along"][label])) for label in LABELS},
-            plane={label: tuple((x, y) for x, y in saved["plane"][label]) for label in LABELS},
-            explained=(saved["explained"][0], saved["explained"][1]),
-            cosines=(saved["cosines"][0], saved["cosines"][1]),
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise RunFolderError(f"{path} holds no projections ({error}). Delete it; the same command makes it.") from error
+    found: Projections = read_one(path, Projections)
+    for name, by_class in (("along", found.along), ("plane", found.plane)):
+        if set(by_class) != set(LABELS) or not all(by_class.values()):
+            raise damaged(path, f"{name}: not some rows of harmful and of harmless prompts, and of no others")
+    lengths = {len(row) for label in LABELS for row in found.along[label]}
+    if len(lengths) != 1 or not -MOST <= found.position < 0 <= found.layer < max(lengths):
+        raise damaged(path, f"along: not as many layers in every row, {found.layer} among them")
+    return found
 
 
 def _read(

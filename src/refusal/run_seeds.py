@@ -14,16 +14,23 @@ from refusal.errors import NoCandidateError
 from refusal.evaluate import complete_under, measure
 from refusal.model import ChatModel
 from refusal.prompts import redealt
-from refusal.records import Direction, Metric, PromptSplits, RefusalTokens, Selection, finite, to_json
+from refusal.records import CandidateScore, Direction, Metric, PromptSplits, RefusalTokens, Selection, finite, to_json
 from refusal.run_evaluation import refresh_verdicts
 from refusal.run_folder import RunFolder, prompts_hash
-from refusal.run_records import read_completions, read_json
+from refusal.run_reading import Saved, damaged, read_one
+from refusal.run_records import read_completions
 from refusal.selection import select
 from refusal.storage import file_sha256, write_json, write_jsonl
 
 log = logging.getLogger(__name__)
 
 SCORES = ("position", "layer", "bypass", "induce", "kl")
+
+
+class _Choice(Saved):
+    seed: int
+    score: CandidateScore | None
+    qualified: bool
 
 
 def repeat_seeds(
@@ -91,14 +98,15 @@ def _one_seed(
 
     folder.stage(f"seed {seed}", inputs, [summary, written], work)
     refresh_verdicts(folder, f"seed {seed}", [written])
-    saved = read_json(summary)
-    if saved["score"] is None:
+    score: CandidateScore | None = read_one(summary, _Choice).score
+    if score is None:
         return []
     condition = f"seed-{seed}"
-    found = [
-        _exact(name, condition, float(saved["score"][name])) for name in SCORES if saved["score"][name] is not None
-    ]
-    found.append(_exact("cosine", condition, float(main.vector @ Direction.load(file).vector)))
+    found = [_exact(name, condition, float(value)) for name in SCORES if (value := getattr(score, name)) is not None]
+    other = Direction.load(file).vector
+    if other.shape != main.vector.shape:
+        raise damaged(file, f"direction: {len(other)} numbers, where the run's direction has {len(main.vector)}")
+    found.append(_exact("cosine", condition, float(main.vector @ other)))
     return [*found, *measure(read_completions(written), "harmful", f"{condition}-ablation")]
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import tempfile
@@ -233,14 +234,13 @@ def _replace(path: Path, write: Callable[[str], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             raise OSError("it is no file")
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(path.name))
-        os.close(handle)
+        temporary = path.parent / f"{temporary_prefix(path.name)}{secrets.token_hex(4)}"
+        temporary.touch(exist_ok=False)  # with the rights that the umask leaves
         try:
-            write(temporary)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+            write(str(temporary))
+            temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise StorageError(

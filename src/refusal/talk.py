@@ -32,8 +32,12 @@ def _ask(condition: str) -> str | None:
     """The next line, or ``None`` at the end."""
     try:
         line = input(f"[{condition}] > ").strip()
-    except EOFError:
+        line.encode()
+    except (EOFError, RuntimeError):  # the end, or no input at all
         return None
+    except UnicodeError:
+        display.show_notice("This line is not UTF-8 and was not asked. Write it in UTF-8.")
+        return ""
     return None if line == "/quit" else line
 
 

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from refusal.secrecy import ServerArgument, Url
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -14,13 +16,13 @@ class EngineOptions(BaseModel):
 
     engine: Literal["own", "paged", "openai", "vllm"] = "own"
     """own; paged: transformers' continuous batching; openai: a server that runs; vllm: a server started for it."""
-    engine_url: str = "http://127.0.0.1:8000/v1"
+    engine_url: Url = "http://127.0.0.1:8000/v1"
     """Address of the running server, up to and with /v1."""
     engine_model: str | None = None
     """What the server calls the model; by default as it is called here."""
     engine_ablated: str | None = None
     """What the server calls the edited model or adapter that `refusal export` has written."""
-    engine_ablated_url: str | None = None
+    engine_ablated_url: Url | None = None
     """Address of the edited model's server, if it is another one."""
     engine_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the server's key; a local server may need none."""
@@ -28,5 +30,5 @@ class EngineOptions(BaseModel):
     """Most requests under way at once."""
     engine_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     """Seconds to wait for a completion, each try."""
-    engine_arguments: tuple[str, ...] = ()
+    engine_arguments: tuple[ServerArgument, ...] = ()
     """Further arguments for `vllm serve`, without dashes: tensor-parallel-size=8 enforce-eager"""

@@ -167,10 +167,10 @@ def agreement_table(data: ReportData) -> PageTable | None:
     """How far every two judges agree."""
     rows = []
     for pair in data.agreement:
-        if pair.get("share") is not None:
-            m = Metric("agreement", "judges", "", pair["share"], pair["low"], pair["high"], pair["n"])
-            kappa = "" if pair.get("kappa") is None else f"{pair['kappa']:.2f}"
-            rows.append((f"{pair['first']} and {pair['second']}", share(m), kappa, str(pair["n"])))
+        if pair.share is not None:
+            m = Metric("agreement", "judges", "", pair.share, pair.low, pair.high, pair.n)
+            kappa = "" if pair.kappa is None else f"{pair.kappa:.2f}"
+            rows.append((f"{pair.first} and {pair.second}", share(m), kappa, str(pair.n)))
     columns = ("judges", "agree", "kappa", "n")
     return PageTable("Agreement of judges", columns, _typeset(rows), frozenset({1, 2, 3})) if rows else None
 

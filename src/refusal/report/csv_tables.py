@@ -9,9 +9,11 @@ from refusal.records import CandidateScore, Metric, finite
 from refusal.report.data import ReportData
 from refusal.report.figures import cosine_grids
 from refusal.report.rates import category_rows
+from refusal.visible import visible
 
 NAMES = ("metrics", "scores", "stability", "categories", "projections", "cosines", "stages")
 
+FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what a cell begins with that a spreadsheet computes
 
 STAGE_KEYS = (
     "seconds",
@@ -92,5 +94,13 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([_harmless(cell) for cell in row] for row in rows)
     return text.getvalue()
+
+
+def _harmless(cell: object) -> object:
+    """A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay numbers."""
+    if not isinstance(cell, str):
+        return cell
+    text = visible(cell)  # a carriage return alone would end the row
+    return f"'{text}" if text.startswith(FORMULA) else text

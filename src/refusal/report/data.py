@@ -9,13 +9,15 @@ from typing import Any
 from refusal.conditions import BASELINE, STOPPING
 from refusal.config import RunConfig, make_config
 from refusal.evaluate import CONDITIONS, measure_all
+from refusal.evaluate.judges.agreement import Agreement
 from refusal.prompts.over_refusal import SETS
 from refusal.records import Candidates, CandidateScore, Completion, Metric, RefusalTokens, Selection
 from refusal.run_projections import Projections, read_projections
+from refusal.run_reading import damaged, read_list
 from refusal.run_records import (
     read_candidates,
+    read_categories,
     read_completions,
-    read_json,
     read_manifest,
     read_metrics,
     read_scores,
@@ -54,7 +56,7 @@ class ReportData:
     completions: Mapping[Key, tuple[Completion, ...]]
     metrics: tuple[Metric, ...]
     categories: Mapping[str, Mapping[str, str]]
-    agreement: tuple[Mapping[str, Any], ...]
+    agreement: tuple[Agreement, ...]
     missing: tuple[str, ...]
 
     @property
@@ -133,13 +135,29 @@ def read_run(path: Path) -> ReportData:
         projections=read_projections(path / "projections.json") if projected else None,
         completions=completions,
         metrics=read_metrics(path / "metrics.json") if finished else measure_all(_paired(completions)),
-        categories=read_json(path / "categories.json") if there["categories.json"] else {},
-        agreement=tuple(read_json(path / "judgements" / "agreement.json"))
+        categories=read_categories(path / "categories.json") if there["categories.json"] else {},
+        agreement=read_list(path / "judgements" / "agreement.json", Agreement)
         if there["judgements/agreement.json"]
         else (),
         missing=(),
     )
+    _check_fit(data)
     return _with_missing(data)
+
+
+def _check_fit(data: ReportData) -> None:
+    """Raise RunFolderError unless scores, direction and projections are of the candidates that are there."""
+    if data.candidates is None:
+        return
+    positions, layers, width = data.candidates.vectors.shape
+    if any(-score.position > positions or score.layer >= layers for score in data.scores):
+        raise damaged(data.path / "scores.json", f"beyond the candidates' {positions} positions and {layers} layers")
+    if len(data.suffix) not in (0, positions):
+        raise damaged(data.path / "candidates.safetensors", f"metadata, suffix: not {positions} tokens")
+    if data.selection is not None and data.selection.direction.vector.shape != (width,):
+        raise damaged(data.path / "direction.safetensors", f"direction: not {width} numbers, as the candidates are")
+    if data.projections is not None and any(len(row) != layers for row in data.projections.along["harmful"]):
+        raise damaged(data.path / "projections.json", f"along: not {layers} layers, as the candidates have")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def render(template: str, **values: Any) -> str:
         loader=FunctionLoader(_resource),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -65,6 +66,11 @@ def render(template: str, **values: Any) -> str:
         version=version("refusal"),
         **values,
     )
+
+
+def _shown(value: Any) -> Any:
+    """Every text that is put into a page, its unseen characters shown; what we wrote ourselves is as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def report_page(data: ReportData, *, show_completions: bool = False) -> str:

@@ -65,8 +65,8 @@ def _aggregate(run: TaskRun, condition: str) -> list[Metric]:
             PREFIX + name.removesuffix(",none"),
             f"{run.task}" if task == run.task else f"{run.task}/{task}",
             condition,
-            Estimate(value, -math.inf, math.inf),
-            int(numbers.get("sample_len", 0)),
+            Estimate(math.nan if value is None else value, -math.inf, math.inf),
+            int(numbers.get("sample_len") or 0),
         )
         for task, numbers in run.aggregate.items()
         for name, value in numbers.items()

@@ -26,7 +26,7 @@ class TaskRun:
         metric: the main metric: ``acc_norm`` where the task has it, else lm-eval's first.
         items: every number that lm-eval computes per item, the main metric's first. Empty where a task has none
             (perplexities): then there is the aggregate only.
-        aggregate: lm-eval's own results, by task and group; standard errors are left out.
+        aggregate: lm-eval's own results, by task and group; standard errors are left out, NaN is ``None``.
         shots: worked examples before each item, by lm-eval's task.
         files: sha256 of the local files that were read, by name; empty where lm-eval fetched the data.
     """
@@ -34,7 +34,7 @@ class TaskRun:
     task: str
     metric: str
     items: tuple[ItemResult, ...]
-    aggregate: dict[str, dict[str, float]]
+    aggregate: dict[str, dict[str, float | None]]
     shots: dict[str, int]
     files: dict[str, str]
 

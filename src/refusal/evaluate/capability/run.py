@@ -151,7 +151,7 @@ def _task_run(benchmark: Benchmark, results: dict[str, Any]) -> TaskRun:
         metrics = list(dict.fromkeys(row.metric for row in rows))
         mains.update([PREFERRED] if PREFERRED in metrics else metrics[:1])
         items += rows
-    aggregate = {
+    aggregate: dict[str, dict[str, float | None]] = {
         name: {key: float(value) for key, value in row.items() if isinstance(value, Real)}
         for name, row in results["results"].items()
     }

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from refusal.endpoint import OPENAI_URL
+from refusal.secrecy import Url
 
 Count = Annotated[int, Field(ge=1)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -15,7 +16,7 @@ class JudgeOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    judge_url: str = OPENAI_URL
+    judge_url: Url = OPENAI_URL
     """Address of an OpenAI-compatible endpoint, up to and with /v1."""
     judge_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the endpoint's key; a local server may need none."""
