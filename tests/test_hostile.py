@@ -279,7 +279,30 @@ PROMPT_FILES: tuple[Hostile, ...] = (
 
 # --- thinking, judges, refusal tokens
 
-MEANING: tuple[Hostile, ...] = ()
+
+def _occupied(name: str, text: str, *command: str) -> Callable[[Place], list[str]]:
+    """A file of somebody else's in the place where the command would write."""
+
+    def arguments(place: Place) -> list[str]:
+        file = place.path / "out" / name
+        file.parent.mkdir()
+        file.write_text(text, encoding="utf-8")
+        return [*command, str(place.path / "out"), "--out", str(file)] if command else place.run()
+
+    return arguments
+
+
+MEANING: tuple[Hostile, ...] = (
+    Hostile("a report over a manifest", _occupied("manifest.json", "{}", "report"), ("manifest.json", "no page")),
+    Hostile("a run over a direction", _occupied("direction.safetensors", "x"), ("direction.safetensors", "--out")),
+    Hostile("a run over a page", _occupied("report.html", "mine"), ("report.html", "no manifest")),
+    Hostile("a lock of something else", _occupied(".lock", "mine"), (".lock", "no lock of this program")),
+    Hostile(
+        "a folder in use on another machine",
+        _occupied(".lock", '{"pid": 1, "host": "elsewhere", "started": 1.0}'),
+        ("in use", "process 1 on elsewhere", "delete"),
+    ),
+)
 
 # --- exports
 
