@@ -8,7 +8,7 @@ import tiny_models
 import torch
 from plain import block_inputs, last_logits
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from refusal import Ablate, ChatModel, Direction, UnsupportedModelError, find_sites
 from refusal.generation import complete_rows, end_tokens
@@ -37,6 +37,9 @@ WRITERS: dict[str, set[tuple[str, ...]]] = {
     "qwen3_next": {("linear_attn", "mlp"), ("self_attn", "mlp")},
     "falcon_h1": {("0.4 x mamba", "0.6 x self_attn", "feed_forward")},
     "lfm2": {("conv", "feed_forward"), ("self_attn", "feed_forward")},
+    "llama4": {("self_attn", "feed_forward")},
+    "qwen3_5": {("linear_attn", "mlp"), ("self_attn", "mlp")},
+    "zamba2": {("mamba",), ("mamba_decoder.mamba",)},
 }
 
 
@@ -71,7 +74,7 @@ def test_the_sum_is_the_stream_that_a_plain_hook_sees(family: str) -> None:
 
         def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...], name: str = name) -> None:
             found = output[0] if isinstance(output, tuple) else output
-            seen[name] = found[0].detach().double().clone()
+            seen[name] = found.reshape(-1, found.shape[-1]).detach().double().clone()  # Llama-4 flattens its rows
 
         handles.append(hf.get_submodule(name).register_forward_hook(keep))
     stream = block_inputs(hf, blocks, ids)
@@ -254,3 +257,11 @@ def test_sites_say_what_was_found() -> None:
     shown = str(find_sites(tiny_models.network("granite")))
     assert shown.startswith("5 blocks model.layers.0 … model.layers.4, d_model 32")
     assert "0.22 x self_attn + 0.22 x mlp" in shown
+
+
+def test_a_model_that_hides_its_embedding_is_refused_with_a_reason() -> None:
+    """An image-to-formula model: transformers itself does not know where its embedding is."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model("pp_formulanet"))
+    with pytest.raises(UnsupportedModelError, match="PPFormulaNetForConditionalGeneration has no token embedding"):
+        find_sites(model)

@@ -129,7 +129,7 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
         UnsupportedModelError: says what was found and what does not add up.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = _embeddings(model)
     if embedding is None or head is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no token embedding or no output head: it is not a causal language model. "
@@ -178,6 +178,14 @@ def find_sites(model: PreTrainedModel, blocks: str | None = None, writers: Seque
 _OVERRIDE = "Name the writers yourself with find_sites(model, blocks=..., writers=[...]) or --blocks and --writers."
 
 Found = tuple[tuple[str, ...], Fit]
+
+
+def _embeddings(model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
+    """The token embedding and the output head, as far as transformers says where they are."""
+    try:
+        return model.get_input_embeddings(), model.get_output_embeddings()
+    except NotImplementedError:
+        return None, None
 
 
 def _modules(model: PreTrainedModel, blocks: Sequence[str], wanted: set[str] | None, depth: int) -> list[str]:

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig
 
 from refusal import UnsupportedModelError
-from refusal.weights.twin import MOST_PARAMETERS, carry_over, find_twin, skeleton
+from refusal.weights import twin as twins
+from refusal.weights.twin import MOST_PARAMETERS, carry_over, find_twin, shorten, skeleton
 
 LLAMA_70B: dict[str, Any] = {
     "hidden_size": 8192,
@@ -62,3 +63,21 @@ def test_a_block_that_is_built_unlike_every_block_of_the_twin_is_refused() -> No
     block.second_mlp = torch.nn.Linear(8192, 8192, device="meta")
     with pytest.raises(UnsupportedModelError, match=r"No block like model\.layers\.41 could be measured"):
         carry_over(twin, whole)
+
+
+def test_configs_of_every_kind_are_made_smaller() -> None:
+    """Some want a number for the padding (Step-3.7); what cannot be made smaller is refused with a reason."""
+    for kind in ("llama", "step3p7", "gemma3", "qwen3_5", "gpt_neo", "deepseek_v3"):
+        small = shorten(AutoConfig.for_model(kind), 2, cut_lists=True).get_text_config()
+        assert small.vocab_size == 64
+        assert not small.pad_token_id
+
+
+def test_a_config_that_cannot_be_made_smaller_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("num_heads must be odd")
+
+    config = AutoConfig.for_model("llama", **LLAMA_70B)
+    monkeypatch.setattr(twins, "shorten", fail)
+    with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM cannot be made smaller .num_heads must be odd"):
+        find_twin(config, skeleton(config))

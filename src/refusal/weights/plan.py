@@ -101,7 +101,10 @@ def make_plan(
     width = _width(whole, parameters)
     check_direction(direction, name, width)
     targets, unclaimed = find_targets(whole, checkpoint)
-    axes = _converted_axes(twin)
+    try:
+        axes = _converted_axes(twin)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnsupportedModelError(f"transformers cannot take the small model apart ({error}). {MEND}") from error
     edits, entries = {}, checkpoint.entries
     for source, target in targets.items():
         if (parameter := parameters.get(target.name)) is None:

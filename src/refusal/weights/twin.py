@@ -82,6 +82,19 @@ def find_twin(
     Raises:
         UnsupportedModelError: there is none.
     """
+    try:
+        return _first_twin(config, whole, blocks, writers)
+    except UnsupportedModelError:
+        raise
+    except BUILD_ERRORS as error:
+        raise UnsupportedModelError(
+            f"The config of {type(whole).__name__} cannot be made smaller ({_first_line(error)}). {MEND}"
+        ) from error
+
+
+def _first_twin(
+    config: PreTrainedConfig, whole: PreTrainedModel, blocks: str | None, writers: Sequence[str] | None
+) -> Twin:
     reason = "every one is too large"
     unsupported = None
     for divisor, small in _smaller(config, blocks_needed(whole)):
@@ -109,10 +122,9 @@ def carry_over(twin: Twin, whole: PreTrainedModel) -> tuple[StreamParameter, ...
     """
     path = twin.sites.blocks[0].rpartition(".")[0]
     blocks = whole.get_submodule(path)
-    assert isinstance(blocks, nn.ModuleList)
     found = [parameter for parameter in twin.parameters if not parameter.name.startswith(f"{path}.")]
     first: dict[Kind, int] = {}
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(blocks.children()):
         like = first.setdefault(_kind(block), index)
         if like >= len(twin.sites.blocks):
             raise UnsupportedModelError(f"No block like {path}.{index} could be measured. {MEND}")
@@ -231,7 +243,10 @@ def shorten(config: PreTrainedConfig, n_layers: int, cut_lists: bool) -> PreTrai
         text.num_hidden_layers = n_layers
     text.vocab_size = min(text.vocab_size, VOCABULARY)
     for part in (small, text):
-        part.pad_token_id = None  # it may lie outside the vocabulary
+        try:
+            part.pad_token_id = None  # it may lie outside the vocabulary
+        except StrictDataclassError:  # Step-3.7 wants a number
+            part.pad_token_id = 0
     return small
 
 
