@@ -163,6 +163,36 @@ def _edited_since(place: Place) -> list[str]:
     return ["export", str(place.path / "out"), "--as", "model", "--stream"]
 
 
+def _special(place: Place, key: str) -> list[str]:
+    """A config that names a special token which the embedding does not have."""
+    model = place.model()
+    found = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps({**found, key: 9999}), encoding="utf-8")
+    return place.run(model=model)
+
+
+def _larger_tokenizer(place: Place) -> list[str]:
+    model = place.model()
+    tok = tiny_models.tokenizer("bare")
+    tok.add_tokens([f"<{i}>" for i in range(20)])
+    tok.chat_template = tok.chat_template.replace(" [/INST]", "<19> [/INST]")
+    tok.save_pretrained(model)
+    return place.run(model=model)
+
+
+def _long_prompt(place: Place) -> list[str]:
+    file = place.path / "long.txt"
+    file.write_text("word " * 300, encoding="utf-8")
+    return ["run", str(place.source), "--prompts", f"harmful={file}", *place.prompts, "--out", "out"]
+
+
+def _texts(place: Place, *names: str) -> list[str]:
+    for name in names:
+        (place.path / name).parent.mkdir(exist_ok=True)
+        (place.path / name).write_text("Some running text.", encoding="utf-8")
+    return place.run("--texts", *names)
+
+
 IDENTITY: tuple[Hostile, ...] = (
     Hostile("direction with NaN", lambda p: _direction(p, _unit() * math.nan), ("d.safetensors", "NaN")),
     Hostile("direction of length 3", lambda p: _direction(p, _unit() * 3), ("length 3",)),

@@ -24,7 +24,7 @@ from refusal.model import ChatModel
 from refusal.probe import other_dtype
 from refusal.progress import task
 from refusal.records import Activations, ClassCount, Label, Prompt, PromptPair, RefusalTokens
-from refusal.refusal_tokens import tokens_for
+from refusal.refusal_tokens import check_tokens, tokens_for
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +68,12 @@ def collect(
         seed: recorded, not used.
 
     Raises:
+        ConfigError: the refusal tokens are not this model's.
         TooFewPromptsError: fewer than 8 prompts of a class pass.
         NonFiniteError: an activation is NaN or infinite; names the layer.
     """
     tokens = tokens_for(model, prompts) if tokens is None else tokens
+    check_tokens(model, tokens)
     sums = {}
     seen: set[str] = set()
     counts = {}

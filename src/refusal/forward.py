@@ -21,6 +21,7 @@ from torch import Tensor
 
 from refusal import ranks
 from refusal.batches import is_out_of_memory, too_large
+from refusal.contexts import check_rows
 from refusal.hooks import Edit, hooked
 from refusal.model import ChatModel
 from refusal.sizes import narrowest_window
@@ -166,7 +167,9 @@ def run_batches(
 
     Raises:
         OutOfMemoryError: one prompt alone does not fit.
+        PromptError: one is longer than the model's context; ModelLoadError: it has a token that the model has not.
     """
+    check_rows(model, rows)
     todo = plan(model, rows, which, most)
     while todo:
         planned, *rest = todo

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from refusal import ranks
 from refusal.batches import BatchSize, batched, row_budget
+from refusal.contexts import check_rows
 from refusal.forward import PROBES, call, logit_tolerance
 from refusal.hooks import Edit, hooked
 from refusal.interventions import Ablate, Add, SideBySide
@@ -88,7 +89,11 @@ def complete_rows(
     ``on_rows`` is told which of ``rows`` the batch of the coming calls holds, whenever that changes; for interventions
     that differ by row. Nothing is then shared between rows. ``ended`` says of the tokens written so far whether more
     are not needed (a stop string is among them).
+
+    Raises:
+        PromptError: no room for a prompt and what is to be written; ModelLoadError: a token that the model has not.
     """
+    check_rows(model, rows, max_new_tokens)
     found: list[list[int]] = [[] for _ in rows]
     ends = end_tokens(model)
     length = max((len(row) for row in rows), default=0) + max_new_tokens

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal.errors import ConfigError
+
 METRIC_EPSILON = 1e-8
 KL_EPSILON = 1e-6
 
@@ -29,10 +31,16 @@ def refusal_metric(logits: Float[Tensor, "prompt vocab"], tokens: Sequence[int])
     """Log-odds of the refusal tokens ``R`` (Arditi et al. 2024, section 2.4 and appendix B).
 
     ``log(sum_R p + 1e-8) - log(1 - sum_R p + 1e-8)`` with ``p`` the softmax of the last prompt token's logits.
-    Positive: the model is about to refuse.
+    Positive: the model is about to refuse. ``tokens`` are a set: one that is named twice counts once.
+
+    Raises:
+        ConfigError: none, or one outside the vocabulary.
     """
+    chosen, size = list(dict.fromkeys(tokens)), logits.shape[-1]
+    if not chosen or min(chosen) < 0 or max(chosen) >= size:
+        raise ConfigError(f"Refusal tokens {chosen[:8]} are not in the vocabulary of {size}. Give ids below that.")
     wide = _float64(logits)
-    probability = (wide[:, list(tokens)] - wide.logsumexp(-1, keepdim=True)).exp().sum(-1)
+    probability = (wide[:, chosen] - wide.logsumexp(-1, keepdim=True)).exp().sum(-1)
     return (probability + METRIC_EPSILON).log() - (1 - probability + METRIC_EPSILON).log()
 
 

@@ -31,7 +31,7 @@ from transformers.utils.hub import cached_file
 
 from refusal import embedded, ranks
 from refusal.batches import BUSY_ROWS, BatchSize, is_out_of_memory, token_budget
-from refusal.chat import ChatFormat, find_format, render, tokenize
+from refusal.chat import PROBES, ChatFormat, find_format, render, tokenize
 from refusal.checkpoint_check import (
     MEND,
     adapter_message,
@@ -40,6 +40,7 @@ from refusal.checkpoint_check import (
     check_values,
     conversion_faults,
 )
+from refusal.contexts import check_ids, check_special_ids, vocabulary
 from refusal.day import Day, day_of
 from refusal.errors import ModelLoadError, OutOfMemoryError
 from refusal.gguf import converted_folder
@@ -113,6 +114,7 @@ class ChatModel:
         self.batching: Batching | None = None
         self.arguments = frozenset(inspect.signature(hf.forward).parameters)
         self.forward_tokens = 0
+        check_ids(tokenizer, self.tokenize(PROBES), vocabulary(hf), self.name)
 
     def __repr__(self) -> str:
         return f"ChatModel({self.name!r}, {self.hf.dtype}, {self.device}, {self.sites})"
@@ -225,6 +227,7 @@ def load(
             tokenizer.chat_template = _processor_template(source, options)
         find_format(tokenizer, system, day)  # a base model is refused before its weights are read
         config = AutoConfig.from_pretrained(source, **options)
+        check_special_ids(config, name)
         check_quantisation(name, config)
         # Shapes that do not fit are passed over here so that check_loaded can say which they are.
         told = {"dtype": precision, "output_loading_info": True, "ignore_mismatched_sizes": True, **placement}

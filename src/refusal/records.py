@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.errors import DirectionError
+from refusal.errors import ConfigError, DirectionError
 from refusal.shown import Shown, dataframe
 from refusal.storage import write_tensors
 from refusal.thinking import split
-from refusal.valid import read_direction
+from refusal.valid import read_direction, tokens_fault
 
 if TYPE_CHECKING:
     import pandas
@@ -84,6 +84,11 @@ class RefusalTokens:
     auroc: float | None = None
     judged_refusals: int | None = None
     judged: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError unless the ids are a set of token ids, each with its text."""
+        if fault := tokens_fault(self.ids, self.texts, self.probabilities):
+            raise ConfigError(f"Refusal tokens {list(self.ids)[:8]} cannot be used: {fault}.")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ COVERED_MASS = 0.95  # of what the positive-ranked tokens hold
 MAX_TOKENS = 8
 MIN_DIFFERENCE = 0.005
 MIN_JUDGED = 3
+MOST_SHARE = 0.5  # of the vocabulary that may be refusal tokens
 GOOD_AUROC = 0.9
 CHOOSE_PROMPTS = 32
 CHOOSE_NEW_TOKENS = 24
@@ -74,10 +75,38 @@ def given_tokens(model: ChatModel, wanted: Sequence[str | int]) -> RefusalTokens
             ids.append(int(item))
         else:
             ids.append(_first_token(model, item))
-    size = model.hf.config.get_text_config().vocab_size
+    _check_ids(ids, _head_size(model))
+    ids = list(dict.fromkeys(ids))  # "I" and its id are one token
+    found = RefusalTokens(tuple(ids), _texts(model, ids), source="given")
+    check_tokens(model, found)
+    return found
+
+
+def check_tokens(model: ChatModel, tokens: RefusalTokens) -> None:
+    """Make sure that refusal tokens are some of a model's.
+
+    Raises:
+        ConfigError: one is not, or they are so many that the metric says nothing.
+    """
+    size = _head_size(model)
+    _check_ids(tokens.ids, size)
+    if len(tokens.ids) > MOST_SHARE * size:
+        raise ConfigError(
+            f"{len(tokens.ids)} of the model's {size} tokens are refusal tokens: whatever it says would count as a "
+            "refusal. Give those that its refusals begin with, a few."
+        )
+
+
+def _check_ids(ids: Sequence[int], size: int) -> None:
     if bad := [i for i in ids if not 0 <= i < size]:
         raise ConfigError(f"Token id {bad[0]} is outside the vocabulary of {size}. Give ids below that, or texts.")
-    return RefusalTokens(tuple(ids), _texts(model, ids), source="given")
+
+
+def _head_size(model: ChatModel) -> int:
+    """How many tokens the model gives probabilities to."""
+    head = model.hf.get_output_embeddings()
+    size = None if head is None else getattr(head, "out_features", None)
+    return int(size) if isinstance(size, int) else int(model.hf.config.get_text_config().vocab_size)
 
 
 def preset_tokens(model: ChatModel) -> RefusalTokens | None:

@@ -38,12 +38,13 @@ from refusal.records import (
 from refusal.refusal_tokens import tokens_for
 from refusal.report import write_report
 from refusal.run_capability import Capability, benchmarks_for
-from refusal.run_evaluation import Measured, Sets, check_completions_of, load_sets
+from refusal.run_evaluation import Measured, check_completions_of
 from refusal.run_folder import RunFolder, prompts_hash
 from refusal.run_judges import Judging, check_judged, judges_for
 from refusal.run_projections import project
 from refusal.run_records import read_candidates, read_selection, read_tokens
 from refusal.run_seeds import repeat_seeds
+from refusal.run_sets import Sets, check_inputs, load_sets
 from refusal.selection import explain, select
 from refusal.shown import Shown
 from refusal.storage import file_sha256, write_json, write_tensors
@@ -121,6 +122,7 @@ def _run(folder: RunFolder, config: RunConfig, until: str, model: ChatModel | No
     engine = engine_for(config, folder.path)
     given, model = model, model or load_for(config)
     _fix_day(folder, config, model)
+    check_inputs(config, model, prompts, sets)
     folder.begin(config, model, prompts, loaded=given is None)
     write_json(folder.path / "categories.json", _categories(config, prompts, sets))
     try:

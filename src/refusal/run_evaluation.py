@@ -24,11 +24,9 @@ from refusal.evaluate.controls import control_directions, cosines
 from refusal.evaluate.drift import Drift, ForcedText, drift_metrics, measure_drift, own_answers
 from refusal.evaluate.judges.reading import check_completions
 from refusal.evaluate.rates import CORRECTED
-from refusal.evaluate.texts import Corpus, read_corpus
 from refusal.identity import program
 from refusal.model import ChatModel
 from refusal.prompts import matched_pairs
-from refusal.prompts.over_refusal import load_over_refusal
 from refusal.records import (
     Completion,
     Direction,
@@ -43,6 +41,7 @@ from refusal.records import (
 from refusal.run_folder import RunFolder, prompts_hash
 from refusal.run_reading import damaged, read_lines
 from refusal.run_records import read_completions, read_controls, read_metrics
+from refusal.run_sets import OWN_ANSWERS, WITH_CONTROLS, Sets
 from refusal.storage import file_sha256, write_json, write_jsonl, write_tensors
 from refusal.thinking import split
 from refusal.valid import direction_fault
@@ -50,29 +49,6 @@ from refusal.valid import direction_fault
 log = logging.getLogger(__name__)
 
 ORDER = (BASELINE, "ablation", "subtraction", "addition")
-
-
-@dataclass(frozen=True)
-class Sets:
-    """What is measured beside the test prompts; read before anything slow, so that a wrong name stops a run at once."""
-
-    over_refusal: dict[str, tuple[Prompt, ...]]
-    corpora: tuple[Corpus, ...]
-
-
-def load_sets(config: RunConfig, prompts: PromptSplits) -> Sets:
-    """The over-refusal prompts and the texts that a configuration names.
-
-    Raises:
-        PromptError: a file is missing or cannot be used.
-    """
-    folder = Path(config.data_dir).expanduser() if config.data_dir is not None else None
-    used = [p for pair in (prompts.train, prompts.val) for p in (*pair.harmful, *pair.harmless)]
-    sets: dict[str, tuple[Prompt, ...]] = {}
-    for name in dict.fromkeys(config.over_refusal):
-        sets |= load_over_refusal(name, n=config.n_over_refusal, seed=config.seed, data_dir=folder, apart_from=used)
-    corpora = tuple(read_corpus(name, config.n_texts, config.seed, folder) for name in dict.fromkeys(config.texts))
-    return Sets(sets, corpora)
 
 
 @dataclass(frozen=True)
@@ -134,7 +110,7 @@ class Measured:
             completions = {key: read_completions(self.folder.completions(*key)) for key in self._completed()}
             metrics = [*measure_all(completions), *self._cosines(), *extra]
             for set, drift in drifts.items():
-                metrics += drift_metrics(drift, set, self.config.drift_tokens if set == "own-answers" else None)
+                metrics += drift_metrics(drift, set, self.config.drift_tokens if set == OWN_ANSWERS else None)
             write_json(path, finite(to_json(tuple(dict.fromkeys(metrics)))))  # a judge may repeat a rate
 
         self.folder.stage("evaluate", inputs, [path], work)
@@ -252,7 +228,7 @@ class Measured:
             return
         baseline = read_completions(self.folder.completions("harmless", BASELINE))[: self.config.n_texts]
         answers = own_answers(self.model, baseline, self.config.text_tokens)
-        kinds = {"own-answers": answers}
+        kinds = {OWN_ANSWERS: answers}
         kinds |= {corpus.name: corpus.forced(self.model, self.config.text_tokens) for corpus in self.sets.corpora}
         for set, texts in kinds.items():
             if texts:
@@ -267,7 +243,7 @@ class Measured:
         if not controls:
             return own
         some = texts[: self.config.n_control]
-        return {**own, **self._drift_stage(set, f"drift {set} with controls", some, controls)}
+        return {**own, **self._drift_stage(set, f"drift {set}{WITH_CONTROLS}", some, controls)}
 
     def _drift_stage(
         self, set: str, name: str, texts: Sequence[ForcedText], directions: dict[str, Direction]

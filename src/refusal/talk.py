@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from refusal import display
+from refusal.errors import PromptError
 from refusal.evaluate import interventions_for
 from refusal.interventions import Add
 from refusal.model import ChatModel
@@ -24,8 +25,11 @@ def talk(model: ChatModel, direction: Direction, max_new_tokens: int) -> None:
             else:
                 condition, interventions = changed
         elif line:
-            with model.apply(*interventions):
-                display.show_reply(model.generate([line], max_new_tokens)[0])
+            try:
+                with model.apply(*interventions):
+                    display.show_reply(model.generate([line], max_new_tokens)[0])
+            except PromptError as error:  # too long for the model: the next may not be
+                display.show_notice(str(error))
 
 
 def _ask(condition: str) -> str | None:

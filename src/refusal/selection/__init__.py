@@ -9,6 +9,7 @@ from refusal.batches import keeping_memory
 from refusal.errors import NoCandidateError, NonFiniteError
 from refusal.model import ChatModel
 from refusal.records import Candidates, CandidateScore, PromptPair, Selection
+from refusal.refusal_tokens import check_tokens
 from refusal.selection.rule import SHOWN, Rule, choose, closest, count_rejected, explain
 from refusal.selection.score import Scorer
 from refusal.selection.search import Contender, Search
@@ -47,12 +48,15 @@ def select(
         strict: raise instead of falling back when no candidate qualifies.
 
     Raises:
+        ConfigError: no layer is eligible, or the refusal tokens are not this model's.
         NoCandidateError: none qualifies under ``strict``, or none lies inside the KL and layer limits.
         NonFiniteError: every candidate's scores are NaN.
         TooFewPromptsError: fewer than 8 prompts of a class pass the filter.
     """
     rule = rule or Rule()
     n_layers = candidates.n_layers
+    rule.check(n_layers)
+    check_tokens(model, candidates.tokens)
     harmful = draw_passing(model, prompts.harmful, "harmful", candidates.tokens, n, filter)
     harmless = draw_passing(model, prompts.harmless, "harmless", candidates.tokens, n, filter)
     layers = range(0, n_layers if full_map else rule.eligible_layers(n_layers), layer_step)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from refusal.errors import ConfigError
 from refusal.records import CandidateScore
 
 SHOWN = 3  # of the nearest misses, in messages
@@ -25,6 +26,13 @@ class Rule:
     def eligible_layers(self, n_layers: int) -> int:
         """Layers ``0 .. value - 1`` are eligible."""
         return int(n_layers * (1.0 - self.prune_layers))
+
+    def check(self, n_layers: int) -> None:
+        """Raise ConfigError unless a layer is eligible."""
+        if self.eligible_layers(n_layers) < 1:
+            raise ConfigError(
+                f"--prune-layers {self.prune_layers:g} leaves none of the model's {n_layers} layers. Give less."
+            )
 
     def reject(self, score: CandidateScore, n_layers: int) -> str | None:
         """Which criterion rejects a candidate (``layer``, ``nan``, ``induce``, ``kl``); ``None`` if none does.

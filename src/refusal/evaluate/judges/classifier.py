@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from refusal.batches import BatchSize, batched
+from refusal.contexts import context_length
 from refusal.errors import ChatTemplateError, ConfigError, ModelLoadError
 from refusal.evaluate.judges.formats import GRADES, Format
 from refusal.evaluate.judges.options import JudgeOptions
@@ -69,7 +70,17 @@ class ClassifierJudge:
         if not asked:
             return
         hf = self._network()
-        rows = [self._tokens(item) for item in asked]
+        room = context_length(hf.config)
+        rows, kept = [], []
+        for item in asked:
+            row = self._tokens(item)
+            n = len(row) + (self._form.new_tokens if self._form.read is not None else 0)
+            if room is not None and n > room:
+                yield Judgement(item.prompt_id, error=f"{n} tokens, and the judge holds {room}")
+            else:
+                rows.append(row)
+                kept.append(item)
+        asked = kept
 
         def run(indices: list[int]) -> list[Judgement]:
             ids, mask = _pad([rows[i] for i in indices], hf.device)
