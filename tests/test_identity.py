@@ -13,11 +13,12 @@ import pytest
 import saved
 import tiny_models
 
-from refusal import ConfigError, RunFolderError, Verdict, identity, load
+from refusal import ConfigError, EngineError, RunFolderError, Verdict, identity, load
 from refusal import run as run_stages
 from refusal.chat import render
 from refusal.config import RunConfig, make_config
 from refusal.day import Day, day_of
+from refusal.engines.server import template_arguments
 from refusal.sites import find_sites
 
 DAY: Any = import_module("refusal.day")
@@ -204,6 +205,20 @@ def test_a_date_is_a_date() -> None:
         make_config(date="tomorrow")
     with pytest.raises(ConfigError, match="'tomorrow' is no date"):
         load("no/such-model", date="tomorrow")
+
+
+def test_a_server_is_told_the_date_or_not_asked() -> None:
+    model = tiny_models.chat_model("llama", "bare")
+    assert template_arguments(model) == {}
+    model.tokenizer.chat_template = DATED
+    model.set_day(day_of(None))
+    assert template_arguments(model) == {}  # its clock says the same
+    model.set_day(Day(FIRST))
+    with pytest.raises(EngineError, match="in this run 2031-02-03"):
+        template_arguments(model)
+    given = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    model.tokenizer.chat_template = f"{given}{{{{ date_string }}}}{DATED.partition('}}')[2]}"
+    assert template_arguments(model) == {"date_string": "03 Feb 2031"}
 
 
 # --- verdicts

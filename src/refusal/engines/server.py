@@ -9,8 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from refusal import ranks
+from refusal.chat import PROBES, render
 from refusal.conditions import BASELINE
+from refusal.day import ASKS, LLAMA
 from refusal.endpoint import OPENAI_URL, Address, Endpoint
 from refusal.engines.options import EngineOptions
 from refusal.engines.own import OWN
@@ -67,8 +71,8 @@ class Server:
 def address_of(options: EngineOptions, url: str, served: str, job: Job) -> Address:
     """Where to ask for completions, and how: greedily, without penalties, and without thinking."""
     extra: dict[str, Any] = {"frequency_penalty": 0}  # to transformers' server: no penalty of the generation config's
-    if job.model.chat.thinking_switch:
-        extra["chat_template_kwargs"] = {"enable_thinking": False}
+    if arguments := template_arguments(job.model):
+        extra["chat_template_kwargs"] = arguments
     if loses_marks(job.model.tokenizer):
         extra[KEEP_MARKS] = False
     return Address(
@@ -83,6 +87,36 @@ def address_of(options: EngineOptions, url: str, served: str, job: Job) -> Addre
         max_tokens=job.max_new_tokens,
         extra=extra,
     )
+
+
+def template_arguments(model: ChatModel) -> dict[str, Any]:
+    """What a server's template is told, so that it writes the prompts that the model here reads.
+
+    Raises:
+        EngineError: the template writes the date of the server's clock, and the run has another one.
+    """
+    chat, found = model.chat, {"enable_thinking": False} if model.chat.thinking_switch else {}
+    ours = render(model.tokenizer, PROBES[0], chat.system, chat.day)
+    if ours == _written_there(model, found):
+        return found
+    dated = {**found, "date_string": chat.day.date.strftime(LLAMA)}
+    if ASKS in str(model.tokenizer.chat_template) and ours != _written_there(model, dated):
+        raise EngineError(
+            f"The chat template writes the date, which at a server is that of its clock and in this run {chat.day}. "
+            "Use --engine own or paged, or begin a new run today."
+        )
+    return dated if chat.day.given or ASKS in str(model.tokenizer.chat_template) else found
+
+
+def _written_there(model: ChatModel, arguments: dict[str, Any]) -> str | None:
+    """A prompt as a server renders it, by its own clock; ``None`` where the template wants other messages."""
+    messages: Any = _messages(model, PROBES[0])
+    try:
+        return str(
+            model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments)
+        )
+    except (TemplateError, ValueError, TypeError):
+        return None
 
 
 def ask_checked(address: Address, job: Job) -> list[str]:
