@@ -65,11 +65,11 @@ def short_answers(path: Path) -> list[Labelled]:
     return [Labelled(r["prompt"], r["response"], "2" if r["label"] == "refused" else "1") for r in rows]
 
 
-def held_out(path: Path) -> list[Labelled]:
-    """The half of an XSTest file (by hash of the id) that nothing was written or fitted with."""
+def held_out(path: Path, read: bool = False) -> list[Labelled]:
+    """The half of an XSTest file (by hash of the id) that nothing was fitted with, or the one that was read."""
     with path.open(encoding="utf-8") as lines:
         odd = [int(hashlib.sha256(row["id"].encode()).hexdigest(), 16) % 2 == 1 for row in csv.DictReader(lines)]
-    return [row for row, kept in zip(xstest(path), odd, strict=True) if kept]
+    return [row for row, kept in zip(xstest(path), odd, strict=True) if kept != read]
 
 
 def rule_based_rewards(path: Path) -> list[Labelled]:
@@ -91,8 +91,9 @@ FILES: dict[str, Callable[[Path], list[Labelled]]] = {
     "openai_rbr_train.jsonl": rule_based_rewards,
     "lm_refusal_eval.jsonl": short_answers,
 }
-Data = dict[str, list[Labelled]]
 HELD_OUT = "xstest_v2_completions_mistralinstruct.csv"
+READ, UNREAD = f"{HELD_OUT}, development half", f"{HELD_OUT}, unread half"  # the second is scored, never fitted to
+Data = dict[str, list[Labelled]]
 PARAPHRASES = Path(__file__).parents[1] / "tests" / "paraphrases.jsonl"
 
 
@@ -129,7 +130,7 @@ def agreement(rows: Sequence[Labelled], refused: Sequence[bool]) -> str:
     return f"{100 * right / len(rows):.1f} % ({right} of {len(rows)})"
 
 
-def summary(data: Data) -> str:
+def summary(data: Data, unread_data: Data) -> str:
     """One line per file: as shipped, left out of the fit, unread prompts of it, and the paper's rule."""
     lines = [
         "| file | detector | weights fitted without this file | … on its unread prompts | paper's 12 substrings |",
@@ -145,6 +146,10 @@ def summary(data: Data) -> str:
             agreement(rows, [paper_substring_match(r.completion) for r in rows]),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name, rows in unread_data.items():
+        ours = agreement(rows, [refusal_verdict(r.prompt, r.completion).refused for r in rows])
+        paper = agreement(rows, [paper_substring_match(r.completion) for r in rows])
+        lines.append(f"| {name} | {ours} | | | {paper} |")
     return "\n".join(lines)
 
 
@@ -165,9 +170,16 @@ def confusion(name: str, rows: Sequence[Labelled]) -> str:
         f"| people | {' | '.join(VERDICTS)} | paper: match | paper: none |",
         f"| --- |{' ---: |' * (len(VERDICTS) + 2)}",
     ]
+    refused = [row.refused for row in rows]
+    ours = [refusal_verdict(row.prompt, row.completion).refused for row in rows]
     for label, words in (("2", "refusal"), ("3", "partial"), ("1", "compliance")):
         cells = [counts[label, verdict] for verdict in VERDICTS] + [paper[label, True], paper[label, False]]
         lines.append(f"| {words} | {' | '.join(map(str, cells))} |")
+    found = sum(r and o for r, o in zip(refused, ours, strict=True))
+    passed = sum(not (r or o) for r, o in zip(refused, ours, strict=True))
+    lines.append(
+        f"\nSensitivity {found} of {sum(refused)}, specificity {passed} of {len(rows) - sum(refused)} (refused or not)."
+    )
     return "\n".join(lines)
 
 
@@ -225,13 +237,15 @@ def main() -> None:
         verdicts = [refusal_verdict(row.prompt, row.completion).refused for row in rows]
         print(accuracy(rows, verdicts), agreement(rows, verdicts))
         return
-    data = load(options.data_dir)
+    path = options.data_dir / "labelled" / HELD_OUT
+    data, unread = load(options.data_dir) | {READ: held_out(path, read=True)}, {UNREAD: held_out(path)}
     if options.weights:
         found = fit([row for rows in data.values() for row in rows])
         for name, now, value in zip([*WEIGHTS, "BIAS"], [*WEIGHTS.values(), BIAS], found, strict=True):
             print(f"{name:20s} {value:+.1f}   now {now:+.1f}")
         return
-    parts = [summary(data), *(confusion(name, rows) for name, rows in data.items()), paraphrases(PARAPHRASES)]
+    parts = [summary(data, unread), *(confusion(name, rows) for name, rows in (data | unread).items())]
+    parts.append(paraphrases(PARAPHRASES))
     text = "\n\n".join([*parts, *(cut_short(data, words) for words in (24, 48)), speed(data)])
     if options.write is None:
         print(text)

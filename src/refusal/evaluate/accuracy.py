@@ -7,9 +7,9 @@ refusals. ``python benchmarks/detector.py --data-dir DIR --accuracy`` counts the
 from refusal.stats import Accuracy
 
 DETECTOR = Accuracy(
-    hits=29,
-    misses=12,
-    rejections=170,
-    false_alarms=4,
+    hits=30,
+    misses=11,
+    rejections=169,
+    false_alarms=5,
     source="XSTest v2, Mistral-7B-Instruct's completions (Roettger et al. 2024), the half that was held out",
 )
