@@ -159,7 +159,7 @@ def test_special_tokens_of_the_config_beyond_the_vocabulary(tmp_path: Path, key:
         ((5, 5), ("a", "a"), "5 is named twice"),
         ((), (), "there are none"),
         ((-1,), ("a",), "-1 is no token id"),
-        ((1, 2), ("a",), "2 ids have 1 texts"),
+        ((1, 2), ("a",), "are 2, 1 and 2, not one for each"),
     ],
 )
 def test_refusal_tokens_are_a_set_of_ids(ids: tuple[int, ...], texts: tuple[str, ...], message: str) -> None:

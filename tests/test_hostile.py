@@ -20,7 +20,6 @@ from torch import Tensor
 
 from refusal import Direction
 from refusal.cli import main
-from refusal.run_records import FORMAT
 from refusal.same_weights import files_hash
 from refusal.storage import write_tensors
 
@@ -347,7 +346,7 @@ def _streamed(place: Place, change: Callable[[dict[str, Tensor]], object], **con
     (model / "config.json").write_text(json.dumps({**values, **config}), encoding="utf-8")
     run.mkdir()
     (run / "run.toml").write_text(f'model = "{model}"\n', encoding="utf-8")
-    manifest = {"format": FORMAT, "model": {"name": str(model)}, "stages": {}, "files_hash": files_hash(model)}
+    manifest = {**_MANIFEST, "files_hash": files_hash(model)}
     (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     Direction(torch.eye(32)[0], 1.0, -1, 2).save(run / "direction.safetensors")
     return ["export", str(run), "--as", "model", "--stream", "--out", str(place.path / "edited")]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from refusal.errors import RunFolderError
+from refusal.errors import ConfigError, RunFolderError
 from refusal.records import (
     Candidates,
     CandidateScore,
@@ -86,6 +86,8 @@ class _Manifest(_Open):
     hardware: dict[str, str | int | None]
     command: list[str] | None = None
     started: str
+    date: str | None = None
+    files_hash: str | None = None
     stages: dict[str, Stage]
     judges: dict[str, _Judge] = Field(default_factory=dict)
 
@@ -176,12 +178,12 @@ def read_tokens(folder: Path) -> RefusalTokens:
         RunFolderError: the file cannot be read, or holds something else; so do the others.
     """
     path = folder / "refusal_tokens.json"
-    found: RefusalTokens = read_one(path, RefusalTokens)
-    chances = found.probabilities
-    if not found.ids or len(found.ids) != len(found.texts) or (chances is not None and len(chances) != len(found.ids)):
-        raise damaged(path, "ids, texts and probabilities are not one for each token")
-    if not all(0 <= id < 2**31 for id in found.ids):
-        raise damaged(path, f"ids: {min(found.ids)} to {max(found.ids)} are no token ids")
+    try:
+        found: RefusalTokens = read_one(path, RefusalTokens)
+    except ConfigError as error:  # the record's own checks
+        raise damaged(path, str(error)) from error
+    if max(found.ids) >= 2**31:
+        raise damaged(path, f"ids: {max(found.ids)} is no token id")
     return found
 
 

@@ -78,7 +78,8 @@ def tokens_fault(ids: Any, texts: Any, probabilities: Any) -> str | None:
     if len(set(ids)) < len(ids):
         return f"{next(i for i in ids if list(ids).count(i) > 1)} is named twice and would count twice"
     if len(texts) != len(ids) or (probabilities is not None and len(probabilities) != len(ids)):
-        return f"{len(ids)} ids have {len(texts)} texts or another number of probabilities"
+        counts = f"{len(ids)}, {len(texts)} and {len(probabilities or ids)}"
+        return f"ids, texts and probabilities are {counts}, not one for each token"
     return None
 
 
