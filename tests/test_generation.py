@@ -8,7 +8,7 @@ import torch
 from plain import last_logits
 
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
-from refusal.generation import _read_prompts, batching, complete, complete_each, complete_rows, end_tokens
+from refusal.generation import batching, complete, complete_each, complete_rows, end_tokens, read_prompts
 from refusal.interventions import SideBySide
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Sing!", "Name a colour, and say why."]
@@ -83,7 +83,7 @@ def test_padding_on_the_left_changes_no_logit(family: str) -> None:
     model = tiny_models.chat_model(family)
     rows = model.tokenize(TEXTS)
     with torch.inference_mode():
-        found = _read_prompts(model, rows, 8).logits
+        found = read_prompts(model, rows, 8).logits
     alone = torch.stack([last_logits(model.hf, row) for row in rows])
     torch.testing.assert_close(found, alone, atol=1e-5 * float(alone.abs().max()), rtol=0)
 

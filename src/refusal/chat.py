@@ -34,10 +34,23 @@ class ChatFormat:
     day: Day
 
 
+Turns = Sequence[tuple[str, str]]  # role and text
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None = None, day: Day | None = None
 ) -> str:
     """The prompt text for one user turn, generation prompt included; ``day`` (default: today) is the template's date.
+
+    Raises:
+        ChatTemplateError: there is no template, or it rejects the conversation (a system role, say).
+    """
+    turns = [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
+    return render_turns(tokenizer, turns, day)
+
+
+def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Turns, day: Day | None = None) -> str:
+    """The prompt text for turns of a conversation, the last of them the user's, generation prompt included.
 
     Raises:
         ChatTemplateError: there is no template, or it rejects the conversation (a system role, say).
@@ -50,26 +63,24 @@ def render(
     refused: Exception | None = None
     for in_parts in (False, True):  # templates of vision-language models may want content in parts
         try:
-            text = _apply(tokenizer, instruction, system, in_parts, day or day_of(None))
+            text = _apply(tokenizer, turns, in_parts, day or day_of(None))
         except Exception as error:  # a template is a program, and may raise anything
             refused = refused or error
             continue
-        if instruction.strip() in text:
+        if turns[-1][1].strip() in text:
             return text
     if refused is None:
-        return _apply(
-            tokenizer, instruction, system, False, day or day_of(None)
-        )  # a template that changes what it is given
-    what = "a system prompt" if system is not None else "a single user turn"
-    mend = "Run without --system." if system is not None else "Check the model's chat template."
+        return _apply(tokenizer, turns, False, day or day_of(None))  # a template that changes what it is given
+    system = turns[0][0] == "system"
+    what = "a system prompt" if system else "a single user turn"
+    mend = "Run without --system." if system else "Check the model's chat template."
     raise ChatTemplateError(
         f"The chat template rejects {what} ({' '.join(str(refused).split())[:200]}). {mend}"
     ) from refused
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None, in_parts: bool, day: Day) -> str:
-    """The template's text for one user turn; content as a string or as a list of one text part."""
-    turns = [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
+def _apply(tokenizer: PreTrainedTokenizerBase, turns: Turns, in_parts: bool, day: Day) -> str:
+    """The template's text for a conversation; content as strings or as lists of one text part."""
     messages: list[Any] = [
         {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in turns
     ]

@@ -182,7 +182,7 @@ def _complete_batch(
         if on_rows is not None:
             on_rows(range(len(rows)))
         together = on_rows is None and batching(model) == "shared"
-        state = _read_prompts(model, rows, max_new_tokens, share=together)
+        state = read_prompts(model, rows, max_new_tokens, share=together)
         logits, mask, position, cache = state.logits, state.mask, state.position, state.cache
         alive = list(range(len(rows)))
         for step in range(max_new_tokens):
@@ -241,7 +241,7 @@ def _complete_alone(
     return [new[:-1] if new and new[-1] in ends else new]
 
 
-def _read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int, share: bool = True) -> _Prefill:
+def read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int, share: bool = True) -> _Prefill:
     """Read the prompts into a cache: the shared start once, its keys and values then repeated for every row."""
     cache = DynamicCache(config=model.hf.config)
     shared = _shared_start(rows, cache, new_tokens, model.hf.config) if share else 0
@@ -275,7 +275,12 @@ def _shared_start(rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens
     for layer in cache.layers:
         if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < longest:
             return 0
-    together = zip(*(row[:-1] for row in rows), strict=False)  # each row keeps a token of its own
+    return common_start(rows)
+
+
+def common_start(rows: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all rows have in common; each keeps a last token of its own."""
+    together = zip(*(row[:-1] for row in rows), strict=False)
     return next((i for i, tokens in enumerate(together) if len(set(tokens)) > 1), min(len(row) for row in rows) - 1)
 
 
@@ -312,7 +317,7 @@ def _is_exact(model: ChatModel, rows: Sequence[Sequence[int]], share: bool) -> b
 def _two_steps(model: ChatModel, rows: Sequence[Sequence[int]], share: bool) -> Float[Tensor, "step row vocab"]:
     """Logits of the last prompt token and of one more token, the same for every row."""
     with torch.inference_mode():
-        state = _read_prompts(model, rows, 1, share)
+        state = read_prompts(model, rows, 1, share)
         token = torch.full((len(rows), 1), rows[0][-1], device=model.device)
         mask = torch.cat([state.mask, state.mask.new_ones(len(rows), 1)], dim=1)
         after = call(model, token, mask, state.position + 1, state.cache)[:, -1]

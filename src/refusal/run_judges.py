@@ -2,6 +2,7 @@
 
     judgements/<judge>/<set>.<condition>.jsonl   one judgement a line, written as each comes
     judgements/agreement.json                    every two judges of the same kind, over all completions
+    judgements/<judge>/calibration.json          threshold of a local judge, and how often it is right
 
 Rows that are there are kept while the completions and the judge's options are the same; failed ones are asked again.
 Which those were, and what the judge has cost, is in ``manifest.json``.
@@ -17,7 +18,7 @@ from typing import Any
 
 from refusal import ranks
 from refusal.config import RunConfig
-from refusal.errors import RunFailure
+from refusal.errors import ConfigError, RunFailure
 from refusal.evaluate.judges import (
     Agreement,
     EndpointJudge,
@@ -31,7 +32,9 @@ from refusal.evaluate.judges import (
     read_judgements,
     unjudged,
 )
+from refusal.evaluate.judges.calibration import read_calibration
 from refusal.evaluate.judges.labels import LabelsJudge
+from refusal.evaluate.judges.local_safety import LOCAL, LocalSafetyJudge
 from refusal.evaluate.rates import accuracy_metrics
 from refusal.identity import digest, stage_version
 from refusal.progress import task
@@ -53,6 +56,11 @@ def judges_for(config: RunConfig) -> dict[str, Judge]:
     Raises:
         UsageError: an unknown judge, or one that cannot be had.
     """
+    if LOCAL in config.judges and config.tp_plan is not None:
+        raise ConfigError(
+            "local-safety asks the run's own model, and --tp-plan splits that over processes. "
+            "Name another model, local-safety=MODEL, or judge later without --tp-plan."
+        )
     options = JudgeOptions(**{name: getattr(config, name) for name in JudgeOptions.model_fields})
     specs = [spec for spec in dict.fromkeys(config.judges) if spec != DETECTOR]
     return dict(zip(specs, make_judges(specs, options), strict=True))
@@ -79,12 +87,14 @@ class Judging:
         kinds = {DETECTOR: "refusal", **{judge.name: judge.kind for judge in self.judges.values()}}
         for spec, judge in self.judges.items():
             said[judge.name] = []
-            accuracy: Accuracy | None = getattr(judge, "accuracy", None)  # of those that were compared with people
+            if isinstance(judge, LocalSafetyJudge) and self.folder.model is not None:
+                judge.use(self.folder.model)
+            judged = {key: self._judge(spec, judge, *key, rows) for key, rows in completions.items()}
+            accuracy = self._accuracy(judge)
             found += () if accuracy is None else accuracy_metrics(judge.name, accuracy)
-            for (set, condition), rows in completions.items():
-                judgements = self._judge(spec, judge, set, condition, rows)
-                found += judge_metrics(judge.name, judge.kind, judgements, set, condition, accuracy)
-                said[judge.name] += _named(judgements, set, condition)
+            for key, judgements in judged.items():
+                found += judge_metrics(judge.name, judge.kind, judgements, *key, accuracy)
+                said[judge.name] += _named(judgements, *key)
             if isinstance(judge, LabelsJudge):
                 judge.check_matched()
         pairs = [
@@ -99,7 +109,7 @@ class Judging:
         """The judgements of one file, in the order of its completions."""
         path = self.folder.path / "judgements" / judge.name / f"{set}.{condition}.jsonl"
         record = self.folder.manifest.setdefault("judges", {}).setdefault(judge.name, {"inputs": {}})
-        inputs = self._inputs(spec, rows)
+        inputs = self._inputs(spec, judge, rows)
         same = record["inputs"].get(f"{set}.{condition}") == inputs and not isinstance(judge, LabelsJudge)
         kept = [j for j in read_judgements(path) if not j.failed] if same and path.is_file() else []
         missing = unjudged(kept, rows, str(path))
@@ -113,6 +123,8 @@ class Judging:
                 for judgement in judge.judge(missing):
                     append_jsonl(path, to_json(judgement))
                     advance(1)
+            if isinstance(judge, LocalSafetyJudge):  # null for a model that was never compared with people
+                write_json(self._calibration(judge), judge.calibration and to_json(judge.calibration))
 
         if ranks.decided(lambda: bool(missing)):
             ranks.only_writer(ask)
@@ -122,10 +134,23 @@ class Judging:
         found = match_judgements(read_judgements(path), rows, str(path))
         return [found[row.prompt_id] for row in rows]
 
-    def _inputs(self, spec: str, rows: Sequence[Completion]) -> str:
+    def _calibration(self, judge: Judge) -> Path:
+        return self.folder.path / "judgements" / judge.name / "calibration.json"
+
+    def _accuracy(self, judge: Judge) -> Accuracy | None:
+        """How often a judge that was compared with people is right."""
+        path = self._calibration(judge)
+        if not isinstance(judge, LocalSafetyJudge) or not path.is_file():
+            return getattr(judge, "accuracy", None)
+        kept = read_calibration(path)
+        return None if kept is None else kept.accuracy
+
+    def _inputs(self, spec: str, judge: Judge, rows: Sequence[Completion]) -> str:
         """A hash of what judgements depend on: the completions, who is asked and where, the rule for short ones."""
         given = self.config
         asked = [spec, given.judge_url, given.short_is_safe, given.judge_max_tokens, given.judge_dtype]
+        if isinstance(judge, LocalSafetyJudge):
+            asked.append(judge.identity)
         completions = [[row.prompt_id, row.prompt, row.completion] for row in rows]
         return digest([stage_version("judge"), asked, _files_of(spec), completions])
 

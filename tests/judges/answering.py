@@ -31,6 +31,12 @@ def save_answering(folder: Path, marked: str, plain: str, template: str | None =
     return folder
 
 
+def save_certain(folder: Path, marked: str, plain: str, template: str) -> Path:
+    """Write a model whose next token is ``marked`` for sure where MARK is in the prompt, else ``plain`` for sure."""
+    _save(folder, {marked: (1.0, 0.0), plain: (0.0, 20.0)}, template)
+    return folder
+
+
 def save_grading(folder: Path, shares: Sequence[float], lift: float) -> Path:
     """Write a model whose next token is 1 to 5 with these shares, ``e^lift`` times likelier than any other token.
 

@@ -11,6 +11,7 @@ from refusal.evaluate.judges.classifier import ClassifierJudge
 from refusal.evaluate.judges.endpoint import EndpointJudge
 from refusal.evaluate.judges.formats import FORMATS
 from refusal.evaluate.judges.labels import LabelsJudge
+from refusal.evaluate.judges.local_safety import LOCAL, LocalSafetyJudge
 from refusal.evaluate.judges.options import JudgeOptions
 from refusal.evaluate.judges.protocol import Judge
 from refusal.evaluate.judges.rubrics import RUBRICS
@@ -18,7 +19,7 @@ from refusal.textfiles import user_path
 
 BUILTIN: dict[str, type[DetectorJudge | SubstringJudge]] = {"detector": DetectorJudge, "substring": SubstringJudge}
 LABELS = "labels"
-KINDS = (*BUILTIN, LABELS, *FORMATS, *RUBRICS)
+KINDS = (*BUILTIN, LABELS, LOCAL, *FORMATS, *RUBRICS)
 
 
 def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
@@ -26,8 +27,8 @@ def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
 
     ``detector`` and ``substring`` take no model. ``llama-guard-2``, ``llama-guard-3``, ``harmbench``, ``wildguard``,
     ``wildguard-refusal`` and ``strongreject`` take a hub id or a folder, by default what their authors published.
-    ``labels`` takes a file of labels that people gave. ``endpoint-refusal`` and ``endpoint-strongreject`` need the
-    model's name at the endpoint.
+    ``local-safety`` takes any chat model, by default the run's own. ``labels`` takes a file of labels that people gave.
+    ``endpoint-refusal`` and ``endpoint-strongreject`` need the model's name at the endpoint.
 
     Raises:
         ConfigError: unknown kind, a model too many or too few, a missing package or key.
@@ -53,6 +54,8 @@ def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
         if not model:
             raise ConfigError("The judge 'labels' needs a file of labels. Write labels=FILE.")
         return LabelsJudge(name, user_path(model, PromptError))
+    if kind == LOCAL:
+        return LocalSafetyJudge(name, model, options)
     if kind in FORMATS:
         return ClassifierJudge(name, FORMATS[kind], model or FORMATS[kind].model, options)
     if not model:

@@ -39,6 +39,8 @@ class JudgeOptions(BaseModel):
     """Device of a local classifier: auto, cpu, cuda, cuda:1 or mps."""
     judge_device_map: str | None = None
     """As in transformers: `auto` spreads a local classifier over several devices."""
+    judge_labels: str | None = None
+    """Answers with people's labels (.csv, .jsonl: prompt, completion, safe/unsafe), to fit local-safety's threshold."""
     judge_batch_size: Count = 8
     """Most completions that a local classifier reads at once."""
 
