@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from refusal import ChatModel, OutOfMemoryError, forward
 from refusal.forward import Batch, packs, plan, read, run_batches
+from refusal.generation import complete
 from refusal.hooks import Edit
 from refusal.sizes import narrowest_window
 
@@ -95,6 +96,19 @@ def test_packed_rows_hold_every_shared_beginning_once_and_no_padding(model: Chat
     before = model.forward_tokens
     read(model, batch)
     assert model.forward_tokens - before == batch.ids.numel()
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba", *tiny_models.UNPADDED])
+def test_what_is_measured_of_a_model_at_first_use_is_no_stages_work(family: str) -> None:
+    """Else a stage would cost more in the run that began with it than in the one that came to it later."""
+    model = ChatModel(tiny_models.network(family), tiny_models.tokenizer(), name=family)
+    spent = []
+    for _ in range(2):
+        before = model.forward_tokens
+        logits_by_batches(model, model.tokenize(TEXTS))
+        complete(model, TEXTS, 4)
+        spent.append(model.forward_tokens - before)
+    assert spent[0] == spent[1] > 0
 
 
 def test_a_window_shorter_than_a_prompt_rules_packing_out() -> None:

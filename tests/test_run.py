@@ -406,7 +406,8 @@ def test_completions_with_odd_line_ends_are_read_back_whole(
 
     monkeypatch.setattr(MEASURING, "complete_under", complete)
     result = run_stages(config, tmp_path / "run")
-    assert {m.n for m in result.metrics} == {3}
+    of_the_detector = ("sensitivity", "specificity")  # measured on labelled completions, not on the run's
+    assert {m.n for m in result.metrics if m.name not in of_the_detector} == {3}
 
 
 def test_the_manifest_says_what_each_stage_cost(tmp_path: Path) -> None:

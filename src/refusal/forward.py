@@ -11,6 +11,7 @@ up.
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -267,7 +268,8 @@ def _on_device(
 def packs(model: ChatModel) -> bool:
     """Whether prompts may share a row; measured once, and said where they may not."""
     if model.packs is None:
-        model.packs = _measure_packing(model)
+        with uncounted(model):
+            model.packs = _measure_packing(model)
         if not model.packs:
             log.warning("%s: prompts cannot share a row in this model, so each gets its own (slower).", model.name)
     return model.packs
@@ -281,7 +283,8 @@ def pads(model: ChatModel) -> bool:
     if model.pads is None:
         rows = model.tokenize(PROBES)
         try:
-            gap = _gap(model, rows, _padded(model, rows, range(len(rows))))
+            with uncounted(model):
+                gap = _gap(model, rows, _padded(model, rows, range(len(rows))))
         except (RuntimeError, ValueError, IndexError) as error:
             log.info("padding: %s", error)
             gap = math.inf
@@ -294,6 +297,16 @@ def pads(model: ChatModel) -> bool:
 def _packable(model: ChatModel, longest: int) -> bool:
     """Whether prompts up to that length may share a row."""
     return packs(model) and longest <= narrowest_window(model.hf.config)
+
+
+@contextmanager
+def uncounted(model: ChatModel) -> Iterator[None]:
+    """For what is measured of the model at first use: which stage comes first must not change what a stage cost."""
+    before = model.forward_tokens
+    try:
+        yield
+    finally:
+        model.forward_tokens = before
 
 
 def _measure_packing(model: ChatModel) -> bool:

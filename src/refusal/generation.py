@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from refusal import ranks
 from refusal.batches import BatchSize, batched, row_budget
 from refusal.contexts import check_rows
-from refusal.forward import PROBES, call, logit_tolerance
+from refusal.forward import PROBES, call, logit_tolerance, uncounted
 from refusal.hooks import Edit, hooked
 from refusal.interventions import Ablate, Add, SideBySide
 from refusal.model import Batching, ChatModel
@@ -290,7 +290,8 @@ def batching(model: ChatModel) -> Batching:
     A few prompts of different length are read and continued by a token together, and each alone.
     """
     if model.batching is None:
-        model.batching = _measure_batching(model)
+        with uncounted(model):
+            model.batching = _measure_batching(model)
     return model.batching
 
 

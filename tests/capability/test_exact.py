@@ -15,7 +15,6 @@ from saved import save_model
 
 import refusal
 from refusal import Ablate, Add, ChatModel, Direction
-from refusal.forward import packs
 from refusal.interventions import Intervention
 
 TASKS = Path(str(lm_eval.tasks.__file__)).parent
@@ -209,7 +208,6 @@ def test_a_batch_size_is_lm_evals(batch_size: int, roomy: ChatModel, bench: Path
 
 def test_tokens_are_counted_either_way(roomy: ChatModel, bench: Path) -> None:
     prompt, choice = len("Question: Which of these is number 0?\nAnswer:"), len(" salt of the sea")
-    packs(roomy)  # measured at first use, by a few passes
     counts = []
     for exact in (True, False):
         before = roomy.forward_tokens
