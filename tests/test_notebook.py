@@ -118,7 +118,7 @@ def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
     setting.source = f"import refusal\nMODEL = {str(folder)!r}\nN_TRAIN, N_VAL, N_TEST, LENGTH = 4, 3, 2, 3"
     collecting = next(cell for cell in cells if "refusal.collect(" in cell.source)
     collecting.source = collecting.source.replace("n=N_TRAIN", 'n=N_TRAIN, filter=False, tokens=refusal.tokens_for('
-                                                  'model, prompts.train, ("I",))')  # fmt: skip
+                                                  'model, prompts.train, ("I", "A"))')  # fmt: skip
     selecting = next(cell for cell in cells if "refusal.select(" in cell.source)
     selecting.source = selecting.source.replace("n=N_VAL", "n=N_VAL, filter=False")
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
