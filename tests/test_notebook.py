@@ -118,9 +118,9 @@ def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
     setting.source = f"import refusal\nMODEL = {str(folder)!r}\nN_TRAIN, N_VAL, N_TEST, LENGTH = 4, 3, 2, 3"
     collecting = next(cell for cell in cells if "refusal.collect(" in cell.source)
     collecting.source = collecting.source.replace("n=N_TRAIN", 'n=N_TRAIN, filter=False, tokens=refusal.tokens_for('
-                                                  'model, prompts.train, ("I", "A"))')  # fmt: skip
+                                                  'model, prompts.train, ("I",))')  # fmt: skip
     selecting = next(cell for cell in cells if "refusal.select(" in cell.source)
-    selecting.source = selecting.source.replace("n=N_VAL", "n=N_VAL, filter=False")
+    selecting.source = selecting.source.replace("n=N_VAL", "n=N_VAL, filter=False, rule=refusal.Rule(-1000, 1000)")  # some do less than a zero vector
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [str(out.get("data", {}).get("text/html", "")) for cell in cells for out in cell.outputs]
     assert sum("<svg" in page for page in shown) >= 1
