@@ -126,6 +126,14 @@ def test_the_slow_verbs_end_with_a_message(
         assert main(arguments) in (0, 1, 2)
 
 
+def test_options_that_are_no_text_are_replaced_by_those_given(clean: Path, tmp_path: Path) -> None:
+    """A run that names its options elsewhere does not need to read the folder's."""
+    run = Path(shutil.copytree(clean, tmp_path / "run"))
+    (run / "run.toml").write_bytes(b"\xc3(")
+    assert main(["run", "--config", str(clean / "run.toml"), "--out", str(run), "-q"]) == 0
+    assert (run / "run.toml").read_bytes() == (clean / "run.toml").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "says"),
     [
@@ -140,7 +148,7 @@ def test_the_slow_verbs_end_with_a_message(
         ("stability.json", '"cosines": [', '"cosines": [[1.0], ', "not a row and a column for each"),
         ("manifest.json", '"seconds": ', '"seconds": "long", "x": ', "stages, tokens, seconds: Input should be"),
         ("manifest.json", '"seed": ', '"seed": null, "x": ', "seed: Input should be a valid integer"),
-        ("categories.json", "{", '{"harmful": {"a": 1}, ', "harmful, a: Input should be a valid string"),
+        ("categories.json", "{", '{"other": {"a": 1}, ', "other, a: Input should be a valid string"),
         ("projections.json", '"harmless": [', '"harmless": [[1.0], ', "not as many layers"),
         ("refusal_tokens.json", '"ids": [', '"ids": [5, ', "not one for each token"),
         ("judgements/agreement.json", '"n": ', '"n": null, "x": ', "row 1, n: Input should be a valid integer"),

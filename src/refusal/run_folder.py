@@ -30,7 +30,7 @@ from refusal.run_records import FORMAT, read_manifest
 from refusal.same_weights import files_hash_of
 from refusal.secrecy import shown_arguments
 from refusal.sizes import active_parameters
-from refusal.storage import file_sha256, remove, write_json, write_text, write_toml
+from refusal.storage import file_sha256, remove, write_blocks, write_json, write_toml
 
 # Files that are worth something and would be replaced; without a manifest beside them nobody knows whose they are.
 RESULTS = (
@@ -57,7 +57,7 @@ class RunFolder:
         self.manifest: dict[str, Any] = {}
         self.model: ChatModel | None = None
         self.config: RunConfig | None = None
-        self.earlier_options: str | None = None
+        self.earlier_options: bytes | None = None
         self.price: float | None = None
         self.active_parameters, self.devices = 0, 1
 
@@ -119,7 +119,7 @@ class RunFolder:
             "judges": self.manifest.get("judges", {}),
         }
         options = self.path / "run.toml"
-        self.earlier_options = options.read_text(encoding="utf-8") if options.is_file() else None
+        self.earlier_options = options.read_bytes() if options.is_file() else None
         write_toml(options, config.model_dump(exclude_none=True))
         self.save()
 
@@ -134,7 +134,7 @@ class RunFolder:
     def take_back_options(self) -> None:
         """Put back the ``run.toml`` that ``begin`` replaced: what was added could not be used."""
         if self.earlier_options is not None:
-            write_text(self.path / "run.toml", self.earlier_options)
+            write_blocks(self.path / "run.toml", [self.earlier_options])
 
     def _check_model(self, ours: dict[str, Any]) -> None:
         """Refuse a folder of other weights; the same model in another dtype may replace what is here."""
