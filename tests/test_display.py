@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Task, TaskID
 
 from refusal import Metric, display
+from refusal.console import PlainConsole
 from refusal.progress import task
 from refusal.tables import all_tables
 
@@ -17,7 +18,7 @@ from refusal.tables import all_tables
 def terminal(monkeypatch: pytest.MonkeyPatch, is_terminal: bool = True) -> io.StringIO:
     """Replace stderr's console by one that writes into a string."""
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=is_terminal, width=120, color_system=None)
+    console = PlainConsole(file=stream, force_terminal=is_terminal, width=120, color_system=None)
     monkeypatch.setattr(display, "err", console)
     return stream
 

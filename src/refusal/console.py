@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -12,14 +13,14 @@ from rich.segment import Segment
 from refusal.visible import visible
 
 
-class _Console(Console):
+class PlainConsole(Console):
     """A console on which texts are what they say: no markup, no emoji codes, no control characters.
 
     Everything that is printed comes through ``render``, whatever table or line it stands in.
     """
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, markup=False, emoji=False, highlight=False)
 
     def on_broken_pipe(self) -> None:
         """Not rich's own end of the program: the command line knows what to do."""
@@ -31,8 +32,8 @@ class _Console(Console):
             yield part if part.control else Segment(visible(part.text), part.style)
 
 
-err = _Console(stderr=True)
-out = _Console()
+err = PlainConsole(stderr=True)
+out = PlainConsole()
 
 
 def prepare_output() -> None:

@@ -24,6 +24,7 @@ from refusal.progress import Advance, Listener, listening
 from refusal.records import RefusalTokens, Selection, finite, to_json
 from refusal.run import RunResult
 from refusal.tables import all_tables, comparison
+from refusal.visible import visible
 from refusal.weights import Exported
 
 
@@ -365,4 +366,4 @@ def show_notice(text: str) -> None:
 
 def show_reply(text: str) -> None:
     """A model's reply in the chat, control characters made visible."""
-    out.print(text)
+    out.print(visible(text))  # before rich drops some of them

@@ -231,8 +231,8 @@ def test_nobody_there() -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(JudgeError, match="Nobody answers"):
         list(judge_at(url, judge_retries=0).judge(items(5)))
-    with pytest.raises(JudgeError, match="Nobody answers"):
-        list(judge_at("no-address", judge_retries=0).judge(items(5)))
+    with pytest.raises(ValueError, match="begins with http"):
+        judge_at("no-address")
 
 
 def test_an_endpoint_that_turns_every_request_down_is_given_up() -> None:
