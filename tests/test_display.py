@@ -29,6 +29,7 @@ def test_a_task_on_a_terminal_shows_name_count_rate_and_time_left(monkeypatch: p
         for _ in range(10):
             advance(2)
             time.sleep(0.05)
+        time.sleep(0.2)  # it is drawn ten times a second
     shown = stream.getvalue()
     assert "collect harmful" in shown
     assert "20/40 prompts" in shown
