@@ -289,6 +289,33 @@ OTHERS: dict[str, Family] = {
     ),
 }
 # Padding changes what these say, or would if rows shared a start: no padding, no sharing.
+# A vision-language model with a sliding window and a mixture of experts, for the exports.
+WRAPPED: dict[str, Family] = {
+    "step3p7": Family(
+        {
+            "num_local_experts": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "share_expert_dim": 16,
+            "sliding_window": 64,
+            "num_sliding_attention_heads": 4,
+            "layer_types": ["full_attention", "sliding_attention"] * 2 + ["full_attention"],
+            "mlp_layer_types": ["dense", *["sparse"] * 4],
+        },
+        wrapper={
+            "vision_config": {
+                "hidden_size": WIDTH,
+                "intermediate_size": WIDTH,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+        },
+    ),
+}
+
 UNPADDED: dict[str, Family] = {
     "paligemma": Family(
         {"model_type": "gemma"},
@@ -311,7 +338,7 @@ ZERO_CENTRED = ("gemma", "qwen3_next")  # norms multiply by 1 + weight
 
 def family(name: str) -> Family:
     """The family of that name, of either kind."""
-    return {**FAMILIES, **OTHERS, **UNPADDED}[name]
+    return {**FAMILIES, **OTHERS, **WRAPPED, **UNPADDED}[name]
 
 
 def tokenizer(template: str | None = "chatml") -> PreTrainedTokenizerFast:
@@ -332,7 +359,7 @@ def tokenizer(template: str | None = "chatml") -> PreTrainedTokenizerFast:
 def network(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A float32 model of a family with random weights, gains and biases; ``changes`` are to the text config."""
     family, extra = SLIDING.get(family, (family, {}))
-    kind = {**FAMILIES, **OTHERS, **UNPADDED}[family]
+    kind = {**FAMILIES, **OTHERS, **WRAPPED, **UNPADDED}[family]
     model_type = kind.model_type or family
     values = {**_COMMON, **kind.config, **extra, **changes}
     text = {name: value for name, value in values.items() if value is not OMIT}

@@ -99,7 +99,7 @@ def _read(file: Path) -> dict[str, Any] | None:
         return found if isinstance(found, dict) else {}
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 

@@ -62,6 +62,7 @@ LOAD_ERRORS = (
     ImportError,
     SafetensorError,
     UnpicklingError,
+    RecursionError,
 )
 
 

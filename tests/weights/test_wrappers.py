@@ -39,7 +39,7 @@ def test_the_class_is_the_one_that_wrote_the_checkpoint(kind: str) -> None:
         assert chosen.__name__ == expected, architectures
 
 
-@pytest.mark.parametrize("family", ["qwen3_5", "llama4"])
+@pytest.mark.parametrize("family", ["qwen3_5", "llama4", "step3p7"])
 def test_the_whole_model_is_loaded_and_exported(family: str, tmp_path: Path) -> None:
     base = save_model(tmp_path / "base", family=family)
     source = load_file(base / "model.safetensors")

@@ -143,7 +143,7 @@ def read_header(path: Path) -> Shard:
         ]
         if max((entry.end for entry in entries), default=start) != size:
             raise ValueError("its data is cut off")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelLoadError(f"{path} cannot be read as safetensors ({error}). Fetch the model again.") from error
     return Shard(path, tuple(sorted(entries, key=lambda entry: entry.start)), metadata)
 
@@ -189,7 +189,7 @@ def as_bytes(tensor: Tensor) -> memoryview:
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} cannot be read ({error}). Fetch the model again.") from error
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path} holds no JSON object. Fetch the model again.")

@@ -261,7 +261,7 @@ def _check_folder(checkpoint: Checkpoint, out: Path, job: str) -> None:
         journal: Any = json.loads((out / JOURNAL).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ExportError(f"{out} exists and is not empty. Give another --out, or delete it.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExportError(
             f"{out / JOURNAL} cannot be read ({error}). Delete the folder, or give another --out."
         ) from error
