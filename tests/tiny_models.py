@@ -288,7 +288,7 @@ OTHERS: dict[str, Family] = {
         {"full_attn_idxs": [1, 3], "conv_bias": True, "block_auto_adjust_ff_dim": False}, recurrent=True, tied=True
     ),
 }
-# Padding changes what these say, or would if rows shared a start: no padding, no sharing.
+
 # A vision-language model with a sliding window and a mixture of experts, for the exports.
 WRAPPED: dict[str, Family] = {
     "step3p7": Family(
@@ -316,6 +316,7 @@ WRAPPED: dict[str, Family] = {
     ),
 }
 
+# Padding changes what these say, or would if rows shared a start: no padding, no sharing.
 UNPADDED: dict[str, Family] = {
     "paligemma": Family(
         {"model_type": "gemma"},
