@@ -179,6 +179,12 @@ class LocalSafetyJudge:
             self.calibration = fit(odds, labels, requests, source, RUBRIC_VERSION)
         else:
             self.calibration = CALIBRATED.get(self._network().name)
+            if self.calibration is not None:
+                log.warning(
+                    "%s: the embedded model is too weak a judge: of its own short refusals it calls most unsafe "
+                    "(docs/judges.md). Name a stronger one: local-safety=MODEL, with --judge-labels.",
+                    self.name,
+                )
         if self.calibration is None:
             log.warning(
                 "%s: %s was never compared with people here, so its own yes or no counts and scores are not corrected. "
