@@ -83,6 +83,10 @@ def _times(part: str, factor: float, dtype: str = "float32") -> Callable[[Place]
     return _weights(lambda name, tensor: (name, tensor * factor if part in name else tensor), dtype)
 
 
+def _stored(part: str, dtype: torch.dtype) -> Callable[[Place], list[str]]:
+    return _weights(lambda name, tensor: (name, (tensor * 50).to(dtype) if part in name else tensor))
+
+
 def _configured(**changes: Any) -> Callable[[Place], list[str]]:
     """A run of a model whose config says something else."""
 
@@ -136,6 +140,11 @@ MODEL_FILES: tuple[Hostile, ...] = (
     Hostile("blocks that are one block", lambda place: place.run("--blocks=model.layers.0"), ("layers.0'", _LIST)),
     Hostile("no such writers", lambda place: place.run("--writers", "attn", "mlp"), ("'attn'", "self_attn, ")),
     Hostile("too few writers", lambda place: place.run("--writers", "mlp"), ("given (mlp)", "self_attn, ")),
+    Hostile("integers without scales", _stored(_UP, torch.int8), (f"{_UP} (I8)", "without a quantization_config")),
+    Hostile("float8 without scales", _stored(_UP, torch.float8_e4m3fn), (f"{_UP} (F8_E4M3)", "quantization_config")),
+    Hostile("mxfp4 over plain numbers", _configured(quantization_config={"quant_method": "mxfp4"}), ("disagree",)),
+    Hostile("fp8 over plain numbers", _configured(quantization_config={"quant_method": "fp8"}), ("disagree", "F32")),
+    Hostile("bits over plain numbers", _configured(quantization_config={"load_in_4bit": True}), ("disagree", "F32")),
 )
 
 # --- identity of a run, direction files, contexts

@@ -35,12 +35,14 @@ def test_weights_on_the_disk_change_nothing(folder: Path, tmp_path: Path, pair: 
     plain = refusal.load(str(folder), dtype="float32")
     spread = offloaded(folder, tmp_path, "disk", embedding)
     assert spread.weight_hash() == plain.weight_hash()
-    tokens = RefusalTokens((65, 66), ("A", "B"), "given")
+    tokens = RefusalTokens((72,), ("H",), "given")
     found = []
     for model in (plain, spread):
         means = refusal.collect(model, pair, n=8, tokens=tokens, filter=False)
         candidates = refusal.difference_in_means(means)
-        selection = refusal.select(model, candidates, pair, n=6, filter=False, full_map=True, resamples=0)
+        selection = refusal.select(
+            model, candidates, pair, n=6, filter=False, full_map=True, resamples=0, rule=refusal.Rule(-1000.0, 1000.0)
+        )
         with model.apply(refusal.Ablate(selection.direction)):
             found.append((candidates, selection, model.generate(TEXTS, max_new_tokens=6)))
     (first, chosen, texts), (second, again, others) = found

@@ -15,7 +15,7 @@ from refusal.sizes import size_of
 from refusal.weights import export_model
 
 TEXTS = ("Name a colour.", "Why is the sea salty, and since when?", "Sing")
-TOKENS = RefusalTokens((65, 66), ("A", "B"), "given")
+TOKENS = RefusalTokens((72,), ("H",), "given")
 
 pytest.importorskip("bitsandbytes")
 
@@ -45,7 +45,9 @@ def test_the_whole_method_on_four_bits_is_that_on_the_numbers_they_stand_for(fol
     found = []
     for model in (quantised, plain):
         candidates = refusal.difference_in_means(refusal.collect(model, pair, n=8, tokens=TOKENS, filter=False))
-        selection = refusal.select(model, candidates, pair, n=6, filter=False, full_map=True, resamples=0)
+        selection = refusal.select(
+            model, candidates, pair, n=6, filter=False, full_map=True, resamples=0, rule=refusal.Rule(-1000.0, 1000.0)
+        )
         with model.apply(refusal.Ablate(selection.direction)):
             found.append((candidates, selection, model.generate(TEXTS, max_new_tokens=6)))
     (first, chosen, texts), (second, again, others) = found

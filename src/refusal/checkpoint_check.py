@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
+from refusal.checkpoint_stored import check_claim, check_plain, claims, stored_dtypes
 from refusal.errors import ModelLoadError
 from refusal.placement import whole_weights
 
@@ -27,25 +28,57 @@ OTHER_PARTS = re.compile(
 KV_SCALE = re.compile(r"\.[kv](_proj\.output)?_scale$")  # for caches in 8 bits, which serving engines keep
 
 
+def hub_options(revision: str | None = None) -> dict[str, Any]:
+    """What transformers is told of any checkpoint's files: which version, and that its own code is not run."""
+    return {"trust_remote_code": False} | ({"revision": revision} if revision is not None else {})
+
+
+def load_whole(
+    name: str, source: str, auto: Any, config: PreTrainedConfig, options: Mapping[str, Any], told: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Load a checkpoint, and refuse one that is not whole, not numbers, or not what its config says.
+
+    Args:
+        name: of the model, for messages.
+        source: what transformers loads.
+        auto: the class whose ``from_pretrained`` loads it.
+        config: as stored.
+        options: of ``hub_options``.
+        told: dtype and placement.
+
+    Raises:
+        ModelLoadError: names the tensors.
+    """
+    check_quantisation(name, config)
+    try:
+        # Shapes that do not fit are passed over here so that check_loaded can say which they are.
+        extra = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        hf, info = auto.from_pretrained(source, **options, **told, **extra)
+    except Exception:
+        check_claim(name, config, stored_dtypes(source, options))  # says better what is wrong, if it is this
+        raise
+    dtypes = stored_dtypes(source, options)
+    check_claim(name, config, dtypes)
+    check_plain(name, config, hf, dtypes)
+    check_loaded(name, hf, info)
+    check_values(name, hf)
+    return hf  # type: ignore[no-any-return]
+
+
 def check_quantisation(name: str, config: PreTrainedConfig) -> None:
     """Refuse weights quantised in a way that transformers passes over: it would read packed numbers as weights.
 
     Raises:
         ModelLoadError: so they are.
     """
-    whole = config.to_dict()
-    for part in (whole, *(value for value in whole.values() if isinstance(value, dict))):
-        for key in ("quantization_config", "compression_config", "quantization"):
-            stored = part.get(key)
-            if not isinstance(stored, dict) or not stored:
-                continue
-            method = stored.get("quant_method")
-            by_bits = bool(stored.get("load_in_4bit") or stored.get("load_in_8bit"))
-            if key != "quantization_config" or not (by_bits or method in AUTO_QUANTIZATION_CONFIG_MAPPING):
-                raise ModelLoadError(
-                    f"The model {name!r} is quantised in a way that transformers does not read ({key} in config.json, "
-                    f"{f'quant_method {method!r}' if method else 'no quant_method'}). Give the unquantised model."
-                )
+    for key, stored in claims(config):
+        method = stored.get("quant_method")
+        by_bits = bool(stored.get("load_in_4bit") or stored.get("load_in_8bit"))
+        if key != "quantization_config" or not (by_bits or method in AUTO_QUANTIZATION_CONFIG_MAPPING):
+            raise ModelLoadError(
+                f"The model {name!r} is quantised in a way that transformers does not read ({key} in config.json, "
+                f"{f'quant_method {method!r}' if method else 'no quant_method'}). Give the unquantised model."
+            )
 
 
 def adapter_message(name: str) -> str:
@@ -89,6 +122,34 @@ def check_loaded(name: str, hf: PreTrainedModel, info: Mapping[str, Collection[A
         raise ModelLoadError(
             f"The checkpoint of {name!r} is not that of a {type(hf).__name__} with {text.num_hidden_layers} layers as "
             f"its config.json says: {'; '.join(faults)}. {MEND}"
+        )
+
+
+def check_adapter(name: str, hf: PreTrainedModel, info: Any) -> None:
+    """Refuse an adapter that was put on its base in part.
+
+    Args:
+        name: of the adapter, for the message.
+        hf: the base that it was put on.
+        info: what ``load_adapter`` returns.
+
+    Raises:
+        ModelLoadError: names some tensors.
+    """
+    kinds = {
+        "missing": info.missing_keys,
+        "without a place": info.unexpected_keys,
+        "of another shape": info.mismatched_keys,
+    }
+    faults = [
+        f"{_count(found)} {what} ({_some([str(key) for key in found])})"
+        for what, keys in kinds.items()
+        if (found := sorted(keys))
+    ]
+    if faults:
+        raise ModelLoadError(
+            f"The adapter {name!r} does not fit its base model ({type(hf).__name__}): {'; '.join(faults)}. "
+            "Give the base that it was made for (base_model_name_or_path in adapter_config.json)."
         )
 
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from refusal import memory
 from refusal.batches import free_memory, rows_that_fit, tokens_that_fit
 from refusal.chat import find_format, render, tokenize
+from refusal.checkpoint_check import hub_options
 from refusal.config import RunConfig
 from refusal.errors import ConfigError
 from refusal.model import auto_class, loading, resolve
@@ -122,11 +123,11 @@ def model_outline(name: str, revision: str | None = None) -> PreTrainedModel:
     Raises:
         ModelLoadError: not found, no network, or no readable config.
     """
-    options = {"revision": revision} if revision is not None else {}
+    options = hub_options(revision)
     with loading(name):
         config = AutoConfig.from_pretrained(resolve(name), **options)
         with torch.device("meta"):
-            model: PreTrainedModel = auto_class(config).from_config(config)
+            model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=False)
     return model
 
 
@@ -138,9 +139,8 @@ def prompt_lengths(config: RunConfig) -> Lengths:
         ModelLoadError: no readable tokenizer.
         ChatTemplateError: no chat template, or it rejects the system prompt.
     """
-    options = {"revision": config.revision} if config.revision is not None else {}
     with loading(config.model):
-        tokenizer = AutoTokenizer.from_pretrained(resolve(config.model), **options)
+        tokenizer = AutoTokenizer.from_pretrained(resolve(config.model), **hub_options(config.revision))
     begins = float(len(find_format(tokenizer, config.system).prefix))
     prompts = load_prompts(
         config.prompts,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from transformers import AutoConfig
 
+from refusal.checkpoint_check import hub_options
 from refusal.config import RunConfig, make_config
 from refusal.errors import ConfigError, DirectionError, ExportError, ModelLoadError, RunFolderError
 from refusal.model import LOAD_ERRORS, load_message, local_folder, resolve
@@ -109,9 +110,8 @@ def _export_control_vector(config: RunConfig, direction: Direction, out: Path) -
     path = out if out.suffix == ".gguf" else out / "control-vector.gguf"
     if path.exists():
         raise ExportError(f"{path} exists. Give another --out, or delete it.")
-    revision = {"revision": config.revision} if config.revision is not None else {}
     try:
-        found = AutoConfig.from_pretrained(resolve(config.model), **revision)
+        found = AutoConfig.from_pretrained(resolve(config.model), **hub_options(config.revision))
     except LOAD_ERRORS as error:
         raise ModelLoadError(load_message(config.model, error)) from error
     text = found.get_text_config()

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.integrations.gguf.utils import is_gguf_arch_supported
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-from refusal.checkpoint_check import check_loaded, check_values
+from refusal.checkpoint_check import check_loaded, check_values, hub_options
 from refusal.errors import ModelLoadError, StorageError
+from refusal.gguf_rope import FACTORS, carry_factors, check_scaling
 from refusal.progress import bars_as_tasks, task
 from refusal.storage import cache_root, file_sha256
 
@@ -77,7 +78,7 @@ def convert(file: Path, folder: Path) -> None:
 
 
 def _read(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, **hub_options()}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         auto: Any = AutoModelForCausalLM  # typed as if it never gave the loading info
@@ -88,7 +89,9 @@ def _read(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        info["unexpected_keys"] |= _unread(file, model)
+        reader = GGUFReader(file)
+        check_scaling(file.name, reader, model)
+        info["unexpected_keys"] |= _unread(reader, model)
     # What a damaged file makes the parsers raise depends on where it is damaged.
     except (OSError, ValueError, TypeError, LookupError, ImportError, RuntimeError, struct.error) as error:
         raise ModelLoadError(
@@ -100,9 +103,8 @@ def _read(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     return tokenizer, model
 
 
-def _unread(file: Path, model: PreTrainedModel) -> set[str]:
+def _unread(reader: GGUFReader, model: PreTrainedModel) -> set[str]:
     """Tensors of the file that transformers passes over without a word: of further layers, scales, positions."""
-    reader = GGUFReader(file)
     field = reader.get_field("general.architecture")
     kind = field.contents() if field is not None else ""
     if is_gguf_arch_supported(kind):  # these are read another way, which reports them itself
@@ -110,7 +112,9 @@ def _unread(file: Path, model: PreTrainedModel) -> set[str]:
     processors: Any = TENSOR_PROCESSORS
     processor = processors.get(kind, TensorProcessor)(config=model.config.to_dict())
     known: dict[str, str] = get_gguf_hf_weights_map(model, processor)
-    return {tensor.name for tensor in reader.tensors if tensor.name not in known and "_exps" not in tensor.name}
+    carried = {FACTORS} if carry_factors(reader, model) else set()
+    names = {tensor.name for tensor in reader.tensors} - carried
+    return {name for name in names if name not in known and "_exps" not in name}
 
 
 def _move(filled: Path, folder: Path) -> None:

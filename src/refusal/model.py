@@ -35,10 +35,9 @@ from refusal.chat import PROBES, ChatFormat, find_format, render, tokenize
 from refusal.checkpoint_check import (
     MEND,
     adapter_message,
-    check_loaded,
-    check_quantisation,
-    check_values,
     conversion_faults,
+    hub_options,
+    load_whole,
 )
 from refusal.contexts import check_ids, check_special_ids, vocabulary
 from refusal.day import Day, day_of
@@ -220,7 +219,7 @@ def load(
     where = find_device(device)
     precision = find_dtype(dtype, where)
     source = resolve(name)
-    options: dict[str, Any] = {"trust_remote_code": False} | ({"revision": revision} if revision is not None else {})
+    options = hub_options(revision)
     placement = place(where, precision, device_map, max_memory, quantize, tp_plan)
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -229,14 +228,9 @@ def load(
         find_format(tokenizer, system, day)  # a base model is refused before its weights are read
         config = AutoConfig.from_pretrained(source, **options)
         check_special_ids(config, name)
-        check_quantisation(name, config)
-        # Shapes that do not fit are passed over here so that check_loaded can say which they are.
-        told = {"dtype": precision, "output_loading_info": True, "ignore_mismatched_sizes": True, **placement}
-        hf, info = auto_class(config).from_pretrained(source, **options, **told)
-        check_loaded(name, hf, info)
-        check_values(name, hf)
+        hf = load_whole(name, source, auto_class(config), config, options, {"dtype": precision, **placement})
         if not placement:
-            hf.to(where)
+            hf.to(where)  # type: ignore[arg-type]
         multiply_as_asked(hf, precision)
     sites = find_sites(hf, blocks, writers)
     return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size, day=day)

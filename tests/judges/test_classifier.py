@@ -8,6 +8,7 @@ import pytest
 import torch
 from answering import GUARD_PARTS, MARK, save_answering, save_grading
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from refusal import ChatTemplateError, Completion, ConfigError, ModelLoadError
@@ -189,6 +190,45 @@ def test_an_adapter_is_loaded_with_its_base(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(classifier, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="PEFT"):
         judge_of("strongreject", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t * torch.nan, "1 tensor of .*NaN"),
+        (lambda t: t[:-2].clone(), "1 tensor of another shape"),
+        (lambda t: (t * 50).to(torch.int8), r"1 weight of .*\(I8\)"),
+        (None, "1 tensor missing"),
+    ],
+    ids=["NaN", "shape", "int8", "missing"],
+)
+def test_a_classifier_is_whole_or_refused(tmp_path: Path, change: Any, message: str) -> None:
+    folder = save_answering(tmp_path / "m", "yes", "no")
+    file = next(folder.glob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.dim() > 1 and "layers" in name)
+    tensors = {key: tensor for key, tensor in tensors.items() if key != name} | (
+        {name: change(tensors[name])} if change is not None else {}
+    )
+    save_file(tensors, file, {"format": "pt"})
+    judge = judge_of("harmbench", folder)
+    with pytest.raises(ModelLoadError, match=message):
+        labels(judge)
+
+
+def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
+    """Its tensors would be left out, and the base judges alone."""
+    base = save_grading(tmp_path / "base", SHARES, lift=20)
+    hf = AutoModelForCausalLM.from_pretrained(base)
+    adapted = get_peft_model(hf, LoraConfig(target_modules=["lm_head", "o_proj"], r=1, init_lora_weights=False))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    judge_of("strongreject", base).tokenizer.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    lost = next(name for name in tensors if "o_proj.lora_B" in name)
+    save_file({name.replace("o_proj", "q_proj") if name == lost else name: t for name, t in tensors.items()}, file)
+    with pytest.raises(ModelLoadError, match=r"adapter .* does not fit its base model .*1 tensor missing \(.*o_proj"):
+        labels(judge_of("strongreject", tmp_path / "adapter"))
 
 
 # --- options and errors

@@ -23,7 +23,9 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from refusal.checkpoint_check import hub_options
 from refusal.errors import ModelLoadError, QuantisedModelError, UnsupportedModelError
+from refusal.model import load_message
 from refusal.records import Direction
 from refusal.weights.checkpoint import Checkpoint
 from refusal.weights.orthogonalise import check_direction
@@ -142,8 +144,10 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
                 "or load it with dequantize=True in transformers, save that and export from there."
             )
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.folder)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.folder, **hub_options())
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelLoadError(load_message(str(checkpoint.folder), error)) from error
         raise ModelLoadError(
             f"{checkpoint.folder / 'config.json'} is of no kind that transformers knows ({error}). Update transformers."
         ) from error

@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from refusal.checkpoint_check import hub_options
 from refusal.errors import UnsupportedModelError
 from refusal.model import auto_class
 from refusal.records import Direction
@@ -181,7 +182,7 @@ def _measured(config: PreTrainedConfig, blocks: str | None, writers: Sequence[st
 
 def build(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     """A model of this config, of the class that would be loaded."""
-    model: PreTrainedModel = auto_class(config).from_config(config, **options)
+    model: PreTrainedModel = auto_class(config).from_config(config, **hub_options(), **options)
     model.eval()
     return model
 

@@ -19,6 +19,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 from transformers.utils import logging as transformers_logging
 
+from refusal.checkpoint_check import hub_options
 from refusal.errors import DirectionError, ExportError, ModelLoadError, UnsupportedModelError
 from refusal.model import LOAD_ERRORS, auto_class
 from refusal.progress import bars_as_tasks
@@ -81,8 +82,9 @@ def check_loading(folder: Path, class_name: str) -> None:
     transformers_logging.set_verbosity(logging.CRITICAL)  # what is said below is said better
     try:
         with bars_as_tasks():
-            auto = auto_class(AutoConfig.from_pretrained(folder))
-            model, info = auto.from_pretrained(folder, device_map="meta", dtype="auto", output_loading_info=True)
+            auto = auto_class(AutoConfig.from_pretrained(folder, **hub_options()))
+            told = {"device_map": "meta", "dtype": "auto", "output_loading_info": True}
+            model, info = auto.from_pretrained(folder, **hub_options(), **told)
     except (*LOAD_ERRORS, RuntimeError) as error:
         raise wrong(f"transformers cannot load it ({error})") from error
     finally:

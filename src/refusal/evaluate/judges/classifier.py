@@ -4,6 +4,7 @@ The tokenizer is loaded at once, so that a missing model shows before anything i
 completion is. Prompts are padded on the left and the answers are greedy.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from refusal.batches import BatchSize, batched
+from refusal.checkpoint_check import check_adapter, hub_options, load_whole
 from refusal.contexts import context_length
 from refusal.errors import ChatTemplateError, ConfigError, ModelLoadError
 from refusal.evaluate.judges.formats import GRADES, Format
@@ -55,7 +57,7 @@ class ClassifierJudge:
         self._size = BatchSize(options.judge_batch_size, "completions")
         self._hf: PreTrainedModel | None = None
         with loading(model):
-            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._source)
+            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self._source, **hub_options())
         self._parts = form.template is None and _takes_parts(self.tokenizer, model)
         self._grades = _grade_ids(self.tokenizer, model) if form.read is None else []
 
@@ -109,10 +111,13 @@ class ClassifierJudge:
         if self._hf is None:
             chosen = self._options
             placement = {"device_map": chosen.judge_device_map} if chosen.judge_device_map is not None else {}
+            told = {"dtype": find_dtype(chosen.judge_dtype, self._device), **placement}
             with loading(self.model):
-                hf = AutoModelForCausalLM.from_pretrained(
-                    self._source, dtype=find_dtype(chosen.judge_dtype, self._device), **placement
-                )
+                whole, adapter = _base(self._source)
+                config = AutoConfig.from_pretrained(whole, **hub_options())
+                hf = load_whole(self.model, whole, AutoModelForCausalLM, config, hub_options(), told)
+                if adapter is not None:
+                    check_adapter(self.model, hf, hf.load_adapter(adapter))
                 if chosen.judge_device_map is None:
                     hf.to(self._device)  # type: ignore[arg-type]
             self._hf = hf.eval()
@@ -162,6 +167,17 @@ def _source(model: str, form: Format) -> str:
     if form.adapter and not whole and find_spec("peft") is None:
         raise ConfigError(f"The judge {model} is an adapter, which needs PEFT. Install it with: pip install peft.")
     return str(path) if not whole and (path / "adapter_config.json").is_file() else resolve(model)
+
+
+def _base(source: str) -> tuple[str, str | None]:
+    """What to load whole, and the adapter to put on it: by itself, transformers says only what the adapter lacks."""
+    file = Path(source) / "adapter_config.json"
+    if not file.is_file():
+        return source, None
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelLoadError(f"{file} names no base_model_name_or_path. Write the model that the adapter was made for.")
+    return resolve(base), source
 
 
 def _pad(
