@@ -421,3 +421,19 @@ def test_the_manifest_says_what_each_stage_cost(tmp_path: Path) -> None:
     assert stage["flops"] == 2 * blocks * stage["forward_tokens"]
     assert stage["device_seconds"] == stage["seconds"]
     assert stage["cost"] == pytest.approx(2 * stage["seconds"], abs=0.02)
+
+
+def test_a_run_ends_where_nothing_beats_a_zero_vector(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule may choose a candidate that is zero; nothing can be measured of it, and its scores are kept."""
+    found = STAGES.difference_in_means
+    monkeypatch.setattr(
+        STAGES,
+        "difference_in_means",
+        lambda activations: replace(found(activations), vectors=torch.zeros_like(found(activations).vectors)),
+    )
+    with pytest.raises(NoCandidateError, match=r"is the zero vector.*--refusal-tokens"):
+        run_stages(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "scores.json").read_text(encoding="utf-8"))
+    assert not (tmp_path / "run" / "direction.safetensors").exists()

@@ -312,6 +312,13 @@ def _select(
                 resamples=config.resamples,
                 strict=config.strict,
             )
+            if selection.direction.norm == 0:  # the rule may choose it; nothing can be measured of it
+                raise NoCandidateError(
+                    f"The best candidate ({selection.score.position}, {selection.score.layer}) is the zero vector: no "
+                    "candidate does more to the refusal metric than nothing. Look at the refusal tokens "
+                    "(--refusal-tokens).",
+                    selection.scores,
+                )
         except NoCandidateError as error:
             write_json(scores, finite(to_json(error.scores)))  # so that one can see what was missed
             raise

@@ -49,7 +49,7 @@ def select(
 
     Raises:
         ConfigError: no layer is eligible, or the refusal tokens are not this model's.
-        NoCandidateError: none qualifies under ``strict``, none is inside the KL and layer limits, or the best is zero.
+        NoCandidateError: none qualifies under ``strict``, or none lies inside the KL and layer limits.
         NonFiniteError: every candidate's scores are NaN.
         TooFewPromptsError: fewer than 8 prompts of a class pass the filter.
     """
@@ -77,18 +77,15 @@ def select(
         for layer in range(n_layers)
         if layer not in layers
     ]
-    chosen = candidates.at(best.position, best.layer)
-    if chosen.norm == 0:
-        raise NoCandidateError(
-            f"The best candidate ({best.position}, {best.layer}) is the zero vector: no candidate does more "
-            "to the refusal metric than nothing. Look at the refusal tokens (--refusal-tokens).",
-            search.scores(),
-        )
     stability = measure_stability(search, best, rule, resamples) if resamples else None
     scores = sorted([*search.scores(), *skipped], key=lambda s: (s.position, s.layer))
     qualified = best.rejected_because is None
     return Selection(
-        direction=replace(chosen, qualified=qualified, seen=candidates.seen | harmful.seen | harmless.seen),
+        direction=replace(
+            candidates.at(best.position, best.layer),
+            qualified=qualified,
+            seen=candidates.seen | harmful.seen | harmless.seen,
+        ),
         score=best,
         scores=tuple(scores),
         qualified=qualified,
