@@ -31,7 +31,7 @@ napoleon_use_ivar = True  # attributes beside the class that has them, not once 
 
 # Names of other packages are not links, since their indexes would have to be fetched.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|transformers|pandas|pathlib|pydantic|collections|jaxtyping|typing)\..*"),
+    ("py:.*", r"(torch|transformers|pandas|pathlib|pydantic|collections|datetime|jaxtyping|typing)\..*"),
     ("py:.*", r"(Path|Tensor|Float|Int|NoneType)"),
 ]
 
