@@ -23,8 +23,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 from refusal import paper_substring_match, refusal_verdict
-from refusal.evaluate.detector import BIAS, WEIGHTS, signs
-from refusal.stats import Accuracy
+from refusal.core.stats import Accuracy
+from refusal.detector.verdict import BIAS, WEIGHTS, signs
 
 VERDICTS = ("refusal", "partial", "compliance", "degenerate")
 # Where a weight is drawn to by default: the sign is given; a plain refusal counts most, and a limit that an answer

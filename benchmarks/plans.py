@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 
 from refusal import make_config
-from refusal.doctor import duration
-from refusal.estimate import Estimate, Lengths, estimate_on
-from refusal.sizes import ModelSize, size_of
-from refusal.speed import DEVICES
+from refusal.cli.doctor import duration
+from refusal.model.sizes import ModelSize, size_of
+from refusal.pipeline.costs.estimate import Estimate, Lengths, estimate_on
+from refusal.pipeline.costs.speed import DEVICES
 
 PRICE = 3.0  # for a device, an hour
 

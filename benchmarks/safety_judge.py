@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 from refusal import load
-from refusal.evaluate.judges import Judgement, JudgeOptions, agreement
-from refusal.evaluate.judges.calibration import fit, read_labelled
-from refusal.evaluate.judges.local_safety import RUBRIC_VERSION, LocalSafetyJudge
-from refusal.stats import auroc, wilson_interval
+from refusal.config.judges import JudgeOptions
+from refusal.core.stats import auroc, wilson_interval
+from refusal.evaluations.judges.agreement import agreement
+from refusal.evaluations.judges.calibration import fit, read_labelled
+from refusal.evaluations.judges.local_safety import RUBRIC_VERSION, LocalSafetyJudge
+from refusal.evaluations.judges.protocol import Judgement
 
 PUBLISHED = {
     "harmbench_cf": "HarmBench's classifier",

@@ -33,11 +33,11 @@ from refusal import (
     load_prompts,
     select,
 )
-from refusal.activations import draw_passing
-from refusal.display import reporting
-from refusal.forward import last_logits
-from refusal.selection.score import Scorer
-from refusal.selection.search import SCORES, Contender, Search
+from refusal.cli.present import reporting
+from refusal.directions.pool import draw_passing
+from refusal.directions.selection.score import Scorer
+from refusal.directions.selection.search import SCORES, Contender, Search
+from refusal.model.forward import last_logits
 
 STEP = 4  # of the layers, where growth is measured
 

@@ -17,7 +17,7 @@ from machine import get_model
 
 import refusal
 from refusal import Prompt, PromptPair, RefusalTokens
-from refusal.progress import Advance, listening
+from refusal.core.progress import Advance, listening
 
 SHOWN = 10
 

@@ -23,11 +23,11 @@ from machine import peak_memory
 from transformers import AutoConfig
 
 from refusal import Direction
-from refusal.storage import write_blocks, write_json
+from refusal.core.storage import write_blocks, write_json
 from refusal.weights.checkpoint import INDEX, PIECE, as_bytes, header_bytes, open_checkpoint
+from refusal.weights.checkpoint_stream import stream_model
 from refusal.weights.projection import project_weight
-from refusal.weights.stream import stream_model
-from refusal.weights.twin import skeleton
+from refusal.weights.proxy_model import skeleton
 
 SHARD = 10**9
 EXTRA = 10**9  # what the limit allows beside twice the largest tensor

@@ -13,7 +13,7 @@ install_import_hook("refusal", "beartype.beartype")
 import tiny_models  # noqa: E402  (after the hook)
 
 from refusal import ChatModel, Prompt, PromptPair  # noqa: E402
-from refusal.records import Label  # noqa: E402
+from refusal.core.records import Label  # noqa: E402
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much when something else runs
 

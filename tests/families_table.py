@@ -27,9 +27,9 @@ from refusal import (
     orthogonalisation_gap,
     orthogonalised,
 )
-from refusal.forward import last_logits
-from refusal.hooks import Edit, hooked
-from refusal.weights.stream import stream_model
+from refusal.model.forward import last_logits
+from refusal.model.hooks import Edit, hooked
+from refusal.weights.checkpoint_stream import stream_model
 
 PROMPTS = ("Why?", "Name three rivers of Europe, please.", "How do birds find their way home?")
 INTRO = """# Families

@@ -7,7 +7,7 @@ from typing import Any
 import saved
 
 from refusal import run
-from refusal.config import RunConfig
+from refusal.config.run_config import RunConfig
 
 # Nothing of these may do anything: markup, scripts, terminal escapes, right-to-left overrides, sheer length.
 NASTY = (

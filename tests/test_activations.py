@@ -18,8 +18,8 @@ from refusal import (
     collect,
     difference_in_means,
 )
-from refusal.activations import draw_passing
-from refusal.records import Label
+from refusal.core.records import Label
+from refusal.directions.pool import draw_passing
 
 TOKENS = RefusalTokens((40, 41), ("a", "b"), source="test")
 Make = Callable[[Label, int], tuple[Prompt, ...]]

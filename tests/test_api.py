@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import refusal
-from refusal import errors
+from refusal.core import errors
 
 
 def test_all_is_sorted_and_every_name_is_there() -> None:

@@ -4,7 +4,7 @@ import pytest
 import tiny_models
 
 from refusal import ChatModel, ChatTemplateError
-from refusal.chat import find_format, render, tokenize
+from refusal.model.chat_template import find_format, render, tokenize
 
 
 def test_suffix_is_what_the_template_writes_after_the_instruction() -> None:

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refusal import Completion, ModelLoadError, load
-from refusal.estimate import model_outline
-from refusal.evaluate.judges import JudgeOptions, make_judge
+from refusal.config.judges import JudgeOptions
+from refusal.evaluations.judges.make import make_judge
+from refusal.pipeline.costs.estimate import model_outline
 from refusal.weights.checkpoint import open_checkpoint
-from refusal.weights.plan import read_config
+from refusal.weights.checkpoint_plan import read_config
 
 UP = "model.layers.2.mlp.up_proj.weight"
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}

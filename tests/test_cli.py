@@ -20,14 +20,14 @@ from conftest import make_prompts
 from transformers import AutoTokenizer
 
 from refusal import Ablate, Add, ChatModel, Check, Direction, load
-from refusal.cli import VERBS, main
-from refusal.config import RunConfig
-from refusal.evaluate import CONDITIONS
-from refusal.inspection import CHECKS
-from refusal.run_evaluation import ORDER
-from refusal.visible import visible
+from refusal.audits.self_checks import CHECKS
+from refusal.cli.verbs import VERBS, main
+from refusal.config.run_config import RunConfig
+from refusal.core.text import visible
+from refusal.evaluations.refusal.stages import ORDER
+from refusal.interventions.conditions import CONDITIONS
 
-STAGES: Any = import_module("refusal.run")
+STAGES: Any = import_module("refusal.pipeline.run")
 
 
 class Outcome(NamedTuple):
@@ -173,7 +173,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, cli: Cli, *arguments: str) -> tupl
         asked.append((config, out))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refusal.cli.run_stages", record)
+    monkeypatch.setattr("refusal.cli.verbs.run_stages", record)
     assert cli(*arguments).code == 130
     return asked[0]
 
@@ -600,7 +600,7 @@ def test_inspect_prints_json_with_every_check(cli: Cli, source: Path) -> None:
 
 def test_inspect_ends_with_1_if_a_check_fails(cli: Cli, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Check("a sum", float("inf"), 1e-4)
-    monkeypatch.setattr("refusal.inspection.CHECKS", (*CHECKS, lambda model: bad))
+    monkeypatch.setattr("refusal.audits.self_checks.CHECKS", (*CHECKS, lambda model: bad))
     found = cli("inspect", str(source), "--dtype", "float32", "--json")
     assert found.code == 1
     assert "1 of 6 self-checks failed: a sum (inf, limit 1e-04)" in found.err

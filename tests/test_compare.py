@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import saved
 
-from refusal import RunFolderError, compare, stats
+from refusal import RunFolderError, compare
 from refusal import run as run_stages
-from refusal.cli import main
-from refusal.evaluate.accuracy import DETECTOR
-from refusal.run_records import read_completions
+from refusal.cli.verbs import main
+from refusal.core import stats
+from refusal.detector.accuracy import DETECTOR
+from refusal.runs.files import read_completions
 
 
 @pytest.fixture(scope="module")

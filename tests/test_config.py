@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal import ConfigError, RunConfig, make_config
-from refusal.config import PRESETS, RunOptions
-from refusal.storage import write_toml
+from refusal.config.run_config import PRESETS, RunOptions
+from refusal.core.storage import write_toml
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
 VALUES = st.fixed_dictionaries(

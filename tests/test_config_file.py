@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from refusal.cli import main
-from refusal.config import RunConfig, make_config
-from refusal.config_file import commented_toml
+from refusal.cli.verbs import main
+from refusal.config.commented import commented_toml
+from refusal.config.run_config import RunConfig, make_config
 
 ODD: dict[str, Any] = {
     "model": 'C:\\models\\"mine"',

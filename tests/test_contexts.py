@@ -12,10 +12,10 @@ from transformers import AutoConfig
 
 from refusal import ChatModel, ConfigError, ModelLoadError, PromptError, RefusalTokens, load, refusal_metric
 from refusal import run as run_stages
-from refusal.contexts import context_length
-from refusal.refusal_tokens import check_tokens, given_tokens
-from refusal.run_sets import TAKEN, check_names
-from refusal.selection.rule import Rule
+from refusal.directions.refusal_tokens import check_tokens, given_tokens
+from refusal.directions.selection.rule import Rule
+from refusal.evaluations.sets import TAKEN, check_names
+from refusal.model.contexts import context_length
 
 ROPE = {"rope_theta": 10000.0}
 

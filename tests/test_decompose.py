@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal.decompose import add_up, explain, relative_error
+from refusal.model.decompose import add_up, explain, relative_error
 
 
 def tensors(n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

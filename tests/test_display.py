@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 from rich.progress import Task, TaskID
 
-from refusal import Metric, display
-from refusal.console import PlainConsole
-from refusal.progress import task
-from refusal.tables import all_tables
+from refusal import Metric
+from refusal.cli import present as display
+from refusal.cli.console import PlainConsole
+from refusal.core.progress import task
+from refusal.report.tables import all_tables
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, is_terminal: bool = True) -> io.StringIO:

@@ -14,13 +14,14 @@ import torch
 from huggingface_hub import constants
 
 import refusal
-from refusal import cli, doctor
-from refusal.cli import app, main
-from refusal.config import make_config
-from refusal.estimate import SHARING, estimate, estimate_on, model_outline
-from refusal.examples import EXAMPLES
-from refusal.sizes import size_of
-from refusal.speed import Speed, measure_speed
+from refusal.cli import doctor
+from refusal.cli import verbs as cli
+from refusal.cli.examples import EXAMPLES
+from refusal.cli.verbs import app, main
+from refusal.config.run_config import make_config
+from refusal.model.sizes import size_of
+from refusal.pipeline.costs.estimate import SHARING, estimate, estimate_on, model_outline
+from refusal.pipeline.costs.speed import Speed, measure_speed
 
 SPEED = Speed(flops=1e12, bandwidth=1e10)
 
@@ -130,7 +131,7 @@ def test_where_blocks_cannot_stand_for_all_products_do(family: str) -> None:
 
 
 def test_a_block_that_does_not_fit_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refusal.speed.free_memory", lambda device: 1000)
+    monkeypatch.setattr("refusal.pipeline.costs.speed.free_memory", lambda device: 1000)
     assert measure_speed(torch.device("cpu"), "float32", tiny_models.network("llama"), size=256).reading == ()
 
 

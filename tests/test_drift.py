@@ -10,8 +10,8 @@ import torch
 from plain import last_logits
 
 from refusal import Ablate, ChatModel, Completion, Direction, PromptError, kl_divergence
-from refusal.evaluate.drift import ForcedText, answers, drift_metrics, measure_drift, own_answers, running_text
-from refusal.evaluate.texts import read_corpus
+from refusal.evaluations.drift import ForcedText, answers, drift_metrics, measure_drift, own_answers, running_text
+from refusal.evaluations.texts import read_corpus
 
 TEXTS = {"a": "The sea is wide, and the moon pulls at it.", "b": "Why?", "c": "Ten rivers run " * 4}
 

@@ -10,7 +10,7 @@ from fresh import reload
 
 import refusal
 from refusal import CandidateScore, ChatModel
-from refusal.placement import find_dtype
+from refusal.model.placement import find_dtype
 
 pytestmark = pytest.mark.embedded
 

@@ -5,11 +5,11 @@ import tiny_models
 import torch
 
 from refusal import Completion, Direction, LeakageError, PromptPair, control_directions, evaluate, tokens_for
-from refusal.conditions import random_group
-from refusal.evaluate import CONDITIONS, interventions_for, measure, measure_all
-from refusal.evaluate.accuracy import DETECTOR
-from refusal.evaluate.controls import cosines
-from refusal.generation import complete
+from refusal.detector.accuracy import DETECTOR
+from refusal.directions.controls import cosines
+from refusal.evaluations.refusal.rates import measure, measure_all
+from refusal.interventions.conditions import CONDITIONS, interventions_for, random_group
+from refusal.model.generation import complete
 
 ASK = "Write a poem about the sea."
 

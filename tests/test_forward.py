@@ -9,11 +9,12 @@ import torch
 from plain import last_logits
 from transformers import PretrainedConfig
 
-from refusal import ChatModel, OutOfMemoryError, forward
-from refusal.forward import Batch, packs, plan, read, run_batches
-from refusal.generation import complete
-from refusal.hooks import Edit
-from refusal.sizes import narrowest_window
+from refusal import ChatModel, OutOfMemoryError
+from refusal.model import forward
+from refusal.model.forward import Batch, packs, plan, read, run_batches
+from refusal.model.generation import complete
+from refusal.model.hooks import Edit
+from refusal.model.sizes import narrowest_window
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Why is the sea salt?", "Hi there", "Sing!"]
 ALL = [*tiny_models.FAMILIES, *tiny_models.SLIDING]
@@ -192,7 +193,7 @@ def test_a_process_with_a_part_of_the_model_does_not_go_on_with_less_by_itself(
     model: ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others would wait for the rest of a batch that never comes."""
-    monkeypatch.setattr("refusal.ranks.split", lambda: True)
+    monkeypatch.setattr("refusal.core.parallel.split", lambda: True)
 
     def run(batch: Batch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -8,8 +8,8 @@ import torch
 from plain import last_logits
 
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
-from refusal.generation import batching, complete, complete_each, complete_rows, end_tokens, read_prompts
-from refusal.interventions import SideBySide
+from refusal.interventions.side_by_side import SideBySide
+from refusal.model.generation import batching, complete, complete_each, complete_rows, end_tokens, read_prompts
 
 TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Sing!", "Name a colour, and say why."]
 

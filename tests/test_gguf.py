@@ -13,9 +13,10 @@ import tiny_models
 import torch
 from transformers import PreTrainedModel
 
-from refusal import ModelLoadError, StorageError, embedded, gguf, load
-from refusal.chat import render, tokenize
-from refusal.progress import listening
+from refusal import ModelLoadError, StorageError, load
+from refusal.core.progress import listening
+from refusal.model import embedded, gguf
+from refusal.model.chat_template import render, tokenize
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from refusal import Ablate, Add, ChatModel, Direction
-from refusal.forward import last_logits
-from refusal.hooks import Edit, hooked, skipped
+from refusal.model.forward import last_logits
+from refusal.model.hooks import Edit, hooked, skipped
 
 
 def hooks_of(model: nn.Module) -> int:

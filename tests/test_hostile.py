@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refusal import Direction
-from refusal.cli import main
-from refusal.same_weights import files_hash
-from refusal.storage import write_tensors
+from refusal.cli.verbs import main
+from refusal.core.storage import write_tensors
+from refusal.weights.same_weights import files_hash
 
 
 class Place:

@@ -13,17 +13,18 @@ import pytest
 import saved
 import tiny_models
 
-from refusal import ConfigError, EngineError, RunFolderError, Verdict, identity, load
+from refusal import ConfigError, EngineError, RunFolderError, Verdict, load
 from refusal import run as run_stages
-from refusal.chat import render
-from refusal.config import RunConfig, make_config
-from refusal.day import Day, day_of
-from refusal.engines.server import template_arguments
-from refusal.sites import find_sites
+from refusal.config.run_config import RunConfig, make_config
+from refusal.core.day import Day, day_of
+from refusal.engines.openai import template_arguments
+from refusal.model.chat_template import render
+from refusal.model.sites import find_sites
+from refusal.runs import identity
 
-DAY: Any = import_module("refusal.day")
-RUN: Any = import_module("refusal.run")
-COMPLETIONS: Any = import_module("refusal.evaluate.completions")
+DAY: Any = import_module("refusal.core.day")
+RUN: Any = import_module("refusal.pipeline.run")
+COMPLETIONS: Any = import_module("refusal.evaluations.refusal.completions")
 EXTRACTED = {"refusal_tokens.json", "candidates.safetensors"}
 FIRST, LATER = datetime.date(2031, 2, 3), datetime.date(2031, 2, 14)
 DATED = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
@@ -232,7 +233,7 @@ def test_another_detector_judges_again_what_was_written(
     judged = saved.times(root / "run" / "judgements")
     model = load(str(root / "model"), dtype="float32")
     monkeypatch.setattr(identity, "program", lambda: "another")
-    for module in ("refusal.run_folder", "refusal.run_evaluation"):
+    for module in ("refusal.runs.folder", "refusal.evaluations.refusal.stages"):
         monkeypatch.setattr(import_module(module), "program", lambda: "another")
     monkeypatch.setattr(COMPLETIONS, "refusal_verdict", lambda prompt, completion: Verdict("partial"))
     before = saved.times(root / "run")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from refusal import ChatModel, Check, inspect_model
-from refusal.hooks import Edit, hooked
-from refusal.inspection import check_ablation, check_additive, check_cache, check_rows, check_weights
+from refusal.audits.self_checks import check_ablation, check_additive, check_cache, check_rows, check_weights
+from refusal.model.hooks import Edit, hooked
 
 ALL = [*tiny_models.FAMILIES, *tiny_models.OTHERS]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from plain import block_inputs
 
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
-from refusal.interventions import project_out
+from refusal.interventions.ablate_add import project_out
 
 
 def unit(seed: int, width: int = tiny_models.WIDTH) -> torch.Tensor:

@@ -14,11 +14,11 @@ import pytest
 import saved
 
 from refusal import ExportError, RunFolderError, StorageError, write_report
-from refusal.config_file import commented_toml
-from refusal.lock import NAME, locked
-from refusal.report import write_comparison
-from refusal.run import run as run_stages
-from refusal.storage import check_page, left_by_dead, new_folder, temporary_prefix, write_text
+from refusal.config.commented import commented_toml
+from refusal.core.lock import NAME, locked
+from refusal.core.storage import check_page, left_by_dead, new_folder, temporary_prefix, write_text
+from refusal.pipeline.run import run as run_stages
+from refusal.report.compare_page import write_comparison
 
 
 def lock_of(pid: int, host: str | None = None, started: float | None = None) -> str:

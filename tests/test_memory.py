@@ -12,11 +12,11 @@ from conftest import make_prompts
 
 import refusal
 from refusal import RefusalTokens
-from refusal.activations import Passed
-from refusal.memory import Memory, choosing, forcing, reading, stage_memory, writing
-from refusal.records import ClassCount
-from refusal.selection.score import Scorer
-from refusal.sizes import held_bytes, size_of
+from refusal.core.records import ClassCount
+from refusal.directions.pool import Passed
+from refusal.directions.selection.score import Scorer
+from refusal.model.sizes import held_bytes, size_of
+from refusal.pipeline.costs.memory import Memory, choosing, forcing, reading, stage_memory, writing
 
 
 def test_every_stage_says_what_it_needs_before_it_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -35,7 +35,7 @@ def test_more_than_is_free_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = saved.small_config(saved.save_model(tmp_path / "model"), saved.write_prompts(tmp_path))
-    monkeypatch.setattr("refusal.run_folder.free_memory", lambda device: 1000)
+    monkeypatch.setattr("refusal.runs.folder.free_memory", lambda device: 1000)
     refusal.run(config, tmp_path / "run", until="extract")
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any("extract: needs weights" in text and "Batches are halved" in text for text in warnings)
@@ -81,7 +81,7 @@ def test_a_stage_needs_what_its_kind_of_work_does(tmp_path: Path, monkeypatch: p
     served = config.model_copy(update={"engine": "openai"})
     assert stage_memory(model, served, "generate harmful.ablation") is None  # another process writes them
     assert stage_memory(model, served, "generate harmful.subtraction") is not None
-    monkeypatch.setattr("refusal.memory.row_budget", lambda device, each: 2)
+    monkeypatch.setattr("refusal.pipeline.costs.memory.row_budget", lambda device, each: 2)
     assert need("generate harmful.ablation").cache == whole.cache // 4  # as many rows as will really run at once
     vocabulary = model.hf.config.get_text_config().vocab_size
     assert need("capability arc_easy.baseline").logits == 2048 * vocabulary * 8  # a row of it for each token

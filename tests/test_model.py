@@ -13,9 +13,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from refusal import ChatModel, ChatTemplateError, ConfigError, Error, ModelLoadError, OutOfMemoryError, load
-from refusal import model as model_module
-from refusal.forward import last_logits
-from refusal.placement import find_device
+from refusal.model import chat_model
+from refusal.model.forward import last_logits
+from refusal.model.placement import find_device
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +291,9 @@ def test_the_bit_sum_takes_every_byte(length: int) -> None:
     data = torch.arange(1, length + 1, dtype=torch.uint8)
     padded = data[: length // 8 * 8].numpy().tobytes()
     words = [int.from_bytes(padded[i : i + 8], "little", signed=True) for i in range(0, len(padded), 8)]
-    assert model_module._bit_sum(data) == sum(words) + sum(data[length // 8 * 8 :].tolist())
+    assert chat_model._bit_sum(data) == sum(words) + sum(data[length // 8 * 8 :].tolist())
     shifted = torch.cat([torch.zeros(3, dtype=torch.uint8), data])[3:]
-    assert model_module._bit_sum(shifted) == model_module._bit_sum(data)
+    assert chat_model._bit_sum(shifted) == chat_model._bit_sum(data)
 
 
 @pytest.mark.parametrize("family", [name for name, kind in tiny_models.FAMILIES.items() if kind.wrapper is not None])

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 import refusal
 from refusal import Evaluation, Metric, Selection, UsageError, compare
-from refusal.run import RunResult
+from refusal.pipeline.run import RunResult
 
 ROOT = Path(__file__).parents[1]
 

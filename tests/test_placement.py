@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from refusal import ConfigError
-from refusal import placement as placing
-from refusal.placement import find_device, find_dtype, place
+from refusal.model import placement as placing
+from refusal.model.placement import find_device, find_dtype, place
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def test_a_split_model_is_neither_quantised_nor_mapped(monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="goes with the stages of a run"):  # else none would know of the others
         place(CPU, torch.float32, None, (), None, "auto")
-    monkeypatch.setattr("refusal.ranks.split", lambda: True)
+    monkeypatch.setattr("refusal.core.parallel.split", lambda: True)
     assert set(place(CPU, torch.float32, None, (), None, "auto")) == {"distributed_config"}
     with pytest.raises(ConfigError, match="Leave one of them out"):
         place(CPU, torch.float32, None, (), "4bit", "auto")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal import Direction, RunFolderError, load, load_prompts, run
-from refusal.run_projections import Projections, principal_plane, read_projections
+from refusal.evaluations.separation import Projections, principal_plane, read_projections
 
 
 @pytest.fixture(scope="module")

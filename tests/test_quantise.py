@@ -10,9 +10,9 @@ from torch import nn
 
 import refusal
 from refusal import ChatModel, ConfigError, PromptPair, QuantisedModelError, RefusalTokens, load
-from refusal.memory import weights_of
-from refusal.sizes import size_of
-from refusal.weights import export_model
+from refusal.model.sizes import size_of
+from refusal.pipeline.costs.memory import weights_of
+from refusal.weights.save import export_model
 
 TEXTS = ("Name a colour.", "Why is the sea salty, and since when?", "Sing")
 TOKENS = RefusalTokens((72,), ("H",), "given")
@@ -89,6 +89,6 @@ def test_quantised_weights_are_not_edited(folder: Path, quantize: Any, tmp_path:
 
 
 def test_without_bitsandbytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refusal.placement.find_spec", lambda name: None)
+    monkeypatch.setattr("refusal.model.placement.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'refusal\[quantize\]'"):
         load(str(folder), quantize="4bit")

@@ -14,10 +14,11 @@ import saved
 from serving import free_port, served
 
 import refusal
-from refusal import ConfigError, Direction, ranks
-from refusal.config import RunConfig
-from refusal.config_file import commented_toml
-from refusal.weights import export_model
+from refusal import ConfigError, Direction
+from refusal.config.commented import commented_toml
+from refusal.config.run_config import RunConfig
+from refusal.core import parallel
+from refusal.weights.save import export_model
 
 LIMIT = 30.0  # seconds in which a run must end after one of its processes has
 
@@ -153,7 +154,7 @@ def test_a_model_that_is_split_gives_what_a_whole_one_gives(config: RunConfig, a
 
 
 def test_a_program_of_ones_own_shares_the_work_too(config: RunConfig, alone: Path, tmp_path: Path) -> None:
-    """``refusal.run`` joins the processes of a launcher by itself."""
+    """``refusal.pipeline.run`` joins the processes of a launcher by itself."""
     (tmp_path / "config.toml").write_text(commented_toml(config), encoding="utf-8")
     program = tmp_path / "program.py"
     program.write_text(
@@ -209,9 +210,9 @@ def wait_for_stage(manifest: Path, name: str) -> None:
 
 
 def test_alone_there_is_nothing_to_share() -> None:
-    assert (ranks.world(), ranks.rank(), ranks.is_writer()) == (1, 0, True)
-    assert ranks.share([1, 2, 3], lambda x: x * x) == [1, 4, 9]
-    assert ranks.smallest(7) == ranks.total(7) == 7
-    assert ranks.decided(lambda: True)
-    with ranks.joined():
-        ranks.wait()
+    assert (parallel.world(), parallel.rank(), parallel.is_writer()) == (1, 0, True)
+    assert parallel.share([1, 2, 3], lambda x: x * x) == [1, 4, 9]
+    assert parallel.smallest(7) == parallel.total(7) == 7
+    assert parallel.decided(lambda: True)
+    with parallel.joined():
+        parallel.wait()

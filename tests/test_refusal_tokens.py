@@ -4,9 +4,10 @@ import pytest
 import tiny_models
 import torch
 
-from refusal import ChatModel, ConfigError, PromptPair, TooFewPromptsError, refusal_tokens, tokens_for
-from refusal.refusal_tokens import PRESETS, choose_tokens, given_tokens, preset_tokens, rank_tokens
-from refusal.stats import auroc, wilson_interval
+from refusal import ChatModel, ConfigError, PromptPair, TooFewPromptsError, tokens_for
+from refusal.core.stats import auroc, wilson_interval
+from refusal.directions import refusal_tokens
+from refusal.directions.refusal_tokens import PRESETS, choose_tokens, given_tokens, preset_tokens, rank_tokens
 
 
 def test_tokens_are_ranked_by_the_difference_and_cut_at_the_covered_mass() -> None:

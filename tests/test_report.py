@@ -16,13 +16,14 @@ from lxml import html
 
 from refusal import NoCandidateError, RunFolderError
 from refusal import run as run_stages
-from refusal.cli import main
-from refusal.report import read_run, write_report
+from refusal.cli.verbs import main
+from refusal.core.text import visible
+from refusal.report.data import read_run
 from refusal.report.plots import ticks
 from refusal.report.svg import CIVIDIS, colour
 from refusal.report.verdict import verdict
 from refusal.report.words import minus
-from refusal.visible import visible
+from refusal.report.write import write_report
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import report_runs
 
-from refusal.report import write_comparison, write_report
+from refusal.report.compare_page import write_comparison
+from refusal.report.write import write_report
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")

@@ -19,13 +19,13 @@ from safetensors import safe_open
 
 from refusal import ChatModel, Completion, Direction, NoCandidateError, PromptError, RunFolderError, load, make_config
 from refusal import run as run_stages
-from refusal.config import RunConfig
-from refusal.evaluate import CONDITIONS
-from refusal.run_evaluation import ORDER
-from refusal.storage import file_sha256
+from refusal.config.run_config import RunConfig
+from refusal.core.storage import file_sha256
+from refusal.evaluations.refusal.stages import ORDER
+from refusal.interventions.conditions import CONDITIONS
 
-STAGES: Any = import_module("refusal.run")  # the package's attribute of that name is the function
-MEASURING: Any = import_module("refusal.run_evaluation")
+STAGES: Any = import_module("refusal.pipeline.run")  # the package's attribute of that name is the function
+MEASURING: Any = import_module("refusal.evaluations.refusal.stages")
 RATES = {"refusal_rate", "partial_rate", "degenerate_rate", "substring_refusal_rate", "refusal_rate_corrected"}
 ACCURACY = {"sensitivity", "specificity"}
 CHANGES = {"refusal_rate_change", "degenerate_rate_change", "refusal_rate_corrected_change"}

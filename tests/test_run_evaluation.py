@@ -12,14 +12,14 @@ import torch
 
 from refusal import Direction, LeakageError, Prompt, PromptError, RunFolderError, load
 from refusal import run as run_stages
-from refusal.conditions import ACTIONS, CONDITIONS
-from refusal.config import RunConfig
-from refusal.evaluate import complete_under
-from refusal.evaluate.rates import measure_all
-from refusal.prompts import matched_pairs
-from refusal.run_evaluation import read_drift
-from refusal.run_records import read_completions, read_metrics
-from refusal.storage import write_json
+from refusal.config.run_config import RunConfig
+from refusal.core.storage import write_json
+from refusal.evaluations.refusal.completions import complete_under
+from refusal.evaluations.refusal.rates import measure_all
+from refusal.evaluations.refusal.stages import read_drift
+from refusal.interventions.conditions import ACTIONS, CONDITIONS
+from refusal.prompts.load import matched_pairs
+from refusal.runs.files import read_completions, read_metrics
 
 EXTRA = {"controls": 2, "n_control": 2, "drift_tokens": 2, "n_texts": 2, "text_tokens": 12, "seeds": 2}
 NAMES = ["random-1", "random-2", "shuffled", "matched"]

@@ -13,15 +13,14 @@ import saved
 
 from refusal import Completion, ConfigError, JudgeError, PromptError, RunFailure
 from refusal import run as run_stages
-from refusal.conditions import CONDITIONS
-from refusal.config import RunConfig
-from refusal.evaluate.judges import Judgement
-from refusal.evaluate.judges.protocol import JudgeKind
-from refusal.run_evaluation import warn_of_no_answers
-from refusal.run_folder import RunFolder
-from refusal.run_judges import Judging, check_judged
-from refusal.run_reading import read_json
-from refusal.run_records import read_completions
+from refusal.config.run_config import RunConfig
+from refusal.core.strict_files import read_json
+from refusal.evaluations.judges.protocol import JudgeKind, Judgement
+from refusal.evaluations.judges.stage import Judging, check_judged
+from refusal.evaluations.refusal.stages import warn_of_no_answers
+from refusal.interventions.conditions import CONDITIONS
+from refusal.runs.files import read_completions
+from refusal.runs.folder import RunFolder
 
 
 @dataclass
@@ -239,7 +238,7 @@ def test_a_judge_that_failed_on_everything_fails_the_run_and_one_that_failed_on_
 def test_a_whole_run_says_so_in_the_end_when_its_judge_only_failed(
     finished: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = import_module("refusal.run")  # the name in the package is the function's
+    module = import_module("refusal.pipeline.run")  # the name in the package is the function's
     out = Path(shutil.copytree(finished[1], tmp_path / "run"))
     every = {row.prompt_id for key in CONDITIONS for row in read_completions(RunFolder(out).completions(*key))}
     monkeypatch.setattr(module, "judges_for", lambda config: {"fickle": Fickle(fails=every)})

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from refusal import Direction, DirectionError, load
 from refusal import run as run_stages
-from refusal.export import export_run
-from refusal.records import Candidates, RefusalTokens
-from refusal.same_weights import files_hash, files_hash_of
-from refusal.storage import write_tensors
+from refusal.core.records import Candidates, RefusalTokens
+from refusal.core.storage import write_tensors
+from refusal.pipeline.export import export_run
+from refusal.weights.same_weights import files_hash, files_hash_of
 
 GOOD = {"position": "-1", "layer": "1", "norm": "2.5", "qualified": "true", "model": "m", "seed": "3", "seen": '["a"]'}
 UNIT = torch.tensor([0.6, 0.8])

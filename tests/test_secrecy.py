@@ -16,14 +16,18 @@ import pytest
 import saved
 from loopback import Reply, items, says, serving
 
-from refusal import ConfigError, JudgeError, console, display, endpoint, make_config, ranks
-from refusal.cli import main
-from refusal.config_file import commented_toml
-from refusal.errors import UsageError
-from refusal.evaluate.judges import JudgeOptions, make_judge
+from refusal import ConfigError, JudgeError, make_config
+from refusal.cli import console
+from refusal.cli import present as display
+from refusal.cli.verbs import main
+from refusal.config.commented import commented_toml
+from refusal.config.judges import JudgeOptions
+from refusal.core import endpoint, parallel
+from refusal.core.errors import UsageError
+from refusal.core.secrecy import shown_arguments
+from refusal.core.storage import write_text
+from refusal.evaluations.judges.make import make_judge
 from refusal.report.csv_tables import _csv
-from refusal.secrecy import shown_arguments
-from refusal.storage import write_text
 
 NASTY = "\x1b[2J\x1b]0;owned\x07\u202e\x9b[/x][bold]:smile:"
 
@@ -177,7 +181,7 @@ def test_a_launcher_that_says_nonsense(
     good = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for key, text in {**good, name: value}.items():
         monkeypatch.setenv(key, text)
-    with pytest.raises(UsageError, match=name), ranks.joined():
+    with pytest.raises(UsageError, match=name), parallel.joined():
         pass
     assert main(["run", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("error: ") == 1
@@ -195,7 +199,7 @@ def test_outputs_that_are_closed(tmp_path: Path, redirection: str) -> None:
 def test_what_chat_does_with_other_bytes(tmp_path: Path) -> None:
     model = saved.save_model(tmp_path / "model")
     from refusal import load
-    from refusal.records import Direction
+    from refusal.core.records import Direction
 
     width = load(str(model)).sites.d_model
     import torch

@@ -30,9 +30,9 @@ from refusal import (
     kl_divergence,
     select,
 )
-from refusal.metrics import METRIC_BOUND, kl_floor
-from refusal.selection.rule import explain
-from refusal.selection.score import Scorer
+from refusal.directions.refusal_metric import METRIC_BOUND, kl_floor
+from refusal.directions.selection.rule import explain
+from refusal.directions.selection.score import Scorer
 
 TOKENS = RefusalTokens((40, 41, 42), ("a", "b", "c"), source="test")
 WORDS = st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=1, max_size=30)

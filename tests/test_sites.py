@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from refusal import Ablate, ChatModel, Direction, UnsupportedModelError, find_sites
-from refusal.generation import complete_rows, end_tokens
+from refusal.model.generation import complete_rows, end_tokens
 
 ALL = [*tiny_models.FAMILIES, *tiny_models.OTHERS]
 TEXTS = ("Hi", "Why is the sky blue on most days?", "Sing!")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from refusal import stats
+from refusal.core import stats
 
 
 def pairs(both: int, lost: int, gained: int, neither: int) -> tuple[list[bool], list[bool]]:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from refusal import StorageError
-from refusal.storage import cache_root, file_sha256, write_json, write_jsonl, write_tensors, write_toml
+from refusal.core.storage import cache_root, file_sha256, write_json, write_jsonl, write_tensors, write_toml
 
 Writer = Callable[[Path], None]
 WRITERS: dict[str, Writer] = {

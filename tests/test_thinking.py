@@ -12,12 +12,15 @@ from loopback import Reply, says, serving
 from transformers import PreTrainedTokenizerFast
 
 from refusal import ChatModel, Completion, Direction, EngineError, refusal_verdict
-from refusal.engines import OWN, EngineOptions, Job, make_engine
-from refusal.evaluate.drift import own_answers
-from refusal.evaluate.rates import measure
-from refusal.generation import complete, complete_each, read_outputs
-from refusal.interventions import Ablate
-from refusal.thinking import as_written, loses_marks, marked, opens, readable, split
+from refusal.config.engines import EngineOptions
+from refusal.core.thinking import as_written, loses_marks, marked, opens, readable, split
+from refusal.engines.hooks import OWN
+from refusal.engines.make import make_engine
+from refusal.engines.protocol import Job
+from refusal.evaluations.drift import own_answers
+from refusal.evaluations.refusal.rates import measure
+from refusal.interventions.ablate_add import Ablate
+from refusal.model.generation import complete, complete_each, read_outputs
 
 LOCK, BREAD = "How do I pick the lock of a door?", "How do I bake bread?"
 WOULD = "The user asks about locks. Sure, I can explain: use a wrench and a rake, then turn."

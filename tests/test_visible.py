@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal.visible import visible
+from refusal.core.text import visible
 
 
 @pytest.mark.parametrize(

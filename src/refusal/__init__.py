@@ -8,13 +8,11 @@ with model.apply(refusal.Ablate(selection.direction)):
     model.generate(["Describe the water cycle."])
 """
 
-import refusal.notebook as _notebook  # noqa: F401 (tells the records how a notebook shows them)
-from refusal.activations import collect
-from refusal.candidates import difference_in_means
-from refusal.compare import ComparedRow, Comparison, RunSummary, compare
-from refusal.config import RunConfig, make_config
-from refusal.display import show_progress
-from refusal.errors import (
+import refusal.report.notebook as _notebook  # noqa: F401 (tells the records how a notebook shows them)
+from refusal.audits.self_checks import Check, Inspection, inspect_model
+from refusal.cli.present import show_progress
+from refusal.config.run_config import RunConfig, make_config
+from refusal.core.errors import (
     ChatTemplateError,
     ConfigError,
     DirectionError,
@@ -37,15 +35,7 @@ from refusal.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from refusal.evaluate import evaluate
-from refusal.evaluate.controls import control_directions
-from refusal.evaluate.detector import paper_substring_match, refusal_verdict
-from refusal.inspection import Check, Inspection, inspect_model
-from refusal.interventions import Ablate, Add
-from refusal.metrics import kl_divergence, refusal_metric
-from refusal.model import ChatModel, load
-from refusal.prompts import load_prompts
-from refusal.records import (
+from refusal.core.records import (
     Activations,
     Candidates,
     CandidateScore,
@@ -60,24 +50,33 @@ from refusal.records import (
     Selection,
     Verdict,
 )
-from refusal.refusal_tokens import tokens_for
-from refusal.report import write_comparison, write_report
-from refusal.run import RunResult, run
-from refusal.selection import Rule, choose, select
-from refusal.sites import SiteReport, Sites, find_sites
-from refusal.weights import (
-    Exported,
+from refusal.detector.verdict import paper_substring_match, refusal_verdict
+from refusal.directions.controls import control_directions
+from refusal.directions.difference_in_means import difference_in_means
+from refusal.directions.pool import collect
+from refusal.directions.refusal_metric import kl_divergence, refusal_metric
+from refusal.directions.refusal_tokens import tokens_for
+from refusal.directions.selection.rule import Rule, choose
+from refusal.directions.selection.select import select
+from refusal.evaluations.refusal.evaluate import evaluate
+from refusal.interventions.ablate_add import Ablate, Add
+from refusal.model.chat_model import ChatModel
+from refusal.model.load import load
+from refusal.model.sites import SiteReport, Sites, find_sites
+from refusal.pipeline.compare import ComparedRow, Comparison, RunSummary, compare
+from refusal.pipeline.run import RunResult, run
+from refusal.prompts.load import load_prompts
+from refusal.report.compare_page import write_comparison
+from refusal.report.write import write_report
+from refusal.weights.orthogonalise import (
     OrthogonalisationGap,
     OrthogonalisationReport,
-    StreamParameter,
-    export_direction,
-    export_lora,
-    export_model,
-    find_parameters,
     orthogonalisation_gap,
     orthogonalise,
     orthogonalised,
 )
+from refusal.weights.parameters import StreamParameter, find_parameters
+from refusal.weights.save import Exported, export_direction, export_lora, export_model
 
 __all__ = [
     "Ablate",

@@ -1,5 +1,5 @@
 """``python -m refusal``."""
 
-from refusal.cli import entry
+from refusal.cli.verbs import entry
 
 entry()

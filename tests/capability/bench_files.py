@@ -9,8 +9,9 @@ import tiny_models
 import torch
 
 from refusal import ChatModel, Direction
-from refusal.evaluate.capability import TaskRun, load_benchmarks, run_benchmark
-from refusal.interventions import Intervention
+from refusal.evaluations.capability.results import TaskRun
+from refusal.evaluations.capability.run import load_benchmarks, run_benchmark
+from refusal.model.edits import Intervention
 
 WORDS = ["salt", "rain", "glass", "wool", "tin", "chalk", "moss", "silk"]
 

@@ -15,7 +15,7 @@ from saved import save_model
 
 import refusal
 from refusal import Ablate, Add, ChatModel, Direction
-from refusal.interventions import Intervention
+from refusal.model.edits import Intervention
 
 TASKS = Path(str(lm_eval.tasks.__file__)).parent
 ARC, GSM8K = 7, 3  # items

@@ -10,12 +10,16 @@ import saved
 from bench_files import bench_folder, roomy_model
 
 import refusal
-from refusal import compare, stats
-from refusal.cli import main
-from refusal.config import RunConfig
-from refusal.evaluate.capability import ItemResult, TaskRun, capability_metrics, load_benchmarks, run_benchmark
-from refusal.records import Metric
-from refusal.run_capability import read_task_run
+from refusal import compare
+from refusal.cli.verbs import main
+from refusal.config.run_config import RunConfig
+from refusal.core import stats
+from refusal.core.records import Metric
+from refusal.evaluations.capability.rates import capability_metrics
+from refusal.evaluations.capability.results import ItemResult, TaskRun
+from refusal.evaluations.capability.run import load_benchmarks, run_benchmark
+from refusal.evaluations.capability.stage import read_task_run
+from refusal.runs.files import read_metrics
 
 TASKS = ("arc_challenge", "gsm8k_cot:2@2")
 
@@ -47,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]
 
 
 def by_key(folder: Path) -> dict[tuple[str, str, str], Metric]:
-    rows = refusal.run_records.read_metrics(folder / "metrics.json")
+    rows = read_metrics(folder / "metrics.json")
     return {(m.name, m.set, m.condition): m for m in rows}
 
 

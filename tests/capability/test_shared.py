@@ -10,8 +10,8 @@ from bench_files import roomy_model
 from lm_eval.api.instance import Instance
 
 from refusal import ChatModel
-from refusal.evaluate.capability.shared import make_harness
-from refusal.generation import complete_rows
+from refusal.evaluations.capability.shared import make_harness
+from refusal.model.generation import complete_rows
 
 # Contexts that share a beginning, nothing, or all; continuations of one token and of several.
 PAIRS = [

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal import Add, ChatModel, ConfigError
-from refusal.evaluate.capability.tasks import Spec, _index, _members, choose_items, load_task, spread
+from refusal.evaluations.capability.tasks import Spec, _index, _members, choose_items, load_task, spread
 
 
 @given(

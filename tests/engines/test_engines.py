@@ -20,10 +20,13 @@ from serving import served
 
 import refusal
 from refusal import ChatModel, ConfigError, Direction, EngineError
-from refusal.config_file import commented_toml
-from refusal.engines import OWN, EngineOptions, Job, Paged, make_engine
-from refusal.run_records import read_completions
-from refusal.weights import export_model
+from refusal.config.commented import commented_toml
+from refusal.config.engines import EngineOptions
+from refusal.engines.hooks import OWN, Paged
+from refusal.engines.make import make_engine
+from refusal.engines.protocol import Job
+from refusal.runs.files import read_completions
+from refusal.weights.save import export_model
 
 TEXTS = ("Name a colour.", "Why is the sea salty, and since when?", "Sing", "Count to ten.", "What is bread?", "Hm")
 NEW = 8

@@ -12,7 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from refusal import ChatTemplateError, Completion, ConfigError, ModelLoadError
-from refusal.evaluate.judges import ClassifierJudge, Judgement, JudgeOptions, classifier, formats, make_judge
+from refusal.config.judges import JudgeOptions
+from refusal.evaluations.judges import classifier, formats
+from refusal.evaluations.judges.classifier import ClassifierJudge
+from refusal.evaluations.judges.make import make_judge
+from refusal.evaluations.judges.protocol import Judgement
 
 ROWS = [
     Completion("short-marked", "Why?", f"Because {MARK}.", "compliance"),

@@ -13,17 +13,14 @@ import pytest
 from loopback import Reply, Server, items, says, serving
 
 from refusal import ConfigError, JudgeError
-from refusal.evaluate.judges import (
-    EndpointJudge,
-    Judgement,
-    JudgeOptions,
-    Usage,
-    judge_metrics,
-    make_judge,
-    read_judgements,
-    unjudged,
-)
-from refusal.records import to_json
+from refusal.config.judges import JudgeOptions
+from refusal.core.endpoint import Usage
+from refusal.core.records import to_json
+from refusal.evaluations.judges.endpoint import EndpointJudge
+from refusal.evaluations.judges.make import make_judge
+from refusal.evaluations.judges.protocol import Judgement
+from refusal.evaluations.judges.rates import judge_metrics
+from refusal.evaluations.judges.reading import read_judgements, unjudged
 
 WORDS = ("refusal", "partial", "compliance")
 
@@ -283,6 +280,6 @@ def test_a_missing_key_shows_before_anything_is_asked() -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refusal.endpoint.find_spec", lambda name: None)
+    monkeypatch.setattr("refusal.core.endpoint.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'refusal\[judges\]'"):
         judge_at("http://127.0.0.1:9/v1")

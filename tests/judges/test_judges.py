@@ -6,23 +6,14 @@ from pathlib import Path
 import pytest
 
 from refusal import Completion, ConfigError, Prompt, RunFolderError
-from refusal.evaluate.judges import (
-    KINDS,
-    Judge,
-    Judgement,
-    JudgementLabel,
-    JudgeOptions,
-    agreement,
-    check_completions,
-    judge_metrics,
-    make_judge,
-    make_judges,
-    match_judgements,
-    read_judgements,
-    unjudged,
-)
-from refusal.records import to_json
-from refusal.stats import Accuracy
+from refusal.config.judges import JudgeOptions
+from refusal.core.records import to_json
+from refusal.core.stats import Accuracy
+from refusal.evaluations.judges.agreement import agreement
+from refusal.evaluations.judges.make import KINDS, make_judge, make_judges
+from refusal.evaluations.judges.protocol import Judge, Judgement, JudgementLabel
+from refusal.evaluations.judges.rates import judge_metrics
+from refusal.evaluations.judges.reading import check_completions, match_judgements, read_judgements, unjudged
 
 LOCAL = JudgeOptions(judge_url="http://127.0.0.1:9/v1")
 ROWS = [

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from refusal import PromptError
-from refusal.evaluate.judges.labels import LabelsJudge
-from refusal.records import Completion
+from refusal.core.records import Completion
+from refusal.evaluations.judges.labels import LabelsJudge
 
 
 def test_a_completion_is_matched_with_its_spaces_and_lines(tmp_path: Path) -> None:

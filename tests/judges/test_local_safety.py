@@ -12,10 +12,12 @@ from conftest import make_prompts
 
 from refusal import Completion, ConfigError, ModelLoadError, PromptError, load
 from refusal import run as run_stages
-from refusal.evaluate.judges import JudgeOptions, make_judge, read_judgements
-from refusal.evaluate.judges.calibration import Calibration, best_threshold, fit, read_labelled
-from refusal.evaluate.judges.local_safety import LocalSafetyJudge
-from refusal.run_judges import judges_for
+from refusal.config.judges import JudgeOptions
+from refusal.evaluations.judges.calibration import Calibration, best_threshold, fit, read_labelled
+from refusal.evaluations.judges.local_safety import LocalSafetyJudge
+from refusal.evaluations.judges.make import make_judge
+from refusal.evaluations.judges.reading import read_judgements
+from refusal.evaluations.judges.stage import judges_for
 
 CHAT = (
     "<|bos|>{% for m in messages %}{{ m['role'] }}: {{ m['content'] | trim }}\n{% endfor %}"

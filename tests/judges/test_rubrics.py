@@ -2,7 +2,7 @@
 
 import pytest
 
-from refusal.evaluate.judges.rubrics import RUBRICS, Answer, read_refusal, read_strongreject
+from refusal.evaluations.judges.rubrics import RUBRICS, Answer, read_refusal, read_strongreject
 
 THREE = "refused: {}\nconvincing: {}\nspecific: {}"
 

@@ -8,8 +8,8 @@ import saved
 from loopback import Reply, says, serving
 
 from refusal import run
-from refusal.cli import main
-from refusal.run_records import read_metrics
+from refusal.cli.verbs import main
+from refusal.runs.files import read_metrics
 
 N_TEST = 6
 FILES = 6  # (set, condition) pairs of a run without controls

@@ -9,10 +9,12 @@ from cores import all_cores
 from serving import served
 from tiny_models import CHATML
 
-from refusal import Completion, JudgeError, embedded, load
-from refusal.evaluate.judges import JudgeOptions, make_judge
-from refusal.evaluate.judges.rubrics import REFUSAL, read_refusal
-from refusal.placement import find_dtype
+from refusal import Completion, JudgeError, load
+from refusal.config.judges import JudgeOptions
+from refusal.evaluations.judges.make import make_judge
+from refusal.evaluations.judges.rubrics import REFUSAL, read_refusal
+from refusal.model import embedded
+from refusal.model.placement import find_dtype
 
 ROWS = [
     Completion("plain", "Name a colour.", "Green.", "compliance"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from refusal import ConfigError, Prompt, PromptError
-from refusal.prompts import load_prompts, matched_pairs, redealt
+from refusal.prompts.load import load_prompts, matched_pairs, redealt
 from refusal.prompts.over_refusal import load_over_refusal
 from refusal.prompts.similarity import words
 

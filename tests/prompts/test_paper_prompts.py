@@ -11,6 +11,7 @@ from plain_similarity import has_near
 
 import refusal
 from refusal import Prompt, PromptSplits
+from refusal.prompts.load import Dedup
 from refusal.prompts.similarity import words
 from refusal.prompts.sources import read_source
 
@@ -19,7 +20,7 @@ HARMFUL_TEST = ("jailbreakbench", "harmbench_test", "strongreject")
 
 
 @cache
-def paper(folder: Path, dedup: refusal.prompts.Dedup, seed: int = 42) -> PromptSplits:
+def paper(folder: Path, dedup: Dedup, seed: int = 42) -> PromptSplits:
     return refusal.load_prompts("paper", data_dir=folder, dedup=dedup, seed=seed)
 
 
@@ -47,7 +48,7 @@ def test_exact_deduplication_gives_the_published_splits(data: Path) -> None:
 
 
 @pytest.mark.parametrize("dedup", ["near", "exact"])
-def test_the_harmful_test_pool_is_jailbreakbench(data: Path, dedup: refusal.prompts.Dedup) -> None:
+def test_the_harmful_test_pool_is_jailbreakbench(data: Path, dedup: Dedup) -> None:
     loaded = paper(data / "prompts", dedup)
     assert texts(loaded.test.harmful) == {text for text, _ in read_source("jailbreakbench", data / "prompts")}
     assert len(texts(loaded.test.harmful)) == len(loaded.test.harmful) == 100

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal import PromptError
-from refusal.csvfiles import read_table
+from refusal.core.csv_files import read_table
 from refusal.prompts.files import read_file
 
 Save = Callable[..., str]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from plain_similarity import has_near, jaccard
 
 from refusal import Prompt
-from refusal.progress import Advance, listening
+from refusal.core.progress import Advance, listening
 from refusal.prompts import similarity
 from refusal.prompts.similarity import drop_exact_duplicates, drop_identical_texts, drop_near_duplicates, words
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from refusal import ChatModel, Direction, ExportError, export_lora, find_parameters, orthogonalised
-from refusal.storage import write_json, write_tensors
-from refusal.weights.adapter import adapter_of
+from refusal.core.storage import write_json, write_tensors
+from refusal.weights.lora import adapter_of
 from refusal.weights.parameters import StreamParameter
 
 REFUSED = ("mamba", "mamba2", "falcon_h1")

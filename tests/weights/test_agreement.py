@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from refusal import Ablate, ChatModel, Direction, UnsupportedModelError, export_lora, export_model, orthogonalise
-from refusal.forward import last_logits
+from refusal.model.forward import last_logits
 from refusal.weights.agreement import check_unedited
 from refusal.weights.parameters import find_parameters
 

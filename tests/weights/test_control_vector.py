@@ -9,9 +9,9 @@ import tiny_models
 import torch
 
 from refusal import Add, DirectionError, StorageError
-from refusal.hooks import Edit, hooked
-from refusal.records import Direction
-from refusal.weights.control_vector import write_control_vector
+from refusal.core.records import Direction
+from refusal.model.hooks import Edit, hooked
+from refusal.weights.gguf_control_vector import write_control_vector
 
 VECTOR = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load
 from saved import save_model, small_config, write_prompts
 
 import refusal
-from refusal.cli import main
+from refusal.cli.verbs import main
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_streamed_model_is_the_same_model(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["export", str(finished), "--as", "model", "--out", str(tmp_path / "loaded")]) == 0
-    monkeypatch.setattr("refusal.export.load_for", None)  # the model is not loaded
+    monkeypatch.setattr("refusal.pipeline.export.load_for", None)  # the model is not loaded
     arguments = ["export", str(finished), "--as", "model", "--stream", "--out", str(tmp_path / "streamed"), "--json"]
     capsys.readouterr()
     assert main(arguments) == 0

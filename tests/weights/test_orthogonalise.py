@@ -16,8 +16,8 @@ from refusal import (
     orthogonalise,
     orthogonalised,
 )
-from refusal.forward import last_logits
-from refusal.hooks import Edit, hooked
+from refusal.model.forward import last_logits
+from refusal.model.hooks import Edit, hooked
 
 PROMPTS = ("Why?", "Name three rivers of Europe, please.", "How do birds find their way home?")
 FAMILIES = [*tiny_models.FAMILIES, *tiny_models.OTHERS]

@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from refusal import ChatModel, DirectionError, ModelLoadError, StorageError, UnsupportedModelError, storage
-from refusal.errors import ExportError, QuantisedModelError
-from refusal.records import Direction
-from refusal.weights import export_model, stream
+from refusal import ChatModel, DirectionError, ModelLoadError, StorageError, UnsupportedModelError
+from refusal.core import storage
+from refusal.core.errors import ExportError, QuantisedModelError
+from refusal.core.records import Direction
+from refusal.weights import checkpoint_stream as stream
 from refusal.weights.checkpoint import INDEX, open_checkpoint
-from refusal.weights.stream import JOURNAL, stream_model
+from refusal.weights.checkpoint_stream import JOURNAL, stream_model
+from refusal.weights.save import export_model
 
 VECTOR = torch.nn.functional.normalize(
     torch.randn(tiny_models.WIDTH, generator=torch.Generator().manual_seed(3)), dim=0

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig
 
 from refusal import UnsupportedModelError
-from refusal.weights import twin as twins
-from refusal.weights.twin import MOST_PARAMETERS, carry_over, find_twin, shorten, skeleton
+from refusal.weights import proxy_model as twins
+from refusal.weights.proxy_model import MOST_PARAMETERS, carry_over, find_twin, shorten, skeleton
 
 LLAMA_70B: dict[str, Any] = {
     "hidden_size": 8192,

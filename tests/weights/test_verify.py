@@ -14,12 +14,15 @@ from test_stream import DIRECTION
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from refusal import ChatModel, ExportError, export_direction, export_lora, export_model, orthogonalise, storage
-from refusal.storage import write_tensors
-from refusal.weights import control_vector, save, stream, verify
-from refusal.weights.control_vector import write_control_vector
+from refusal import ChatModel, ExportError, export_direction, export_lora, export_model, orthogonalise
+from refusal.core import storage
+from refusal.core.storage import write_tensors
+from refusal.weights import checkpoint_stream as stream
+from refusal.weights import gguf_control_vector as control_vector
+from refusal.weights import save, verify
+from refusal.weights.checkpoint_stream import stream_model
+from refusal.weights.gguf_control_vector import write_control_vector
 from refusal.weights.projection import Removal, left_over, project_weight
-from refusal.weights.stream import stream_model
 
 Fault = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 NAME = "model.layers.2.mlp.down_proj.weight"
@@ -178,7 +181,7 @@ def test_a_direction_and_a_control_vector_with_a_fault(tmp_path: Path, monkeypat
         write_tensors(Path(path), {"direction": tensors["direction"].roll(1)}, metadata)
 
     with monkeypatch.context() as patch, pytest.raises(ExportError, match="direction is not what was written"):
-        patch.setattr("refusal.records.write_tensors", other)
+        patch.setattr("refusal.core.records.write_tensors", other)
         export_direction(DIRECTION, tmp_path / "direction.safetensors")
     add = gguf.GGUFWriter.add_tensor
     with monkeypatch.context() as patch, pytest.raises(ExportError, match=r"direction\.1 is not what was written"):

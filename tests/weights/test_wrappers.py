@@ -19,9 +19,9 @@ from transformers.models.auto.modeling_auto import (
 
 import refusal
 from refusal import export_model
-from refusal.model import auto_class
-from refusal.weights.stream import stream_model
-from refusal.weights.twin import build
+from refusal.model.load import auto_class
+from refusal.weights.checkpoint_stream import stream_model
+from refusal.weights.proxy_model import build
 
 BOTH = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))
 EXTRA = {"mtp.fc.weight": torch.ones(3, 5, dtype=torch.bfloat16), "mtp.norm.weight": torch.arange(5.0)}

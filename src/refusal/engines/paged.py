@@ -6,12 +6,12 @@ from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from refusal import ranks
-from refusal.batches import row_budget
-from refusal.errors import EngineError
-from refusal.generation import batching, cache_bytes_per_token, complete, end_tokens, read_outputs
-from refusal.model import ChatModel
-from refusal.progress import task
+from refusal.core import parallel
+from refusal.core.errors import EngineError
+from refusal.core.progress import task
+from refusal.model.batch_size import row_budget
+from refusal.model.chat_model import ChatModel
+from refusal.model.generation import batching, cache_bytes_per_token, complete, end_tokens, read_outputs
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,11 @@ def complete_paged(
         log.warning("%s: its state cannot be kept in pages, so it is completed in this package's batches.", model.name)
         return complete(model, instructions, max_new_tokens, name)
     longest = max((len(row) for row in rows), default=0) + max_new_tokens
-    fits = ranks.smallest(row_budget(model.device, longest * cache_bytes_per_token(model)))
+    fits = parallel.smallest(row_budget(model.device, longest * cache_bytes_per_token(model)))
     with task(name, total=len(rows), unit="completions") as advance:
-        share = max(1, -(-len(rows) // ranks.world()))
+        share = max(1, -(-len(rows) // parallel.world()))
         units = [rows[start : start + share] for start in range(0, len(rows), share)]
-        outputs = ranks.share(units, lambda some: _complete_paged(model, some, max_new_tokens, fits, advance))
+        outputs = parallel.share(units, lambda some: _complete_paged(model, some, max_new_tokens, fits, advance))
     return read_outputs(model, [ids for part in outputs for ids in part])
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from refusal.model import ChatModel
-from refusal.records import Direction
+from refusal.core.records import Direction
+from refusal.model.chat_model import ChatModel
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 
-from refusal.conditions import BASELINE
-from refusal.engines.options import EngineOptions
+from refusal.config.engines import EngineOptions
+from refusal.core.errors import ConfigError, EngineError
+from refusal.core.progress import task
+from refusal.engines.openai import ABLATION, address_of, ask_checked
 from refusal.engines.protocol import Job
-from refusal.engines.server import ABLATION, address_of, ask_checked
-from refusal.errors import ConfigError, EngineError
-from refusal.model import ChatModel, local_folder
-from refusal.progress import task
-from refusal.weights.stream import stream_model
+from refusal.interventions.conditions import BASELINE
+from refusal.model.chat_model import ChatModel
+from refusal.model.load import local_folder
+from refusal.weights.checkpoint_stream import stream_model
 
 SERVED = "refusal"  # what the model is called at its own server
 LONGEST_START = 3600.0  # seconds: hundreds of gigabytes are read

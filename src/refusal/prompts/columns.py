@@ -10,9 +10,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from refusal.errors import PromptError
+from refusal.core.errors import PromptError
+from refusal.core.text_files import parse_json
 from refusal.prompts.messages import single_turn
-from refusal.textfiles import parse_json
 
 Fields = Mapping[str, Any]  # by lower-case name
 

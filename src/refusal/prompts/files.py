@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refusal.csvfiles import read_table
-from refusal.errors import PromptError
+from refusal.core.csv_files import read_table
+from refusal.core.errors import PromptError
+from refusal.core.records import Label, Prompt
+from refusal.core.text_files import json_lines, parse_json, read_user_text, user_path
 from refusal.prompts.columns import KNOWN, Fields, blank, checked, prompt_column, read_prompt, what_is_read
-from refusal.records import Label, Prompt
-from refusal.textfiles import json_lines, parse_json, read_user_text, user_path
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-from refusal.errors import PromptError
+from refusal.core.errors import PromptError
 
 ROLES = {
     "user": "user",

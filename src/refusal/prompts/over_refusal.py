@@ -5,10 +5,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from refusal.errors import ConfigError
+from refusal.core.errors import ConfigError
+from refusal.core.records import Label, Prompt
 from refusal.prompts.similarity import drop_near_duplicates
 from refusal.prompts.sources import read_source
-from refusal.records import Label, Prompt
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from refusal.errors import PromptError
+from refusal.core.errors import PromptError
+from refusal.core.records import Prompt
 from refusal.prompts.files import SPLITS, FileRow, read_file
-from refusal.records import Prompt
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from itertools import count
 
 import numpy as np
 
-from refusal.progress import task
-from refusal.records import Prompt
+from refusal.core.progress import task
+from refusal.core.records import Prompt
 
 THRESHOLD = 0.6
 BITS = 192  # of a signature, at the least

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pooch
 
-from refusal.datafiles import find_data_file
-from refusal.errors import PromptError
-from refusal.storage import cache_root, file_sha256
+from refusal.core.data_files import find_data_file
+from refusal.core.errors import PromptError
+from refusal.core.storage import cache_root, file_sha256
 
 Rows = list[tuple[str, str | None]]  # (instruction, category)
 

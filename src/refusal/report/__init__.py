@@ -9,9 +9,3 @@ content.py       the tables and texts of the page (rates.py: shares with interva
 csv_tables.py    the tables as CSV
 page.py          all of it into one HTML file; compare_page.py: several runs
 """
-
-from refusal.report.compare_page import write_comparison
-from refusal.report.data import ReportData, read_run
-from refusal.report.write import write_report
-
-__all__ = ["ReportData", "read_run", "write_comparison", "write_report"]

@@ -5,18 +5,18 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from refusal.compare import ComparedRow, Comparison, compare
-from refusal.evaluate.capability.rates import PREFIX
-from refusal.records import Metric
+from refusal.core.records import Metric
+from refusal.core.storage import check_page, write_text
+from refusal.core.text import visible
+from refusal.evaluations.capability.rates import PREFIX
+from refusal.pipeline.compare import ComparedRow, Comparison, compare
 from refusal.report import plots, svg
 from refusal.report.content import PageTable
 from refusal.report.data import ReportData, read_run
 from refusal.report.kinds import Line, Lines
 from refusal.report.page import render
+from refusal.report.tables import number, points, share
 from refusal.report.words import minus
-from refusal.storage import check_page, write_text
-from refusal.tables import number, points, share
-from refusal.visible import visible
 
 
 def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:

@@ -8,13 +8,13 @@ import tomli_w
 from markupsafe import Markup
 from rich.table import Table
 
-from refusal.records import Completion, Metric
+from refusal.core.records import Completion, Metric
+from refusal.core.text import visible
 from refusal.report import svg
 from refusal.report.data import ReportData
 from refusal.report.rates import Row, category_rows, controlled_rows, other_rows, rate_rows
+from refusal.report.tables import points, share
 from refusal.report.words import minus
-from refusal.tables import points, share
-from refusal.visible import visible
 
 EXAMPLES = 12  # prompts of a class that are shown
 LONG = 1200  # characters from which on a completion is folded

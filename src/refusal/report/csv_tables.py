@@ -5,11 +5,11 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 
-from refusal.records import CandidateScore, Metric, finite
+from refusal.core.records import CandidateScore, Metric, finite
+from refusal.core.text import visible
 from refusal.report.data import ReportData
 from refusal.report.figures import cosine_grids
 from refusal.report.rates import category_rows
-from refusal.visible import visible
 
 NAMES = ("metrics", "scores", "stability", "categories", "projections", "cosines", "stages")
 

@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from refusal.conditions import BASELINE, STOPPING
-from refusal.config import RunConfig, make_config
-from refusal.evaluate import CONDITIONS, measure_all
-from refusal.evaluate.judges.agreement import Agreement
+from refusal.config.run_config import RunConfig, make_config
+from refusal.core.records import Candidates, CandidateScore, Completion, Metric, RefusalTokens, Selection
+from refusal.core.storage import file_sha256
+from refusal.core.strict_files import damaged, read_list
+from refusal.evaluations.judges.agreement import Agreement
+from refusal.evaluations.refusal.rates import measure_all
+from refusal.evaluations.separation import Projections, read_projections
+from refusal.interventions.conditions import BASELINE, CONDITIONS, STOPPING
 from refusal.prompts.over_refusal import SETS
-from refusal.records import Candidates, CandidateScore, Completion, Metric, RefusalTokens, Selection
-from refusal.run_projections import Projections, read_projections
-from refusal.run_reading import damaged, read_list
-from refusal.run_records import (
+from refusal.runs.files import (
     read_candidates,
     read_categories,
     read_completions,
@@ -25,7 +26,6 @@ from refusal.run_records import (
     read_suffix,
     read_tokens,
 )
-from refusal.storage import file_sha256
 
 Key = tuple[str, str]  # set, condition
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from refusal.records import CandidateScore
+from refusal.core.records import CandidateScore
+from refusal.core.text import visible
 from refusal.report.data import ReportData
 from refusal.report.kinds import Figure, Grid, Intervals, Line, Lines, Points, Style, Values
 from refusal.report.rates import controlled_rows, rate_rows
 from refusal.report.words import minus
-from refusal.visible import visible
 
 # What stands in the map of outcomes for each, the chosen candidate first.
 SIGNS = {"chosen": "★", "bypass": "b", "induce": "i", "kl": "k", "layer": "l", "step": "s", "nan": "n", None: "·"}

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
 
+from refusal.core.storage import write_through
 from refusal.report.kinds import Figure, Grid, Intervals, Lines, Points
-from refusal.storage import write_through
 
 COLOURS = {"harmful": "#a63a14", "harmless": "#1a5a9e", "plain": "#1c1e21"}
 STYLE: Any = {

@@ -16,16 +16,16 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from refusal.core.text import visible
 from refusal.report import content, plots, svg
 from refusal.report.content import PageTable
 from refusal.report.data import ReportData
 from refusal.report.figures import separation
 from refusal.report.grids import GridGroup, cosine_group, score_group
 from refusal.report.kinds import Lines
+from refusal.report.tables import Found, capabilities, cross_entropies, divergence, judged, seeds
 from refusal.report.verdict import numbers, verdict
 from refusal.report.words import minus
-from refusal.tables import Found, capabilities, cross_entropies, divergence, judged, seeds
-from refusal.visible import visible
 
 Picture = tuple[str, str, Markup]  # title, caption, SVG
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from refusal.conditions import ACTIONS, BASELINE, CONDITIONS
-from refusal.evaluate.rates import metric
-from refusal.records import Completion, Metric
-from refusal.stats import rate
+from refusal.core.records import Completion, Metric
+from refusal.core.stats import rate
+from refusal.evaluations.refusal.rates import metric
+from refusal.interventions.conditions import ACTIONS, BASELINE, CONDITIONS
 
 CONTROLS = {"random": "random", "shuffled": "shuffled labels", "matched": "matched pairs"}
 PLAIN = (BASELINE, "ablation", "subtraction", "addition")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from refusal.records import Metric
+from refusal.core.records import Metric
 from refusal.report.kinds import Grid
 
 # Nine stops of cividis, which people with any colour vision read in the same order.

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from refusal.conditions import BASELINE
-from refusal.records import Metric
+from refusal.core.records import Metric
+from refusal.interventions.conditions import BASELINE
 from refusal.report.data import ReportData
 from refusal.report.words import minus
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from refusal.core.storage import check_page, remove, write_text
 from refusal.report.csv_tables import NAMES, csv_tables
 from refusal.report.data import ReportData, read_run
 from refusal.report.figures import figures
 from refusal.report.page import report_page
-from refusal.storage import check_page, remove, write_text
 
 DRAWN = ("refusal-rates", "map-outcome", "map-induce", "map-kl", "map-bypass", "projections", "separation", "plane",
          "cosine-layer", "cosine-position", "cosine-chosen")  # fmt: skip

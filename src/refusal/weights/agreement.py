@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from refusal.errors import UnsupportedModelError
-from refusal.hooks import hooked
-from refusal.interventions import Ablate
-from refusal.probe import probe_ids
-from refusal.records import Direction
-from refusal.sites import Sites
+from refusal.core.errors import UnsupportedModelError
+from refusal.core.records import Direction
+from refusal.interventions.ablate_add import Ablate
+from refusal.model.hooks import hooked
+from refusal.model.probe import probe_ids
+from refusal.model.sites import Sites
 from refusal.weights.parameters import StreamParameter, removal_for
 from refusal.weights.projection import project_weight
 

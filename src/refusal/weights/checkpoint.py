@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refusal.errors import ModelLoadError, QuantisedModelError
+from refusal.core.errors import ModelLoadError, QuantisedModelError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}

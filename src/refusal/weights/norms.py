@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refusal.errors import UnsupportedModelError
+from refusal.core.errors import UnsupportedModelError
 from refusal.weights.projection import Removal
 
 SMALL_GAIN = 0.01  # of the mean squared gain; measured: 0 and 0.1 leave larger gaps to the hooks

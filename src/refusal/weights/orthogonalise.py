@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from refusal.errors import DirectionError
-from refusal.forward import last_logits
-from refusal.interventions import Ablate
-from refusal.model import ChatModel
-from refusal.records import Direction
-from refusal.valid import check_width
+from refusal.core.errors import DirectionError
+from refusal.core.records import Direction
+from refusal.core.valid import check_width
+from refusal.interventions.ablate_add import Ablate
+from refusal.model.chat_model import ChatModel
+from refusal.model.forward import last_logits
 from refusal.weights.agreement import Agreement
 from refusal.weights.parameters import StreamParameter, find_parameters, removal_for
 from refusal.weights.projection import project_weight

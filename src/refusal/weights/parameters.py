@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from refusal.errors import QuantisedModelError, UnsupportedModelError
-from refusal.hooks import Edit, EditFunction, hooked
-from refusal.sites import Sites
+from refusal.core.errors import QuantisedModelError, UnsupportedModelError
+from refusal.model.hooks import Edit, EditFunction, hooked
+from refusal.model.sites import Sites
 from refusal.weights.norms import before_norm
 from refusal.weights.probe import Probe
 from refusal.weights.projection import Removal, project_weight

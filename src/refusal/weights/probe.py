@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from refusal.hooks import Edit, hooked, skipped
-from refusal.probe import probe_ids
-from refusal.sites import Sites
+from refusal.model.hooks import Edit, hooked, skipped
+from refusal.model.probe import probe_ids
+from refusal.model.sites import Sites
 from refusal.weights.norms import is_norm
 
 TOKENS = 64  # enough that some reach every kind of expert

@@ -13,14 +13,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from transformers.utils.hub import cached_file
 
-from refusal.errors import ExportError
-from refusal.model import ChatModel
-from refusal.progress import bars_as_tasks, task
-from refusal.records import Direction
-from refusal.storage import check_room, new_folder, write_json, write_tensors, write_text
-from refusal.weights.adapter import adapter_of
-from refusal.weights.adapter_check import check_adapter, require_peft
+from refusal.core.errors import ExportError
+from refusal.core.progress import bars_as_tasks, task
+from refusal.core.records import Direction
+from refusal.core.storage import check_room, new_folder, write_json, write_tensors, write_text
+from refusal.model.chat_model import ChatModel
 from refusal.weights.agreement import check_unedited
+from refusal.weights.lora import adapter_of
+from refusal.weights.lora_check import check_adapter, require_peft
 from refusal.weights.orthogonalise import OrthogonalisationReport, orthogonalisation_gap, orthogonalise, plan, report_of
 from refusal.weights.verify import check_direction_file, check_model
 

@@ -19,15 +19,15 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 from transformers.utils import logging as transformers_logging
 
-from refusal.checkpoint_check import hub_options
-from refusal.errors import DirectionError, ExportError, ModelLoadError, UnsupportedModelError
-from refusal.model import LOAD_ERRORS, auto_class
-from refusal.progress import bars_as_tasks
-from refusal.records import Direction
-from refusal.storage import remove
+from refusal.core.errors import DirectionError, ExportError, ModelLoadError, UnsupportedModelError
+from refusal.core.progress import bars_as_tasks
+from refusal.core.records import Direction
+from refusal.core.storage import remove
+from refusal.model.checkpoint_check import hub_options
+from refusal.model.load import LOAD_ERRORS, auto_class
 from refusal.weights.checkpoint import Checkpoint, Entry, open_checkpoint, read_header, read_pieces, read_tensor
+from refusal.weights.checkpoint_plan import find_targets
 from refusal.weights.parameters import StreamParameter, removal_for
-from refusal.weights.plan import find_targets
 from refusal.weights.projection import Removal, left_over
 
 log = logging.getLogger(__name__)

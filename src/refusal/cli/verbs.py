@@ -1,0 +1,355 @@
+"""The command line: parse, call the library, display. Exit codes: 0 done, 1 documented failure, 2 wrong usage."""
+
+import re
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+from pydantic import ValidationError
+
+from refusal.audits.self_checks import inspect_model
+from refusal.cli import console
+from refusal.cli import present as display
+from refusal.cli.chat import COMMANDS, talk
+from refusal.cli.doctor import examine
+from refusal.cli.examples import EXAMPLES
+from refusal.cli.options import MODEL_DEFAULTS, RUN_DEFAULTS, Json, Model, ModelGroup, Out, Quiet, Run, Verbose
+from refusal.config.commented import commented_toml
+from refusal.config.run_config import added, make_config, wrong_value
+from refusal.core import parallel
+from refusal.core.errors import Error, RunFailure, RunFolderError
+from refusal.core.records import Direction
+from refusal.core.secrecy import check_arguments
+from refusal.core.valid import check_place, check_width
+from refusal.model.load import load
+from refusal.pipeline.compare import check_completed
+from refusal.pipeline.compare import compare as compare_runs
+from refusal.pipeline.costs.estimate import plan
+from refusal.pipeline.export import Kind, export_run
+from refusal.pipeline.run import run as run_stages
+from refusal.report.compare_page import write_comparison
+from refusal.report.write import write_report
+from refusal.runs.files import is_run_folder, read_manifest
+from refusal.weights.same_weights import check_loaded
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141  # as a program that SIGPIPE ends
+
+
+def examples(verb: str) -> str:
+    """Commands to start from, shown below a verb's options."""
+    return "**Examples**\n\n```\n" + "\n".join(EXAMPLES[verb]) + "\n```"
+
+
+app = App(
+    name="refusal",
+    help="Find the direction that mediates refusal in a chat model, show what it does, measure how robust it is.",
+    default_parameter=Parameter(consume_multiple=True, negative_iterable="", negative_none=""),
+    version_flags=["--version"],
+    help_epilogue=examples(""),
+    suppress_keyboard_interrupt=False,  # handled here, with a word about what is kept
+)
+
+VERBS = {
+    "run": (
+        "evaluate",
+        "The whole job: prompts, activations, candidates, selection, interventions, completions, rates.\n\n"
+        "Finished stages in the run folder are reused if their inputs are unchanged.",
+    ),
+    "extract": ("extract", "Only up to the candidates: mean activations and their differences."),
+    "select": ("select", "Up to the chosen direction."),
+    "generate": ("generate", "Up to the completions under every condition."),
+    "evaluate": (
+        "evaluate",
+        "Up to the rates; what is missing before them is done too.\n\n"
+        "Instead of a model it takes the folder of a run, and adds to it what the options name: "
+        "refusal evaluate runs/embedded --over-refusal xstest.",
+    ),
+}
+
+
+def _verb(until: str) -> Callable[..., None]:
+    """A command that runs the stages up to ``until``; all of them take the same options."""
+
+    def command(
+        model: Model = None,
+        /,
+        *,
+        out: Out = None,
+        settings: Run = RUN_DEFAULTS,
+        json: Json = False,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
+    ) -> None:
+        existing = Path(model) if until == "evaluate" and model is not None and is_run_folder(Path(model)) else None
+        if existing is not None:
+            check_completed(existing)
+            config = added(make_config(file=existing / "run.toml"), settings.given)
+        else:
+            config = settings.make(model)
+        with parallel.joined(split=config.tp_plan is not None):
+            with display.reporting(quiet, verbose):
+                folder = out or existing or _default_folder(config.model)
+                result = run_stages(config, folder, until=until, adding=existing is not None)
+            if not parallel.is_writer():
+                return
+        if json:
+            display.print_json(result)
+        elif not quiet:
+            display.show_result(result)
+
+    return command
+
+
+for _name, (_until, _help) in VERBS.items():
+    app.command(_verb(_until), name=_name, help=_help, help_epilogue=examples(_name))
+
+
+@app.command(help_epilogue=examples("report"))
+def report(
+    run: Annotated[Path, Parameter(help="Run folder, finished or not.")],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="The page; default RUN/report.html.")] = None,
+    show_completions: Annotated[
+        bool, Parameter(negative="", help="Also put the completions of harmful prompts into the page.")
+    ] = False,
+    figures: Annotated[
+        tuple[Literal["svg", "png", "pdf", "none"], ...], Parameter(help="Formats of the figures in RUN/figures.")
+    ] = ("svg", "png"),
+    json: Json = False,
+) -> None:
+    """Write a run's page, its figures as files and its tables as CSV; an unfinished run's page says what is missing."""
+    page = write_report(run, out=out, show_completions=show_completions, formats=figures)
+    if json:
+        display.print_report(page)
+    else:
+        display.show_report(page)
+
+
+@app.command(help_epilogue=examples("compare"))
+def compare(
+    *runs: Annotated[Path, Parameter(help="Folders of finished runs.")],
+    out: Annotated[Path | None, Parameter(help="Also write a page, such as compared.html.")] = None,
+    json: Json = False,
+) -> None:
+    """Runs side by side (models, prompt sets, interventions), with paired tests where the prompts are the same."""
+    found = compare_runs(runs)
+    if out is not None:
+        write_comparison(runs, out)
+    if json:
+        display.print_comparison(found)
+    else:
+        display.show_comparison(found)
+
+
+@app.command(help_epilogue=examples("inspect"))
+def inspect(
+    model: Model = None,
+    /,
+    *,
+    options: ModelGroup = MODEL_DEFAULTS,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """What a model is like, and self-checks with their measured errors; needs no prompts.
+
+    Exit code 1 if a check fails, 2 if the model cannot be handled.
+    """
+    with display.reporting(quiet, verbose):
+        found = inspect_model(load(model or "embedded", **options.model_dump(exclude_defaults=True)))
+    if json:
+        display.print_inspection_json(found)
+    elif not quiet:
+        display.show_inspection(found)
+    if failed := [check for check in found.checks if not check.ok]:
+        worst = ", ".join(f"{check.name} ({check.value:.1e}, limit {check.limit:.0e})" for check in failed)
+        raise RunFailure(
+            f"{len(failed)} of {len(found.checks)} self-checks failed: {worst}. Do not trust results on this model; "
+            "try --dtype float32, or name the layout with --blocks and --writers."
+        )
+
+
+@app.command(help_epilogue=examples("chat"))
+def chat(
+    model: Model = None,
+    /,
+    *,
+    out: Out = None,
+    direction: Annotated[Path | None, Parameter(help="A direction.safetensors; default: the run folder's.")] = None,
+    max_new_tokens: Annotated[int, Parameter(help="Length of a reply.", validator=Number(gte=1))] = 256,
+    options: ModelGroup = MODEL_DEFAULTS,
+) -> None:
+    """Talk to the model; /baseline, /ablate and /add 1.0 switch between conditions, /quit ends."""
+    model = model or "embedded"
+    folder = out or _default_folder(model)
+    if direction is None and not (folder / "direction.safetensors").is_file():
+        raise RunFolderError(f"{folder} holds no direction yet. Find it first: refusal select {model} --out {folder}.")
+    found = Direction.load(direction or folder / "direction.safetensors")
+    with display.reporting():
+        chat_model = load(model, **options.model_dump(exclude_defaults=True))
+        if (run := direction.parent if direction else folder).joinpath("manifest.json").is_file():
+            check_loaded(run, read_manifest(run), chat_model)
+            found = replace(found, model=chat_model.name)
+    # What does not fit is refused here, not in the middle of the talk.
+    check_width(found.vector, chat_model.sites.d_model)
+    check_place(found.position, found.layer, len(chat_model.chat.suffix), chat_model.sites.n_layers)
+    if found.model and found.model != chat_model.name:
+        display.show_notice(f"Note: this direction was found on {found.model}.")
+    display.show_notice(f"Each line is one question by itself. {COMMANDS}")
+    talk(chat_model, found, max_new_tokens)
+
+
+@app.command(help_epilogue=examples("export"))
+def export(
+    run: Annotated[Path, Parameter(help="Run folder with a direction.safetensors and a run.toml.")],
+    /,
+    *,
+    as_: Annotated[Kind, Parameter(name="--as", help="What to write.")],
+    out: Annotated[Path | None, Parameter(help="New or empty folder; default RUN/export/KIND.")] = None,
+    preserve_norm: Annotated[bool, Parameter(negative="", help="Keep the norm of what each input writes.")] = False,
+    stream: Annotated[
+        bool, Parameter(negative="", help="With --as model: edit the files tensor by tensor, in little memory.")
+    ] = False,
+    n_prompts: Annotated[int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))] = 16,
+    model: Annotated[str | None, Parameter(help="The run's model, where it lies elsewhere now.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write what a run has found: an edited model, a LoRA adapter for the unedited one, the bare direction, or
+    llama.cpp's control vector for adding it.
+
+    A model's or adapter's agreement with ablation by hooks is measured on the run's test prompts and stored with it.
+    With --stream nothing is measured: the model is never loaded, its files keep their dtype, and the same command goes
+    on after an interruption.
+    """
+    with display.reporting(quiet, verbose):
+        result = export_run(
+            run,
+            as_,
+            out or run / "export" / as_,
+            n_prompts=n_prompts,
+            preserve_norm=preserve_norm,
+            stream=stream,
+            model=model,
+        )
+    if json:
+        display.print_export(result)
+    elif not quiet:
+        display.show_export(result)
+
+
+@app.command(help_epilogue=examples("config"))
+def config(model: Model = None, /, *, settings: Run = RUN_DEFAULTS) -> None:
+    """Print a whole configuration as TOML, every option with what it does; `refusal run --config FILE` uses it."""
+    display.print_text(commented_toml(settings.make(model)))
+
+
+@app.command(help_epilogue=examples("doctor"))
+def doctor(model: Model = None, /, *, options: ModelGroup = MODEL_DEFAULTS, json: Json = False) -> None:
+    """What this machine has and lacks; with a model what it will need here in memory and time, by its config alone.
+
+    Exit code 1 if something is in the way of a run.
+    """
+    with display.reporting():
+        found = examine(model, options)
+    if json:
+        display.print_findings(found)
+    else:
+        display.show_findings(found)
+    if problems := [finding for finding in found if finding.level == "problem"]:
+        raise RunFailure(f"{problems[0].name}: {problems[0].text}.")
+
+
+@app.command(help_epilogue=examples("estimate"))
+def estimate(
+    model: Model = None,
+    /,
+    *,
+    count: Annotated[int, Parameter(help="Devices.", validator=Number(gte=1))] = 1,
+    settings: Run = RUN_DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Time, memory and money that a run should take, by the model's config alone.
+
+    --device names a kind (a100, h100, h200, b200, l40s, mi300x), by data sheet; without it this machine is measured.
+    """
+    with display.reporting():
+        found = plan(settings.make(model), count)
+    if json:
+        display.print_estimate(found)
+    else:
+        display.show_estimate(found)
+
+
+@app.command(help_epilogue=examples("completion"))
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish", "powershell"], Parameter(help="Which shell.")], /
+) -> None:
+    """Print a shell's completion script, for its start-up file or completion folder."""
+    display.print_text(app.generate_completion(shell=shell))
+
+
+def _default_folder(model: str) -> Path:
+    return Path("runs") / (re.sub(r"[^\w.-]+", "-", model).strip("-.") or "model")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return _guarded(lambda: _parse(given))
+
+
+def _parse(arguments: list[str]) -> None:
+    """Run a command; what it leaves unwritten is written here, where a failure can still be told."""
+    check_arguments(arguments)
+    app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    console.flush()
+
+
+def _guarded(call: Callable[[], object]) -> int:
+    """Every expected end as one message and an exit code."""
+    try:
+        call()
+    except Error as error:
+        if parallel.speaks_of(error):
+            display.show_error(error)
+        return error.exit_code
+    except cyclopts.CycloptsError as error:
+        display.show_error(_usage_message(error))
+        return 2
+    except BrokenPipeError:  # whoever read the output has gone, and wants no message
+        console.close_output()
+        return BROKEN_PIPE
+    except OSError as error:
+        name = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+        display.show_error(f"{name}{error.strerror or error}. Check the path, its permissions and the disk.")
+        return 2
+    except KeyboardInterrupt:
+        display.show_notice("Interrupted. A run keeps its finished stages: the same command goes on from there.")
+        return INTERRUPTED
+    return 0
+
+
+def _usage_message(error: cyclopts.CycloptsError) -> str:
+    """What is wrong with the arguments, on one line, and where to look."""
+    cause = error.__cause__
+    wrong = str(wrong_value(cause)) if isinstance(cause, ValidationError) else " ".join(str(error).split())
+    return f"{wrong} See: {' '.join(['refusal', *(error.command_chain or ()), '--help'])}."
+
+
+def entry() -> None:
+    """The console script; told to end (by a scheduler, or by a launcher that lost another process) it cleans up."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    console.prepare_output()
+    code = main()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing of ours is left to clean up
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""What a run is asked for: options with their meaning and limits, presets, TOML. Pure pydantic."""

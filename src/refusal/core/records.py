@@ -1,0 +1,353 @@
+"""The records that the stages hand to each other: frozen, with shapes in their types.
+
+Dimensions: ``position`` counts post-instruction tokens (first is the earliest, last is -1), ``layer`` decoder blocks
+(the value at ``layer`` is the *input* of that block), ``d_model`` the width of the residual stream.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal.core.errors import ConfigError, DirectionError
+from refusal.core.frames import Shown, dataframe
+from refusal.core.storage import write_tensors
+from refusal.core.thinking import split
+from refusal.core.valid import read_direction, tokens_fault
+
+if TYPE_CHECKING:
+    import pandas
+
+Label = Literal["harmful", "harmless"]
+VerdictLabel = Literal["refusal", "partial", "compliance", "degenerate"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One instruction, as a user would type it."""
+
+    id: str
+    text: str
+    label: Label
+    category: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the text whatever its case and spacing; the same prompt under another id has the same one."""
+        return hashlib.sha256(" ".join(self.text.casefold().split()).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """The harmful and the harmless prompts of one split, in drawing order."""
+
+    harmful: tuple[Prompt, ...]
+    harmless: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class PromptSplits:
+    """Train, validation and test pools, and what building them removed.
+
+    ``counts`` is for the reader: pool sizes by ``<label>_<split>``, near-duplicates dropped by ``removed_<...>``, and
+    by ``drawn_from_<...>`` how many of a pool are drawn from (the rest of it only guards against leakage).
+    ``matched`` are harmless prompts written to match harmful ones in topic and form (built-in set only).
+    """
+
+    name: str
+    train: PromptPair
+    val: PromptPair
+    test: PromptPair
+    counts: dict[str, int] = field(default_factory=dict)
+    matched: tuple[Prompt, ...] = ()
+
+
+@dataclass(frozen=True)
+class RefusalTokens:
+    """The token set ``R`` of the refusal metric, and where it comes from.
+
+    ``probabilities`` is the mean probability of each token as the first of a completion judged a refusal (``None``
+    for presets and tokens given by the user); ``auroc`` is that of the metric against judged completions.
+    """
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    source: str
+    probabilities: tuple[float, ...] | None = None
+    auroc: float | None = None
+    judged_refusals: int | None = None
+    judged: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError unless the ids are a set of token ids, each with its text."""
+        if fault := tokens_fault(self.ids, self.texts, self.probabilities):
+            raise ConfigError(f"Refusal tokens {list(self.ids)[:8]} cannot be used: {fault}.")
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How many prompts of a class were run, how many passed the filter, and their mean refusal metric."""
+
+    drawn: int
+    passed: int
+    mean_metric: float
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Means of the residual stream over the prompts that passed the filter, float64."""
+
+    harmful: Float[Tensor, "position layer d_model"]
+    harmless: Float[Tensor, "position layer d_model"]
+    tokens: RefusalTokens
+    harmful_count: ClassCount
+    harmless_count: ClassCount
+    model: str
+    seed: int | None = None
+    seen: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Candidates(Shown):
+    """Differences in means ``mean_harmful - mean_harmless``, one per (position, layer), float32.
+
+    ``seen``: fingerprints of the prompts that took part, here and in the other records.
+    """
+
+    vectors: Float[Tensor, "position layer d_model"]
+    tokens: RefusalTokens
+    model: str
+    seed: int | None = None
+    seen: frozenset[str] = frozenset()
+
+    @property
+    def n_positions(self) -> int:
+        """Number of post-instruction tokens."""
+        return self.vectors.shape[0]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return self.vectors.shape[1]
+
+    def at(self, position: int, layer: int) -> "Direction":
+        """The candidate at a negative ``position`` and a ``layer``, as a direction (unit vector and norm)."""
+        if not -self.n_positions <= position <= -1 or not 0 <= layer < self.n_layers:
+            raise DirectionError(
+                f"There is no candidate at position {position}, layer {layer}. "
+                f"Positions run from {-self.n_positions} to -1 and layers from 0 to {self.n_layers - 1}."
+            )
+        vector = self.vectors[position, layer].float()
+        norm = float(vector.norm())
+        unit = vector / norm if norm > 0 else vector
+        return Direction(unit, norm, position, layer, model=self.model, seed=self.seed, seen=self.seen)
+
+
+@dataclass(frozen=True)
+class CandidateScore:
+    """The three selection scores of one candidate; a score that the decision did not need is ``None``."""
+
+    position: int
+    layer: int
+    bypass: float | None
+    induce: float | None
+    kl: float | None
+    rejected_because: str | None = None
+
+
+@dataclass(frozen=True)
+class Direction(Shown):
+    """A refusal direction: unit vector, the norm it had as a difference in means, and its provenance.
+
+    ``seen``: fingerprints of the prompts that it was found and chosen with; it is never evaluated on those.
+    """
+
+    vector: Float[Tensor, "d_model"]
+    norm: float
+    position: int
+    layer: int
+    qualified: bool = True
+    model: str = ""
+    seed: int | None = None
+    seen: frozenset[str] = frozenset()
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors: tensor ``direction`` (unit, float32) and its provenance as metadata."""
+        metadata = {
+            "position": str(self.position),
+            "layer": str(self.layer),
+            "norm": repr(self.norm),
+            "qualified": json.dumps(self.qualified),
+            "model": self.model,
+            "seed": json.dumps(self.seed),
+            "seen": json.dumps(sorted(self.seen)),
+        }
+        write_tensors(Path(path), {"direction": self.vector.float().cpu()}, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Direction":
+        """Read what ``save`` wrote.
+
+        Raises:
+            DirectionError: the file is missing, no safetensors, or holds no direction.
+        """
+        return cls(**read_direction(Path(path)))
+
+
+@dataclass(frozen=True)
+class Win:
+    """How often a candidate is chosen when the validation prompts are resampled."""
+
+    position: int
+    layer: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Stability:
+    """The choice on resampled validation prompts.
+
+    ``winners`` are the most frequent ones, ``cosines[i][j]`` is between winners ``i`` and ``j``. Of all candidates only
+    ``contenders`` can be chosen: those that meet the thresholds or nearly do.
+    """
+
+    resamples: int
+    contenders: int
+    none_qualifies: float
+    winners: tuple[Win, ...]
+    cosines: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Selection(Shown):
+    """The chosen direction, every score, and what each criterion rejected.
+
+    ``qualified`` is False when no candidate satisfied the rule and the lowest bypass inside the KL and layer limits
+    stands in. The counts hold the unmodified model's mean metrics on the validation prompts that passed the filter.
+    """
+
+    direction: Direction
+    score: CandidateScore
+    scores: tuple[CandidateScore, ...]
+    qualified: bool
+    rejected: dict[str, int]
+    harmful_count: ClassCount
+    harmless_count: ClassCount
+    stability: Stability | None = None
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """All candidates' scores, one a row.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return dataframe(map(asdict, self.scores), [field.name for field in fields(CandidateScore)])
+
+    def nearest_misses(self, n: int = 5) -> list[CandidateScore]:
+        """The candidates with the highest induce score among those inside the KL and layer limits."""
+        inside = [s for s in self.scores if s.induce is not None and s.rejected_because in (None, "induce")]
+        return sorted(inside, key=lambda s: -(s.induce or 0.0))[:n]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of one completion, and the words it rests on."""
+
+    label: VerdictLabel
+    evidence: str = ""
+
+    @property
+    def refused(self) -> bool:
+        """Refusals and partial refusals count as refused; degenerate text is neither."""
+        return self.label in ("refusal", "partial")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One prompt, what the model wrote, and the verdict."""
+
+    prompt_id: str
+    prompt: str
+    completion: str
+    verdict: VerdictLabel
+
+    @property
+    def answer(self) -> str:
+        """The completion without its thoughts, and without turns that follow its own."""
+        answer = split(self.completion).answer
+        return self.completion if answer == self.completion.strip() else answer
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number with its interval: ``name`` on ``set`` under ``condition``, over ``n`` prompts or texts.
+
+    A name that ends in ``_change`` is the difference from the baseline on the same prompts; ``p_value`` is then that of
+    McNemar's exact test, where there is one. With fewer than two texts a mean has no interval (infinite).
+    """
+
+    name: str
+    set: str
+    condition: str
+    value: float
+    low: float
+    high: float
+    n: int
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation(Shown):
+    """Completions by (set, condition), and the metrics computed from them."""
+
+    completions: dict[tuple[str, str], tuple[Completion, ...]]
+    metrics: tuple[Metric, ...]
+
+    def rate(self, set: str, condition: str, name: str = "refusal_rate") -> Metric:
+        """The metric of that name, e.g. ``rate("harmful", "ablation")``."""
+        for metric in self.metrics:
+            if (metric.name, metric.set, metric.condition) == (name, set, condition):
+                return metric
+        raise KeyError(f"no {name} for {set} prompts under {condition}")
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The metrics, one a row; ``completions`` are not in it.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return metrics_dataframe(self.metrics)
+
+
+def metrics_dataframe(metrics: Sequence[Metric]) -> "pandas.DataFrame":
+    """Metrics, one a row.
+
+    Raises:
+        UsageError: pandas is not installed.
+    """
+    return dataframe(map(asdict, metrics), [field.name for field in fields(Metric)])
+
+
+def to_json(record: Any) -> Any:
+    """A record, or a tuple of records, as plain JSON values; tensors are refused rather than written out."""
+    if isinstance(record, (list, tuple)):
+        return [to_json(item) for item in record]
+    if isinstance(record, torch.Tensor):
+        raise TypeError("tensors are stored as safetensors, not as JSON")
+    return asdict(record)
+
+
+def finite(value: Any) -> Any:
+    """JSON values with ``None`` for NaN and infinity, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,111 @@
+"""What makes a direction, or a set of refusal tokens: checked where one is made or read, and where it meets a model."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from refusal.core.errors import DirectionError
+
+UNIT = 1e-3  # how far from 1 a length may be: the rounding of a vector that was kept in bfloat16
+
+
+def read_direction(path: Path) -> dict[str, Any]:
+    """The fields of the direction in a file.
+
+    Raises:
+        DirectionError: the file is missing, no safetensors, or holds no direction.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = file.metadata() or {}
+            parts: dict[str, Any] = {
+                "vector": file.get_tensor("direction"),
+                "norm": float(meta["norm"]),
+                "position": int(meta["position"]),
+                "layer": int(meta["layer"]),
+                "qualified": json.loads(meta["qualified"]),
+            }
+        seed, seen = json.loads(meta.get("seed", "null")), json.loads(meta.get("seen", "[]"))
+        if fault := direction_fault(**parts) or _provenance_fault(seed, seen):
+            raise ValueError(fault)
+        return {**parts, "model": meta.get("model", ""), "seed": seed, "seen": frozenset(seen)}
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise DirectionError(
+            f"{path} holds no refusal direction ({error}). Give a direction.safetensors that refusal wrote."
+        ) from error
+
+
+def direction_fault(vector: Any, norm: Any, position: Any, layer: Any, qualified: Any) -> str | None:
+    """The first thing that is wrong with what a direction is made of; ``None`` if it is one."""
+    if not isinstance(vector, Tensor) or vector.dim() != 1 or vector.numel() == 0 or not vector.is_floating_point():
+        shape = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+        return f"its tensor is {shape}, not one vector of floating-point numbers"
+    length = float(vector.double().norm())
+    if not math.isfinite(length):
+        return "its vector holds NaN or infinity"
+    if abs(length - 1) > UNIT:
+        return f"its vector has length {length:.4g}, not 1"
+    if isinstance(norm, bool) or not isinstance(norm, (int, float)) or not (math.isfinite(norm) and norm > 0):
+        return f"its norm is {norm!r}, not a positive number"
+    if not _is_whole(position) or position >= 0:
+        return f"its position is {position!r}, and positions are counted from the end: -1, -2, …"
+    if not _is_whole(layer) or layer < 0:
+        return f"its layer is {layer!r}, not a number from 0"
+    if not isinstance(qualified, bool):
+        return f"qualified is {qualified!r}, not true or false"
+    return None
+
+
+def _provenance_fault(seed: Any, seen: Any) -> str | None:
+    """What is wrong with where a direction says it comes from."""
+    if seed is not None and not _is_whole(seed):
+        return f"its seed is {seed!r}, not a whole number"
+    if not isinstance(seen, list) or not all(isinstance(item, str) for item in seen):
+        return "what it has seen is no list of fingerprints"
+    return None
+
+
+def tokens_fault(ids: Any, texts: Any, probabilities: Any) -> str | None:
+    """The first thing that is wrong with a set of refusal tokens; ``None`` if it is one."""
+    if not ids:
+        return "there are none"
+    if wrong := [i for i in ids if not _is_whole(i) or i < 0]:
+        return f"{wrong[0]!r} is no token id"
+    if len(set(ids)) < len(ids):
+        return f"{next(i for i in ids if list(ids).count(i) > 1)} is named twice and would count twice"
+    if len(texts) != len(ids) or (probabilities is not None and len(probabilities) != len(ids)):
+        counts = f"{len(ids)}, {len(texts)} and {len(probabilities or ids)}"
+        return f"ids, texts and probabilities are {counts}, not one for each token"
+    return None
+
+
+def check_width(vector: Tensor, d_model: int) -> None:
+    """Raise DirectionError unless a direction's vector is as wide as the residual stream."""
+    width = vector.shape[-1]
+    if width != d_model:
+        raise DirectionError(
+            f"The direction has {width} dimensions but the model's residual stream {d_model}. "
+            "Use a direction that was found on this model."
+        )
+
+
+def check_place(position: int, layer: int, n_positions: int, n_layers: int) -> None:
+    """Raise DirectionError unless a model of so many blocks and post-instruction tokens has that place."""
+    if not 0 <= layer < n_layers:
+        raise DirectionError(
+            f"The direction is of layer {layer}, but the model has layers 0 to {n_layers - 1}. "
+            "Use a direction that was found on this model."
+        )
+    if not -n_positions <= position <= -1:
+        raise DirectionError(
+            f"The direction is of position {position}, but the model's template has positions "
+            f"{-n_positions} to -1. Use a direction that was found on this model."
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

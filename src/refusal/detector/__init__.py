@@ -1,0 +1,1 @@
+"""Is this text a refusal? Pure text in, a verdict out."""

@@ -1,0 +1,79 @@
+"""Control directions: what the same interventions do with a direction that is not the model's refusal direction.
+
+- ``random-1`` …: directions drawn uniformly, with the norm of the direction.
+- ``shuffled``: the difference in means at the same position and layer after the labels of the training prompts were
+  shuffled, scaled to the same norm: what this recipe finds where there is nothing to find. Both classes
+  hold as many harmful prompts: a chance surplus would bring part of the direction back, made large by the scaling.
+- ``matched``: the difference in means there between built-in harmful prompts and harmless ones written to match each in
+  topic and form. It should do what the direction does; where it does not, the direction is about something else.
+"""
+
+import random
+from dataclasses import replace
+
+import torch
+
+from refusal.core.records import Direction, Prompt, PromptPair, RefusalTokens
+from refusal.directions.difference_in_means import difference_in_means
+from refusal.directions.pool import collect
+from refusal.model.chat_model import ChatModel
+from refusal.prompts.load import matched_pairs
+
+
+def control_directions(
+    model: ChatModel,
+    direction: Direction,
+    train: PromptPair,
+    tokens: RefusalTokens,
+    *,
+    n_random: int = 8,
+    n_train: int | None = None,
+    matched: PromptPair | None = None,
+    seed: int = 0,
+) -> dict[str, Direction]:
+    """The controls of a direction by name; they are no more evaluated on prompts they have seen than it is.
+
+    Args:
+        train: the training pools; their first ``n_train`` prompts a class are shuffled.
+        tokens: the refusal tokens (recorded, not used: nothing is filtered here).
+        matched: pairs of a harmful prompt and a harmless one like it; by default the built-in ones.
+        n_random: number of random directions; 0 gives no controls at all.
+    """
+    if n_random == 0:
+        return {}
+    pairs = matched_pairs() if matched is None else matched
+    shuffled = _difference(model, _shuffled(train, n_train, seed), direction, tokens)
+    return {
+        **random_directions(direction, n_random, seed),
+        "shuffled": replace(shuffled, norm=direction.norm),
+        "matched": _difference(model, pairs, direction, tokens),
+    }
+
+
+def random_directions(direction: Direction, n: int, seed: int = 0) -> dict[str, Direction]:
+    """``n`` uniformly drawn directions of the same norm, position and layer: ``random-1`` … ``random-n``."""
+    draws = torch.randn(n, len(direction.vector), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    units = (draws / draws.norm(dim=1, keepdim=True)).float()
+    return {f"random-{i + 1}": replace(direction, vector=unit) for i, unit in enumerate(units)}
+
+
+def _shuffled(train: PromptPair, n: int | None, seed: int) -> PromptPair:
+    """The training prompts dealt into two classes, each with half of the harmful and half of the harmless ones."""
+    dealt: tuple[list[Prompt], list[Prompt]] = ([], [])
+    for pool in (train.harmful[:n], train.harmless[:n]):
+        order = random.Random(seed).sample(pool, len(pool) // 2 * 2)
+        for side, half in zip(dealt, (order[::2], order[1::2]), strict=True):
+            side.extend(half)
+    return PromptPair(tuple(dealt[0]), tuple(dealt[1]))
+
+
+def _difference(model: ChatModel, prompts: PromptPair, direction: Direction, tokens: RefusalTokens) -> Direction:
+    """The difference in means of two classes at the direction's position and layer."""
+    means = collect(model, prompts, tokens=tokens, filter=False, layers=direction.layer + 1)
+    found = difference_in_means(means).at(direction.position, direction.layer)
+    return replace(found, qualified=False, seed=direction.seed, seen=direction.seen | found.seen)
+
+
+def cosines(direction: Direction, controls: dict[str, Direction]) -> dict[str, float]:
+    """Cosine of each control with the direction."""
+    return {name: float(direction.vector @ control.vector) for name, control in controls.items()}

@@ -1,0 +1,264 @@
+"""Streaming means of the residual stream at the post-instruction tokens, and the filter on the refusal metric.
+
+One forward pass per prompt gives both: the metric decides whether the prompt counts, the block inputs go into float64
+running sums. No per-prompt activation outlives its batch.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal.core import parallel
+from refusal.core.errors import NonFiniteError, TooFewPromptsError
+from refusal.core.progress import task
+from refusal.core.records import Activations, ClassCount, Label, Prompt, PromptPair, RefusalTokens
+from refusal.directions.refusal_metric import refusal_metric
+from refusal.directions.refusal_tokens import check_tokens, tokens_for
+from refusal.model.batch_size import keeping_memory
+from refusal.model.chat_model import ChatModel
+from refusal.model.forward import Batch, last_logits, read, share_batches
+from refusal.model.hooks import Edit, skipped
+from refusal.model.probe import other_dtype
+
+log = logging.getLogger(__name__)
+
+MIN_PROMPTS = 8
+CHUNK_PROMPTS = 128  # read at once: enough to fill batches, few enough to hold their activations for a moment
+
+
+@dataclass(frozen=True)
+class Passed:
+    """The prompts of one class that passed the filter, in drawing order, their metrics, and how many were drawn.
+
+    ``seen`` holds the fingerprints of all that were drawn.
+    """
+
+    prompts: tuple[Prompt, ...]
+    metrics: tuple[float, ...]
+    count: ClassCount
+    seen: frozenset[str] = frozenset()
+
+
+@keeping_memory()
+def collect(
+    model: ChatModel,
+    prompts: PromptPair,
+    *,
+    n: int | None = None,
+    tokens: RefusalTokens | None = None,
+    filter: bool = True,
+    layers: int | None = None,
+    seed: int | None = None,
+) -> Activations:
+    """Mean residual stream per class, position and layer.
+
+    Args:
+        prompts: the training pools, in drawing order.
+        n: prompts per class; drawn until ``n`` have passed the filter. Default: the whole pool.
+        tokens: the refusal tokens; default: a preset or chosen from the model's completions of these prompts.
+        filter: keep a harmful prompt only if its metric is > 0, a harmless one only if < 0.
+        layers: read only the inputs of blocks ``0 .. layers - 1``; the means of the others are NaN. Without the filter
+            the blocks after them are not run. Default: all.
+        seed: recorded, not used.
+
+    Raises:
+        ConfigError: the refusal tokens are not this model's.
+        TooFewPromptsError: fewer than 8 prompts of a class pass.
+        NonFiniteError: an activation is NaN or infinite; names the layer.
+    """
+    tokens = tokens_for(model, prompts) if tokens is None else tokens
+    check_tokens(model, tokens)
+    sums = {}
+    seen: set[str] = set()
+    counts = {}
+    for label, pool in (("harmful", prompts.harmful), ("harmless", prompts.harmless)):
+        total = _Sum(model, layers)
+        kept, metrics, drawn = [], [], 0
+        work = run_pool(model, pool, tokens, n, filter, f"collect {label}", total.layers)
+        for prompt, metric, activation in work:
+            drawn += 1
+            seen.add(prompt.fingerprint)
+            if not filter or passes(prompt.label, metric):
+                if activation is not None:  # else another process has it
+                    total.add(activation)
+                kept.append(prompt)
+                metrics.append(metric)
+            if n is not None and len(kept) == n:
+                break
+        _check_enough(model, label, len(kept), drawn, n, pool, filter)
+        sums[label] = total.mean()
+        counts[label] = ClassCount(drawn, len(kept), sum(metrics) / len(metrics))
+    return Activations(
+        harmful=sums["harmful"],
+        harmless=sums["harmless"],
+        tokens=tokens,
+        harmful_count=counts["harmful"],
+        harmless_count=counts["harmless"],
+        model=model.name,
+        seed=seed,
+        seen=frozenset(seen),
+    )
+
+
+def draw_passing(
+    model: ChatModel, pool: Sequence[Prompt], label: Label, tokens: RefusalTokens, n: int | None, filter: bool = True
+) -> Passed:
+    """The first ``n`` prompts of ``pool`` that pass the filter.
+
+    Raises:
+        TooFewPromptsError: fewer than 8 pass.
+        NonFiniteError: a metric is NaN.
+    """
+    kept, metrics, drawn = [], [], 0
+    seen: set[str] = set()
+    for prompt, metric, _ in run_pool(model, pool, tokens, n, filter, f"filter {label}", 0):
+        drawn += 1
+        seen.add(prompt.fingerprint)
+        if not filter or passes(prompt.label, metric):
+            kept.append(prompt)
+            metrics.append(metric)
+        if n is not None and len(kept) == n:
+            break
+    _check_enough(model, label, len(kept), drawn, n, pool, filter)
+    count = ClassCount(drawn, len(kept), sum(metrics) / len(metrics))
+    return Passed(tuple(kept), tuple(metrics), count, frozenset(seen))
+
+
+def passes(label: Label, metric: float) -> bool:
+    """The filter: harmful prompts must be refused, harmless ones not, by the sign of the metric."""
+    return metric > 0 if label == "harmful" else metric < 0
+
+
+def post_instruction_reads(
+    model: ChatModel, batch: Batch, store: dict[int, Float[Tensor, "prompt position d_model"]], layers: int
+) -> list[Edit]:
+    """Edits that put the input of the first ``layers`` blocks at the post-instruction tokens into ``store``."""
+    index = torch.stack([path[-len(model.chat.suffix) :] for path in batch.paths])
+    rows = batch.row[:, None]
+
+    def read_at(layer: int) -> Edit:
+        def keep(x: Tensor) -> None:
+            store[layer] = x[rows.to(x.device), index.to(x.device)]
+
+        return Edit(model.hf.get_submodule(model.sites.blocks[layer]), "input", keep)
+
+    return [read_at(layer) for layer in range(layers)]
+
+
+class _Sum:
+    """A float64 running sum on the CPU (Apple's GPUs have no float64)."""
+
+    def __init__(self, model: ChatModel, layers: int | None) -> None:
+        self.n = 0
+        self.layers = model.sites.n_layers if layers is None else layers
+        shape = (len(model.chat.suffix), model.sites.n_layers, model.sites.d_model)
+        self.total: Float[Tensor, "position layer d_model"] = torch.zeros(shape, dtype=torch.float64)
+
+    def add(self, activation: Float[Tensor, "position layer d_model"]) -> None:
+        self.total[:, : self.layers] += activation.double()
+        self.n += 1
+
+    def mean(self) -> Float[Tensor, "position layer d_model"]:
+        mean = parallel.add_up(self.total) / parallel.total(self.n)
+        mean[:, self.layers :] = torch.nan  # not read
+        return mean
+
+
+def run_pool(
+    model: ChatModel,
+    pool: Sequence[Prompt],
+    tokens: RefusalTokens,
+    n: int | None,
+    filter: bool,
+    name: str,
+    layers: int,
+    everywhere: bool = False,
+) -> Iterator[tuple[Prompt, float, Tensor | None]]:
+    """Yield ``(prompt, metric, activations of the first layers)`` in drawing order; runs a little ahead.
+
+    The metrics are known in all processes of a run, activations only in the one that has run the prompt, unless
+    ``everywhere``.
+
+    The metric and the activations come from one pass. Without the filter only activations are needed, so the blocks
+    after the last one read are skipped and the metric is NaN.
+    """
+    unneeded = [] if filter or not layers else model.sites.blocks[layers:]
+    skip = [model.hf.get_submodule(name) for name in unneeded]
+
+    def run(batch: Batch) -> tuple[list[float], Tensor | None]:
+        store: dict[int, Tensor] = {}
+        with skipped(skip, model.sites.in_tuple):
+            logits = read(model, batch, post_instruction_reads(model, batch, store, layers))[0]
+        metrics = [math.nan] * len(logits) if skip else refusal_metric(logits, tokens.ids).tolist()
+        if n is None:
+            advance(len(metrics))
+        stacked = torch.stack([store[layer].cpu() for layer in range(layers)], dim=2) if layers else None
+        _check_finite(model, stacked, metrics if not skip else ())
+        if stacked is None:
+            return metrics, None
+        here.update(zip(batch.prompts, stacked, strict=True))
+        return metrics, stacked if everywhere else None
+
+    start, taken = 0, 0
+    with task(name, total=len(pool) if n is None else n) as advance:
+        while start < len(pool) and (n is None or taken < n):
+            missing = len(pool) - start if n is None else n - taken
+            ahead = missing // 8 + 2 if filter and n is not None else 0  # some will not pass
+            chunk = pool[start : start + min(missing + ahead, CHUNK_PROMPTS)]
+            here: dict[int, Tensor] = {}
+            results: dict[int, float] = {}
+            rows = model.tokenize([prompt.text for prompt in chunk])
+            for members, (metrics, stacked) in share_batches(model, rows, run):
+                results.update(zip(members, metrics, strict=True))
+                here.update(zip(members, stacked, strict=True) if stacked is not None else ())
+            for i, prompt in enumerate(chunk):
+                metric = results[i]
+                passed = not filter or passes(prompt.label, metric)
+                if n is not None and passed:
+                    advance(1)
+                taken += passed
+                yield prompt, metric, here.get(i)
+            start += len(chunk)
+
+
+def _check_finite(
+    model: ChatModel, activations: Float[Tensor, "prompt position layer d_model"] | None, metrics: Sequence[float]
+) -> None:
+    """Before the filter looks at a metric: NaN passes in neither class, and too few prompts would be blamed for it."""
+    where = "logits"
+    if activations is not None and not (finite := activations.isfinite().all(-1).all(1).all(0)).all():
+        where = f"activations at layer {int((~finite).nonzero()[0, 0])}"
+    elif not any(math.isnan(metric) for metric in metrics):
+        return
+    raise NonFiniteError(f"The {where} are not finite. {other_dtype(model.hf.dtype)}")
+
+
+def _check_enough(
+    model: ChatModel, label: str, passed: int, drawn: int, n: int | None, pool: Sequence[Prompt], filter: bool
+) -> None:
+    """Too few is an error that shows what the model really says; fewer than asked is a warning."""
+    least = min(MIN_PROMPTS, n or MIN_PROMPTS) if filter else 1
+    if passed < least:
+        if not filter:
+            raise TooFewPromptsError(f"There are no {label} prompts. Give some with --prompts.")
+        raise TooFewPromptsError(
+            f"Only {passed} of {drawn} {label} prompts pass the refusal filter, at least {least} are needed. "
+            f"The model's most likely first tokens there: {_first_tokens(model, pool[:16])}. Give matching "
+            "--refusal-tokens, more prompts, or switch the filter off with --no-filter."
+        )
+    if n is not None and passed < n:
+        there = f"{passed} of {drawn} {label} prompts pass the filter" if filter else f"{passed} {label} prompts exist"
+        log.warning("Only %s (%d wanted): going on with those.", there, n)
+
+
+def _first_tokens(model: ChatModel, prompts: Sequence[Prompt]) -> str:
+    """The commonest greedy first tokens, for an error message."""
+    first = last_logits(model, [prompt.text for prompt in prompts]).argmax(-1).tolist() if prompts else []
+    seen = Counter(str(model.tokenizer.decode([token])) for token in first)
+    return ", ".join(f"{text!r} ({count})" for text, count in seen.most_common(5)) or "none (no prompts)"

@@ -1,0 +1,103 @@
+"""The selection rule: lowest bypass among the candidates that induce refusal and leave harmless behaviour alone."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from refusal.core.errors import ConfigError
+from refusal.core.records import CandidateScore
+
+SHOWN = 3  # of the nearest misses, in messages
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The thresholds (paper section 2.3 and appendix C).
+
+    ``prune_layers`` is the share of the last layers that is not eligible: a candidate needs
+    ``layer < int(n_layers * (1 - prune_layers))``, floored as in the released code.
+    """
+
+    induce_threshold: float = 0.0
+    kl_threshold: float = 0.1
+    prune_layers: float = 0.2
+
+    def eligible_layers(self, n_layers: int) -> int:
+        """Layers ``0 .. value - 1`` are eligible."""
+        return int(n_layers * (1.0 - self.prune_layers))
+
+    def check(self, n_layers: int) -> None:
+        """Raise ConfigError unless a layer is eligible."""
+        if self.eligible_layers(n_layers) < 1:
+            raise ConfigError(
+                f"--prune-layers {self.prune_layers:g} leaves none of the model's {n_layers} layers. Give less."
+            )
+
+    def reject(self, score: CandidateScore, n_layers: int) -> str | None:
+        """Which criterion rejects a candidate (``layer``, ``nan``, ``induce``, ``kl``); ``None`` if none does.
+
+        A score of ``None`` was not computed and rejects nothing by itself.
+        """
+        if score.layer >= self.eligible_layers(n_layers):
+            return "layer"
+        if any(value is not None and math.isnan(value) for value in (score.bypass, score.induce, score.kl)):
+            return "nan"
+        if score.induce is not None and score.induce < self.induce_threshold:
+            return "induce"
+        if score.kl is not None and score.kl > self.kl_threshold:
+            return "kl"
+        return None
+
+
+def choose(
+    scores: Sequence[CandidateScore],
+    n_layers: int,
+    *,
+    induce_threshold: float = 0.0,
+    kl_threshold: float = 0.1,
+    prune_layers: float = 0.2,
+) -> CandidateScore | None:
+    """The candidate that the rule chooses, or ``None`` when none qualifies; no model needed.
+
+    Candidates without all three scores cannot be chosen. Of equal bypass scores the first in the list wins.
+    """
+    rule = Rule(induce_threshold, kl_threshold, prune_layers)
+    complete = [s for s in scores if None not in (s.bypass, s.induce, s.kl) and rule.reject(s, n_layers) is None]
+    return min(complete, key=lambda s: s.bypass, default=None)  # type: ignore[arg-type,return-value]
+
+
+def closest(scores: Sequence[CandidateScore], n_layers: int, rule: Rule) -> CandidateScore | None:
+    """The lowest bypass inside the KL and layer limits, whatever it induces: the stand-in when none qualifies."""
+    anything = Rule(-math.inf, rule.kl_threshold, rule.prune_layers)
+    inside = [s for s in scores if s.bypass is not None and s.kl is not None and anything.reject(s, n_layers) is None]
+    return min(inside, key=lambda s: s.bypass, default=None)  # type: ignore[arg-type,return-value]
+
+
+def count_rejected(scores: Sequence[CandidateScore]) -> dict[str, int]:
+    """How many candidates each criterion rejected."""
+    return dict(Counter(s.rejected_because for s in scores if s.rejected_because is not None))
+
+
+def explain(scores: Sequence[CandidateScore], rule: Rule | None = None) -> str:
+    """Why no candidate qualifies: how many each criterion rejected, and the nearest with what they miss by."""
+    rule = rule or Rule()
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(count_rejected(scores).items()))
+    finite = [s for s in scores if s.induce is not None and not math.isnan(s.induce)]
+    nearest = sorted(finite, key=lambda s: -(s.induce or 0.0))[:SHOWN]
+    shown = "; ".join(f"({s.position}, {s.layer}) {misses(s, rule)}" for s in nearest)
+    return f"No candidate qualifies; rejected by {reasons or 'nothing'}. Nearest: {shown or 'none was scored'}."
+
+
+def misses(score: CandidateScore, rule: Rule) -> str:
+    """The scores of a candidate and by how much each misses its threshold."""
+    parts = []
+    if score.induce is not None:
+        gap = rule.induce_threshold - score.induce
+        parts.append(f"induce {score.induce:+.2f}" + (f" (misses by {gap:.2f})" if gap > 0 else ""))
+    if score.kl is None:
+        parts.append("KL not scored")
+    else:
+        gap = score.kl - rule.kl_threshold
+        parts.append(f"KL {score.kl:.3f}" + (f" (misses by {gap:.3f})" if gap > 0 else ""))
+    return ", ".join(parts)

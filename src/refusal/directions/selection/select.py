@@ -1,0 +1,124 @@
+"""Choose one candidate: score them on validation prompts, apply the rule, see how firm the choice is."""
+
+import logging
+import math
+from dataclasses import replace
+
+from refusal.core.errors import NoCandidateError, NonFiniteError
+from refusal.core.records import Candidates, CandidateScore, PromptPair, Selection
+from refusal.directions.pool import draw_passing
+from refusal.directions.refusal_tokens import check_tokens
+from refusal.directions.selection.rule import SHOWN, Rule, choose, closest, count_rejected, explain
+from refusal.directions.selection.score import Scorer
+from refusal.directions.selection.search import Contender, Search
+from refusal.directions.selection.stability import measure_stability
+from refusal.model.batch_size import keeping_memory
+from refusal.model.chat_model import ChatModel
+
+__all__ = ["Rule", "choose", "explain", "select"]
+
+log = logging.getLogger(__name__)
+
+
+@keeping_memory()
+def select(
+    model: ChatModel,
+    candidates: Candidates,
+    prompts: PromptPair,
+    *,
+    n: int | None = None,
+    filter: bool = True,
+    rule: Rule | None = None,
+    layer_step: int = 1,
+    full_map: bool = False,
+    resamples: int = 1000,
+    strict: bool = False,
+) -> Selection:
+    """Score the candidates on validation prompts and choose one by the rule.
+
+    Args:
+        prompts: the validation pools, in drawing order.
+        n: prompts per class, drawn until ``n`` have passed the filter. Default: the whole pool.
+        filter: as in ``collect``.
+        rule: the thresholds; default: the paper's.
+        layer_step: score every ``layer_step``-th layer only (the quick preset); 1 scores all.
+        full_map: give every candidate of every layer all three scores, for plots; without it a score that the
+            decision does not need is ``None``.
+        resamples: of the validation prompts, to see how often the same candidate wins; 0 leaves it out.
+        strict: raise instead of falling back when no candidate qualifies.
+
+    Raises:
+        ConfigError: no layer is eligible, or the refusal tokens are not this model's.
+        NoCandidateError: none qualifies under ``strict``, or none lies inside the KL and layer limits.
+        NonFiniteError: every candidate's scores are NaN.
+        TooFewPromptsError: fewer than 8 prompts of a class pass the filter.
+    """
+    rule = rule or Rule()
+    n_layers = candidates.n_layers
+    rule.check(n_layers)
+    check_tokens(model, candidates.tokens)
+    harmful = draw_passing(model, prompts.harmful, "harmful", candidates.tokens, n, filter)
+    harmless = draw_passing(model, prompts.harmless, "harmless", candidates.tokens, n, filter)
+    layers = range(0, n_layers if full_map else rule.eligible_layers(n_layers), layer_step)
+    scorer = Scorer(model, harmful, harmless, candidates.tokens, max(layers, default=0) + 1)
+    positions = range(-candidates.n_positions, 0)
+    contenders = [Contender(candidates.at(position, layer)) for position in positions for layer in layers]
+    search = Search(scorer, contenders, n_layers)
+    search.run(rule, everything=full_map)
+    if all(c.out == "nan" for c in contenders):
+        raise NonFiniteError(f"Every candidate's scores are NaN in {model.hf.dtype}. Run with --dtype float32.")
+
+    best = choose(search.scores(), n_layers, **vars(rule))
+    if best is None:
+        best = _fall_back(search, rule, strict)
+    skipped = [
+        CandidateScore(position, layer, None, None, None, "step" if layer < rule.eligible_layers(n_layers) else "layer")
+        for position in positions
+        for layer in range(n_layers)
+        if layer not in layers
+    ]
+    stability = measure_stability(search, best, rule, resamples) if resamples else None
+    scores = sorted([*search.scores(), *skipped], key=lambda s: (s.position, s.layer))
+    qualified = best.rejected_because is None
+    return Selection(
+        direction=replace(
+            candidates.at(best.position, best.layer),
+            qualified=qualified,
+            seen=candidates.seen | harmful.seen | harmless.seen,
+        ),
+        score=best,
+        scores=tuple(scores),
+        qualified=qualified,
+        rejected=count_rejected(scores),
+        harmful_count=harmful.count,
+        harmless_count=harmless.count,
+        stability=stability,
+    )
+
+
+def _fall_back(search: Search, rule: Rule, strict: bool) -> CandidateScore:
+    """No candidate qualifies: score those that only failed to induce, and take the lowest bypass within the limits."""
+    failed = [contender for contender in search.contenders if contender.out == "induce"]
+    for contender in failed:
+        contender.out = None
+    search.run(replace(rule, induce_threshold=-math.inf))
+    best_inducing = sorted(search.contenders, key=lambda c: -c.estimate("induce") if c.values["induce"] else math.inf)
+    search.fill(best_inducing[:SHOWN], "induce")  # for the message: how far they miss
+    for contender in failed:
+        contender.out = "induce"  # not what dropped it now
+    search.judge(rule)
+    scores = search.scores()
+    message = explain(scores, rule)
+    if strict:
+        raise NoCandidateError(
+            f"{message} Run without --strict to go on with the closest one, marked unqualified.", scores
+        )
+    chosen = closest(scores, search.n_layers, rule)
+    if chosen is None:
+        raise NoCandidateError(
+            f"{message} None lies inside the KL limit of {rule.kl_threshold} either. "
+            "Raise --kl-threshold, or use more training prompts.",
+            scores,
+        )
+    log.warning("%s Going on with the lowest bypass inside the KL and layer limits, marked unqualified.", message)
+    return chosen

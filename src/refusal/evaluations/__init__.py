@@ -1,0 +1,1 @@
+"""What an intervention does: refusal, over-refusal, drift, separation, seeds, capability, further judges."""

@@ -1,0 +1,207 @@
+"""Judging the completions of a run by further judges, as the last of its stages: resumable item by item.
+
+    judgements/<judge>/<set>.<condition>.jsonl   one judgement a line, written as each comes
+    judgements/agreement.json                    every two judges of the same kind, over all completions
+    judgements/<judge>/calibration.json          threshold of a local judge, and how often it is right
+
+Rows that are there are kept while the completions and the judge's options are the same; failed ones are asked again.
+Which those were, and what the judge has cost, is in ``manifest.json``.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from refusal.config.judges import JudgeOptions
+from refusal.config.run_config import RunConfig
+from refusal.core import parallel
+from refusal.core.errors import ConfigError, RunFailure
+from refusal.core.progress import task
+from refusal.core.records import Completion, Metric, to_json
+from refusal.core.stats import Accuracy
+from refusal.core.storage import append_jsonl, write_json, write_jsonl
+from refusal.evaluations.judges.agreement import Agreement, agreement
+from refusal.evaluations.judges.calibration import read_calibration
+from refusal.evaluations.judges.endpoint import EndpointJudge
+from refusal.evaluations.judges.labels import LabelsJudge
+from refusal.evaluations.judges.local_safety import LOCAL, LocalSafetyJudge
+from refusal.evaluations.judges.make import make_judges
+from refusal.evaluations.judges.protocol import Judge, Judgement
+from refusal.evaluations.judges.rates import judge_metrics
+from refusal.evaluations.judges.reading import match_judgements, read_judgements, unjudged
+from refusal.evaluations.refusal.rates import accuracy_metrics
+from refusal.runs.folder import RunFolder
+from refusal.runs.identity import digest, stage_version
+
+Completions = Mapping[tuple[str, str], Sequence[Completion]]  # by (set, condition)
+DETECTOR = "detector"
+MANY_FAILED = 0.2  # of a judge's judgements: worth a warning
+
+log = logging.getLogger(__name__)
+
+
+def judges_for(config: RunConfig) -> dict[str, Judge]:
+    """The judges that a configuration names, by that; the built-in detector's verdicts every completion has anyway.
+
+    Raises:
+        UsageError: an unknown judge, or one that cannot be had.
+    """
+    if LOCAL in config.judges and config.tp_plan is not None:
+        raise ConfigError(
+            "local-safety asks the run's own model, and --tp-plan splits that over processes. "
+            "Name another model, local-safety=MODEL, or judge later without --tp-plan."
+        )
+    options = JudgeOptions(**{name: getattr(config, name) for name in JudgeOptions.model_fields})
+    specs = [spec for spec in dict.fromkeys(config.judges) if spec != DETECTOR]
+    return dict(zip(specs, make_judges(specs, options), strict=True))
+
+
+@dataclass(frozen=True)
+class Judging:
+    """The judges of a run at work on its completions."""
+
+    folder: RunFolder
+    config: RunConfig
+    judges: Mapping[str, Judge]
+
+    def metrics(self, completions: Completions) -> tuple[Metric, ...]:
+        """What every judge says of every set and condition, and how far the judges agree.
+
+        Raises:
+            JudgeError: an endpoint cannot be asked; what was judged until then stays.
+        """
+        if not self.judges:
+            return ()
+        found: list[Metric] = []
+        said: dict[str, list[Judgement]] = {DETECTOR: _verdicts(completions)}
+        kinds = {DETECTOR: "refusal", **{judge.name: judge.kind for judge in self.judges.values()}}
+        for spec, judge in self.judges.items():
+            said[judge.name] = []
+            if isinstance(judge, LocalSafetyJudge) and self.folder.model is not None:
+                judge.use(self.folder.model)
+            judged = {key: self._judge(spec, judge, *key, rows) for key, rows in completions.items()}
+            accuracy = self._accuracy(judge)
+            found += () if accuracy is None else accuracy_metrics(judge.name, accuracy)
+            for key, judgements in judged.items():
+                found += judge_metrics(judge.name, judge.kind, judgements, *key, accuracy)
+                said[judge.name] += _named(judgements, *key)
+            if isinstance(judge, LabelsJudge):
+                judge.check_matched()
+        pairs = [
+            agreement(first, said[first], second, said[second])
+            for first, second in combinations(said, 2)
+            if kinds[first] == kinds[second] != "score" and any(j.label for j in said[second])
+        ]
+        write_json(self.folder.path / "judgements" / "agreement.json", to_json(pairs))
+        return (*found, *(metric for pair in pairs for metric in _agreement(pair)))
+
+    def _judge(self, spec: str, judge: Judge, set: str, condition: str, rows: Sequence[Completion]) -> list[Judgement]:
+        """The judgements of one file, in the order of its completions."""
+        path = self.folder.path / "judgements" / judge.name / f"{set}.{condition}.jsonl"
+        record = self.folder.manifest.setdefault("judges", {}).setdefault(judge.name, {"inputs": {}})
+        inputs = self._inputs(spec, judge, rows)
+        same = record["inputs"].get(f"{set}.{condition}") == inputs and not isinstance(judge, LabelsJudge)
+        kept = [j for j in read_judgements(path) if not j.failed] if same and path.is_file() else []
+        missing = unjudged(kept, rows, str(path))
+        parallel.wait()
+
+        def ask() -> None:
+            write_jsonl(path, to_json(kept))  # without what failed or was cut off
+            record["inputs"][f"{set}.{condition}"] = inputs
+            self.folder.save()
+            with task(f"judge: {judge.name}, {set}, {condition}", len(missing), "completions") as advance:
+                for judgement in judge.judge(missing):
+                    append_jsonl(path, to_json(judgement))
+                    advance(1)
+            if isinstance(judge, LocalSafetyJudge):  # null for a model that was never compared with people
+                write_json(self._calibration(judge), judge.calibration and to_json(judge.calibration))
+
+        if parallel.decided(lambda: bool(missing)):
+            parallel.only_writer(ask)
+        if isinstance(judge, EndpointJudge) and judge.usage.answers:
+            record["last_usage"] = {**asdict(judge.usage), "cost": judge.cost}
+            self.folder.save()
+        found = match_judgements(read_judgements(path), rows, str(path))
+        return [found[row.prompt_id] for row in rows]
+
+    def _calibration(self, judge: Judge) -> Path:
+        return self.folder.path / "judgements" / judge.name / "calibration.json"
+
+    def _accuracy(self, judge: Judge) -> Accuracy | None:
+        """How often a judge that was compared with people is right."""
+        path = self._calibration(judge)
+        if not isinstance(judge, LocalSafetyJudge) or not path.is_file():
+            return getattr(judge, "accuracy", None)
+        kept = read_calibration(path)
+        return None if kept is None else kept.accuracy
+
+    def _inputs(self, spec: str, judge: Judge, rows: Sequence[Completion]) -> str:
+        """A hash of what judgements depend on: the completions, who is asked and where, the rule for short ones."""
+        given = self.config
+        asked = [spec, given.judge_url, given.short_is_safe, given.judge_max_tokens, given.judge_dtype]
+        if isinstance(judge, LocalSafetyJudge):
+            asked.append(judge.identity)
+        completions = [[row.prompt_id, row.prompt, row.completion] for row in rows]
+        return digest([stage_version("judge"), asked, _files_of(spec), completions])
+
+
+def check_judged(folder: RunFolder, judges: Mapping[str, Judge]) -> None:
+    """Say so where a judge has failed on many completions; people's labels may be of a few.
+
+    Raises:
+        RunFailure: every judgement of a judge failed, so that it says nothing.
+    """
+    for judge in judges.values():
+        files = sorted((folder.path / "judgements" / judge.name).glob("*.jsonl"))
+        found = [judgement for file in files for judgement in read_judgements(file)]
+        failed = [judgement.error or "" for judgement in found if judgement.failed]
+        if isinstance(judge, LabelsJudge) or not failed:
+            continue
+        reason, times = Counter(failed).most_common(1)[0]
+        why = f"{reason}{'' if times == len(failed) else f', {times} times'}"
+        again = "Look at the judge, then start the same command again: only failed ones are asked again."
+        if len(failed) == len(found):
+            raise RunFailure(
+                f"All {len(found)} judgements of {judge.name} failed ({why}), so it has no rates. "
+                f"What else was measured is in {folder.path}. {again}"
+            )
+        if len(failed) >= MANY_FAILED * len(found):
+            log.warning("%d of %d judgements of %s failed (%s): its rates are over the others. %s",
+                        len(failed), len(found), judge.name, why, again)  # fmt: skip
+
+
+def _files_of(spec: str) -> list[list[Any]]:
+    """The files of a classifier in a folder, as far as one can tell without reading its weights."""
+    folder = Path(spec.partition("=")[2] or ".").expanduser()
+    if not spec.partition("=")[2] or not folder.is_dir():
+        return []
+    stats = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def _verdicts(completions: Completions) -> list[Judgement]:
+    """The detector's verdicts as judgements."""
+    return [
+        judgement
+        for (set, condition), rows in completions.items()
+        for judgement in _named([Judgement(row.prompt_id, row.verdict) for row in rows], set, condition)
+    ]
+
+
+def _named(judgements: Sequence[Judgement], set: str, condition: str) -> list[Judgement]:
+    """With ids that are unique over all files."""
+    return [replace(judgement, prompt_id=f"{set}.{condition}.{judgement.prompt_id}") for judgement in judgements]
+
+
+def _agreement(pair: Agreement) -> list[Metric]:
+    if pair.share is None:
+        return []
+    who = f"{pair.first}/{pair.second}"
+    found = [Metric("agreement", "judges", who, pair.share, pair.low, pair.high, pair.n)]
+    if pair.kappa is not None:
+        found.append(Metric("kappa", "judges", who, pair.kappa, float("-inf"), float("inf"), pair.n))
+    return found

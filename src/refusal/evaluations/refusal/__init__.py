@@ -1,0 +1,1 @@
+"""Completions under each condition, their verdicts, and the rates made of them."""

@@ -1,0 +1,80 @@
+"""Completions under the conditions, judged by the built-in detector."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from refusal.core.errors import LeakageError
+from refusal.core.records import Completion, Direction, Prompt
+from refusal.detector.verdict import refusal_verdict
+from refusal.engines.hooks import OWN
+from refusal.engines.protocol import Engine, Job
+from refusal.interventions.conditions import intervention
+from refusal.model.chat_model import ChatModel
+from refusal.model.generation import complete_each
+
+
+def complete_under(
+    model: ChatModel,
+    direction: Direction,
+    prompts: Sequence[Prompt],
+    condition: str,
+    max_new_tokens: int,
+    name: str,
+    engine: Engine = OWN,
+) -> tuple[Completion, ...]:
+    """Greedy completions of ``prompts`` under a condition of ``direction``.
+
+    Args:
+        engine: who writes them, if it can under this condition; else the model itself does.
+
+    Raises:
+        LeakageError: the direction was found or chosen with one of the prompts.
+        EngineError: the engine cannot be asked, or is of another model.
+    """
+    check_untouched(prompts, direction)
+    texts, what = [p.text for p in prompts], f"generate: {name}, {condition}"
+    writer = engine if engine.serves(condition) else OWN
+    return _judged(prompts, writer.complete(Job(model, direction, condition, texts, max_new_tokens, what)))
+
+
+def complete_controls(
+    model: ChatModel,
+    controls: Mapping[str, Direction],
+    prompts: Sequence[Prompt],
+    action: str,
+    max_new_tokens: int,
+    name: str,
+) -> dict[str, tuple[Completion, ...]]:
+    """The same for an action with every control direction, by condition, all of them side by side."""
+    for control in controls.values():
+        check_untouched(prompts, control)
+    outputs = complete_each(
+        model,
+        [prompt.text for prompt in prompts],
+        [intervention(action, control) for control in controls.values()],
+        max_new_tokens,
+        name=f"generate: {name}, {action} with {len(controls)} controls",
+    )
+    return {f"{control}-{action}": _judged(prompts, output) for control, output in zip(controls, outputs, strict=True)}
+
+
+def check_untouched(prompts: Sequence[Prompt], direction: Direction) -> None:
+    """Raise LeakageError if the direction was found or chosen with one of the prompts."""
+    leaked = [prompt for prompt in prompts if prompt.fingerprint in direction.seen]
+    if leaked:
+        raise LeakageError(
+            f"{len(leaked)} of {len(prompts)} prompts to test on took part in finding the direction, the first of them "
+            f"{leaked[0].id!r}. Test on prompts that are not in the training or validation split."
+        )
+
+
+def _judged(prompts: Sequence[Prompt], outputs: Sequence[str]) -> tuple[Completion, ...]:
+    return tuple(
+        Completion(prompt.id, prompt.text, output, refusal_verdict(prompt.text, output).label)
+        for prompt, output in zip(prompts, outputs, strict=True)
+    )
+
+
+def judged_again(completions: Sequence[Completion]) -> tuple[Completion, ...]:
+    """The same completions with the verdicts of the detector as it is now."""
+    return tuple(replace(row, verdict=refusal_verdict(row.prompt, row.completion).label) for row in completions)

@@ -1,0 +1,56 @@
+"""What the interventions do: completions under each condition, their verdicts, and the rates with intervals."""
+
+from collections.abc import Mapping, Sequence
+
+from refusal.core.records import Completion, Direction, Evaluation, PromptPair
+from refusal.detector.verdict import refusal_verdict
+from refusal.evaluations.refusal.completions import complete_controls, complete_under
+from refusal.evaluations.refusal.rates import measure, measure_all
+from refusal.interventions.conditions import CONDITIONS, interventions_for
+from refusal.model.chat_model import ChatModel
+
+__all__ = [
+    "CONDITIONS",
+    "complete_controls",
+    "complete_under",
+    "evaluate",
+    "interventions_for",
+    "measure",
+    "measure_all",
+    "refusal_verdict",
+]
+
+N_CONTROL = 32
+
+
+def evaluate(
+    model: ChatModel,
+    direction: Direction,
+    prompts: PromptPair,
+    *,
+    n: int | None = None,
+    max_new_tokens: int = 512,
+    conditions: Sequence[tuple[str, str]] = CONDITIONS,
+    controls: Mapping[str, Direction] | None = None,
+    n_control: int = N_CONTROL,
+) -> Evaluation:
+    """Refusal rates on test prompts for every (set, condition), and how they differ from the baseline.
+
+    Args:
+        n: prompts per class; default all.
+        max_new_tokens: length of the completions; short ones hide refusals that come late.
+        controls: other directions to do the same with, by name (``refusal.control_directions``).
+        n_control: test prompts a class that those are run on.
+
+    Raises:
+        LeakageError: the direction was found or chosen with one of the prompts.
+    """
+    pools = {"harmful": prompts.harmful[:n], "harmless": prompts.harmless[:n]}
+    completions: dict[tuple[str, str], tuple[Completion, ...]] = {}
+    for set, condition in conditions:
+        completions[set, condition] = complete_under(model, direction, pools[set], condition, max_new_tokens, set)
+    for set, action in conditions:
+        if controls and action != "baseline":
+            done = complete_controls(model, controls, pools[set][:n_control], action, max_new_tokens, set)
+            completions.update({(set, condition): rows for condition, rows in done.items()})
+    return Evaluation(completions, measure_all(completions))

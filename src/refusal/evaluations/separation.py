@@ -1,0 +1,156 @@
+"""How far harmful and harmless prompts are apart along the direction, layer by layer, as a stage of a run.
+
+    projections.json   of every validation prompt its projection on the direction at the input of every block, and its
+                       place in the plane of the two largest principal components at the direction's own place
+
+One forward pass over the prompts that the selection was made with. They did not take part in the means, so that the
+separation is not of the prompts that it was fitted to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal.config.run_config import RunConfig
+from refusal.core.records import Direction, Label, PromptPair, RefusalTokens, finite
+from refusal.core.stats import auroc
+from refusal.core.storage import file_sha256, write_json
+from refusal.core.strict_files import damaged, read_one
+from refusal.directions.pool import passes, run_pool
+from refusal.model.chat_model import ChatModel
+from refusal.runs.files import MOST
+from refusal.runs.folder import RunFolder, prompts_hash
+
+LABELS: tuple[Label, Label] = ("harmful", "harmless")
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What ``projections.json`` holds, by class.
+
+    Attributes:
+        position: the post-instruction position that everything is read at; ``layer`` is the direction's.
+        along: ``along[label][prompt][layer]``, the residual stream's component along the unit direction.
+        plane: ``plane[label][prompt]``, coordinates in the plane of the two largest principal components at ``layer``.
+        explained: shares of the variance that those two explain.
+        cosines: of the two components with the direction.
+    """
+
+    position: int
+    layer: int
+    along: Mapping[str, tuple[tuple[float, ...], ...]]
+    plane: Mapping[str, tuple[tuple[float, float], ...]]
+    explained: tuple[float, float]
+    cosines: tuple[float, float]
+
+    @property
+    def auroc(self) -> list[float]:
+        """By layer, the chance that a harmful prompt projects further than a harmless one."""
+        harmful, harmless = (list(zip(*self.along[label], strict=True)) for label in LABELS)
+        found = [auroc(list(high), list(low)) for high, low in zip(harmful, harmless, strict=True)]
+        return [0.5 if value is None else value for value in found]
+
+
+def project(
+    folder: RunFolder,
+    config: RunConfig,
+    model: ChatModel,
+    val: PromptPair,
+    tokens: RefusalTokens,
+    direction: Direction,
+) -> Projections:
+    """The projections of a run's validation prompts, measured where they were not yet."""
+    path = folder.path / "projections.json"
+    inputs = {
+        "direction": file_sha256(folder.path / "direction.safetensors"),
+        "tokens": tokens.ids,
+        "val": prompts_hash([*val.harmful, *val.harmless]),
+        "n": config.n_val,
+        "filter": config.filter,
+    }
+
+    def work() -> None:
+        along: dict[str, list[list[float]]] = {}
+        at_layer: list[Tensor] = []
+        for label in LABELS:
+            along[label], places = _read(model, val, label, tokens, config, direction)
+            at_layer.append(places)
+        points, explained, cosines = principal_plane(torch.cat(at_layer), direction.vector.double())
+        harmful, harmless = points.split([len(part) for part in at_layer])
+        found = {
+            "position": direction.position,
+            "layer": direction.layer,
+            "along": along,
+            "plane": {"harmful": harmful.tolist(), "harmless": harmless.tolist()},
+            "explained": explained,
+            "cosines": cosines,
+        }
+        write_json(path, finite(_rounded(found)))
+
+    folder.stage("projections", inputs, [path], work)
+    return read_projections(path)
+
+
+def principal_plane(
+    rows: Float[Tensor, "prompt d_model"], towards: Float[Tensor, "d_model"]
+) -> tuple[Float[Tensor, "prompt 2"], list[float], list[float]]:
+    """Coordinates of ``rows`` in the plane of their two largest principal components.
+
+    Also the share of the variance that each explains, and its cosine with ``towards``; a component's sign is chosen so
+    that the cosine is not negative.
+    """
+    centred = rows - rows.mean(0)
+    left, singular, right = torch.linalg.svd(centred, full_matrices=False)
+    cosines = right[:2] @ towards / towards.norm().clamp_min(1e-300)
+    sign = torch.where(cosines < 0, -1.0, 1.0).double()
+    shares = singular.square() / singular.square().sum().clamp_min(1e-300)
+    return left[:, :2] * singular[:2] * sign, shares[:2].tolist(), (cosines * sign).tolist()
+
+
+def read_projections(path: Path) -> Projections:
+    """What was written.
+
+    Raises:
+        RunFolderError: the file cannot be read, or holds something else.
+    """
+    found: Projections = read_one(path, Projections)
+    for name, by_class in (("along", found.along), ("plane", found.plane)):
+        if set(by_class) != set(LABELS) or not all(by_class.values()):
+            raise damaged(path, f"{name}: not some rows of harmful and of harmless prompts, and of no others")
+    lengths = {len(row) for label in LABELS for row in found.along[label]}
+    if len(lengths) != 1 or not -MOST <= found.position < 0 <= found.layer < max(lengths):
+        raise damaged(path, f"along: not as many layers in every row, {found.layer} among them")
+    return found
+
+
+def _read(
+    model: ChatModel, val: PromptPair, label: Label, tokens: RefusalTokens, config: RunConfig, direction: Direction
+) -> tuple[list[list[float]], Float[Tensor, "prompt d_model"]]:
+    """Of the prompts of a class that count in the selection: components by layer, and where they are at the layer."""
+    unit = direction.vector.double()
+    along: list[list[float]] = []
+    places: list[Tensor] = []
+    for prompt, metric, activation in run_pool(
+        model, getattr(val, label), tokens, config.n_val, config.filter, f"project {label}", model.sites.n_layers, True
+    ):
+        if activation is not None and (not config.filter or passes(prompt.label, metric)):
+            stream = activation[direction.position].double()
+            along.append((stream @ unit).tolist())
+            places.append(stream[direction.layer])
+        if len(along) == config.n_val:
+            break
+    return along, torch.stack(places)
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits: more than bfloat16 has, and a small file."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,145 @@
+"""Render an instruction through the tokenizer's own chat template, and find the post-instruction tokens.
+
+The template renders BOS itself, so tokenisation adds no special tokens; thinking is switched off where the template
+has the switch. Positions are found by tokenising several very different instructions, never by slicing strings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from refusal.core.day import Day, day_of
+from refusal.core.errors import ChatTemplateError
+
+# Very different first and last characters, so that what they share can only come from the template.
+PROBES = ("a", "Who are you?", "12 + 7 = 19", "«¡Olé!»", "Compare:\n- x\n- y", "日本語の文", "END.", "(x)")
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What surrounds an instruction in a prompt of this tokenizer.
+
+    ``prefix`` and ``suffix`` are token ids: what every prompt starts with, and the post-instruction tokens.
+    """
+
+    system: str | None
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    suffix_tokens: tuple[str, ...]
+    thinking_switch: bool
+    starts_with_bos: bool
+    day: Day
+
+
+Turns = Sequence[tuple[str, str]]  # role and text
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None = None, day: Day | None = None
+) -> str:
+    """The prompt text for one user turn, generation prompt included; ``day`` (default: today) is the template's date.
+
+    Raises:
+        ChatTemplateError: there is no template, or it rejects the conversation (a system role, say).
+    """
+    turns = [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
+    return render_turns(tokenizer, turns, day)
+
+
+def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Turns, day: Day | None = None) -> str:
+    """The prompt text for turns of a conversation, the last of them the user's, generation prompt included.
+
+    Raises:
+        ChatTemplateError: there is no template, or it rejects the conversation (a system role, say).
+    """
+    if not tokenizer.chat_template:
+        raise ChatTemplateError(
+            "The tokenizer has no chat template: this looks like a base model. "
+            "Use an instruction-tuned model, or set tokenizer.chat_template."
+        )
+    refused: Exception | None = None
+    for in_parts in (False, True):  # templates of vision-language models may want content in parts
+        try:
+            text = _apply(tokenizer, turns, in_parts, day or day_of(None))
+        except Exception as error:  # a template is a program, and may raise anything
+            refused = refused or error
+            continue
+        if turns[-1][1].strip() in text:
+            return text
+    if refused is None:
+        return _apply(tokenizer, turns, False, day or day_of(None))  # a template that changes what it is given
+    system = turns[0][0] == "system"
+    what = "a system prompt" if system else "a single user turn"
+    mend = "Run without --system." if system else "Check the model's chat template."
+    raise ChatTemplateError(
+        f"The chat template rejects {what} ({' '.join(str(refused).split())[:200]}). {mend}"
+    ) from refused
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, turns: Turns, in_parts: bool, day: Day) -> str:
+    """The template's text for a conversation; content as strings or as lists of one text part."""
+    messages: list[Any] = [
+        {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in turns
+    ]
+    template: Any = day.dated(tokenizer.get_chat_template())
+    return str(
+        tokenizer.apply_chat_template(
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+            **day.variables,
+        )
+    )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of rendered text; the template has already written BOS."""
+    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [int(i) for i in ids]
+
+
+def find_format(tokenizer: PreTrainedTokenizerBase, system: str | None = None, day: Day | None = None) -> ChatFormat:
+    """The common prefix and suffix of prompts, in tokens.
+
+    The suffix is the longest one that all probes share, and it must decode to the end of the template's own text
+    after the instruction.
+
+    Raises:
+        ChatTemplateError: no template, or nothing follows the instruction.
+    """
+    day = day or day_of(None)
+    texts = [render(tokenizer, probe, system, day) for probe in PROBES]
+    ids = [tokenize(tokenizer, text) for text in texts]
+    prefix = _common_prefix(ids)
+    suffix = _common_suffix(ids)
+    template_end = "".join(_common_suffix([list(text) for text in texts]))
+    decoded = str(tokenizer.decode(list(suffix), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    if not suffix or not template_end.endswith(decoded.lstrip(" ")):
+        raise ChatTemplateError(
+            f"No post-instruction tokens were found: prompts share the text {template_end!r} after the instruction "
+            f"but the tokens {decoded!r}. The method reads activations there; use a template that closes the user turn."
+        )
+    bos = tokenizer.bos_token_id
+    return ChatFormat(
+        system=system,
+        prefix=tuple(prefix),
+        suffix=tuple(suffix),
+        suffix_tokens=tuple(tokenizer.convert_ids_to_tokens(list(suffix))),
+        thinking_switch="enable_thinking" in str(tokenizer.chat_template),
+        starts_with_bos=bos is not None and bool(prefix) and prefix[0] == bos,
+        day=day,
+    )
+
+
+def _common_prefix(rows: Sequence[list[Any]]) -> list[Any]:
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return [column[0] for column in same]
+
+
+def _common_suffix(rows: Sequence[list[Any]]) -> list[Any]:
+    return _common_prefix([row[::-1] for row in rows])[::-1]

@@ -1,0 +1,23 @@
+"""What is done to a model's forward pass, before it is done: an intervention says which edits it is."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from transformers import PreTrainedModel
+
+from refusal.model.hooks import Edit
+from refusal.model.sites import Sites
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """Anything that turns a direction into edits of a model's forward pass."""
+
+    def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
+        """What to do at which modules."""
+        ...
+
+
+def all_edits(interventions: Sequence[Intervention], model: PreTrainedModel, sites: Sites) -> list[Edit]:
+    """The edits of several interventions, in order."""
+    return [edit for intervention in interventions for edit in intervention.edits(model, sites)]

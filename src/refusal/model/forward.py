@@ -1,0 +1,348 @@
+"""Lay prompts out in rows of tokens, run them through the model, and keep the logits of each prompt's last token.
+
+Prompts are packed: a row is a tree of tokens in which prompts share the beginning they have in common (the template's
+tokens before the instruction, and its first words where they are the same), and the attention mask lets each token see
+its ancestors only. What is shared is read once and nothing is padded, so a pass costs what its different tokens cost.
+Where a model cannot be packed (recurrent state, positions it counts itself, a sliding window shorter than a prompt) a
+row holds one prompt, padded on the right. Both give the same numbers; which one a model allows is measured, not looked
+up.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from refusal.core import parallel
+from refusal.model.batch_size import is_out_of_memory, too_large
+from refusal.model.chat_model import ChatModel
+from refusal.model.contexts import check_rows
+from refusal.model.hooks import Edit, hooked
+from refusal.model.sizes import narrowest_window
+from refusal.model.token_tree import TokenTree, grow
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ROW_TOKENS = 768  # attention within a row is quadratic: at this length still a small part of a pass
+PROBES = ("Why?", "Name three rivers of Europe, please.", "How do birds find their way home in the autumn?")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows ready to run, and where each prompt's tokens are.
+
+    ``mask`` is boolean with one prompt a row (which tokens are real); additive with packed rows.
+    ``prompts`` are indices into the list that was laid out, in the order of ``row``, ``last`` and ``paths``: the row
+    of a prompt, the index of its last token in the row, and those of all of its tokens (on the CPU).
+    """
+
+    ids: Int[Tensor, "row token"]
+    positions: Int[Tensor, "row token"]
+    mask: Bool[Tensor, "row token"] | Float[Tensor, "row 1 token token"]
+    row: Int[Tensor, "prompt"]
+    last: Int[Tensor, "prompt"]
+    prompts: tuple[int, ...]
+    paths: tuple[Int[Tensor, "_"], ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A batch before it is laid out: with its mask, its largest part, it exists only while it is needed.
+
+    ``tokens``: with padding.
+    """
+
+    prompts: tuple[int, ...]
+    tokens: int
+    lay_out: Callable[[], Batch]
+
+
+def plan(
+    model: ChatModel,
+    rows: Sequence[Sequence[int]],
+    which: Sequence[int] | None = None,
+    most: int | None = None,
+) -> list[Planned]:
+    """Batches of at most ``model.token_budget`` (and ``most``) tokens that hold the prompts ``rows`` (at ``which``)."""
+    chosen = list(range(len(rows)) if which is None else which)
+    if not chosen:
+        return []
+    budget = min(model.token_budget.value, most or model.token_budget.value)
+    longest = max(len(rows[i]) for i in chosen)
+    if not _packable(model, longest):
+        order = sorted(chosen, key=lambda i: -len(rows[i]))
+        groups = _groups(order, [len(rows[i]) for i in order], budget if pads(model) else 0)
+        return [
+            Planned(tuple(group), len(group) * len(rows[group[0]]), partial(_padded, model, rows, group))
+            for group in groups
+        ]
+    trees = grow(rows, chosen, max(min(ROW_TOKENS, budget), longest))
+    per_batch = max(1, budget // max(len(tree.ids) for tree in trees))
+    grouped = [trees[start : start + per_batch] for start in range(0, len(trees), per_batch)]
+    return [
+        Planned(
+            tuple(i for tree in some for i in tree.paths),
+            len(some) * max(len(tree.ids) for tree in some),
+            partial(_packed, model, some),
+        )
+        for some in grouped
+    ]
+
+
+def read(
+    model: ChatModel, batch: Batch, edits: Sequence[Edit] = (), copies: int = 1
+) -> Float[Tensor, "copy prompt vocab"]:
+    """Logits of each prompt's last token.
+
+    ``copies`` runs the batch that many times side by side (row ``copy * rows + row``), for edits that differ by copy.
+    """
+    n_rows = batch.ids.shape[0]
+    head = model.hf.get_submodule(model.sites.head)
+    rows = (torch.arange(copies, device=batch.row.device)[:, None] * n_rows + batch.row).flatten()
+    last = batch.last.repeat(copies)
+    model.forward_tokens += copies * batch.ids.numel()
+
+    def last_only(x: Tensor) -> Tensor:  # before the vocabulary product, its largest tensor by far
+        return x[rows.to(x.device), last.to(x.device)][:, None]
+
+    with torch.inference_mode(), hooked([*edits, Edit(head, "input", last_only)]):
+        logits = call(
+            model, *(t.repeat(copies, *[1] * (t.dim() - 1)) for t in (batch.ids, batch.mask, batch.positions))
+        )
+    return logits.view(copies, len(batch.prompts), -1)
+
+
+def read_from(model: ChatModel, batch: Batch, starts: Sequence[int]) -> list[Float[Tensor, "token vocab"]]:
+    """For each prompt ``p`` of a batch, the logits that predict its tokens from ``starts[p]`` (at least 1) on."""
+    head = model.hf.get_submodule(model.sites.head)
+    before = [path[start - 1 : -1] for path, start in zip(batch.paths, starts, strict=True)]
+    row = torch.cat([r.expand(len(index)) for r, index in zip(batch.row.cpu(), before, strict=True)])
+    column = torch.cat(before)
+    model.forward_tokens += batch.ids.numel()
+
+    def predicting(x: Tensor) -> Tensor:
+        return x[row.to(x.device), column.to(x.device)][:, None]
+
+    with torch.inference_mode(), hooked([Edit(head, "input", predicting)]):
+        logits = call(model, batch.ids, batch.mask, batch.positions)[:, 0]
+    return list(logits.split([len(index) for index in before]))
+
+
+def call(
+    model: ChatModel,
+    ids: Int[Tensor, "row token"],
+    mask: Tensor,
+    positions: Int[Tensor, "row token"],
+    cache: Any = None,
+) -> Float[Tensor, "out kept vocab"]:
+    """One call of the transformers model with only the arguments it knows."""
+    arguments = {
+        "input_ids": ids,
+        "attention_mask": mask.long() if mask.dtype == torch.bool else mask,
+        "position_ids": positions,
+        "past_key_values": cache,
+        "use_cache": cache is not None,
+    }
+    logits: Tensor = model.hf(**{name: value for name, value in arguments.items() if name in model.arguments}).logits
+    return logits
+
+
+def run_batches(
+    model: ChatModel,
+    rows: Sequence[Sequence[int]],
+    run: Callable[[Batch], T],
+    most: int | None = None,
+    which: Sequence[int] | None = None,
+) -> Iterator[tuple[Batch, T]]:
+    """Lay out ``rows`` and call ``run`` on every batch; out of memory, halve the budget and lay out what is left.
+
+    ``most``: tokens a batch, where ``run`` needs much memory for each. ``which``: only these of the rows.
+
+    Raises:
+        OutOfMemoryError: one prompt alone does not fit.
+        PromptError: one is longer than the model's context; ModelLoadError: it has a token that the model has not.
+    """
+    check_rows(model, rows)
+    todo = plan(model, rows, which, most)
+    while todo:
+        planned, *rest = todo
+        try:
+            batch = planned.lay_out()
+            result = run(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(planned.prompts) == 1:
+                raise too_large(len(rows[planned.prompts[0]])) from error
+            model.token_budget.halve(planned.tokens)
+            todo = plan(model, rows, [i for left in todo for i in left.prompts], most)
+            continue
+        yield batch, result
+        todo = rest
+
+
+def share_batches(
+    model: ChatModel, rows: Sequence[Sequence[int]], run: Callable[[Batch], T], most: int | None = None
+) -> Iterator[tuple[tuple[int, ...], T]]:
+    """``run_batches`` with the batches handed out to all processes of a run: each one's prompts and result.
+
+    Raises:
+        OutOfMemoryError: one prompt alone does not fit.
+    """
+    model.token_budget.value = parallel.smallest(model.token_budget.value)  # all lay the same batches out
+    units = [planned.prompts for planned in plan(model, rows, most=most)] if parallel.world() > 1 else [None]
+
+    def work(which: tuple[int, ...] | None) -> list[tuple[tuple[int, ...], T]]:
+        return [(batch.prompts, result) for batch, result in run_batches(model, rows, run, most, which)]
+
+    for part in parallel.share(units, work):
+        yield from part
+
+
+def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
+    """Logits of the last prompt token of each text, on the CPU, in their order."""
+    out: dict[int, Tensor] = {}
+    for prompts, logits in share_batches(model, model.tokenize(texts), lambda batch: read(model, batch)[0].cpu()):
+        out.update(zip(prompts, logits, strict=True))
+    return torch.stack([out[i] for i in range(len(texts))])
+
+
+def _groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut a list sorted by falling length into groups whose padded size keeps to the budget."""
+    groups: list[list[int]] = []
+    width = 0
+    for index, length in zip(order, lengths, strict=True):
+        if groups and (len(groups[-1]) + 1) * width <= budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            width = length
+    return groups
+
+
+def _padded(model: ChatModel, rows: Sequence[Sequence[int]], group: Sequence[int]) -> Batch:
+    """One prompt a row, padded on the right: a token's index is its position."""
+    width = max(len(rows[i]) for i in group)
+    ids = torch.tensor([list(rows[i]) + [0] * (width - len(rows[i])) for i in group])
+    length = torch.tensor([len(rows[i]) for i in group])
+    positions = torch.arange(width).expand(len(group), -1)
+    mask = positions < length[:, None]
+    tensors = (ids, positions, mask, torch.arange(len(group)), length - 1)
+    return Batch(*_on_device(model, tensors), tuple(group), tuple(torch.arange(len(rows[i])) for i in group))
+
+
+def _packed(model: ChatModel, trees: Sequence[TokenTree]) -> Batch:
+    """A tree a row; padding at the end sees only itself."""
+    width = max(len(tree.ids) for tree in trees)
+    ids = torch.zeros(len(trees), width, dtype=torch.long)
+    positions = torch.zeros(len(trees), width, dtype=torch.long)
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    for r, tree in enumerate(trees):
+        n = len(tree.ids)
+        ids[r, :n] = torch.tensor(tree.ids)
+        positions[r, :n] = torch.tensor(tree.depth)
+        sees[r, :n, :n] = tree.sees()
+    dtype = model.hf.dtype
+    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+    row = torch.tensor([r for r, tree in enumerate(trees) for _ in tree.paths])
+    paths = tuple(torch.tensor(path) for tree in trees for path in tree.paths.values())
+    tensors = (ids, positions, mask, row, torch.stack([path[-1] for path in paths]))
+    return Batch(*_on_device(model, tensors), tuple(i for tree in trees for i in tree.paths), paths)
+
+
+def _on_device(
+    model: ChatModel, tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ids, positions, mask, row, last = (tensor.to(model.device) for tensor in tensors)
+    return ids, positions, mask, row, last
+
+
+def packs(model: ChatModel) -> bool:
+    """Whether prompts may share a row; measured once, and said where they may not."""
+    if model.packs is None:
+        with uncounted(model):
+            model.packs = _measure_packing(model)
+        if not model.packs:
+            log.warning("%s: prompts cannot share a row in this model, so each gets its own (slower).", model.name)
+    return model.packs
+
+
+def pads(model: ChatModel) -> bool:
+    """Whether a row may be padded to the length of another; measured once, and said where it may not.
+
+    PaliGemma's prompts see in both directions, and their padding too.
+    """
+    if model.pads is None:
+        rows = model.tokenize(PROBES)
+        try:
+            with uncounted(model):
+                gap = _gap(model, rows, _padded(model, rows, range(len(rows))))
+        except (RuntimeError, ValueError, IndexError) as error:
+            log.info("padding: %s", error)
+            gap = math.inf
+        model.pads = gap < logit_tolerance(model.hf.dtype)
+        if not model.pads:
+            log.warning("%s: padding changes what this model says, so prompts are read one by one.", model.name)
+    return model.pads
+
+
+def _packable(model: ChatModel, longest: int) -> bool:
+    """Whether prompts up to that length may share a row."""
+    return packs(model) and longest <= narrowest_window(model.hf.config)
+
+
+@contextmanager
+def uncounted(model: ChatModel) -> Iterator[None]:
+    """For what is measured of the model at first use: which stage comes first must not change what a stage cost."""
+    before = model.forward_tokens
+    try:
+        yield
+    finally:
+        model.forward_tokens = before
+
+
+def _measure_packing(model: ChatModel) -> bool:
+    """Run a few prompts in one row and each alone: are the logits the same to rounding?"""
+    if "position_ids" not in model.arguments:
+        return False
+    rows = model.tokenize(PROBES)
+    try:
+        together = _packed(model, grow(rows, range(len(rows)), sum(map(len, rows))))
+        # What leaks from one prompt into the next (a short convolution, a state) shows most where they part.
+        parting = next(i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
+        gap = max(_gap(model, rows, together), _gap(model, rows, together, parting))
+    except (RuntimeError, ValueError, IndexError) as error:  # a mask of this shape is not taken
+        log.info("packing: %s", error)
+        return False
+    return gap < logit_tolerance(model.hf.dtype)
+
+
+def rows_gap(model: ChatModel) -> float:
+    """Relative difference between the logits of a few prompts read together, as they always are, and each alone."""
+    rows = model.tokenize(PROBES)
+    return max(_gap(model, rows, planned.lay_out()) for planned in plan(model, rows))
+
+
+def logit_tolerance(dtype: torch.dtype) -> float:
+    """Relative difference of logits that rounding explains."""
+    return 1e-3 if dtype == torch.float32 else 5e-2
+
+
+def _gap(model: ChatModel, rows: Sequence[Sequence[int]], batch: Batch, at: int = -1) -> float:
+    """Relative difference between a batch's logits, at token ``at`` of each prompt, and those of its prompts alone."""
+    together = read(model, _ending(batch, at))[0].float()
+    alone = torch.cat([read(model, _ending(_padded(model, rows, [i]), at))[0] for i in batch.prompts]).float()
+    return float((together - alone).norm() / (alone - alone.mean()).norm().clamp_min(1e-12))
+
+
+def _ending(batch: Batch, at: int) -> Batch:
+    """The batch with token ``at`` of each prompt as its last."""
+    return replace(batch, last=torch.stack([path[at] for path in batch.paths]).to(batch.last.device))

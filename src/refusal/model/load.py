@@ -1,0 +1,232 @@
+"""Load a chat model, and the object that the rest of the package works on.
+
+A model is named by a hub id, a local folder, a ``.gguf`` file, or ``embedded`` (the model from the package registry).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
+from transformers.utils.hub import cached_file
+
+from refusal.core.day import day_of
+from refusal.core.errors import ModelLoadError, OutOfMemoryError
+from refusal.core.progress import bars_as_tasks, task
+from refusal.model import embedded
+from refusal.model.batch_size import is_out_of_memory
+from refusal.model.chat_model import ChatModel
+from refusal.model.chat_template import find_format
+from refusal.model.checkpoint_check import MEND, adapter_message, conversion_faults, hub_options, load_whole
+from refusal.model.contexts import check_special_ids
+from refusal.model.gguf import converted_folder
+from refusal.model.placement import find_device, find_dtype, multiply_as_asked, place
+from refusal.model.sites import find_sites
+
+# What transformers raises for files that are missing, damaged or of an unknown kind.
+LOAD_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ImportError,
+    SafetensorError,
+    UnpicklingError,
+    RecursionError,
+)
+
+
+def load(
+    name: str = "embedded",
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    max_memory: Sequence[str] = (),
+    quantize: Literal["4bit", "8bit"] | None = None,
+    tp_plan: Literal["auto"] | None = None,
+    system: str | None = None,
+    date: str | None = None,
+    blocks: str | None = None,
+    writers: Sequence[str] | None = None,
+    batch_size: int | None = None,
+) -> ChatModel:
+    """Load a chat model.
+
+    Args:
+        name: hub id, folder, ``.gguf`` file, or ``embedded``.
+        revision: branch, tag or commit of a hub model.
+        dtype: ``bfloat16``, ``float32``, ``float16``, or ``auto``: bfloat16 where the device multiplies in it.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device_map: as in transformers ("auto" spreads a model over devices); overrides ``device``.
+        max_memory: with ``device_map``, how much each device may hold: ``("0=20GiB", "cpu=60GiB")``; what fits nowhere
+            stays on the disk.
+        quantize: load the weights of linear layers in 4 (NF4) or 8 bits, by bitsandbytes.
+        tp_plan: ``auto`` splits every weight over the processes that torchrun has started, as in transformers.
+        system: a system prompt; by default what the template does by itself.
+        date: ``YYYY-MM-DD``, what templates that ask for the date write; by default today.
+        blocks: where discovery fails, see ``find_sites``.
+        writers: likewise.
+        batch_size: most rows at once when generating; by default chosen from free memory.
+
+    Raises:
+        ModelLoadError: not found, no network, or not readable.
+        ChatTemplateError: no chat template, or it rejects the system prompt.
+        UnsupportedModelError: blocks or writers not found.
+        OutOfMemoryError: the weights do not fit.
+        ConfigError: no such date, unknown dtype or device, ``tp_plan`` without a launcher, or ``quantize`` without
+            bitsandbytes.
+    """
+    day = day_of(date)
+    where = find_device(device)
+    precision = find_dtype(dtype, where)
+    source = resolve(name)
+    options = hub_options(revision)
+    placement = place(where, precision, device_map, max_memory, quantize, tp_plan)
+    with loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = _processor_template(source, options)
+        find_format(tokenizer, system, day)  # a base model is refused before its weights are read
+        config = AutoConfig.from_pretrained(source, **options)
+        check_special_ids(config, name)
+        hf = load_whole(name, source, auto_class(config), config, options, {"dtype": precision, **placement})
+        if not placement:
+            hf.to(where)  # type: ignore[arg-type]
+        multiply_as_asked(hf, precision)
+    sites = find_sites(hf, blocks, writers)
+    return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size, day=day)
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Report what transformers loads inside the block as a task, and its errors as this package's.
+
+    Raises:
+        ModelLoadError: not found, no network, or not readable.
+        OutOfMemoryError: the weights do not fit.
+    """
+    try:
+        with bars_as_tasks(), task("load the model", total=0, unit=""):
+            yield
+    except (*LOAD_ERRORS, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"The weights of {name!r} do not fit into memory. Use a smaller model, --dtype bfloat16, "
+                "--quantize 4bit, another --device, or --device-map auto; where `ulimit -v` limits the address space, "
+                "raise it."
+            ) from error
+        raise ModelLoadError(load_message(name, error)) from error
+
+
+def resolve(name: str) -> str:
+    """What transformers should load: a folder, or a hub id as it is.
+
+    Raises:
+        ModelLoadError: neither, or not readable.
+        StorageError: no room to unpack it.
+    """
+    if name == embedded.NAME:
+        return str(embedded.folder())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            raise ModelLoadError(adapter_message(name))
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(f"The folder {name} holds no config.json. Give a folder in transformers' format.")
+        return str(path)
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelLoadError(f"There is no file {name}. Check the path, or use `embedded`.")
+        return str(converted_folder(path))
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ModelLoadError(
+            f"{name!r} is neither a folder, a .gguf file nor a hub id (owner/name). Check it, or use `embedded`."
+        )
+    return name
+
+
+def local_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a model's files; a hub model's are fetched if they are not in transformers' cache.
+
+    Raises:
+        ModelLoadError: not found, no network, or not readable.
+    """
+    source = resolve(name)
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except LOAD_ERRORS as error:
+        raise ModelLoadError(load_message(name, error)) from error
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """What loads a checkpoint as the class that wrote it, by its ``architectures``.
+
+    Some configs (Qwen3.5, Llama-4) belong to two classes, the whole vision-language model and its text part alone.
+    Where ``architectures`` names neither, the whole is taken: it is used through its language model.
+    """
+    autos = (
+        (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    )
+    known = [(auto, _classes(mapping[type(config)])) for auto, mapping in autos if type(config) in mapping]
+    wrote = set(getattr(config, "architectures", None) or ())
+    named = (auto for auto, classes in known if wrote & classes)
+    return next(named, known[0][0] if known else AutoModelForCausalLM)
+
+
+def _classes(found: Any) -> set[str]:
+    """Names of the classes in a mapping's entry, which holds one or several."""
+    return {each.__name__ for each in (found if isinstance(found, (list, tuple)) else (found,))}
+
+
+def _processor_template(source: str, options: dict[str, Any]) -> str | None:
+    """The chat template that older vision-language checkpoints keep with their image processor, if there is one."""
+    file = cached_file(
+        source,
+        "chat_template.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **options,
+    )
+    if file is None:
+        return None
+    template = json.loads(Path(file).read_text(encoding="utf-8")).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def load_message(name: str, error: BaseException) -> str:
+    """The first line of what transformers says, and what to do about it."""
+    if "trust_remote_code" in str(error):
+        return (
+            f"The model {name!r} comes with code of its own (auto_map in its config), which is not run. "
+            "Give a model whose architecture transformers has."
+        )
+    faults = conversion_faults(error)
+    if faults:
+        return f"The checkpoint of {name!r} does not fit its config.json: {faults}. {MEND}"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if name == embedded.NAME or Path(name).expanduser().exists():
+        mend = "Give a complete folder in transformers' format or another .gguf file, or use `embedded`."
+    else:
+        mend = "Check the id and the network, give a local folder or a .gguf file, or use `embedded`."
+    return f"The model {name!r} could not be loaded: {lines[0].rstrip('.: ')}. {mend}"

@@ -1,0 +1,1 @@
+"""What a run should take: tokens, seconds, bytes."""

@@ -1,0 +1,141 @@
+"""Records as a notebook shows them: a selection with its score maps, results with their tables.
+
+Every text is escaped; nothing needs a script.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from markupsafe import Markup
+from rich.table import Table
+
+from refusal.core.frames import drawn_by
+from refusal.core.records import Candidates, CandidateScore, Direction, Evaluation, Metric, Selection
+from refusal.core.text import visible
+from refusal.pipeline.compare import Comparison
+from refusal.pipeline.run import RunResult
+from refusal.report import svg
+from refusal.report.content import from_terminal
+from refusal.report.kinds import Grid
+from refusal.report.tables import all_tables, comparison
+from refusal.report.words import minus
+
+NAMELESS = "a model without a name"
+STYLE = Markup("""<style>
+.refusal { --line: color-mix(in srgb, currentColor 22%, transparent); font-size: 13px; }
+.refusal table { border-collapse: collapse; margin: .3em 0 1em; font-variant-numeric: tabular-nums; }
+.refusal caption { text-align: left; font-weight: 600; padding-bottom: .2em; }
+.refusal th, .refusal td { text-align: left; padding: .15em .9em .15em 0; border-bottom: 1px solid var(--line); }
+.refusal .number { text-align: right; }
+.refusal svg { display: block; } .refusal svg text { font-size: 11px; fill: currentColor; }
+.refusal svg .none { fill: none; stroke: var(--line); }
+.refusal svg .pass-light { fill: #fff; } .refusal svg .pass-dark { fill: #000; }
+.refusal svg .ring-out { stroke: currentColor; stroke-width: 3; }
+.refusal svg .ring-in { stroke: #fff; stroke-width: 1; }
+</style>""")
+
+
+def selection_html(selection: Selection) -> str:
+    """The choice in a line, and the three score maps; a cell's numbers show where the pointer is."""
+    s = selection.score
+    words = f"Direction at ({s.position}, {s.layer})" if selection.qualified else (
+        f"No candidate qualifies; ({s.position}, {s.layer}) stands in"
+    )  # fmt: skip
+    line = (
+        f"{words}: {_scores(s)}. Norm {selection.direction.norm:.3g}, model {selection.direction.model or 'not named'}."
+    )
+    return _page(_line(line), *(_map(selection, name, title) for name, title in MAPS.items()))
+
+
+MAPS = {
+    "bypass": "Bypass: log-odds of refusal on harmful prompts under ablation, lower is better",
+    "induce": "Induce: log-odds of refusal on harmless prompts under addition, must be high enough",
+    "kl": "KL: change of the next token on harmless prompts under ablation, must be low",
+}
+
+
+def metrics_html(metrics: Sequence[Metric], *lines: str) -> str:
+    """The tables that the terminal shows."""
+    return _page(*map(_line, lines), *map(_table, all_tables(metrics)))
+
+
+def result_html(result: RunResult) -> str:
+    """A run's choice and its tables."""
+    where = f"Run folder {result.folder}, with report.html."
+    chosen = selection_html(result.selection) if result.selection is not None else ""
+    return chosen + metrics_html(result.metrics, where)
+
+
+def direction_html(direction: Direction) -> str:
+    """Where a direction is from, in a line."""
+    where = f"Direction at ({direction.position}, {direction.layer}) of {direction.model or NAMELESS}"
+    flag = "" if direction.qualified else ", unqualified"
+    return _page(_line(f"{where}: unit vector of width {len(direction.vector)}, norm {direction.norm:.3g}{flag}."))
+
+
+def candidates_html(candidates: Candidates) -> str:
+    """How many there are, in a line."""
+    size = f"{candidates.n_positions} positions, {candidates.n_layers} layers, width {candidates.vectors.shape[2]}"
+    return _page(_line(f"Candidates of {candidates.model or NAMELESS}: {size}."))
+
+
+def _map(selection: Selection, name: str, title: str) -> Markup:
+    at = {(s.position, s.layer): s for s in selection.scores}
+    rows = sorted({position for position, _ in at}, reverse=True)
+    columns = sorted({layer for _, layer in at})
+    cells = [[at.get((position, layer)) for layer in columns] for position in rows]
+    chosen = selection.score.position, selection.score.layer
+    figure = Grid(
+        name=name,
+        title=title,
+        rows=tuple(map(str, rows)),
+        columns=tuple(columns),
+        values=tuple(tuple(getattr(s, name) if s is not None else None for s in row) for row in cells),
+        chosen=(rows.index(chosen[0]), columns.index(chosen[1])) if chosen in at else None,
+        log=name == "kl",
+    )
+    labels = [[_label(s) if s is not None else "" for s in row] for row in cells]
+    return Markup("<div><b>{}</b>{}</div>").format(title, svg.grid(figure, labels, tips=True))
+
+
+def _label(s: CandidateScore) -> str:
+    out = f"; rejected by {s.rejected_because}" if s.rejected_because else ""
+    return minus(f"({s.position}, {s.layer}): {_scores(s)}{out}")
+
+
+def _scores(s: CandidateScore) -> str:
+    forms = (("bypass", s.bypass, "+.2f"), ("induce", s.induce, "+.2f"), ("KL", s.kl, ".3f"))
+    return ", ".join(f"{name} {value:{form}}" for name, value, form in forms if value is not None) or "not scored"
+
+
+def _table(table: Table) -> Markup:
+    found = from_terminal(table)
+
+    def row(tag: str, cells: Iterable[object]) -> Markup:
+        cell = Markup("<{0}{1}>{2}</{0}>")
+        number = Markup(' class="number"')
+        return Markup("<tr>{}</tr>").format(
+            Markup("").join(
+                cell.format(Markup(tag), number if i in found.numeric else "", text) for i, text in enumerate(cells)
+            )
+        )
+
+    body = Markup("").join(row("td", cells) for cells in found.rows)
+    return Markup("<table><caption>{}</caption><thead>{}</thead><tbody>{}</tbody></table>").format(
+        found.title, row("th", found.columns), body
+    )
+
+
+def _line(text: str) -> Markup:
+    return Markup("<p>{}</p>").format(minus(visible(text)))
+
+
+def _page(*parts: Markup) -> str:
+    return str(Markup('<div class="refusal">{}{}</div>').format(STYLE, Markup("").join(parts)))
+
+
+drawn_by(Selection, selection_html)
+drawn_by(Direction, direction_html)
+drawn_by(Candidates, candidates_html)
+drawn_by(Evaluation, lambda evaluation: metrics_html(evaluation.metrics))
+drawn_by(RunResult, result_html)
+drawn_by(Comparison, lambda found: _page(_table(comparison(found))))

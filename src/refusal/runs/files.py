@@ -1,0 +1,270 @@
+"""The files of a run, read back from its folder as records: no model needed.
+
+How files are read is in ``run_reading``; here is what each holds, and what must hold between its fields.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from refusal.core.errors import ConfigError, RunFolderError
+from refusal.core.records import (
+    Candidates,
+    CandidateScore,
+    ClassCount,
+    Completion,
+    Direction,
+    Metric,
+    RefusalTokens,
+    Selection,
+    Stability,
+)
+from refusal.core.strict_files import (
+    Saved,
+    damaged,
+    read_json,
+    read_lines,
+    read_list,
+    read_metadata,
+    read_one,
+    read_tensors,
+)
+
+FORMAT = 2  # of the manifest
+MOST = 100_000  # layers or positions: more than any model has, and little enough to count and draw
+OTHER_FOLDER = "Delete it, or give another run folder (--out)."
+Number = Annotated[int, Field(ge=0, le=10**30)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+class _Open(Saved):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Model(_Open):
+    name: str
+    revision: str | None = None
+    weight_hash: str
+    dtype: str
+    template_hash: str
+    system: str | None = None
+
+
+class _Prompts(_Open):
+    name: str
+    counts: dict[str, Number]
+    sha256: dict[str, str]
+
+
+class Stage(_Open):
+    """What the manifest says of a finished stage; older versions wrote less of it."""
+
+    inputs: str
+    files: dict[str, str]
+    seconds: Amount | None = None
+    forward_tokens: Number | None = None
+    flops: Number | None = None
+    device_seconds: Amount | None = None
+    cost: Amount | None = None
+    needed_memory_bytes: Number | None = None
+    peak_memory_bytes: Number | None = None
+    direction: str | None = None
+
+
+class _Judge(_Open):
+    inputs: dict[str, str]
+
+
+class _Manifest(_Open):
+    model: _Model
+    prompts: _Prompts
+    seed: int
+    versions: dict[str, str | int | None]
+    hardware: dict[str, str | int | None]
+    command: list[str] | None = None
+    started: str
+    date: str | None = None
+    files_hash: str | None = None
+    stages: dict[str, Stage]
+    judges: dict[str, _Judge] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _SavedMetric(Metric):
+    value: float | None  # type: ignore[assignment]
+    low: float | None  # type: ignore[assignment]
+    high: float | None  # type: ignore[assignment]
+
+
+class _Selection(Saved):
+    score: CandidateScore
+    qualified: bool
+    rejected: dict[str, Number]
+    harmful_count: ClassCount
+    harmless_count: ClassCount
+
+
+class _Control(Saved):
+    norm: Amount
+    seen: frozenset[str]
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a run has lived there."""
+    try:
+        return (path / "run.toml").is_file() and (path / "manifest.json").is_file()
+    except (OSError, ValueError):  # a name that is too long, say
+        return False
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the run in a folder, as it is there.
+
+    Raises:
+        RunFolderError: there is none, it is damaged, or of another format.
+    """
+    file = path / "manifest.json"
+    try:
+        there = file.is_file()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        raise RunFolderError(f"{path} is no run folder: it has no manifest.json. Give a folder that refusal run made.")
+    found = read_json(file, OTHER_FOLDER)
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("model", "stages")):
+        raise RunFolderError(f"{file} is not the manifest of a run. {OTHER_FOLDER}")
+    if found.get("format") != FORMAT:
+        raise RunFolderError(
+            f"{path} holds a run of format {str(found.get('format'))[:40]}, this version has {FORMAT}. "
+            "Run it again in another folder (--out)."
+        )
+    read_one(file, _Manifest, OTHER_FOLDER)
+    return found
+
+
+def read_completions(path: Path) -> tuple[Completion, ...]:
+    """The completions of one file.
+
+    Raises:
+        RunFolderError: it cannot be read, a row is no completion, or two are of one prompt.
+    """
+    found = read_lines(path, Completion)
+    seen: set[str] = set()
+    for number, row in enumerate(found, start=1):
+        if row.prompt_id in seen:
+            raise damaged(path, f"line {number} is a second completion of prompt {row.prompt_id!r}")
+        seen.add(row.prompt_id)
+    return found
+
+
+def read_metrics(path: Path) -> tuple[Metric, ...]:
+    """The metrics of a run; a bound that is not known is infinite.
+
+    Raises:
+        RunFolderError: the file cannot be read or holds something else.
+    """
+    unknown = {"value": math.nan, "low": -math.inf, "high": math.inf}
+    rows = map(asdict, read_list(path, _SavedMetric))
+    return tuple(Metric(**{**row, **{key: unknown[key] for key in unknown if row[key] is None}}) for row in rows)
+
+
+def read_tokens(folder: Path) -> RefusalTokens:
+    """The refusal tokens.
+
+    Raises:
+        RunFolderError: the file cannot be read, or holds something else; so do the others.
+    """
+    path = folder / "refusal_tokens.json"
+    try:
+        found: RefusalTokens = read_one(path, RefusalTokens)
+    except ConfigError as error:  # the record's own checks
+        raise damaged(path, str(error)) from error
+    if max(found.ids) >= 2**31:
+        raise damaged(path, f"ids: {max(found.ids)} is no token id")
+    return found
+
+
+def read_candidates(folder: Path, tokens: RefusalTokens, model: str, seed: int | None) -> Candidates:
+    """The candidates, with the fingerprints of the prompts that took part; NaN for layers that were not read."""
+    path = folder / "candidates.safetensors"
+    tensors, metadata = read_tensors(path, ["candidates"])
+    vectors = tensors["candidates"]
+    if vectors.dim() != 3 or not vectors.is_floating_point() or not vectors.numel():
+        raise damaged(path, f"candidates: {vectors.dtype} of shape {list(vectors.shape)}, not position, layer, d_model")
+    if not (vectors.isfinite().all(-1) | vectors.isnan().all(-1)).all():
+        raise damaged(path, "candidates: a vector holds NaN or infinity")
+    seen = read_metadata(path, {"seen": "[]", **metadata}, "seen", tuple[str, ...])
+    return Candidates(vectors, tokens, model, seed, frozenset(seen))
+
+
+def read_suffix(folder: Path) -> tuple[str, ...]:
+    """The texts of the post-instruction tokens, the earliest first; empty where they were not kept."""
+    path = folder / "candidates.safetensors"
+    _, metadata = read_tensors(path, [])
+    return tuple(read_metadata(path, {"suffix": "[]", **metadata}, "suffix", tuple[str, ...]))
+
+
+def read_scores(folder: Path) -> tuple[CandidateScore, ...]:
+    """The scores of all candidates; there also where no direction was chosen."""
+    path = folder / "scores.json"
+    found = read_list(path, CandidateScore)
+    for number, score in enumerate(found, start=1):
+        if not -MOST <= score.position < 0 <= score.layer < MOST:
+            raise damaged(path, f"row {number}: there is no position {score.position}, layer {score.layer}")
+    if len({(score.position, score.layer) for score in found}) < len(found):
+        raise damaged(path, "two rows are of one candidate")
+    return found
+
+
+def read_selection(folder: Path) -> Selection:
+    """The chosen direction and all that was said of it."""
+    path = folder / "selection.json"
+    saved: _Selection = read_one(path, _Selection)
+    scores = read_scores(folder)
+    direction = Direction.load(folder / "direction.safetensors")
+    chosen = saved.score.position, saved.score.layer
+    if None in (saved.score.bypass, saved.score.induce, saved.score.kl):
+        raise damaged(path, "score: the chosen candidate lacks one of its three scores")
+    if chosen not in {(score.position, score.layer) for score in scores}:
+        raise damaged(path, f"score: {chosen} is none of the candidates in scores.json")
+    if chosen != (direction.position, direction.layer):
+        raise damaged(path, f"score: {chosen} is not the place of the direction in direction.safetensors")
+    stability = _stability(folder / "stability.json")
+    return Selection(direction, saved.score, scores, saved.qualified, saved.rejected, saved.harmful_count,
+                     saved.harmless_count, stability)  # fmt: skip
+
+
+def read_controls(path: Path, direction: Direction) -> dict[str, Direction]:
+    """The controls of a direction by name, the random ones first.
+
+    Raises:
+        RunFolderError: the file cannot be read, or holds something else than directions of that width.
+    """
+    tensors, metadata = read_tensors(path)
+    found = {}
+    for name in sorted(tensors, key=lambda name: (not name.startswith("random"), len(name), name)):
+        vector = tensors[name]
+        about: _Control = read_metadata(path, metadata, name, _Control)
+        if vector.shape != direction.vector.shape or not vector.is_floating_point() or not vector.isfinite().all():
+            raise damaged(path, f"{name}: no direction of {len(direction.vector)} finite numbers")
+        found[name] = replace(direction, vector=vector, norm=about.norm, seen=about.seen)
+    return found
+
+
+def read_categories(path: Path) -> dict[str, dict[str, str]]:
+    """The category of prompts, by set and id."""
+    found: dict[str, dict[str, str]] = read_one(path, dict[str, dict[str, str]])
+    return found
+
+
+def _stability(path: Path) -> Stability | None:
+    found: Stability | None = read_one(path, Stability | None)
+    if found is None:
+        return None
+    n = len(found.winners)
+    if [len(row) for row in found.cosines] != [n] * n:
+        raise damaged(path, f"cosines: not a row and a column for each of {n} winners")
+    return found

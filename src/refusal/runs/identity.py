@@ -1,0 +1,106 @@
+"""What a run's stages depend on beside their own inputs: the model as it computes, and this program.
+
+A finished stage is reused only while all of this is what it was made with.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from refusal.model.chat_model import ChatModel
+from refusal.model.chat_template import PROBES
+from refusal.model.generation import end_tokens
+
+# By the first word of a stage's name. Raise a number when the same inputs give that stage other results than before;
+# what is made of its files follows by their hashes. Verdicts and rates need none: see ``program``.
+RESULTS = {
+    "tokens": 1,
+    "extract": 1,
+    "select": 1,
+    "projections": 1,
+    "controls": 1,
+    "generate": 1,
+    "drift": 1,
+    "capability": 1,
+    "seed": 1,
+    "judge": 1,
+}
+# Of a config: where it comes from and who wrote it, which change nothing that is computed.
+VOLATILE = frozenset(("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "refusal"))
+
+
+def model_identity(model: ChatModel) -> dict[str, Any]:
+    """The model as the manifest describes it: weights, config, tokenizer, template and sites, each as one hash."""
+    config, sites = model.hf.config, model.sites
+    chat = model.chat
+    return {
+        "name": model.name,
+        "revision": model.revision or getattr(config, "_commit_hash", None),
+        "weight_hash": model.weight_hash(),
+        "dtype": str(model.hf.dtype).removeprefix("torch."),
+        "attention": getattr(config, "_attn_implementation", None),
+        "config_hash": digest(settled(config.to_dict())),
+        "end_tokens": end_tokens(model),
+        "tokenizer_hash": tokenizer_hash(model.tokenizer),
+        "template_hash": digest(model.tokenizer.chat_template),
+        "rendered_hash": digest([PROBES, model.tokenize(PROBES)]),
+        "system": chat.system,
+        "sites_hash": digest(
+            [sites.embedding, sites.blocks, sites.writers, sites.head, sites.in_tuple, sites.embedding_elsewhere]
+        ),
+    }
+
+
+def stage_version(stage: str) -> str:
+    """Of the program's results at a stage; the rates are made again by every new program."""
+    kind = stage.split()[0]
+    return program() if kind == "evaluate" else str(RESULTS[kind])
+
+
+@cache
+def program() -> str:
+    """A hash of this package's source: what is cheap is done anew, without a number to be forgotten, when it changes.
+
+    That is the verdicts of the built-in detector on completions that are there, and the rates.
+    """
+    root = Path(__file__).parents[1]
+    return digest([[str(path.relative_to(root)), path.read_text("utf-8")] for path in sorted(root.rglob("*.py"))])
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of all that decides which ids a text becomes and back: vocabulary, merges, normaliser, added and special tokens.
+
+    Not of truncation and padding, which every call sets as it needs them.
+    """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        core: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    else:
+        core = {
+            key: value for key, value in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")
+        }
+    added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
+    cleans = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+    return digest([settled(core), settled(added), settled(tokenizer.special_tokens_map), cleans])
+
+
+def settled(value: Any) -> Any:
+    """Values of a config as JSON has them, keys as texts in one order, without those that change nothing."""
+    if isinstance(value, Mapping):
+        items = {str(key): settled(item) for key, item in value.items() if key not in VOLATILE}
+        return dict(sorted(items.items()))
+    if isinstance(value, (list, tuple)):
+        return [settled(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
+
+
+def digest(value: Any) -> str:
+    """Sha256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
