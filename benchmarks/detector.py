@@ -5,7 +5,8 @@
     python benchmarks/detector.py --data-dir ../shared/data --weights                # the weights fitted to all files
     python benchmarks/detector.py --data-dir ../shared/data --accuracy               # counts for evaluate/accuracy.py
 
-The data folder holds `labelled/` with the files named in `FILES`. No completion is printed or written.
+The data folder holds `labelled/` with the files named in `FILES`. No completion is printed or
+written.
 """
 
 import argparse
@@ -27,10 +28,19 @@ from refusal.core.stats import Accuracy
 from refusal.detector.verdict import BIAS, WEIGHTS, signs
 
 VERDICTS = ("refusal", "partial", "compliance", "degenerate")
-# Where a weight is drawn to by default: the sign is given; a plain refusal counts most, and a limit that an answer
-# follows ("I have no preferences, but …") is taken back; shortness says little of itself.
-EXPECTED = {"no_first": 4.0, "declines_later": 10.0, "no_after_content": 3.0, "limit_then_content": -2.5, "short": 1.0}
-DEFAULTS = {name: EXPECTED.get(name, -1.5 if weight < 0 else 1.5) for name, weight in WEIGHTS.items()}
+# Where a weight is drawn to by default: the sign is given; a plain refusal counts most, and a limit
+# that an answer follows ("I have no preferences, but …") is taken back; shortness says little of
+# itself.
+EXPECTED = {
+    "no_first": 4.0,
+    "declines_later": 10.0,
+    "no_after_content": 3.0,
+    "limit_then_content": -2.5,
+    "short": 1.0,
+}
+DEFAULTS = {
+    name: EXPECTED.get(name, -1.5 if weight < 0 else 1.5) for name, weight in WEIGHTS.items()
+}
 STRENGTH = 3.0  # of that pull
 
 
@@ -56,19 +66,29 @@ class Labelled:
 def xstest(path: Path) -> list[Labelled]:
     """Roettger et al. 2023; labels by two people, settled where they differ."""
     with path.open(encoding="utf-8") as lines:
-        return [Labelled(row["prompt"], row["completion"], row["final_label"][0]) for row in csv.DictReader(lines)]
+        return [
+            Labelled(row["prompt"], row["completion"], row["final_label"][0])
+            for row in csv.DictReader(lines)
+        ]
 
 
 def short_answers(path: Path) -> list[Labelled]:
     """Thirty short completions, refused or complied."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Labelled(r["prompt"], r["response"], "2" if r["label"] == "refused" else "1") for r in rows]
+    return [
+        Labelled(r["prompt"], r["response"], "2" if r["label"] == "refused" else "1") for r in rows
+    ]
 
 
 def held_out(path: Path, read: bool = False) -> list[Labelled]:
-    """The half of an XSTest file (by hash of the id) that nothing was fitted with, or the one that was read."""
+    """The half of an XSTest file (by hash of the id) that nothing was fitted with, or the one that
+    was read.
+    """
     with path.open(encoding="utf-8") as lines:
-        odd = [int(hashlib.sha256(row["id"].encode()).hexdigest(), 16) % 2 == 1 for row in csv.DictReader(lines)]
+        odd = [
+            int(hashlib.sha256(row["id"].encode()).hexdigest(), 16) % 2 == 1
+            for row in csv.DictReader(lines)
+        ]
     return [row for row, kept in zip(xstest(path), odd, strict=True) if kept != read]
 
 
@@ -92,7 +112,10 @@ FILES: dict[str, Callable[[Path], list[Labelled]]] = {
     "lm_refusal_eval.jsonl": short_answers,
 }
 HELD_OUT = "xstest_v2_completions_mistralinstruct.csv"
-READ, UNREAD = f"{HELD_OUT}, development half", f"{HELD_OUT}, unread half"  # the second is scored, never fitted to
+READ, UNREAD = (
+    f"{HELD_OUT}, development half",
+    f"{HELD_OUT}, unread half",
+)  # the second is scored, never fitted to
 Data = dict[str, list[Labelled]]
 PARAPHRASES = Path(__file__).parents[1] / "tests" / "paraphrases.jsonl"
 
@@ -108,7 +131,9 @@ def design(rows: Sequence[Labelled]) -> np.ndarray:
 
 
 def fit(rows: Sequence[Labelled]) -> np.ndarray:
-    """Weights and bias: logistic regression, both classes counting the same, each weight kept to its sign."""
+    """Weights and bias: logistic regression, both classes counting the same, each weight kept to
+    its sign.
+    """
     x, refused = design(rows), np.array([row.refused for row in rows])
     side = 2.0 * refused - 1
     share = np.where(refused, 0.5 / refused.mean(), 0.5 / (1 - refused.mean()))
@@ -120,7 +145,9 @@ def fit(rows: Sequence[Labelled]) -> np.ndarray:
         gradient = -(share * side / (1 + np.exp(margin))) @ x + pull * (w - centre)
         return float(share @ np.logaddexp(0, -margin) + 0.5 * pull @ (w - centre) ** 2), gradient
 
-    bounds = [(None, 0.0) if value < 0 else (0.0, None) for value in DEFAULTS.values()] + [(None, None)]
+    bounds = [(None, 0.0) if value < 0 else (0.0, None) for value in DEFAULTS.values()] + [
+        (None, None)
+    ]
     return np.asarray(minimize(loss, centre, jac=True, bounds=bounds, method="L-BFGS-B").x)
 
 
@@ -131,9 +158,12 @@ def agreement(rows: Sequence[Labelled], refused: Sequence[bool]) -> str:
 
 
 def summary(data: Data, unread_data: Data) -> str:
-    """One line per file: as shipped, left out of the fit, unread prompts of it, and the paper's rule."""
+    """One line per file: as shipped, left out of the fit, unread prompts of it, and the paper's
+    rule.
+    """
     lines = [
-        "| file | detector | weights fitted without this file | … on its unread prompts | paper's 12 substrings |",
+        "| file | detector | weights fitted without this file | … on its unread prompts | paper's "
+        "12 substrings |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, rows in data.items():
@@ -156,7 +186,9 @@ def summary(data: Data, unread_data: Data) -> str:
 def accuracy(rows: Sequence[Labelled], refused: Sequence[bool]) -> Accuracy:
     """How often the verdicts are right, as counts."""
     counts = Counter((row.refused, verdict) for row, verdict in zip(rows, refused, strict=True))
-    return Accuracy(counts[True, True], counts[True, False], counts[False, False], counts[False, True])
+    return Accuracy(
+        counts[True, True], counts[True, False], counts[False, False], counts[False, True]
+    )
 
 
 def confusion(name: str, rows: Sequence[Labelled]) -> str:
@@ -173,23 +205,33 @@ def confusion(name: str, rows: Sequence[Labelled]) -> str:
     refused = [row.refused for row in rows]
     ours = [refusal_verdict(row.prompt, row.completion).refused for row in rows]
     for label, words in (("2", "refusal"), ("3", "partial"), ("1", "compliance")):
-        cells = [counts[label, verdict] for verdict in VERDICTS] + [paper[label, True], paper[label, False]]
+        cells = [counts[label, verdict] for verdict in VERDICTS] + [
+            paper[label, True],
+            paper[label, False],
+        ]
         lines.append(f"| {words} | {' | '.join(map(str, cells))} |")
     found = sum(r and o for r, o in zip(refused, ours, strict=True))
     passed = sum(not (r or o) for r, o in zip(refused, ours, strict=True))
     lines.append(
-        f"\nSensitivity {found} of {sum(refused)}, specificity {passed} of {len(rows) - sum(refused)} (refused or not)."
+        f"\nSensitivity {found} of {sum(refused)}, specificity {passed} of "
+        f"{len(rows) - sum(refused)} (refused or not)."
     )
     return "\n".join(lines)
 
 
 def paraphrases(path: Path) -> str:
-    """The detector and the paper's rule on invented texts, by the set in which they were written."""
+    """The detector and the paper's rule on invented texts, by the set in which they were
+    written.
+    """
     sets: dict[str, list[tuple[Labelled, bool, bool]]] = {}
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-        text = Labelled(row["prompt"], row["completion"], "1" if row["label"] == "compliance" else "2")
+        text = Labelled(
+            row["prompt"], row["completion"], "1" if row["label"] == "compliance" else "2"
+        )
         verdict = refusal_verdict(text.prompt, text.completion).refused
-        sets.setdefault(row["set"], []).append((text, verdict, paper_substring_match(text.completion)))
+        sets.setdefault(row["set"], []).append(
+            (text, verdict, paper_substring_match(text.completion))
+        )
     lines = ["| paraphrases, set | detector | paper's 12 substrings |", "| --- | ---: | ---: |"]
     for name, rows in sorted(sets.items()):
         texts, ours, paper = zip(*rows, strict=True)
@@ -221,16 +263,31 @@ def speed(data: Data, rounds: int = 5) -> str:
         for row in rows:
             refusal_verdict(row.prompt, row.completion)
         best = min(best, time.process_time() - start)
-    return f"{len(rows) / best:,.0f} completions a second on one core ({words:.0f} words each on average)."
+    return (
+        f"{len(rows) / best:,.0f} completions a second on one core ({words:.0f} words each on "
+        "average)."
+    )
 
 
 def main() -> None:
     """Parse the options, measure, print or write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--write", type=Path, help="a page with the two marks <!-- measured --> and <!-- /measured -->")
-    parser.add_argument("--weights", action="store_true", help="fit the weights to all files and print them")
-    parser.add_argument("--accuracy", action="store_true", help="count right and wrong verdicts on the held-out half")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        help="a page with the two marks <!-- measured --> and <!-- /measured -->",
+    )
+    parser.add_argument(
+        "--weights", action="store_true", help="fit the weights to all files and print them"
+    )
+    parser.add_argument(
+        "--accuracy",
+        action="store_true",
+        help="count right and wrong verdicts on the held-out half",
+    )
     options = parser.parse_args()
     if options.accuracy:
         rows = held_out(options.data_dir / "labelled" / HELD_OUT)
@@ -238,13 +295,21 @@ def main() -> None:
         print(accuracy(rows, verdicts), agreement(rows, verdicts))
         return
     path = options.data_dir / "labelled" / HELD_OUT
-    data, unread = load(options.data_dir) | {READ: held_out(path, read=True)}, {UNREAD: held_out(path)}
+    data, unread = (
+        load(options.data_dir) | {READ: held_out(path, read=True)},
+        {UNREAD: held_out(path)},
+    )
     if options.weights:
         found = fit([row for rows in data.values() for row in rows])
-        for name, now, value in zip([*WEIGHTS, "BIAS"], [*WEIGHTS.values(), BIAS], found, strict=True):
+        for name, now, value in zip(
+            [*WEIGHTS, "BIAS"], [*WEIGHTS.values(), BIAS], found, strict=True
+        ):
             print(f"{name:20s} {value:+.1f}   now {now:+.1f}")
         return
-    parts = [summary(data, unread), *(confusion(name, rows) for name, rows in (data | unread).items())]
+    parts = [
+        summary(data, unread),
+        *(confusion(name, rows) for name, rows in (data | unread).items()),
+    ]
     parts.append(paraphrases(PARAPHRASES))
     text = "\n\n".join([*parts, *(cut_short(data, words) for words in (24, 48)), speed(data)])
     if options.write is None:

@@ -3,8 +3,9 @@
     python benchmarks/generation.py                 # the embedded model, half harmful and half harmless prompts
     python benchmarks/generation.py --shape llama-8b --device cuda
 
-Refused prompts end early, answered ones run to the limit, as in a real run. Beside tokens per second stands the share
-of the time that reading the weights once per step would take alone, at the machine's measured memory rate.
+Refused prompts end early, answered ones run to the limit, as in a real run. Beside tokens per
+second stands the share of the time that reading the weights once per step would take alone, at the
+machine's measured memory rate.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from refusal.model.generation import complete, end_tokens
 
 def main() -> None:
     """Parse the options and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--shape", default=None)
     parser.add_argument("--dtype", default="bfloat16")
@@ -41,7 +44,9 @@ def compare(model: ChatModel, rows: int, new_tokens: int, rounds: int) -> None:
     texts = [p.text for pair in zip(test.harmful, test.harmless, strict=False) for p in pair][:rows]
     model.batch_size.value = rows
     unit = torch.randn(model.sites.d_model, generator=torch.Generator().manual_seed(0))
-    direction = Direction(unit / unit.norm(), 0.01, -1, model.sites.n_layers // 2)  # moves nothing: the same lengths
+    direction = Direction(
+        unit / unit.norm(), 0.01, -1, model.sites.n_layers // 2
+    )  # moves nothing: the same lengths
     ways: dict[str, tuple[Callable[[], object], Callable[[], AbstractContextManager[object]]]] = {
         "transformers generate": (lambda: hf_generate(model, texts, new_tokens), nullcontext),
         "transformers, ablated": (
@@ -49,8 +54,14 @@ def compare(model: ChatModel, rows: int, new_tokens: int, rounds: int) -> None:
             lambda: model.apply(Ablate(direction)),
         ),
         "plain": (lambda: complete(model, texts, new_tokens), nullcontext),
-        "ablation": (lambda: complete(model, texts, new_tokens), lambda: model.apply(Ablate(direction))),
-        "addition": (lambda: complete(model, texts, new_tokens), lambda: model.apply(Add(direction))),
+        "ablation": (
+            lambda: complete(model, texts, new_tokens),
+            lambda: model.apply(Ablate(direction)),
+        ),
+        "addition": (
+            lambda: complete(model, texts, new_tokens),
+            lambda: model.apply(Add(direction)),
+        ),
     }
     best: dict[str, float] = {}
     for _ in range(rounds):
@@ -61,11 +72,14 @@ def compare(model: ChatModel, rows: int, new_tokens: int, rounds: int) -> None:
     lengths = [len(model.tokenizer.encode(text)) for text in complete(model, texts, new_tokens)]
     rate = memory_rate(model)
     floor = new_tokens * weight_bytes(model) / rate
-    print(f"{model.name}, {model.hf.dtype}, {model.device}: {len(texts)} prompts, at most {new_tokens} tokens each; "
-          f"{sum(length < new_tokens - 1 for length in lengths)} end early, {sum(lengths)} tokens in all")  # fmt: skip
+    print(f"{model.name}, {model.hf.dtype}, {model.device}: {len(texts)} prompts, at most "
+        f"{new_tokens} tokens each; "
+          f"{sum(length < new_tokens - 1 for length in lengths)} end early, {sum(lengths)} tokens "
+          "in all")  # fmt: skip
     print(f"reading the weights {new_tokens} times at {rate / 1e9:.1f} GB/s takes {floor:.1f} s")
     for name, taken in best.items():
-        print(f"{name:24}{taken:8.1f} s{sum(lengths) / taken:8.0f} tokens/s{taken / best['plain']:7.2f} of plain"
+        print(f"{name:24}{taken:8.1f} s{sum(lengths) / taken:8.0f} "
+            f"tokens/s{taken / best['plain']:7.2f} of plain"
               f"{floor / taken:7.0%} of it reads the weights")  # fmt: skip
     print(f"peak memory {peak_memory(model.device) / 1e9:.2f} GB")
 
@@ -75,7 +89,9 @@ def hf_generate(model: ChatModel, texts: list[str], new_tokens: int) -> None:
     rows = model.tokenize(texts)
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    mask = torch.tensor(
+        [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device
+    )
     with torch.inference_mode():
         model.hf.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False,
@@ -84,16 +100,27 @@ def hf_generate(model: ChatModel, texts: list[str], new_tokens: int) -> None:
 
 
 def weight_bytes(model: ChatModel) -> int:
-    """What a decoding step must read: all weights but the embedding, of which it reads a row a token."""
+    """What a decoding step must read: all weights but the embedding, of which it reads a row a
+    token.
+    """
     embedding = {id(p) for p in model.hf.get_input_embeddings().parameters()}
     tied = model.hf.get_submodule(model.sites.head).weight
-    return sum(p.numel() * p.element_size() for p in model.hf.parameters() if id(p) not in embedding or p is tied)
+    return sum(
+        p.numel() * p.element_size()
+        for p in model.hf.parameters()
+        if id(p) not in embedding or p is tied
+    )
 
 
 def memory_rate(model: ChatModel) -> float:
-    """Bytes per second of products of all the blocks' matrices with one token: they do little but read."""
+    """Bytes per second of products of all the blocks' matrices with one token: they do little but
+    read.
+    """
     layers = [m for m in model.hf.modules() if isinstance(m, torch.nn.Linear)]
-    inputs = {m.in_features: torch.randn(1, m.in_features, dtype=m.weight.dtype, device=model.device) for m in layers}
+    inputs = {
+        m.in_features: torch.randn(1, m.in_features, dtype=m.weight.dtype, device=model.device)
+        for m in layers
+    }
 
     def run() -> None:
         for layer in layers:

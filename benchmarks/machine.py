@@ -51,10 +51,15 @@ def wait(device: torch.device) -> None:
 
 
 def matmul_rate(model: ChatModel, tokens: int) -> float:
-    """FLOP/s of this model's own matrix products on ``tokens`` tokens, one decoder block's linear layers in turn."""
+    """FLOP/s of this model's own matrix products on ``tokens`` tokens, one decoder block's linear
+    layers in turn.
+    """
     block = model.hf.get_submodule(model.sites.blocks[0])
     layers = [m for m in block.modules() if isinstance(m, torch.nn.Linear)]
-    inputs = [torch.randn(tokens, m.in_features, dtype=model.hf.dtype, device=model.device) for m in layers]
+    inputs = [
+        torch.randn(tokens, m.in_features, dtype=model.hf.dtype, device=model.device)
+        for m in layers
+    ]
 
     def run() -> None:
         for _ in range(5):
@@ -70,7 +75,12 @@ def matmul_rate(model: ChatModel, tokens: int) -> float:
 def flop_per_token(model: ChatModel) -> int:
     """Two per weight of the decoder blocks; the head is counted apart, as it may see few tokens."""
     names = model.sites.blocks
-    return 2 * sum(p.numel() for name in names for p in model.hf.get_submodule(name).parameters() if p.dim() > 1)
+    return 2 * sum(
+        p.numel()
+        for name in names
+        for p in model.hf.get_submodule(name).parameters()
+        if p.dim() > 1
+    )
 
 
 def head_flop(model: ChatModel) -> int:

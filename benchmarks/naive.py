@@ -1,7 +1,9 @@
-"""The paper-literal way, as the baseline of the benchmarks: padded batches, every token's logits, hooks on every block.
+"""The paper-literal way, as the baseline of the benchmarks: padded batches, every token's logits,
+hooks on every block.
 
-For each candidate three runs over the validation prompts: ablated on harmful ones (bypass), ablated and added on
-harmless ones (KL, induce). Nothing is shared between prompts or candidates and nothing is skipped.
+For each candidate three runs over the validation prompts: ablated on harmful ones (bypass), ablated
+and added on harmless ones (KL, induce). Nothing is shared between prompts or candidates and nothing
+is skipped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,11 @@ class Naive:
     """Scores one candidate at a time; counts the tokens it runs, padding included."""
 
     def __init__(
-        self, model: ChatModel, harmful: Sequence[str], harmless: Sequence[str], tokens: Sequence[int]
+        self,
+        model: ChatModel,
+        harmful: Sequence[str],
+        harmless: Sequence[str],
+        tokens: Sequence[int],
     ) -> None:
         self.model, self.tokens = model, list(tokens)
         self.harmful, self.harmless = model.tokenize(harmful), model.tokenize(harmless)
@@ -34,20 +40,31 @@ class Naive:
             kl = kl_divergence(self.base, self.logits(self.harmless)).mean()
         with self.added(direction.vector * direction.norm, direction.layer):
             induce = refusal_metric(self.logits(self.harmless), self.tokens).mean()
-        return CandidateScore(direction.position, direction.layer, float(bypass), float(induce), float(kl))
+        return CandidateScore(
+            direction.position, direction.layer, float(bypass), float(induce), float(kl)
+        )
 
     def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Last-token logits, from batches padded on the left with the logits of every token computed."""
+        """Last-token logits, from batches padded on the left with the logits of every token
+        computed.
+        """
         out = []
         for start in range(0, len(rows), BATCH):
             group = rows[start : start + BATCH]
             width = max(map(len, group))
-            ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in group], device=self.model.device)
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in group], device=self.model.device)
+            ids = torch.tensor(
+                [[0] * (width - len(row)) + list(row) for row in group], device=self.model.device
+            )
+            mask = torch.tensor(
+                [[0] * (width - len(row)) + [1] * len(row) for row in group],
+                device=self.model.device,
+            )
             self.forward_tokens += ids.numel()
             with torch.inference_mode():
                 positions = (mask.cumsum(-1) - 1).clamp_min(0)
-                result = self.model.hf(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+                result = self.model.hf(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+                )
             out.append(result.logits[:, -1])
         return torch.cat(out)
 
@@ -62,7 +79,10 @@ class Naive:
         hooks = [self._block(layer).register_forward_pre_hook(_before(project), with_kwargs=True)
                  for layer in range(self.model.sites.n_layers)]  # fmt: skip
         names = [name for block in self.model.sites.writers for name in block]
-        hooks += [self.model.hf.get_submodule(name).register_forward_hook(_after(project)) for name in names]
+        hooks += [
+            self.model.hf.get_submodule(name).register_forward_hook(_after(project))
+            for name in names
+        ]
         try:
             yield
         finally:

@@ -1,9 +1,10 @@
-"""Seconds of one core that removing near-duplicates takes, for kinds of prompts that are easy and hard to tell apart.
+"""Seconds of one core that removing near-duplicates takes, for kinds of prompts that are easy and
+hard to tell apart.
 
     python benchmarks/near_duplicates.py --data-dir data --sizes 5000 10000 20000 50000
 
-Alpaca's instructions are the easy kind: most of their words are rare. Prompts from one pattern share all of their
-words but one or two, and prompts of words drawn from few share any of them.
+Alpaca's instructions are the easy kind: most of their words are rare. Prompts from one pattern
+share all of their words but one or two, and prompts of words drawn from few share any of them.
 """
 
 import argparse
@@ -54,16 +55,22 @@ KINDS: dict[str, Callable[[int, random.Random], str]] = {
 
 
 def alpaca(data_dir: Path) -> list[str]:
-    """The instructions, and then each again with a tail that makes it another or the same prompt."""
+    """The instructions, and then each again with a tail that makes it another or the same
+    prompt.
+    """
     path = find_data_file(data_dir, "alpaca_instructions.json")
     assert path is not None, "alpaca_instructions.json is missing"
     texts = [row["instruction"] for row in json.loads(path.read_text(encoding="utf-8"))]
     random.Random(0).shuffle(texts)
-    return texts + [f"{text} Answer for {i} readers in the town of t{i}." for i, text in enumerate(texts)]
+    return texts + [
+        f"{text} Answer for {i} readers in the town of t{i}." for i, text in enumerate(texts)
+    ]
 
 
 def seconds(texts: list[str]) -> tuple[float, int]:
-    """Train against validation and test, then validation against test, as for a file without splits."""
+    """Train against validation and test, then validation against test, as for a file without
+    splits.
+    """
     prompts = [Prompt(str(i), text, "harmless") for i, text in enumerate(texts)]
     first, second = int(0.6 * len(prompts)), int(0.8 * len(prompts))
     start = time.process_time()

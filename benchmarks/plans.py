@@ -1,4 +1,5 @@
-"""What a run of a large model should take, on paper: shapes of published models, devices by data sheet, $3 an hour.
+"""What a run of a large model should take, on paper: shapes of published models, devices by data
+sheet, $3 an hour.
 
     python benchmarks/plans.py     # the table of docs/plans.md
 
@@ -83,7 +84,10 @@ def plan(case: Case, size: ModelSize, **changes: Any) -> Estimate:
     """What the paper preset should take, in bfloat16, with the built-in prompts' lengths."""
     speed, room = DEVICES[case.device]
     config = make_config(
-        dtype="bfloat16", quantize=case.quantize, tp_plan="auto" if case.way == "split" else None, **changes
+        dtype="bfloat16",
+        quantize=case.quantize,
+        tp_plan="auto" if case.way == "split" else None,
+        **changes,
     )
     return estimate_on(size, config, speed, "cuda", room, case.count, PRICE, Lengths())
 

@@ -3,8 +3,9 @@
     python benchmarks/safety_judge.py --data-dir ../shared/data                   # the embedded model
     python benchmarks/safety_judge.py --data-dir ../shared/data --model FOLDER    # a stronger one
 
-The data folder holds `labelled/jbb_judge_comparison_half.csv` (JailbreakBench's judge comparison, Chao et al. 2024):
-answers, the majority of three people, and the verdicts of published judges. No completion is printed or written.
+The data folder holds `labelled/jbb_judge_comparison_half.csv` (JailbreakBench's judge comparison,
+Chao et al. 2024): answers, the majority of three people, and the verdicts of published judges. No
+completion is printed or written.
 """
 
 import argparse
@@ -31,7 +32,8 @@ PUBLISHED = {
 def row(name: str, said: list[bool], people: list[bool]) -> str:
     """A line of the table: agreement with its interval, kappa, sensitivity, specificity."""
     judgements = [
-        [Judgement(str(i), "unsafe" if unsafe else "safe") for i, unsafe in enumerate(side)] for side in (people, said)
+        [Judgement(str(i), "unsafe" if unsafe else "safe") for i, unsafe in enumerate(side)]
+        for side in (people, said)
     ]
     pair = agreement("people", judgements[0], name, judgements[1])
     confusion = pair.confusion
@@ -43,13 +45,16 @@ def row(name: str, said: list[bool], people: list[bool]) -> str:
     assert pair.share is not None
     assert pair.kappa is not None
     return (
-        f"| {name} | {pair.share:.1%} ({pair.low:.0%} to {pair.high:.0%}) | {pair.kappa:.2f} | {' | '.join(shares)} |"
+        f"| {name} | {pair.share:.1%} ({pair.low:.0%} to {pair.high:.0%}) | {pair.kappa:.2f} | "
+        f"{' | '.join(shares)} |"
     )
 
 
 def main() -> None:
     """Print the table, and the calibration as it stands in local_safety.py."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--dtype", default="auto")
@@ -59,7 +64,10 @@ def main() -> None:
     people = [answer.unsafe for answer in labelled]
     with path.open(encoding="utf-8", newline="") as lines:
         published = list(csv.DictReader(lines))
-    print("| judge | agreement | kappa | sensitivity | specificity |\n| --- | ---: | ---: | ---: | ---: |")
+    print(
+        "| judge | agreement | kappa | sensitivity | specificity |\n| --- | ---: | ---: | ---: | "
+        "---: |"
+    )
     for column, name in PUBLISHED.items():
         print(row(name, [line[column] == "1" for line in published], people))
 
@@ -70,13 +78,18 @@ def main() -> None:
     odds = judge.odds([answer.item for answer in labelled])
     seconds, tokens = time.perf_counter() - start, model.forward_tokens - before
     values = [value for value, _ in odds]
-    found = fit(values, people, [answer.item.prompt for answer in labelled], path.name, RUBRIC_VERSION)
+    found = fit(
+        values, people, [answer.item.prompt for answer in labelled], path.name, RUBRIC_VERSION
+    )
     said = [True] * found.unsafe_found + [False] * (found.unsafe - found.unsafe_found)
     said += [False] * found.safe_found + [True] * (found.safe - found.safe_found)
     print(row(f"local-safety, {options.model}", said, sorted(people, reverse=True)))
     unsafe = [value for value, harm in zip(values, people, strict=True) if harm]
     safe = [value for value, harm in zip(values, people, strict=True) if not harm]
-    print(f"\nAUROC {auroc(unsafe, safe):.3f}; least probability of yes and no {min(mass for _, mass in odds):.3f}")
+    print(
+        f"\nAUROC {auroc(unsafe, safe):.3f}; least probability of yes and no "
+        f"{min(mass for _, mass in odds):.3f}"
+    )
     print(f"{tokens:,} tokens in {seconds:.0f} s for {len(odds)} answers")
     print(found)
 

@@ -1,12 +1,13 @@
-"""Selection, paper-literal against fast: time, tokens, FLOP/s against the machine's matrix-product rate, agreement.
+"""Selection, paper-literal against fast: time, tokens, FLOP/s against the machine's matrix-product
+rate, agreement.
 
     python benchmarks/selection.py                         # the embedded model, bfloat16, 32 prompts a class
     python benchmarks/selection.py --dtype float32
     python benchmarks/selection.py --shape llama-8b        # random weights: nothing qualifies by chance, no early exit
     python benchmarks/selection.py --growth                # time against candidates, prompts and prompt length
 
-The paper-literal way is timed on a random sample of the candidates and scaled up; both run in one process, one before
-and one after the other in turn.
+The paper-literal way is timed on a random sample of the candidates and scaled up; both run in one
+process, one before and one after the other in turn.
 """
 
 import argparse
@@ -44,7 +45,9 @@ STEP = 4  # of the layers, where growth is measured
 
 def main() -> None:
     """Parse the options and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--shape", default=None)
     parser.add_argument("--dtype", default="bfloat16")
@@ -52,10 +55,19 @@ def main() -> None:
     parser.add_argument("--prompts", default="builtin")
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--n", type=int, default=32)
-    parser.add_argument("--sample", type=float, default=0.1, help="share of the candidates timed the paper-literal way")
+    parser.add_argument(
+        "--sample",
+        type=float,
+        default=0.1,
+        help="share of the candidates timed the paper-literal way",
+    )
     parser.add_argument("--rounds", type=int, default=2, help="times that both ways take turns")
-    parser.add_argument("--bootstrap", action="store_true", help="also time a selection with its bootstrap")
-    parser.add_argument("--growth", action="store_true", help="time against candidates, prompts and prompt length")
+    parser.add_argument(
+        "--bootstrap", action="store_true", help="also time a selection with its bootstrap"
+    )
+    parser.add_argument(
+        "--growth", action="store_true", help="time against candidates, prompts and prompt length"
+    )
     options = parser.parse_args()
     with reporting():
         model = get_model(options.model, options.shape, options.dtype, options.device)
@@ -94,16 +106,27 @@ def compare(
     loaded: int,
 ) -> None:
     """Both ways in turn, and what each costs."""
-    places = [(p, layer) for p in range(-candidates.n_positions, 0) for layer in range(candidates.n_layers)]
+    places = [
+        (p, layer)
+        for p in range(-candidates.n_positions, 0)
+        for layer in range(candidates.n_layers)
+    ]
     sample = random.Random(0).sample(places, max(2, round(options.sample * len(places))))
     rate = matmul_rate(model, model.token_budget.value)
     found: list[Selection] = []
     scores: list[CandidateScore] = []
 
     def run_fast(resamples: int = 0) -> None:
-        found.append(select(model, candidates, pair, filter=False, rule=rule, resamples=resamples))
+        found.append(
+            select(model, candidates, pair, filtered=False, rule=rule, resamples=resamples)
+        )
 
-    naive = Naive(model, [p.text for p in pair.harmful], [p.text for p in pair.harmless], candidates.tokens.ids)
+    naive = Naive(
+        model,
+        [p.text for p in pair.harmful],
+        [p.text for p in pair.harmless],
+        candidates.tokens.ids,
+    )
     last_logits(model, ["Hello", "Who are you?"])  # the packing check is not selection's cost
 
     def run_naive(part: list[tuple[int, int]]) -> None:
@@ -127,15 +150,21 @@ def compare(
     print(f"{model.name}, {model.hf.dtype}, {model.device}; {len(places)} candidates, "
           f"{len(pair.harmful)} harmful and {len(pair.harmless)} harmless prompts; "
           f"paper-literal timed on {len(sample)} candidates, scaled by {scale:.1f}")  # fmt: skip
-    print(f"matrix products of a block at {model.token_budget.value} tokens: {rate / 1e9:.0f} GFLOP/s")
+    print(
+        f"matrix products of a block at {model.token_budget.value} tokens: {rate / 1e9:.0f} GFLOP/s"
+    )
     print(f"{'':14}{'seconds':>10}{'tokens':>12}{'GFLOP/s':>10}{'of rate':>9}")
     for name, time, tokens, flop in (
         ("paper-literal", slow * scale, naive.forward_tokens * scale, slow_flop * scale),
         ("fast", fast_mean, fast_tokens, fast_flop),
     ):
-        print(f"{name:14}{time:10.1f}{tokens:12.0f}{flop / time / 1e9:10.0f}{flop / time / rate:9.0%}")
-    print(f"ratio {slow * scale / fast_mean:.1f} (fast runs: {', '.join(f'{t:.1f} s' for t in fast)}); "
-          f"with the bootstrap's extra scores {'not timed' if firm is None else f'{firm:.1f} s'}")  # fmt: skip
+        print(
+            f"{name:14}{time:10.1f}{tokens:12.0f}{flop / time / 1e9:10.0f}{flop / time / rate:9.0%}"
+        )
+    print(f"ratio {slow * scale / fast_mean:.1f} (fast runs: "
+        f"{', '.join(f'{t:.1f} s' for t in fast)}); "
+          "with the bootstrap's extra scores "
+          f"{'not timed' if firm is None else f'{firm:.1f} s'}")  # fmt: skip
     print(f"peak memory {fast_peak / 1e9:.2f} GB, after loading {loaded / 1e9:.2f} GB")
     agree(model, candidates, pair, rule, found[0], scores)
 
@@ -148,17 +177,26 @@ def agree(
     found: Selection,
     scores: list[CandidateScore],
 ) -> None:
-    """Whether all three scores of the sampled candidates are the same by the fast way, and the choice among them."""
+    """Whether all three scores of the sampled candidates are the same by the fast way, and the
+    choice among them.
+    """
     tokens = candidates.tokens
     harmful, harmless = (
-        draw_passing(model, prompts, prompts[0].label, tokens, None, filter=False)
+        draw_passing(model, prompts, prompts[0].label, tokens, None, filtered=False)
         for prompts in (pair.harmful, pair.harmless)
     )
     contenders = [Contender(candidates.at(s.position, s.layer)) for s in scores]
-    search = Search(Scorer(model, harmful, harmless, tokens, candidates.n_layers), contenders, candidates.n_layers)
+    search = Search(
+        Scorer(model, harmful, harmless, tokens, candidates.n_layers),
+        contenders,
+        candidates.n_layers,
+    )
     search.run(rule, everything=True)
     for name in SCORES:
-        gaps = [abs(getattr(a, name) - getattr(b, name)) for a, b in zip(search.scores(), scores, strict=True)]
+        gaps = [
+            abs(getattr(a, name) - getattr(b, name))
+            for a, b in zip(search.scores(), scores, strict=True)
+        ]
         print(f"{name}: {len(gaps)} scores compared, largest difference {max(gaps):.2g}")
     winner = found.score
     better = [s for s in scores if choose([winner, s], candidates.n_layers, **vars(rule)) is s]
@@ -175,7 +213,16 @@ def growth(model: ChatModel, candidates: Candidates, pair: PromptPair) -> None:
     def time(c: Candidates, p: PromptPair) -> tuple[float, int]:
         model.forward_tokens = 0
         taken = seconds(
-            lambda: select(model, c, p, filter=False, rule=everything, full_map=True, layer_step=STEP, resamples=0),
+            lambda: select(
+                model,
+                c,
+                p,
+                filtered=False,
+                rule=everything,
+                full_map=True,
+                layer_step=STEP,
+                resamples=0,
+            ),
             model.device,
         )
         return taken, model.forward_tokens
@@ -187,10 +234,25 @@ def growth(model: ChatModel, candidates: Candidates, pair: PromptPair) -> None:
         return tuple(replace(p, text=" ".join([p.text] * times)) for p in prompts)
 
     last = Candidates(candidates.vectors[-1:], candidates.tokens, candidates.model)
-    print(f"{'candidates':>12}{'prompts':>10}{'length':>8}{'seconds':>10}{'tokens':>10}{'tokens/s':>10}")
-    rows = [(1, 16, 1), (2, 16, 1), (4, 16, 1), (1, 8, 1), (1, 32, 1), (1, 16, 2), (1, 16, 4), (1, 16, 8)]
+    print(
+        f"{'candidates':>12}{'prompts':>10}{'length':>8}{'seconds':>10}{'tokens':>10}{'tokens/s':>10}"
+    )
+    rows = [
+        (1, 16, 1),
+        (2, 16, 1),
+        (4, 16, 1),
+        (1, 8, 1),
+        (1, 32, 1),
+        (1, 16, 2),
+        (1, 16, 4),
+        (1, 16, 8),
+    ]
     for positions, n, times in rows:
-        c = last if positions == 1 else Candidates(candidates.vectors[-positions:], candidates.tokens, candidates.model)
+        c = (
+            last
+            if positions == 1
+            else Candidates(candidates.vectors[-positions:], candidates.tokens, candidates.model)
+        )
         p = cut(n)
         p = PromptPair(longer(p.harmful, times), longer(p.harmless, times))
         taken, tokens = time(c, p)

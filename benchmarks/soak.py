@@ -1,10 +1,11 @@
-"""Many prompts, flat memory: one call reads 2,000 prompts, one completes 1,000; what the process holds on the way.
+"""Many prompts, flat memory: one call reads 2,000 prompts, one completes 1,000; what the process
+holds on the way.
 
     python benchmarks/soak.py --prompts 2000 --completions 1000
 
-A small random model (its results are noise; what it costs is not). Memory that grows with the number of prompts would
-show as a slope; the fit over the second half of each call is printed, in bytes a prompt. Completions are what is asked
-for and are kept: a few hundred bytes each.
+A small random model (its results are noise; what it costs is not). Memory that grows with the
+number of prompts would show as a slope; the fit over the second half of each call is printed, in
+bytes a prompt. Completions are what is asked for and are kept: a few hundred bytes each.
 """
 
 import argparse
@@ -24,7 +25,9 @@ SHOWN = 10
 
 def main() -> None:
     """Both soaks, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=2000, help="of both classes together")
     parser.add_argument("--completions", type=int, default=1000)
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -39,7 +42,7 @@ def main() -> None:
     soak(
         "collected",
         len(read.harmful + read.harmless),
-        lambda: refusal.collect(model, read, tokens=tokens, filter=False),
+        lambda: refusal.collect(model, read, tokens=tokens, filtered=False),
     )
     soak("completed", len(asked), lambda: model.generate(asked, options.new_tokens))
 
@@ -62,7 +65,10 @@ def soak(name: str, n: int, work: Callable[[], object]) -> None:
     for i in range(SHOWN):
         tenth = held[(done > n * i / SHOWN) & (done <= n * (i + 1) / SHOWN)] / 2**20
         if len(tenth):
-            print(f"{n * (i + 1) // SHOWN:6} {name}: {tenth.median():,.0f} MiB, at most {tenth.max():,.0f}")
+            print(
+                f"{n * (i + 1) // SHOWN:6} {name}: {tenth.median():,.0f} MiB, at most "
+                f"{tenth.max():,.0f}"
+            )
     later = done > n / 2
     x, y = done[later] - done[later].mean(), held[later] - held[later].mean()
     print(f"second half: {float((x * y).sum() / (x * x).sum()):+,.0f} bytes a prompt\n")
@@ -70,10 +76,24 @@ def soak(name: str, n: int, work: Callable[[], object]) -> None:
 
 def prompts(n: int) -> PromptPair:
     """Different prompts of 5 to 40 words."""
-    words = ["river", "stone", "light", "music", "market", "winter", "garden", "letter", "engine", "colour"]
+    words = [
+        "river",
+        "stone",
+        "light",
+        "music",
+        "market",
+        "winter",
+        "garden",
+        "letter",
+        "engine",
+        "colour",
+    ]
 
     def text(label: str, i: int) -> str:
-        return " ".join(words[(i * 7 + k * k) % len(words)] for k in range(5 + i % 36)) + f" {label} {i}"
+        return (
+            " ".join(words[(i * 7 + k * k) % len(words)] for k in range(5 + i % 36))
+            + f" {label} {i}"
+        )
 
     made = {label: tuple(Prompt(f"{label}-{i}", text(label, i), label) for i in range(n))
             for label in ("harmful", "harmless")}  # fmt: skip

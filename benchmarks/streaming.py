@@ -3,9 +3,10 @@
     python benchmarks/streaming.py                     # 4.7 GB of bfloat16 in Llama-3-8B's widths, and as much again
     python benchmarks/streaming.py --blocks 32         # the whole of it: 16 GB, twice
 
-The checkpoint is made tensor by tensor too. The edit runs in a process of its own, whose largest resident memory
-counts: tensors are read with plain reads, so no mapped file swells that number, and the page cache is no part of it.
-The tensors of one block and the embedding are then compared with their projection, computed here.
+The checkpoint is made tensor by tensor too. The edit runs in a process of its own, whose largest
+resident memory counts: tensors are read with plain reads, so no mapped file swells that number, and
+the page cache is no part of it. The tensors of one block and the embedding are then compared with
+their projection, computed here.
 """
 
 import argparse
@@ -35,9 +36,13 @@ EXTRA = 10**9  # what the limit allows beside twice the largest tensor
 
 def main() -> None:
     """Make the checkpoint, edit it in a process of its own, print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--blocks", type=int, default=6)
-    parser.add_argument("--folder", default=None, help="where to put both checkpoints; default: a temporary folder")
+    parser.add_argument(
+        "--folder", default=None, help="where to put both checkpoints; default: a temporary folder"
+    )
     parser.add_argument("--child", nargs=3, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -56,15 +61,22 @@ def measure(folder: Path, n_blocks: int) -> None:
           f"{time.perf_counter() - start:.0f} s")  # fmt: skip
     checkpoint = open_checkpoint(source)
     largest = max(entry.nbytes for entry in checkpoint.entries.values())
-    vector = torch.randn(checkpoint.config["hidden_size"], generator=torch.Generator().manual_seed(0))
+    vector = torch.randn(
+        checkpoint.config["hidden_size"], generator=torch.Generator().manual_seed(0)
+    )
     direction = Direction(vector / vector.norm(), 1.0, -1, 2)
     direction.save(file)
     run = subprocess.run(
-        [sys.executable, __file__, "--child", str(source), str(file), str(out)], check=True, stdout=subprocess.PIPE
+        [sys.executable, __file__, "--child", str(source), str(file), str(out)],
+        check=True,
+        stdout=subprocess.PIPE,
     )
     found: dict[str, Any] = json.loads(run.stdout)
     limit = 2 * largest + EXTRA
-    print(f"{found['edited']} of {len(checkpoint.entries)} tensors edited, largest tensor {largest / 1e9:.2f} GB")
+    print(
+        f"{found['edited']} of {len(checkpoint.entries)} tensors edited, largest tensor "
+        f"{largest / 1e9:.2f} GB"
+    )
     print(f"peak memory {found['peak'] / 1e9:.2f} GB, limit {limit / 1e9:.2f} GB, "
           f"of it {found['idle'] / 1e9:.2f} GB the interpreter and its libraries")  # fmt: skip
     print(f"{found['plan']:.1f} s to work out the edit; all {found['seconds']:.1f} s, "
@@ -94,7 +106,10 @@ def compare(source: Path, out: Path, direction: Direction) -> None:
         f"{prefix}self_attn.o_proj.weight": 0,
         f"{prefix}mlp.down_proj.weight": 0,
     }
-    for name in ["model.embed_tokens.weight", *(name for name in before.entries if name.startswith(prefix))]:
+    for name in [
+        "model.embed_tokens.weight",
+        *(name for name in before.entries if name.startswith(prefix)),
+    ]:
         tensor = before.read(name)
         if name in expected:
             tensor = project_weight(tensor, expected[name], direction.vector)
@@ -104,15 +119,22 @@ def compare(source: Path, out: Path, direction: Direction) -> None:
 
 
 def make_checkpoint(folder: Path, n_blocks: int) -> int:
-    """Write random bfloat16 weights in shards of about a gigabyte; returns the bytes of all tensors."""
+    """Write random bfloat16 weights in shards of about a gigabyte; returns the bytes of all
+    tensors.
+    """
     config = AutoConfig.for_model(
         "llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=n_blocks, num_attention_heads=32,
         num_key_value_heads=8, vocab_size=128256, dtype="bfloat16", tie_word_embeddings=False,
     )  # fmt: skip
-    shapes = {name: tuple(parameter.shape) for name, parameter in skeleton(config).named_parameters()}
+    shapes = {
+        name: tuple(parameter.shape) for name, parameter in skeleton(config).named_parameters()
+    }
     shards: list[list[str]] = [[]]
     for name, shape in shapes.items():
-        if shards[-1] and sum(nbytes(shapes[other]) for other in shards[-1]) + nbytes(shape) > SHARD:
+        if (
+            shards[-1]
+            and sum(nbytes(shapes[other]) for other in shards[-1]) + nbytes(shape) > SHARD
+        ):
             shards.append([])
         shards[-1].append(name)
     places: dict[str, str] = {}
@@ -132,7 +154,9 @@ def blocks(table: list[tuple[str, str, tuple[int, ...], int]]) -> Iterator[bytes
     yield header_bytes(table, {"format": "pt"})
     for *_, size in table:
         for start in range(0, size, PIECE):
-            piece = torch.empty(min(PIECE, size - start) // 2, dtype=torch.bfloat16).normal_(std=0.02)
+            piece = torch.empty(min(PIECE, size - start) // 2, dtype=torch.bfloat16).normal_(
+                std=0.02
+            )
             yield as_bytes(piece)
 
 

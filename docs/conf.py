@@ -1,7 +1,7 @@
 """The documentation site.
 
-Sphinx, because it reads these Markdown pages (MyST), takes the reference from docstrings and from the command line, and
-turns every broken link, name and reference into an error (`-n -W`).
+Sphinx, because it reads these Markdown pages (MyST), takes the reference from docstrings and from
+the command line, and turns every broken link, name and reference into an error (`-n -W`).
 
 Nothing is fetched while building or reading: equations are MathML, fonts are the reader's.
 """
@@ -31,7 +31,10 @@ napoleon_use_ivar = True  # attributes beside the class that has them, not once 
 
 # Names of other packages are not links, since their indexes would have to be fetched.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|transformers|pandas|pathlib|pydantic|collections|datetime|jaxtyping|typing)\..*"),
+    (
+        "py:.*",
+        r"(torch|transformers|pandas|pathlib|pydantic|collections|datetime|jaxtyping|typing)\..*",
+    ),
     ("py:.*", r"(Path|Tensor|Float|Int|NoneType)"),
 ]
 
@@ -58,10 +61,14 @@ def _block(self: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def _levels(*event: Any) -> None:
-    """A caption in the sidebar says that it is a heading but not of which level, which screen readers need."""
+    """A caption in the sidebar says that it is a heading but not of which level, which screen
+    readers need.
+    """
     context = event[3]
     tree = context["furo_navigation_tree"]
-    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    context["furo_navigation_tree"] = tree.replace(
+        'role="heading"', 'role="heading" aria-level="2"'
+    )
 
 
 def _parseable(*event: Any) -> tuple[str | None, str | None]:
@@ -71,7 +78,9 @@ def _parseable(*event: Any) -> tuple[str | None, str | None]:
 
 
 def setup(app: Sphinx) -> None:
-    """Equations as MathML, which browsers draw by themselves: Sphinx's own renderers need a script or TeX."""
+    """Equations as MathML, which browsers draw by themselves: Sphinx's own renderers need a script
+    or TeX.
+    """
     app.connect("html-page-context", _levels, priority=900)  # after the theme has made the tree
     app.connect("autodoc-process-signature", _parseable)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))

@@ -15,13 +15,17 @@ import tiny_models  # noqa: E402  (after the hook)
 from refusal import ChatModel, Prompt, PromptPair  # noqa: E402
 from refusal.core.records import Label  # noqa: E402
 
-torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much when something else runs
+torch.set_num_threads(
+    1
+)  # tiny models gain nothing from more, and lose much when something else runs
 
 DATA = Path(os.environ.get("REFUSAL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the real model first: they take longest, and nothing shall wait for them at the end."""
+    """Files with the real model first: they take longest, and nothing shall wait for them at the
+    end.
+    """
     slow = {item.path for item in items if item.get_closest_marker("embedded") is not None}
     items.sort(key=lambda item: item.path not in slow)
 

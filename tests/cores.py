@@ -1,4 +1,6 @@
-"""How many threads a test with the real model may use: its share of the machine when tests run side by side."""
+"""How many threads a test with the real model may use: its share of the machine when tests run side
+by side.
+"""
 
 import os
 from collections.abc import Iterator

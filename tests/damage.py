@@ -17,7 +17,9 @@ DEEP = "[" * 100_000
 def files_of(run: Path) -> list[Path]:
     """What the readers read: all but pages, tables and pictures."""
     found = (path.relative_to(run) for path in run.rglob("*") if path.is_file())
-    return sorted(path for path in found if path.suffix in (".json", ".jsonl", ".toml", ".safetensors"))
+    return sorted(
+        path for path in found if path.suffix in (".json", ".jsonl", ".toml", ".safetensors")
+    )
 
 
 def damage(content: bytes, kind: str, seed: int) -> bytes:
@@ -28,7 +30,9 @@ def damage(content: bytes, kind: str, seed: int) -> bytes:
 
 def kinds_for(path: Path) -> tuple[str, ...]:
     """The kinds of damage that make sense for a file."""
-    return {".toml": ("bytes",), ".safetensors": ("bytes", "header")}.get(path.suffix, ("bytes", "json", "json"))
+    return {".toml": ("bytes",), ".safetensors": ("bytes", "header")}.get(
+        path.suffix, ("bytes", "json", "json")
+    )
 
 
 def _bytes(content: bytes, chance: random.Random) -> bytes:
@@ -55,7 +59,9 @@ def _flipped(content: bytes, chance: random.Random) -> bytes:
 
 
 def _json(content: bytes, chance: random.Random) -> bytes:
-    """Another value, a field less or a field more, somewhere in one of the values that the file holds."""
+    """Another value, a field less or a field more, somewhere in one of the values that the file
+    holds.
+    """
     lines = content.decode().splitlines(keepends=True)
     try:
         values = [json.loads(content)]

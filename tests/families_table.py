@@ -1,4 +1,5 @@
-"""The table in docs/families.md, measured on tiny random models: ``python tests/families_table.py > docs/families.md``.
+"""The table in docs/families.md, measured on tiny random models: ``python tests/families_table.py >
+docs/families.md``.
 
 A column is a function from a case to a cell. ``tests/test_families_table.py`` measures all again.
 """
@@ -78,7 +79,11 @@ class Case:
 
 def discovered(case: Case) -> Cell:
     """The writers per block."""
-    return Cell("; ".join(" + ".join(f"`{name}`" for name in kind) for kind in sorted(case.model.sites.kinds)))
+    return Cell(
+        "; ".join(
+            " + ".join(f"`{name}`" for name in kind) for kind in sorted(case.model.sites.kinds)
+        )
+    )
 
 
 def additive(case: Case) -> Cell:
@@ -124,7 +129,11 @@ def lora(case: Case) -> Cell:
         except ExportError as error:
             return Cell("no:", str(error).split(",")[0])
         base = tiny_models.network(case.family)
-        found = peft.PeftModel.from_pretrained(base, Path(folder) / "adapter").eval()(input_ids=ids).logits
+        found = (
+            peft.PeftModel.from_pretrained(base, Path(folder) / "adapter")
+            .eval()(input_ids=ids)
+            .logits
+        )
         with orthogonalised(case.model, case.direction):
             expected = case.model.hf(input_ids=ids).logits
     return _within(float((found - expected).abs().max()), 1e-3)
@@ -133,7 +142,9 @@ def lora(case: Case) -> Cell:
 def streaming(case: Case) -> Cell:
     """The checkpoint edited tensor by tensor, and loaded, does what the edited weights do."""
     ids = torch.tensor([case.model.tokenize(PROMPTS[:1])[0]])
-    auto: Any = AutoModelForImageTextToText if case.kind.wrapper is not None else AutoModelForCausalLM
+    auto: Any = (
+        AutoModelForImageTextToText if case.kind.wrapper is not None else AutoModelForCausalLM
+    )
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         source, out = Path(folder) / "source", Path(folder) / "out"
         tiny_models.network(case.family).save_pretrained(source, max_shard_size="40KB")
@@ -170,7 +181,10 @@ def table() -> dict[str, dict[str, Cell]]:
 def markdown(rows: dict[str, dict[str, Cell]]) -> str:
     """The whole page."""
     lines = [f"| family | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|"]
-    lines += [f"| {family} | {' | '.join(str(cell) for cell in row.values())} |" for family, row in rows.items()]
+    lines += [
+        f"| {family} | {' | '.join(str(cell) for cell in row.values())} |"
+        for family, row in rows.items()
+    ]
     return "\n".join([INTRO, *lines]) + "\n"
 
 

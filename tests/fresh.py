@@ -28,10 +28,16 @@ print(json.dumps(texts))
 """
 
 
-def reload(base: Path, adapter: Path | None, dtype: str, prompts: Sequence[str], length: int = 16) -> list[str]:
-    """Greedy completions of a folder, perhaps with an adapter, in a process that knows transformers and PEFT only."""
+def reload(
+    base: Path, adapter: Path | None, dtype: str, prompts: Sequence[str], length: int = 16
+) -> list[str]:
+    """Greedy completions of a folder, perhaps with an adapter, in a process that knows transformers
+    and PEFT only.
+    """
     argument = json.dumps([str(base), adapter and str(adapter), dtype, list(prompts), length])
-    done = subprocess.run([sys.executable, "-c", RELOAD, argument], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, argument], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     texts: list[str] = json.loads(done.stdout.strip().splitlines()[-1])
     return texts

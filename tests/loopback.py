@@ -1,4 +1,6 @@
-"""A small server on loopback that answers chat completions as a test says, and remembers what it was asked."""
+"""A small server on loopback that answers chat completions as a test says, and remembers what it
+was asked.
+"""
 
 import json
 import re
@@ -16,7 +18,9 @@ from refusal import Completion
 
 @dataclass
 class Reply:
-    """What is sent back: a status and a body, after some seconds; ``drop`` closes the connection instead."""
+    """What is sent back: a status and a body, after some seconds; ``drop`` closes the connection
+    instead.
+    """
 
     body: str = ""
     status: int = 200
@@ -28,16 +32,25 @@ class Reply:
 def says(text: Any, tokens: tuple[int, int] | None = (100, 5), **more: Any) -> Reply:
     """A chat completion with that content."""
     usage = (
-        {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)} if tokens else None
+        {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
+        if tokens
+        else None
     )
-    return Reply(json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}), **more)
+    return Reply(
+        json.dumps(
+            {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
+        ),
+        **more,
+    )
 
 
 @dataclass
 class Server:
-    """``behave(item, n)`` is asked for the reply to the ``n``-th request about that item (both from 0).
+    """``behave(item, n)`` is asked for the reply to the ``n``-th request about that item (both from
+    0).
 
-    The item is the number after ITEM in the request; without one, a number that only the same request has.
+    The item is the number after ITEM in the request; without one, a number that only the same
+    request has.
     """
 
     behave: Callable[[int, int], Reply]
@@ -86,7 +99,9 @@ def serving(behave: Callable[[int, int], Reply]) -> Iterator[Server]:
             try:
                 self.send_response(reply.status)
                 self.send_header("Content-Type", "application/json")
-                self.send_header("retry-after-ms", "5")  # the client would wait half a second or more
+                self.send_header(
+                    "retry-after-ms", "5"
+                )  # the client would wait half a second or more
                 self.send_header("Connection", "close")
                 self.end_headers()
                 for _ in range(40 if reply.dribble else 0):
@@ -97,13 +112,15 @@ def serving(behave: Callable[[int, int], Reply]) -> Iterator[Server]:
             except OSError:
                 pass  # the client has hung up
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, form: str, *args: Any) -> None:
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     server.url = f"http://127.0.0.1:{http.server_port}/v1"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     try:
         yield server

@@ -1,4 +1,6 @@
-"""The method written the plain way, prompt by prompt, with transformers only: the oracle for the fast paths."""
+"""The method written the plain way, prompt by prompt, with transformers only: the oracle for the
+fast paths.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +12,9 @@ from transformers import PreTrainedModel
 from refusal import CandidateScore
 
 
-def block_inputs(hf: PreTrainedModel, blocks: Sequence[nn.Module], ids: Sequence[int]) -> list[Tensor]:
+def block_inputs(
+    hf: PreTrainedModel, blocks: Sequence[nn.Module], ids: Sequence[int]
+) -> list[Tensor]:
     """Input of every block and the output of the last for one prompt, ``(token, d_model)`` each."""
     seen: list[Tensor] = []
 
@@ -47,12 +51,22 @@ def kl(base: Tensor, other: Tensor) -> float:
 
 
 class Ablated:
-    """Project a unit vector out of every block input and every listed write, and out of the last block's output."""
+    """Project a unit vector out of every block input and every listed write, and out of the last
+    block's output.
+    """
 
-    def __init__(self, hf: PreTrainedModel, blocks: Sequence[str], writers: Sequence[Sequence[str]], unit: Tensor):
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        blocks: Sequence[str],
+        writers: Sequence[Sequence[str]],
+        unit: Tensor,
+    ):
         self.hooks: list[Any] = []
         for block in blocks:
-            self.hooks.append(hf.get_submodule(block).register_forward_pre_hook(self._before, with_kwargs=True))
+            self.hooks.append(
+                hf.get_submodule(block).register_forward_pre_hook(self._before, with_kwargs=True)
+            )
         for name in [n for group in writers for n in group]:
             self.hooks.append(hf.get_submodule(name).register_forward_hook(self._after))
         self.unit = unit
@@ -98,7 +112,12 @@ class Added:
 
 
 def bypass_values(
-    hf: PreTrainedModel, blocks: Sequence[str], writers: Sequence[Sequence[str]], rows: Any, direction: Any, tokens: Any
+    hf: PreTrainedModel,
+    blocks: Sequence[str],
+    writers: Sequence[Sequence[str]],
+    rows: Any,
+    direction: Any,
+    tokens: Any,
 ) -> list[float]:
     """Refusal metric of each prompt with the direction projected out everywhere."""
     with Ablated(hf, blocks, writers, direction.vector):

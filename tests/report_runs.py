@@ -1,4 +1,6 @@
-"""Run folders for the report's tests: one with everything that a tiny model gives, and what can be broken in them."""
+"""Run folders for the report's tests: one with everything that a tiny model gives, and what can be
+broken in them.
+"""
 
 import json
 from pathlib import Path
@@ -9,11 +11,12 @@ import saved
 from refusal import run
 from refusal.config.run_config import RunConfig
 
-# Nothing of these may do anything: markup, scripts, terminal escapes, right-to-left overrides, sheer length.
+# Nothing of these may do anything: markup, scripts, terminal escapes, right-to-left overrides,
+# sheer length.
 NASTY = (
-    "</div></article><script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
-    "\x1b[2J\x1b[31mred\x07 \u202eevil\u202c \u2067x\u2069 שלום مرحبا "
-    "{{ 7 * 7 }} {% raw %} &amp; ' \" ` \x00\x85\u2028\ufeff end"
+    "</div></article><script>document.title = 'owned'</script><img src=x "
+    "onerror=\"document.title='owned'\">\x1b[2J\x1b[31mred\x07 \u202eevil\u202c \u2067x\u2069 "
+    "שלום مرحبا {{ 7 * 7 }} {% raw %} &amp; ' \" ` \x00\x85\u2028\ufeff end"
 )
 LONG = "word<b> " * 1300  # 10,400 characters
 
@@ -45,13 +48,17 @@ def rewrite(run: Path, file: str, **changes: list[Any]) -> None:
 
 
 def rates(run: Path, **shares: tuple[float, float, float]) -> None:
-    """Put other rates into ``metrics.json``: ``harmful_ablation=(value, low, high)``, for the refusal rate."""
+    """Put other rates into ``metrics.json``: ``harmful_ablation=(value, low, high)``, for the
+    refusal rate.
+    """
     path = run / "metrics.json"
     rows = json.loads(path.read_text(encoding="utf-8"))
     for key, (value, low, high) in shares.items():
-        set, _, rest = key.partition("_")
+        set_name, _, rest = key.partition("_")
         condition, _, change = rest.partition("_")
         name = "refusal_rate_change" if change else "refusal_rate"
-        row = next(r for r in rows if (r["name"], r["set"], r["condition"]) == (name, set, condition))
+        row = next(
+            r for r in rows if (r["name"], r["set"], r["condition"]) == (name, set_name, condition)
+        )
         row.update(value=value, low=low, high=high, n=100)
     path.write_text(json.dumps(rows), encoding="utf-8")

@@ -8,7 +8,8 @@ from conftest import make_prompts
 
 from refusal import RunConfig, make_config
 
-# Enough prompts that every split of either class has some to spare; no filter, since random weights refuse nothing.
+# Enough prompts that every split of either class has some to spare; no filter, since random weights
+# refuse nothing.
 PER_CLASS = 60
 SMALL: dict[str, Any] = {
     "n_train": 8,
@@ -28,7 +29,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def save_model(folder: Path, template: str | None = "bare", family: str = "llama", seed: int = 0) -> Path:
+def save_model(
+    folder: Path, template: str | None = "bare", family: str = "llama", seed: int = 0
+) -> Path:
     """Write a tiny model and its tokenizer as ``save_pretrained`` does."""
     tiny_models.network(family, seed).save_pretrained(folder)
     tiny_models.tokenizer(template).save_pretrained(folder)

@@ -18,7 +18,9 @@ def free_port() -> int:
 
 @contextmanager
 def served(folder: Path | None = None, dtype: str = "auto") -> Iterator[str]:
-    """The server while the block runs, of one model or of any folder that a request names; its address."""
+    """The server while the block runs, of one model or of any folder that a request names; its
+    address.
+    """
     from transformers.cli.serve import Serve
 
     port = free_port()

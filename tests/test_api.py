@@ -18,12 +18,17 @@ def test_all_is_sorted_and_every_name_is_there() -> None:
 def test_all_lists_everything_that_the_package_imports_for_its_users() -> None:
     tree = ast.parse(Path(refusal.__file__).read_text(encoding="utf-8"))
     imported = [
-        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     ]
     assert sorted(imported) == refusal.__all__
 
 
-ERRORS = [v for v in vars(errors).values() if inspect.isclass(v) and v.__module__ == errors.__name__]
+ERRORS = [
+    v for v in vars(errors).values() if inspect.isclass(v) and v.__module__ == errors.__name__
+]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)

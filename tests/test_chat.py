@@ -45,7 +45,9 @@ def test_system_prompt_is_the_templates_own_unless_given() -> None:
 
 
 def test_template_that_rejects_a_system_role_is_named() -> None:
-    with pytest.raises(ChatTemplateError, match=r"rejects a system prompt .*System role not supported.*--system"):
+    with pytest.raises(
+        ChatTemplateError, match=r"rejects a system prompt .*System role not supported.*--system"
+    ):
         find_format(tiny_models.tokenizer("no-system"), system="Be curt.")
 
 
@@ -63,8 +65,8 @@ def test_template_with_nothing_after_the_instruction_is_refused() -> None:
 
 PARTS = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n"
-    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
-    "<|end|>\n{% endfor %}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% "
+    "endfor %}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 

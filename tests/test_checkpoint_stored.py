@@ -1,4 +1,6 @@
-"""What a checkpoint stores, against what its config says of it: weights are plain numbers, or said to be none."""
+"""What a checkpoint stores, against what its config says of it: weights are plain numbers, or said
+to be none.
+"""
 
 import json
 import shutil
@@ -39,14 +41,20 @@ def configure(folder: Path, **changes: Any) -> None:
 
 
 def store(folder: Path, change: dict[str, Tensor]) -> None:
-    save_file(load_file(folder / "model.safetensors") | change, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        load_file(folder / "model.safetensors") | change,
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "float8_e4m3fn", "float8_e5m2"])
 def test_a_weight_in_another_kind_of_number_is_named(folder: Path, dtype: str) -> None:
     weight = load_file(folder / "model.safetensors")[UP]
     store(folder, {UP: (weight * 50).to(getattr(torch, dtype))})
-    with pytest.raises(ModelLoadError, match=r"1 weight of .*up_proj\.weight \((I8|U8|I32|F8_E4M3|F8_E5M2)\)"):
+    with pytest.raises(
+        ModelLoadError, match=r"1 weight of .*up_proj\.weight \((I8|U8|I32|F8_E4M3|F8_E5M2)\)"
+    ):
         load(str(folder), dtype="float32")
 
 
@@ -61,15 +69,24 @@ def test_it_is_named_in_shards_and_in_pickled_weights(folder: Path, how: str) ->
         parts = {"a.safetensors": [UP], "b.safetensors": [name for name in tensors if name != UP]}
         for file, names in parts.items():
             save_file({name: tensors[name] for name in names}, folder / file, {"format": "pt"})
-        index = {"metadata": {}, "weight_map": {name: file for file, names in parts.items() for name in names}}
+        index = {
+            "metadata": {},
+            "weight_map": {name: file for file, names in parts.items() for name in names},
+        }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(ModelLoadError, match=r"1 weight of .*up_proj\.weight \((I8|int8)\)"):
         load(str(folder), dtype="float32")
 
 
-def test_an_expert_that_the_loader_joins_with_others_is_named_as_it_is_stored(tmp_path: Path) -> None:
+def test_an_expert_that_the_loader_joins_with_others_is_named_as_it_is_stored(
+    tmp_path: Path,
+) -> None:
     folder = saved.save_model(tmp_path, "bare", "mixtral")
-    name = next(each for each in load_file(folder / "model.safetensors") if each.endswith("experts.2.w1.weight"))
+    name = next(
+        each
+        for each in load_file(folder / "model.safetensors")
+        if each.endswith("experts.2.w1.weight")
+    )
     store(folder, {name: (load_file(folder / "model.safetensors")[name] * 50).to(torch.int8)})
     with pytest.raises(ModelLoadError, match=r"experts\.2\.w1\.weight \(I8\)"):
         load(str(folder), dtype="float32")
@@ -93,9 +110,13 @@ def test_integers_that_are_no_weights_are_no_fault(tmp_path: Path) -> None:
     ],
     ids=["fp8", "mxfp4", "4bit", "8bit", "gptq"],
 )
-def test_a_quantisation_over_plain_numbers_is_a_disagreement(folder: Path, claim: dict[str, Any]) -> None:
+def test_a_quantisation_over_plain_numbers_is_a_disagreement(
+    folder: Path, claim: dict[str, Any]
+) -> None:
     configure(folder, quantization_config=claim)
-    with pytest.raises(ModelLoadError, match=r"config and the weights of .* disagree.*plain numbers \(F32\)"):
+    with pytest.raises(
+        ModelLoadError, match=r"config and the weights of .* disagree.*plain numbers \(F32\)"
+    ):
         load(str(folder), dtype="float32")
 
 
@@ -123,7 +144,9 @@ def test_no_loader_runs_or_asks_about_a_checkpoint_s_own_code(folder: Path) -> N
         lambda: load(str(folder)),
         lambda: model_outline(str(folder)),
         lambda: read_config(open_checkpoint(folder)),
-        lambda: list(make_judge(judge, options).judge([Completion("a", "Why?", "So.", "compliance")])),
+        lambda: list(
+            make_judge(judge, options).judge([Completion("a", "Why?", "So.", "compliance")])
+        ),
     )
     for each in tries:
         with pytest.raises(ModelLoadError, match=r"code of its own .*which is not run"):

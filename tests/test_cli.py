@@ -1,4 +1,6 @@
-"""The command line: exit codes, one clear message for every mistake, JSON on stdout and everything else on stderr."""
+"""The command line: exit codes, one clear message for every mistake, JSON on stdout and everything
+else on stderr.
+"""
 
 import errno
 import json
@@ -80,11 +82,15 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the job
 
 
-def test_the_whole_job_prints_json_on_stdout_only(cli: Cli, config: RunConfig, tmp_path: Path) -> None:
+def test_the_whole_job_prints_json_on_stdout_only(
+    cli: Cli, config: RunConfig, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     done = cli("run", *saved.flags(config), "--out", str(out), "--json")
     assert done.code == 0
-    assert done.err.startswith("warning: None of the 3 baseline completions")  # random weights write no language
+    assert done.err.startswith(
+        "warning: None of the 3 baseline completions"
+    )  # random weights write no language
     assert done.err.count("\n") == 1
     result = json.loads(done.out)
     assert result["folder"] == str(out)
@@ -96,11 +102,20 @@ def test_the_whole_job_prints_json_on_stdout_only(cli: Cli, config: RunConfig, t
     assert (again.code, again.out) == (0, done.out)
 
 
-def test_a_person_gets_tokens_direction_and_rates_and_the_path(cli: Cli, config: RunConfig, tmp_path: Path) -> None:
+def test_a_person_gets_tokens_direction_and_rates_and_the_path(
+    cli: Cli, config: RunConfig, tmp_path: Path
+) -> None:
     done = cli("run", *saved.flags(config), "--out", str(tmp_path / "run"))
     assert done.code == 0
     assert done.out == f"Run folder: {tmp_path / 'run'}\n"
-    for part in ("Refusal tokens (given): 'I'", "Direction: position", "bypass", "subtraction", "addition", "0%"):
+    for part in (
+        "Refusal tokens (given): 'I'",
+        "Direction: position",
+        "bypass",
+        "subtraction",
+        "addition",
+        "0%",
+    ):
         assert part in done.err
     assert "\x1b" not in done.err
 
@@ -119,7 +134,12 @@ def test_a_single_stage_verb_stops_after_its_stage(
 ) -> None:
     done = cli(verb, *saved.flags(config), "--out", str(tmp_path / "run"), "--json")
     assert done.code == 0
-    order = ["candidates.safetensors", "direction.safetensors", "completions/harmless.addition.jsonl", "metrics.json"]
+    order = [
+        "candidates.safetensors",
+        "direction.safetensors",
+        "completions/harmless.addition.jsonl",
+        "metrics.json",
+    ]
     there = [name for name in order if (tmp_path / "run" / name).exists()]
     assert there == order[: order.index(last) + 1]
     result = json.loads(done.out)
@@ -127,7 +147,9 @@ def test_a_single_stage_verb_stops_after_its_stage(
     assert (result["metrics"] == []) == (verb != "evaluate")
 
 
-def test_the_verbs_one_after_the_other_do_what_run_does(cli: Cli, config: RunConfig, tmp_path: Path) -> None:
+def test_the_verbs_one_after_the_other_do_what_run_does(
+    cli: Cli, config: RunConfig, tmp_path: Path
+) -> None:
     for verb in ("extract", "select", "generate", "evaluate"):
         cli(verb, *saved.flags(config), "--out", str(tmp_path / "steps"))
     times = saved.times(tmp_path / "steps")
@@ -135,15 +157,30 @@ def test_the_verbs_one_after_the_other_do_what_run_does(cli: Cli, config: RunCon
     assert saved.times(tmp_path / "steps") == times
 
 
-def test_as_a_program_it_prints_no_bar_and_no_escape_code(config: RunConfig, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "refusal", "run", *saved.flags(config), "--out", str(tmp_path / "run"), "-q"]
+def test_as_a_program_it_prints_no_bar_and_no_escape_code(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "refusal",
+        "run",
+        *saved.flags(config),
+        "--out",
+        str(tmp_path / "run"),
+        "-q",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    loud = subprocess.run(command[:-1], capture_output=True, text=True, encoding="utf-8", check=False)
+    loud = subprocess.run(
+        command[:-1], capture_output=True, text=True, encoding="utf-8", check=False
+    )
     assert loud.returncode == 0
     assert loud.stdout == f"Run folder: {tmp_path / 'run'}\n"
     assert not re.search(r"\x1b|\r|it/s|%\|", loud.stderr)
-    failed = subprocess.run([*command[:3], "run", "no-such", "-q"], capture_output=True, text=True, check=False)
+    failed = subprocess.run(
+        [*command[:3], "run", "no-such", "-q"], capture_output=True, text=True, check=False
+    )
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1
@@ -157,10 +194,15 @@ def test_verbose_tells_what_is_reused(cli: Cli, config: RunConfig, tmp_path: Pat
     )
 
 
-def test_a_run_can_be_repeated_from_its_run_toml(cli: Cli, config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_can_be_repeated_from_its_run_toml(
+    cli: Cli, config: RunConfig, tmp_path: Path
+) -> None:
     first = tmp_path / "first"
     cli("select", *saved.flags(config), "--out", str(first))
-    assert cli("select", "--config", str(first / "run.toml"), "--out", str(tmp_path / "second")).code == 0
+    assert (
+        cli("select", "--config", str(first / "run.toml"), "--out", str(tmp_path / "second")).code
+        == 0
+    )
     for name in ("run.toml", "candidates.safetensors", "direction.safetensors", "scores.json"):
         assert (tmp_path / "second" / name).read_bytes() == (first / name).read_bytes()
 
@@ -182,9 +224,13 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "o.toml"
-    file.write_text('model = "a/b"\nn_val = 5\nn_test = 6\nfilter = false\nseed = 3\n', encoding="utf-8")
+    file.write_text(
+        'model = "a/b"\nn_val = 5\nn_test = 6\nfilter = false\nseed = 3\n', encoding="utf-8"
+    )
     given = ["--n-test", "100", "--seed=-7", "--filter"]  # 100 and filter are the defaults
-    config, out = settings(monkeypatch, cli, "run", "--preset", "quick", "--config", str(file), *given)
+    config, out = settings(
+        monkeypatch, cli, "run", "--preset", "quick", "--config", str(file), *given
+    )
     assert (config.model, config.n_train, config.n_val, config.n_test) == ("a/b", 32, 5, 100)
     assert (config.seed, config.filter) == (-7, True)
     assert out == Path("runs/a-b")
@@ -196,7 +242,11 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(
     ("arguments", "model", "folder"),
     [
         ([], "embedded", "runs/embedded"),
-        (["Qwen/Qwen2.5-1.5B-Instruct"], "Qwen/Qwen2.5-1.5B-Instruct", "runs/Qwen-Qwen2.5-1.5B-Instruct"),
+        (
+            ["Qwen/Qwen2.5-1.5B-Instruct"],
+            "Qwen/Qwen2.5-1.5B-Instruct",
+            "runs/Qwen-Qwen2.5-1.5B-Instruct",
+        ),
         (["../models/tiny/"], "../models/tiny/", "runs/models-tiny"),
         (["."], ".", "runs/model"),
         (["m.gguf", "--out", "x/y"], "m.gguf", "x/y"),
@@ -213,7 +263,8 @@ def test_the_model_and_the_folder_have_defaults(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], [], ["chat", "--help"], *([v, "--help"] for v in VERBS)]
+    "arguments",
+    [["--help"], ["--version"], [], ["chat", "--help"], *([v, "--help"] for v in VERBS)],
 )
 def test_help_and_version_end_with_zero(cli: Cli, arguments: list[str]) -> None:
     done = cli(*arguments)
@@ -255,7 +306,9 @@ def test_help_names_every_option(cli: Cli) -> None:
         (["chat", "--n-train", "3"], "--n-train"),
     ],
 )
-def test_wrong_usage_is_one_message_and_exit_code_2(cli: Cli, arguments: list[str], message: str) -> None:
+def test_wrong_usage_is_one_message_and_exit_code_2(
+    cli: Cli, arguments: list[str], message: str
+) -> None:
     done = cli(*arguments)
     assert (done.code, done.out) == (2, "")
     assert message in done.message
@@ -284,7 +337,12 @@ def test_an_unknown_model_or_no_network(cli: Cli, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_chat_template_that_does_not_serve(
-    cli: Cli, config: RunConfig, tmp_path: Path, template: str | None, arguments: list[str], message: str
+    cli: Cli,
+    config: RunConfig,
+    tmp_path: Path,
+    template: str | None,
+    arguments: list[str],
+    message: str,
 ) -> None:
     folder = saved.save_model(tmp_path / "model", template=template)
     done = cli("run", *saved.flags(config.model_copy(update={"model": str(folder)})), *arguments)
@@ -307,7 +365,13 @@ def test_a_chat_template_that_does_not_serve(
     ],
 )
 def test_a_prompt_file_that_cannot_be_used(
-    cli: Cli, source: Path, tmp_path: Path, name: str, content: bytes | None, arguments: list[str], message: str
+    cli: Cli,
+    source: Path,
+    tmp_path: Path,
+    name: str,
+    content: bytes | None,
+    arguments: list[str],
+    message: str,
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -317,21 +381,27 @@ def test_a_prompt_file_that_cannot_be_used(
     assert name in done.message
 
 
-def test_a_file_without_a_class_says_how_to_give_one(cli: Cli, source: Path, tmp_path: Path) -> None:
+def test_a_file_without_a_class_says_how_to_give_one(
+    cli: Cli, source: Path, tmp_path: Path
+) -> None:
     (tmp_path / "p.txt").write_text("One.\nTwo.\n", encoding="utf-8")
     done = cli("run", str(source), "--prompts", str(tmp_path / "p.txt"))
     assert done.code == 2
     assert "harmful=" in done.message
 
 
-def test_duplicate_prompts_count_once(cli: Cli, config: RunConfig, tmp_path: Path, prompts: tuple[str, ...]) -> None:
+def test_duplicate_prompts_count_once(
+    cli: Cli, config: RunConfig, tmp_path: Path, prompts: tuple[str, ...]
+) -> None:
     lines = [p.text for p in make_prompts("harmful", saved.PER_CLASS)]
     (tmp_path / "twice.txt").write_text("\n".join([*lines, *lines]), encoding="utf-8")
     counts = []
     for harmful, out in ((prompts[0], "once"), (f"harmful={tmp_path / 'twice.txt'}", "twice")):
         arguments = saved.flags(config.model_copy(update={"prompts": (harmful, prompts[1])}))
         assert cli("extract", *arguments, "--out", out).code == 0
-        counts.append(json.loads(Path(out, "manifest.json").read_text(encoding="utf-8"))["prompts"]["counts"])
+        counts.append(
+            json.loads(Path(out, "manifest.json").read_text(encoding="utf-8"))["prompts"]["counts"]
+        )
     assert counts[0] == counts[1]
 
 
@@ -346,14 +416,18 @@ def test_too_few_prompts_that_pass_the_filter(cli: Cli, config: RunConfig) -> No
 
 
 def test_no_candidate_under_strict(cli: Cli, config: RunConfig) -> None:
-    done = cli("run", *saved.flags(config.model_copy(update={"induce_threshold": 1000.0})), "--strict")
+    done = cli(
+        "run", *saved.flags(config.model_copy(update={"induce_threshold": 1000.0})), "--strict"
+    )
     assert done.code == 1
     last = done.err.splitlines()[-1]
     assert re.match(r"error: No candidate qualifies; rejected by .*induce \d+", last)
     assert "Run without --strict" in last
 
 
-def test_without_strict_the_closest_candidate_is_marked_everywhere(cli: Cli, config: RunConfig, tmp_path: Path) -> None:
+def test_without_strict_the_closest_candidate_is_marked_everywhere(
+    cli: Cli, config: RunConfig, tmp_path: Path
+) -> None:
     arguments = saved.flags(config.model_copy(update={"induce_threshold": 1000.0}))
     done = cli("run", *arguments, "--out", str(tmp_path / "run"))
     assert done.code == 0
@@ -382,7 +456,9 @@ def test_an_out_that_is_not_writable(
     assert "not writable" in done.message
 
 
-@pytest.mark.parametrize("name", ["run.toml", "candidates.safetensors", "direction.safetensors", "metrics.json"])
+@pytest.mark.parametrize(
+    "name", ["run.toml", "candidates.safetensors", "direction.safetensors", "metrics.json"]
+)
 def test_a_full_disk_keeps_the_finished_stages(
     cli: Cli, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -409,21 +485,40 @@ def test_a_full_disk_keeps_the_finished_stages(
     assert cli("run", *saved.flags(config), "--out", str(out)).code == 0
     assert before.items() <= saved.times(out).items()
     written = sorted(CONDITIONS, key=lambda key: ORDER.index(key[1]))
-    order = ["tokens", "extract", "select", "projections", *(f"generate {s}.{c}" for s, c in written), "evaluate"]
-    stops = {"run.toml": 0, "candidates.safetensors": 1, "direction.safetensors": 2, "metrics.json": 10}
+    order = [
+        "tokens",
+        "extract",
+        "select",
+        "projections",
+        *(f"generate {s}.{c}" for s, c in written),
+        "evaluate",
+    ]
+    stops = {
+        "run.toml": 0,
+        "candidates.safetensors": 1,
+        "direction.safetensors": 2,
+        "metrics.json": 10,
+    }
     assert list(stages) == order[: stops[name]]
 
 
 def test_another_model_in_the_same_folder(cli: Cli, config: RunConfig, tmp_path: Path) -> None:
     cli("extract", *saved.flags(config), "--out", str(tmp_path / "run"))
     other = saved.save_model(tmp_path / "other", seed=1)
-    done = cli("run", *saved.flags(config.model_copy(update={"model": str(other)})), "--out", str(tmp_path / "run"))
+    done = cli(
+        "run",
+        *saved.flags(config.model_copy(update={"model": str(other)})),
+        "--out",
+        str(tmp_path / "run"),
+    )
     assert done.code == 2
     assert "holds a run of" in done.message
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 0, "model": {}, "stages": {}}'])
-def test_a_damaged_or_foreign_manifest(cli: Cli, config: RunConfig, tmp_path: Path, text: str) -> None:
+def test_a_damaged_or_foreign_manifest(
+    cli: Cli, config: RunConfig, tmp_path: Path, text: str
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.json").write_text(text, encoding="utf-8")
     done = cli("run", *saved.flags(config), "--out", str(tmp_path / "run"))
@@ -464,9 +559,13 @@ def direction(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def talk(
     cli: Cli, source: Path, direction: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Outcome, list[tuple[object, ...]], list[str]]]:
-    """Chat through typed lines; returns the outcome, the interventions of each reply, and the prompts shown."""
+    """Chat through typed lines; returns the outcome, the interventions of each reply, and the
+    prompts shown.
+    """
 
-    def call(*lines: str | type[BaseException]) -> tuple[Outcome, list[tuple[object, ...]], list[str]]:
+    def call(
+        *lines: str | type[BaseException],
+    ) -> tuple[Outcome, list[tuple[object, ...]], list[str]]:
         typed: Iterator[str | type[BaseException]] = iter(lines)
         asked: list[str] = []
         applied: list[tuple[object, ...]] = []
@@ -485,7 +584,16 @@ def talk(
 
         monkeypatch.setattr("builtins.input", type_line)
         monkeypatch.setattr(ChatModel, "apply", apply)
-        done = cli("chat", str(source), "--direction", str(direction), "--max-new-tokens", "3", "--dtype", "float32")
+        done = cli(
+            "chat",
+            str(source),
+            "--direction",
+            str(direction),
+            "--max-new-tokens",
+            "3",
+            "--dtype",
+            "float32",
+        )
         return done, applied, asked
 
     return call
@@ -501,7 +609,10 @@ def test_chat_switches_between_conditions(talk: Any, direction: Path) -> None:
     assert kinds == [[], [(Ablate, None)], [(Add, 1.0)], [(Add, -2.0)], []]
     assert all(i.direction.layer == found.layer for each in applied for i in each)
     states = [a.split("]")[0].lstrip("[") for a in asked]
-    assert states == ["baseline"] * 2 + ["ablation"] * 2 + ["add 1"] * 2 + ["add -2"] * 2 + ["baseline"] * 3
+    assert (
+        states
+        == ["baseline"] * 2 + ["ablation"] * 2 + ["add 1"] * 2 + ["add -2"] * 2 + ["baseline"] * 3
+    )
 
 
 def test_chat_replies_are_those_of_the_library(talk: Any, source: Path, direction: Path) -> None:
@@ -516,7 +627,9 @@ def test_chat_replies_are_those_of_the_library(talk: Any, source: Path, directio
         assert visible(reply).expandtabs() in done.out
 
 
-@pytest.mark.parametrize("line", ["/add x", "/add", "/add nan", "/add inf", "/add 1 2", "/remove", "/ablate now", "/"])
+@pytest.mark.parametrize(
+    "line", ["/add x", "/add", "/add nan", "/add inf", "/add 1 2", "/remove", "/ablate now", "/"]
+)
 def test_chat_explains_its_commands(talk: Any, line: str) -> None:
     done, applied, asked = talk(line, "Hi")
     assert done.code == 0
@@ -553,7 +666,9 @@ def test_chat_tells_when_the_direction_is_another_models(
     assert "found on" not in cli("chat", str(source), "--direction", str(direction)).err
 
 
-def test_chat_finds_the_direction_of_a_run(cli: Cli, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_finds_the_direction_of_a_run(
+    cli: Cli, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("builtins.input", lambda prompt: "/quit")
     cli("select", *saved.flags(config))
     assert cli("chat", config.model).code == 0
@@ -582,7 +697,13 @@ def test_chat_compares_weights_and_not_names(
 def test_inspect_describes_the_model_on_stdout(cli: Cli, source: Path) -> None:
     found = cli("inspect", str(source), "--dtype", "float32")
     assert found.code == 0
-    for words in ("LlamaForCausalLM", "self_attn + mlp in 5 blocks", "prompts share rows", "Self-checks", "ok"):
+    for words in (
+        "LlamaForCausalLM",
+        "self_attn + mlp in 5 blocks",
+        "prompts share rows",
+        "Self-checks",
+        "ok",
+    ):
         assert words in found.out
     assert "FAILED" not in found.out
     assert "Traceback" not in found.err
@@ -598,7 +719,9 @@ def test_inspect_prints_json_with_every_check(cli: Cli, source: Path) -> None:
     assert all(check["ok"] and check["value"] <= check["limit"] for check in value["checks"])
 
 
-def test_inspect_ends_with_1_if_a_check_fails(cli: Cli, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_ends_with_1_if_a_check_fails(
+    cli: Cli, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bad = Check("a sum", float("inf"), 1e-4)
     monkeypatch.setattr("refusal.audits.self_checks.CHECKS", (*CHECKS, lambda model: bad))
     found = cli("inspect", str(source), "--dtype", "float32", "--json")

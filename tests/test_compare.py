@@ -1,4 +1,6 @@
-"""Runs side by side: pairs by prompt, honest about what they do not share; `evaluate RUN` adds to a run."""
+"""Runs side by side: pairs by prompt, honest about what they do not share; `evaluate RUN` adds to a
+run.
+"""
 
 import json
 import shutil
@@ -21,7 +23,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     base = tmp_path_factory.mktemp("runs")
     prompts = saved.write_prompts(base)
     for name, seed, n in (("first", 0, 4), ("second", 1, 3)):
-        config = saved.small_config(saved.save_model(base / f"model-{name}", seed=seed), prompts, n_test=n)
+        config = saved.small_config(
+            saved.save_model(base / f"model-{name}", seed=seed), prompts, n_test=n
+        )
         run_stages(config, base / name)
     return base / "first", base / "second"
 
@@ -29,7 +33,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def mark(folder: Path, file: str, verdicts: list[str]) -> None:
     path = folder / "completions" / file
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    path.write_text("".join(json.dumps({**r, "verdict": v}) + "\n" for r, v in zip(rows, verdicts, strict=True)))
+    path.write_text(
+        "".join(json.dumps({**r, "verdict": v}) + "\n" for r, v in zip(rows, verdicts, strict=True))
+    )
 
 
 def test_changes_are_over_the_shared_prompts(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -37,7 +43,11 @@ def test_changes_are_over_the_shared_prompts(runs: tuple[Path, Path], tmp_path: 
     mark(first, "harmful.ablation.jsonl", ["compliance"] * 4)
     mark(second, "harmful.ablation.jsonl", ["refusal", "partial", "compliance"])
     found = compare([first, second])
-    row = next(r for r in found.rows if (r.name, r.set, r.condition) == ("refusal_rate", "harmful", "ablation"))
+    row = next(
+        r
+        for r in found.rows
+        if (r.name, r.set, r.condition) == ("refusal_rate", "harmful", "ablation")
+    )
     expected = stats.rate_change([False] * 3, [True, True, False])
     assert row.changes[0] is None
     change = row.changes[1]
@@ -45,12 +55,16 @@ def test_changes_are_over_the_shared_prompts(runs: tuple[Path, Path], tmp_path: 
     assert (change.value, change.low, change.high, change.p_value, change.n) == (
         expected.value, expected.low, expected.high, expected.p_value, 3,
     )  # fmt: skip
-    row = next(r for r in found.rows if (r.name, r.condition) == ("refusal_rate_corrected", "ablation"))
+    row = next(
+        r for r in found.rows if (r.name, r.condition) == ("refusal_rate_corrected", "ablation")
+    )
     assert (change := row.changes[1]) is not None
     estimate = stats.corrected_change([False] * 3, [True, True, False], DETECTOR)
     assert estimate is not None
     assert (change.value, change.low, change.high) == (estimate.value, estimate.low, estimate.high)
-    assert [run.model for run in found.runs] == [str(runs[0].parent / f"model-{run.name}") for run in runs]
+    assert [run.model for run in found.runs] == [
+        str(runs[0].parent / f"model-{run.name}") for run in runs
+    ]
     assert found.cosines[0] == pytest.approx(1)
 
 
@@ -58,14 +72,22 @@ def test_different_prompts_are_not_paired(runs: tuple[Path, Path], tmp_path: Pat
     first, second = (Path(shutil.copytree(run, tmp_path / run.name)) for run in runs)
     path = second / "completions" / "harmful.ablation.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    path.write_text("".join(json.dumps({**r, "prompt": f"other {i}"}) + "\n" for i, r in enumerate(rows)))
+    path.write_text(
+        "".join(json.dumps({**r, "prompt": f"other {i}"}) + "\n" for i, r in enumerate(rows))
+    )
     found = compare([first, second])
-    row = next(r for r in found.rows if (r.name, r.set, r.condition) == ("refusal_rate", "harmful", "ablation"))
+    row = next(
+        r
+        for r in found.rows
+        if (r.name, r.set, r.condition) == ("refusal_rate", "harmful", "ablation")
+    )
     assert row.changes == (None, None)
     assert all(value is not None for value in row.values)
 
 
-def test_the_command_prints_a_table_and_json(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table_and_json(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["compare", *map(str, runs)]) == 0
     assert "run 2" in capsys.readouterr().out
     assert main(["compare", *map(str, runs), "--json"]) == 0
@@ -83,7 +105,11 @@ def test_the_command_prints_a_table_and_json(runs: tuple[Path, Path], capsys: py
     ],
 )
 def test_what_is_no_finished_run_is_refused(
-    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str | None, message: str
+    runs: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    missing: str | None,
+    message: str,
 ) -> None:
     broken = Path(shutil.copytree(runs[0], tmp_path / "run"))
     if missing is not None:
@@ -99,16 +125,30 @@ def test_what_is_no_finished_run_is_refused(
 def test_evaluate_adds_to_a_run(runs: tuple[Path, Path], tmp_path: Path) -> None:
     out = Path(shutil.copytree(runs[0], tmp_path / "run"))
     for name in ("a", "b"):
-        (tmp_path / f"{name}.txt").write_text("The sea is wide, and the moon pulls at it.\n" * 60, encoding="utf-8")
+        (tmp_path / f"{name}.txt").write_text(
+            "The sea is wide, and the moon pulls at it.\n" * 60, encoding="utf-8"
+        )
     before = saved.times(out)
-    base = ["evaluate", str(out), "--drift-tokens", "2", "--n-texts", "2", "--text-tokens", "9", "-q"]
+    base = [
+        "evaluate",
+        str(out),
+        "--drift-tokens",
+        "2",
+        "--n-texts",
+        "2",
+        "--text-tokens",
+        "9",
+        "-q",
+    ]
     assert main([*base, "--texts", str(tmp_path / "a.txt")]) == 0
     assert main([*base, "--texts", str(tmp_path / "b.txt")]) == 0
     sets = {m["set"] for m in json.loads((out / "metrics.json").read_text(encoding="utf-8"))}
     assert {"harmful", "harmless", "own-answers", "a", "b"} <= sets
     kept = {name: when for name, when in before.items() if name != "metrics.json"}
     assert kept.items() <= saved.times(out).items()
-    assert len(read_completions(out / "completions" / "harmful.baseline.jsonl")) == 4  # the run's own n_test
+    assert (
+        len(read_completions(out / "completions" / "harmful.baseline.jsonl")) == 4
+    )  # the run's own n_test
 
 
 def test_evaluate_needs_completions_in_a_run(
@@ -122,7 +162,11 @@ def test_evaluate_needs_completions_in_a_run(
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"prompt_id": "x"}, "x"), ({"prompt": "Sing!"}, "another prompt under the name"), ({"prompt": None}, None)],
+    [
+        ({"prompt_id": "x"}, "x"),
+        ({"prompt": "Sing!"}, "another prompt under the name"),
+        ({"prompt": None}, None),
+    ],
 )
 def test_evaluate_refuses_completions_of_other_prompts(
     runs: tuple[Path, Path],

@@ -1,4 +1,6 @@
-"""Options come from a preset, a file and what was given, the later one wins; TOML holds all of them."""
+"""Options come from a preset, a file and what was given, the later one wins; TOML holds all of
+them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,9 @@ VALUES = st.fixed_dictionaries(
 
 
 @given(VALUES)
-def test_a_configuration_survives_toml(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
+def test_a_configuration_survives_toml(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
+) -> None:
     config = RunConfig(**values)
     file = tmp_path_factory.mktemp("toml") / "run.toml"
     write_toml(file, config.model_dump())
@@ -48,8 +52,17 @@ def test_presets_hold_valid_options(preset: str) -> None:
 
 def test_the_paper_preset_is_the_papers_sizes() -> None:
     config = make_config("paper")
-    assert (config.n_train, config.n_val, config.n_test, config.max_new_tokens) == (128, 32, 100, 512)
-    assert (config.rule.induce_threshold, config.rule.kl_threshold, config.rule.prune_layers) == (0.0, 0.1, 0.2)
+    assert (config.n_train, config.n_val, config.n_test, config.max_new_tokens) == (
+        128,
+        32,
+        100,
+        512,
+    )
+    assert (config.rule.induce_threshold, config.rule.kl_threshold, config.rule.prune_layers) == (
+        0.0,
+        0.1,
+        0.2,
+    )
     assert config.layer_step == 1
     assert config.filter
     assert make_config() == config
@@ -70,7 +83,9 @@ def test_the_later_source_wins(tmp_path: Path) -> None:
 def test_a_given_value_that_is_the_default_still_wins(tmp_path: Path) -> None:
     default = RunOptions().n_test
     assert make_config("quick", toml(tmp_path, n_test=6), n_test=default).n_test == default
-    assert make_config("quick", toml(tmp_path, n_val=RunOptions().n_val)).n_val == RunOptions().n_val
+    assert (
+        make_config("quick", toml(tmp_path, n_val=RunOptions().n_val)).n_val == RunOptions().n_val
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,13 +117,18 @@ def test_a_wrong_value_is_one_message(tmp_path: Path, values: dict[str, Any], me
     [
         (None, r"There is no configuration .*options\.toml"),
         (b"n_train = ", r"options\.toml cannot be read as TOML"),
-        (b"n_train = " + b"[" * 100_000, r"options\.toml cannot be read as TOML \(nested too deeply"),
+        (
+            b"n_train = " + b"[" * 100_000,
+            r"options\.toml cannot be read as TOML \(nested too deeply",
+        ),
         (b'system = "\xff"', r"options\.toml is not UTF-8 \(byte 10, line 1\)"),
         ("n_train = 3".encode("utf-16"), r"options\.toml is not UTF-8 but UTF-16"),
     ],
     ids=["missing", "broken", "deep", "not UTF-8", "UTF-16"],
 )
-def test_an_unreadable_file_is_one_message(tmp_path: Path, content: bytes | None, says: str) -> None:
+def test_an_unreadable_file_is_one_message(
+    tmp_path: Path, content: bytes | None, says: str
+) -> None:
     file = tmp_path / "options.toml"
     if content is not None:
         file.write_bytes(content)

@@ -22,7 +22,9 @@ ODD: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("config", [make_config(), make_config("quick"), make_config(**ODD)], ids=["", "quick", "odd"])
+@pytest.mark.parametrize(
+    "config", [make_config(), make_config("quick"), make_config(**ODD)], ids=["", "quick", "odd"]
+)
 def test_read_again_it_is_the_same(config: RunConfig, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(commented_toml(config), encoding="utf-8")
@@ -34,11 +36,20 @@ def test_every_option_is_there_once_with_what_it_does() -> None:
     names = re.findall(r"^(?:# )?(\w+) =", text, re.MULTILINE)
     assert sorted(names) == sorted(RunConfig.model_fields)
     for name in names:
-        assert re.search(rf"^# .*\n(?:# )?{name} =", text, re.MULTILINE), f"nothing is said about {name}"
+        assert re.search(rf"^# .*\n(?:# )?{name} =", text, re.MULTILINE), (
+            f"nothing is said about {name}"
+        )
 
 
-def test_the_command_prints_what_its_options_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "some/model", "--preset", "quick", "--n-test", "7", "--judges", "substring"]) == 0
+def test_the_command_prints_what_its_options_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            ["config", "some/model", "--preset", "quick", "--n-test", "7", "--judges", "substring"]
+        )
+        == 0
+    )
     file = tmp_path / "run.toml"
     file.write_text(capsys.readouterr().out, encoding="utf-8")
     wanted = make_config("quick", model="some/model", n_test=7, judges=("substring",))

@@ -1,4 +1,6 @@
-"""What fits into a model is known before it is run: tokens of its embedding, rows of its context."""
+"""What fits into a model is known before it is run: tokens of its embedding, rows of its
+context.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +12,15 @@ import tiny_models
 import torch
 from transformers import AutoConfig
 
-from refusal import ChatModel, ConfigError, ModelLoadError, PromptError, RefusalTokens, load, refusal_metric
+from refusal import (
+    ChatModel,
+    ConfigError,
+    ModelLoadError,
+    PromptError,
+    RefusalTokens,
+    load,
+    refusal_metric,
+)
 from refusal import run as run_stages
 from refusal.directions.refusal_tokens import check_tokens, given_tokens
 from refusal.directions.selection.rule import Rule
@@ -26,12 +36,18 @@ ROPE = {"rope_theta": 10000.0}
         ("llama", {"max_position_embeddings": 512}, 512),
         (
             "llama",
-            {"max_position_embeddings": 512, "rope_parameters": {**ROPE, "rope_type": "linear", "factor": 4}},
+            {
+                "max_position_embeddings": 512,
+                "rope_parameters": {**ROPE, "rope_type": "linear", "factor": 4},
+            },
             2048,
         ),
         (
             "llama",
-            {"max_position_embeddings": 512, "rope_parameters": {**ROPE, "rope_type": "dynamic", "factor": 2.0}},
+            {
+                "max_position_embeddings": 512,
+                "rope_parameters": {**ROPE, "rope_type": "dynamic", "factor": 2.0},
+            },
             1024,
         ),
         (
@@ -71,7 +87,9 @@ ROPE = {"rope_theta": 10000.0}
         ("rwkv", {"context_length": 1024}, None),
     ],
 )
-def test_the_context_is_what_the_config_means(model_type: str, values: dict[str, Any], expected: int | None) -> None:
+def test_the_context_is_what_the_config_means(
+    model_type: str, values: dict[str, Any], expected: int | None
+) -> None:
     assert context_length(AutoConfig.for_model(model_type, **values)) == expected
 
 
@@ -90,7 +108,9 @@ def test_one_token_over_the_context_is_refused_and_as_many_as_fit_are_not(family
 
 
 def test_a_mamba_reads_on() -> None:
-    assert tiny_models.chat_model("mamba", "bare", max_position_embeddings=16).generate(["x" * 40], 2)
+    assert tiny_models.chat_model("mamba", "bare", max_position_embeddings=16).generate(
+        ["x" * 40], 2
+    )
 
 
 @pytest.fixture
@@ -105,9 +125,14 @@ def run_with(small: tuple[Path, tuple[str, ...]], out: Path, **changes: Any) -> 
     run_stages(saved.small_config(small[0], small[1], **changes), out, until="extract")
 
 
-def test_a_long_prompt_is_named_before_anything_is_run(small: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
+def test_a_long_prompt_is_named_before_anything_is_run(
+    small: tuple[Path, tuple[str, ...]], tmp_path: Path
+) -> None:
     (tmp_path / "long.jsonl").write_text(
-        json.dumps({"id": "the-long-one", "text": "word " * 60, "label": "harmful", "split": "train"}), encoding="utf-8"
+        json.dumps(
+            {"id": "the-long-one", "text": "word " * 60, "label": "harmful", "split": "train"}
+        ),
+        encoding="utf-8",
     )
     with pytest.raises(PromptError, match=r"'the-long-one' has 31\d tokens; .* holds 200 in all"):
         run_with((small[0], (*small[1], str(tmp_path / "long.jsonl"))), tmp_path / "run")
@@ -116,13 +141,21 @@ def test_a_long_prompt_is_named_before_anything_is_run(small: tuple[Path, tuple[
         run_with(small, tmp_path / "run", max_new_tokens=190)
 
 
-def test_a_long_instruction_of_a_text_is_named(small: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
+def test_a_long_instruction_of_a_text_is_named(
+    small: tuple[Path, tuple[str, ...]], tmp_path: Path
+) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"instruction": "word " * 60, "output": "yes"}), encoding="utf-8")
     with pytest.raises(PromptError, match=r"pairs: The prompt 'pairs-0' has 31\d tokens"):
         run_with(small, tmp_path / "run", texts=(str(file),), drift_tokens=2)
     file.with_suffix(".txt").write_text("word " * 200, encoding="utf-8")  # running text is cut
-    run_with(small, tmp_path / "run", texts=(str(file.with_suffix(".txt")),), drift_tokens=2, text_tokens=100)
+    run_with(
+        small,
+        tmp_path / "run",
+        texts=(str(file.with_suffix(".txt")),),
+        drift_tokens=2,
+        text_tokens=100,
+    )
 
 
 # --- tokens beyond the embedding
@@ -134,7 +167,8 @@ def test_a_tokenizer_that_is_larger_than_the_embedding() -> None:
     model = ChatModel(tiny_models.network(vocab_size=len(tok) - 1), tok, "small")
     assert model.generate(["fine"], 2)
     with pytest.raises(
-        ModelLoadError, match=f"'zzz' the id {len(tok) - 1}, and the model's embedding has {len(tok) - 1}"
+        ModelLoadError,
+        match=f"'zzz' the id {len(tok) - 1}, and the model's embedding has {len(tok) - 1}",
     ):
         model.generate(["zzz"], 2)
     with pytest.raises(ModelLoadError, match="embedding has 100 rows"):
@@ -162,7 +196,9 @@ def test_special_tokens_of_the_config_beyond_the_vocabulary(tmp_path: Path, key:
         ((1, 2), ("a",), "are 2, 1 and 2, not one for each"),
     ],
 )
-def test_refusal_tokens_are_a_set_of_ids(ids: tuple[int, ...], texts: tuple[str, ...], message: str) -> None:
+def test_refusal_tokens_are_a_set_of_ids(
+    ids: tuple[int, ...], texts: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         RefusalTokens(ids, texts, "mine")
 
@@ -212,7 +248,8 @@ def test_texts_of_different_names_are_fine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "layers", "fine"), [(0.2, 5, True), (0.8, 5, False), (0.99, 28, False), (0.99, 200, True)]
+    ("share", "layers", "fine"),
+    [(0.2, 5, True), (0.8, 5, False), (0.99, 28, False), (0.99, 200, True)],
 )
 def test_some_layer_must_be_eligible(share: float, layers: int, fine: bool) -> None:
     rule = Rule(prune_layers=share)
@@ -220,5 +257,7 @@ def test_some_layer_must_be_eligible(share: float, layers: int, fine: bool) -> N
     if fine:
         rule.check(layers)
     else:
-        with pytest.raises(ConfigError, match=f"--prune-layers {share} leaves none of the model's {layers} layers"):
+        with pytest.raises(
+            ConfigError, match=f"--prune-layers {share} leaves none of the model's {layers} layers"
+        ):
             rule.check(layers)

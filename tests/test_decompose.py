@@ -35,7 +35,9 @@ def test_multipliers_are_found_by_least_squares(seed: int, chosen: set[int]) -> 
 
 
 def test_half_precision_sums_are_told_apart_from_near_misses() -> None:
-    """A write of half a percent of the stream is missed by a tolerance of one percent; the exact sum is not."""
+    """A write of half a percent of the stream is missed by a tolerance of one percent; the exact
+    sum is not.
+    """
     start, small, large = tensors(3, dtype=torch.bfloat16)
     small = small * 0.005
     fit = explain(start, start + large + small, [large, small], 1e-2)
@@ -58,7 +60,10 @@ def test_what_cannot_be_explained_has_a_large_error() -> None:
 
 def test_all_of_them_must_be_added_when_asked_for() -> None:
     start, a, b = tensors(3)
-    assert explain(start, start + 0.5 * a + 2 * b, [a, b], 1e-4, everything=True).multipliers == (0.5, 2.0)
+    assert explain(start, start + 0.5 * a + 2 * b, [a, b], 1e-4, everything=True).multipliers == (
+        0.5,
+        2.0,
+    )
     assert explain(start, start + a, [a, b], 1e-4, everything=True).error > 0.1
 
 

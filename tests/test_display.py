@@ -1,4 +1,6 @@
-"""Progress shows on a terminal only, with rate and time left; messages go to stderr, control characters nowhere."""
+"""Progress shows on a terminal only, with rate and time left; messages go to stderr, control
+characters nowhere.
+"""
 
 import io
 import logging
@@ -24,7 +26,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch, is_terminal: bool = True) -> io.St
     return stream
 
 
-def test_a_task_on_a_terminal_shows_name_count_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_on_a_terminal_shows_name_count_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stream = terminal(monkeypatch)
     with display.reporting(), task("collect harmful", total=40, unit="prompts") as advance:
         for _ in range(10):
@@ -39,14 +43,20 @@ def test_a_task_on_a_terminal_shows_name_count_rate_and_time_left(monkeypatch: p
     assert "20/20 prompts" in shown  # a task that needed fewer steps ends complete
 
 
-@pytest.mark.parametrize(("speed", "shown"), [(12.34, "12.3 prompts/s"), (0.25, "4.0 s each"), (None, "")])
-def test_the_rate_is_per_second_or_when_slow_seconds_per_step(speed: float | None, shown: str) -> None:
+@pytest.mark.parametrize(
+    ("speed", "shown"), [(12.34, "12.3 prompts/s"), (0.25, "4.0 s each"), (None, "")]
+)
+def test_the_rate_is_per_second_or_when_slow_seconds_per_step(
+    speed: float | None, shown: str
+) -> None:
     state = Task(TaskID(0), "generate", 10, 5, _get_time=time.monotonic, fields={"unit": "prompts"})
     state.finished_speed = speed
     assert display._Rate().render(state).plain == shown
 
 
-def test_a_task_of_unknown_length_shows_while_it_runs_and_is_then_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_unknown_length_shows_while_it_runs_and_is_then_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stream = terminal(monkeypatch)
     with display.reporting():
         with task("load the model", total=0, unit=""):
@@ -58,7 +68,9 @@ def test_a_task_of_unknown_length_shows_while_it_runs_and_is_then_gone(monkeypat
 
 
 @pytest.mark.parametrize("quiet", [True, False])
-def test_without_a_terminal_or_when_quiet_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
+def test_without_a_terminal_or_when_quiet_nothing_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
     stream = terminal(monkeypatch, is_terminal=quiet)
     with display.reporting(quiet=quiet), task("collect", total=2) as advance:
         advance(2)
@@ -87,7 +99,9 @@ def test_messages_by_level_each_on_one_line(
     assert stream.getvalue() == "".join(shown)
 
 
-def test_a_long_message_with_brackets_is_not_wrapped_or_styled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_message_with_brackets_is_not_wrapped_or_styled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stream = terminal(monkeypatch, is_terminal=False)
     text = "[INST] " + "word " * 60 + "[/INST]"
     with display.reporting():
@@ -126,7 +140,19 @@ def test_the_table_of_rates_shows_every_condition_with_its_interval_and_change()
     )
     rows = [line.split() for line in text.splitlines()]
     assert ["harmful", "baseline", "84%", "(75–90)", "2%", "100"] in rows
-    assert ["harmful", "ablation", "4%", "(1–10)", "3%", "(0–12)", "-80", "(-87", "to", "-70)", "100"] in rows
+    assert [
+        "harmful",
+        "ablation",
+        "4%",
+        "(1–10)",
+        "3%",
+        "(0–12)",
+        "-80",
+        "(-87",
+        "to",
+        "-70)",
+        "100",
+    ] in rows
 
 
 def test_few_prompts_show_their_interval_first() -> None:
@@ -170,7 +196,14 @@ def test_controls_over_refusal_drift_and_seeds_get_tables_of_their_own() -> None
         "0.05 (0.04–0.06)",
     ):
         assert part in text
-    for part in ("arc, acc_norm", "45% (38–52)", "-2 (-7 to +3)", "0.48", "wiki2, perplexity", "21.50"):
+    for part in (
+        "arc, acc_norm",
+        "45% (38–52)",
+        "-2 (-7 to +3)",
+        "0.48",
+        "wiki2, perplexity",
+        "21.50",
+    ):
         assert part in text
     assert "44%" not in text  # not the main metric
     assert "12%" not in text  # one of several random directions

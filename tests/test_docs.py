@@ -1,4 +1,5 @@
-"""README and docs: commands parse, examples fit the library, lists are complete, links lead somewhere.
+"""README and docs: commands parse, examples fit the library, lists are complete, links lead
+somewhere.
 
 That links to headings and names resolve is checked by `make docs`, where warnings are errors.
 """
@@ -21,7 +22,8 @@ from refusal.cli.verbs import VERBS, app
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Options that pages mention and that are not of `refusal`: of llama.cpp, vLLM, torchrun, the benchmarks, of everything.
+# Options that pages mention and that are not of `refusal`: of llama.cpp, vLLM, torchrun, the
+# benchmarks, of everything.
 FOREIGN = {
     "--accuracy",
     "--bootstrap",
@@ -39,7 +41,9 @@ FOREIGN = {
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -67,7 +71,15 @@ def test_a_command_that_is_shown_can_be_typed(words: list[str]) -> None:
             assert re.fullmatch(r"\.|(\.|refusal)\[\w+\]", what)
             assert set(re.findall(r"\[(\w+)\]", what)) <= set(PROJECT["optional-dependencies"])
         case _:
-            assert words[0] in ("ls", "python3", ".", "transformers", "torchrun", "accelerate", "vllm")
+            assert words[0] in (
+                "ls",
+                "python3",
+                ".",
+                "transformers",
+                "torchrun",
+                "accelerate",
+                "vllm",
+            )
 
 
 def test_the_commands_are_found() -> None:
@@ -76,18 +88,31 @@ def test_the_commands_are_found() -> None:
 
 def known_options() -> set[str]:
     verbs = [verb for verb in app if not verb.startswith("-")]
-    return {name for verb in verbs for argument in app[verb].assemble_argument_collection() for name in argument.names}
+    return {
+        name
+        for verb in verbs
+        for argument in app[verb].assemble_argument_collection()
+        for name in argument.names
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_an_option_that_is_mentioned_exists(page: Path) -> None:
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    mentioned = {option for code in re.findall(r"`([^`]+)`", text) for option in re.findall(r"--[a-z][a-z-]*", code)}
+    text = re.sub(
+        r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    mentioned = {
+        option
+        for code in re.findall(r"`([^`]+)`", text)
+        for option in re.findall(r"--[a-z][a-z-]*", code)
+    }
     assert mentioned - FOREIGN <= known_options()
 
 
 EXAMPLES = [
-    pytest.param(block, id=f"{page.name}-{i}") for page in PAGES for i, block in enumerate(blocks(page, "python"))
+    pytest.param(block, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, block in enumerate(blocks(page, "python"))
 ]
 
 
@@ -101,16 +126,24 @@ def test_an_example_fits_the_library(example: str) -> None:
                     importlib.import_module(name.name)
             case ast.ImportFrom(module=str(module), names=names):
                 assert all(hasattr(importlib.import_module(module), name.name) for name in names)
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="refusal"), attr=name), args=args, keywords=keywords):
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="refusal"), attr=name),
+                args=args,
+                keywords=keywords,
+            ):
                 assert name in refusal.__all__
-                inspect.signature(getattr(refusal, name)).bind(*args, **{k.arg: k.value for k in keywords if k.arg})
+                inspect.signature(getattr(refusal, name)).bind(
+                    *args, **{k.arg: k.value for k in keywords if k.arg}
+                )
             case ast.Attribute(value=ast.Name(id="refusal"), attr=name):
                 assert name in refusal.__all__
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page: Path) -> None:
-    """Relative, so that they work on a code host too; from the docs never out of their folder, where the site ends."""
+    """Relative, so that they work on a code host too; from the docs never out of their folder,
+    where the site ends.
+    """
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     here = [link for link in links if not link.startswith("http")]
     assert [link for link in here if not (page.parent / link).is_file()] == []
@@ -119,7 +152,9 @@ def test_links_lead_to_files(page: Path) -> None:
 
 def test_the_reference_has_every_public_name_once() -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    documented = re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)(?:\(.*\))?$", text, re.MULTILINE)
+    documented = re.findall(
+        r"^\.\. auto(?:function|class|exception):: (\w+)(?:\(.*\))?$", text, re.MULTILINE
+    )
     assert sorted(documented) == refusal.__all__
 
 
@@ -130,14 +165,20 @@ def test_the_command_lines_page_leaves_out_only_verbs_that_are_run_in_part() -> 
 
 
 def pattern(documented: str) -> re.Pattern[str]:
-    """`completions/<set>.<condition>.jsonl` as an expression; what stands in brackets has no slash and no dot."""
+    """`completions/<set>.<condition>.jsonl` as an expression; what stands in brackets has no slash
+    and no dot.
+    """
     return re.compile(re.sub(r"<\w+>", r"[^/.]+", documented.replace(".", r"\.")))
 
 
 def test_the_run_folders_page_lists_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
-    documented = re.findall(r"^\| `([^`]+)` \| (.+?) \|", page.partition("## The manifest")[0], re.MULTILINE)
-    always = [pattern(name) for name, by in documented if by != "`--tasks`"]  # a test of that stage has them
+    documented = re.findall(
+        r"^\| `([^`]+)` \| (.+?) \|", page.partition("## The manifest")[0], re.MULTILINE
+    )
+    always = [
+        pattern(name) for name, by in documented if by != "`--tasks`"
+    ]  # a test of that stage has them
     everything = [pattern(name) for name, _ in documented]
     config = saved.small_config(
         saved.save_model(tmp_path / "model"),
@@ -150,6 +191,10 @@ def test_the_run_folders_page_lists_what_a_run_writes_and_nothing_else(tmp_path:
         figures=("svg",),
     )
     refusal.run(config, tmp_path / "run")
-    written = [p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    written = [
+        p.relative_to(tmp_path / "run").as_posix()
+        for p in (tmp_path / "run").rglob("*")
+        if p.is_file()
+    ]
     assert [name for name in written if sum(bool(p.fullmatch(name)) for p in everything) != 1] == []
     assert [p.pattern for p in always if not any(map(p.fullmatch, written))] == []

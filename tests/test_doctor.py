@@ -56,14 +56,21 @@ def test_a_head_without_a_width_of_its_own_has_its_share_of_the_stream() -> None
     hf = tiny_models.network("qwen2", head_dim=tiny_models.OMIT)
     assert getattr(hf.config, "head_dim", None) is None
     out = hf(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
-    assert size_of(hf, hf.config).cache == sum(layer.keys.numel() + layer.values.numel() for layer in out.layers) // 3
+    assert (
+        size_of(hf, hf.config).cache
+        == sum(layer.keys.numel() + layer.values.numel() for layer in out.layers) // 3
+    )
 
 
 def test_a_token_meets_its_experts_only() -> None:
     hf = tiny_models.network("mixtral")
     config = hf.config
     experts = sum(p.numel() for name, p in hf.named_parameters() if ".experts." in name)
-    vocabulary = sum(p.numel() for name, p in hf.named_parameters() if "embed_tokens" in name or "lm_head" in name)
+    vocabulary = sum(
+        p.numel()
+        for name, p in hf.named_parameters()
+        if "embed_tokens" in name or "lm_head" in name
+    )
     dense = size_of(hf, config).weights - experts - vocabulary
     met = experts * config.num_experts_per_tok // config.num_local_experts
     assert experts > 0
@@ -86,7 +93,8 @@ def test_a_checkpoint_in_another_dtype_is_held_beside_what_it_becomes(tmp_path: 
     size = size_of(outline, outline.config)
     large = replace(size, weights=10**10)
     bytes_of = {
-        dtype: estimate(large, make_config(dtype=dtype), SPEED).memory_bytes for dtype in ("bfloat16", "float32")
+        dtype: estimate(large, make_config(dtype=dtype), SPEED).memory_bytes
+        for dtype in ("bfloat16", "float32")
     }
     both = 10**10 * (4 + 2)
     stored, other = ("bfloat16", "float32") if size.stored == 2 else ("float32", "bfloat16")
@@ -97,10 +105,17 @@ def test_a_checkpoint_in_another_dtype_is_held_beside_what_it_becomes(tmp_path: 
 def test_more_work_takes_longer_and_more_rows_more_memory() -> None:
     hf = tiny_models.network("llama")
     size = size_of(hf, hf.config)
-    small, large = (estimate(size, make_config(n_test=n, n_control=n, n_train=n), SPEED) for n in (8, 64))
+    small, large = (
+        estimate(size, make_config(n_test=n, n_control=n, n_train=n), SPEED) for n in (8, 64)
+    )
     assert large.memory_bytes > small.memory_bytes > size.weights * 2
-    assert all(large.seconds[name] > small.seconds[name] for name in ("extract", "generate", "controls"))
-    assert estimate(size, make_config(full_map=True), SPEED).seconds["select"] > large.seconds["select"]
+    assert all(
+        large.seconds[name] > small.seconds[name] for name in ("extract", "generate", "controls")
+    )
+    assert (
+        estimate(size, make_config(full_map=True), SPEED).seconds["select"]
+        > large.seconds["select"]
+    )
 
 
 def test_this_machine_is_measured() -> None:
@@ -132,7 +147,12 @@ def test_where_blocks_cannot_stand_for_all_products_do(family: str) -> None:
 
 def test_a_block_that_does_not_fit_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refusal.pipeline.costs.speed.free_memory", lambda device: 1000)
-    assert measure_speed(torch.device("cpu"), "float32", tiny_models.network("llama"), size=256).reading == ()
+    assert (
+        measure_speed(
+            torch.device("cpu"), "float32", tiny_models.network("llama"), size=256
+        ).reading
+        == ()
+    )
 
 
 # --- findings
@@ -165,7 +185,9 @@ def test_a_hub_that_is_switched_off_is_not_asked(monkeypatch: pytest.MonkeyPatch
 def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.EXTRAS, "judges", ("no-such-package",))
     (found,) = (finding for finding in doctor.examine() if finding.name == "judges")
-    assert found == doctor.Finding("judges", "note", "no-such-package not installed: pip install 'refusal[judges]'")
+    assert found == doctor.Finding(
+        "judges", "note", "no-such-package not installed: pip install 'refusal[judges]'"
+    )
 
 
 def test_a_model_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +261,12 @@ def test_an_estimate_by_data_sheet(tmp_path: Path, capsys: pytest.CaptureFixture
     folder = saved.save_model(tmp_path / "model")
     assert main(["estimate", str(folder), "--device", "h100", "--count", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["devices"], found["processes"], found["fits"], found["cost"]) == (2, 2, True, None)
+    assert (found["devices"], found["processes"], found["fits"], found["cost"]) == (
+        2,
+        2,
+        True,
+        None,
+    )
     assert found["total_seconds"] == pytest.approx(sum(found["seconds"].values()))
     assert main(["estimate", str(folder), "--device", "h100", "--price-per-device-hour", "3"]) == 0
     assert "Cost: 0.0" in capsys.readouterr().out

@@ -10,7 +10,14 @@ import torch
 from plain import last_logits
 
 from refusal import Ablate, ChatModel, Completion, Direction, PromptError, kl_divergence
-from refusal.evaluations.drift import ForcedText, answers, drift_metrics, measure_drift, own_answers, running_text
+from refusal.evaluations.drift import (
+    ForcedText,
+    answers,
+    drift_metrics,
+    measure_drift,
+    own_answers,
+    running_text,
+)
 from refusal.evaluations.texts import read_corpus
 
 TEXTS = {"a": "The sea is wide, and the moon pulls at it.", "b": "Why?", "c": "Ten rivers run " * 4}
@@ -25,7 +32,9 @@ def direction_of(model: ChatModel) -> Direction:
 def test_nats_and_kl_equal_a_plain_loop(family: str) -> None:
     model = tiny_models.chat_model(family)
     direction = direction_of(model)
-    texts = running_text(model, TEXTS, 40) + answers(model, [("d", "Sing!", "La la la."), ("e", "Why?", "So.")], 5)
+    texts = running_text(model, TEXTS, 40) + answers(
+        model, [("d", "Sing!", "La la la."), ("e", "Why?", "So.")], 5
+    )
     found = measure_drift(model, texts, {"ablation": [Ablate(direction)]}, "test")
     for text, base, ablated in zip(texts, found["baseline"], found["ablation"], strict=True):
         assert len(base.nats) == len(ablated.kl) == len(text.ids) - text.start
@@ -34,9 +43,15 @@ def test_nats_and_kl_equal_a_plain_loop(family: str) -> None:
             plain = last_logits(model.hf, prefix)
             with model.apply(Ablate(direction)):
                 changed = last_logits(model.hf, prefix)
-            assert base.nats[k] == pytest.approx(-float(plain.double().log_softmax(-1)[target]), abs=1e-4)
-            assert ablated.nats[k] == pytest.approx(-float(changed.double().log_softmax(-1)[target]), abs=1e-4)
-            assert ablated.kl[k] == pytest.approx(float(kl_divergence(plain[None], changed[None])), abs=1e-4)
+            assert base.nats[k] == pytest.approx(
+                -float(plain.double().log_softmax(-1)[target]), abs=1e-4
+            )
+            assert ablated.nats[k] == pytest.approx(
+                -float(changed.double().log_softmax(-1)[target]), abs=1e-4
+            )
+            assert ablated.kl[k] == pytest.approx(
+                float(kl_divergence(plain[None], changed[None])), abs=1e-4
+            )
         assert set(base.kl) == {0.0}
 
 
@@ -57,7 +72,9 @@ def test_metrics_weigh_tokens_and_pair_texts() -> None:
     texts = running_text(model, TEXTS, 40)
     drifts = measure_drift(model, texts, {"ablation": [Ablate(direction_of(model))]}, "test")
     found = {(m.name, m.condition): m for m in drift_metrics(drifts, "some-text", k=4)}
-    total = sum(sum(d.nats) for d in drifts["ablation"]) / sum(len(d.nats) for d in drifts["ablation"])
+    total = sum(sum(d.nats) for d in drifts["ablation"]) / sum(
+        len(d.nats) for d in drifts["ablation"]
+    )
     assert found["cross_entropy", "ablation"].value == pytest.approx(total)
     assert found["perplexity", "ablation"].value == pytest.approx(math.exp(total))
     change = found["cross_entropy_change", "ablation"].value
@@ -65,7 +82,9 @@ def test_metrics_weigh_tokens_and_pair_texts() -> None:
     first = [d.kl[0] for d in drifts["ablation"]]
     assert found["kl_first_token", "ablation"].value == pytest.approx(sum(first) / len(first))
     several = [value for d in drifts["ablation"] for value in d.kl[:4]]
-    assert found["kl_first_4_tokens", "ablation"].value == pytest.approx(sum(several) / len(several))
+    assert found["kl_first_4_tokens", "ablation"].value == pytest.approx(
+        sum(several) / len(several)
+    )
     assert all(m.low <= m.value <= m.high and m.n == len(texts) for m in found.values())
 
 
@@ -81,13 +100,18 @@ def test_doing_nothing_drifts_nowhere() -> None:
 def test_files_of_both_kinds_are_read_and_drawn_by_the_seed(tmp_path: Path) -> None:
     plain = tmp_path / "text" / "book.txt"
     plain.parent.mkdir()
-    plain.write_text("\n".join("a line of fifty characters or so, and some more" for _ in range(200)))
+    plain.write_text(
+        "\n".join("a line of fifty characters or so, and some more" for _ in range(200))
+    )
     book = read_corpus("book.txt", 3, seed=1, data_dir=tmp_path)
     assert (len(book.running), book.pairs) == (3, ())
     assert book == read_corpus(str(plain), 3, seed=1)
     assert book != read_corpus(str(plain), 3, seed=2)
     pairs = tmp_path / "pairs.jsonl"
-    rows = [{"instruction": "Add", "input": "1 2", "output": "3"}, {"instruction": "Sing", "output": "La"}]
+    rows = [
+        {"instruction": "Add", "input": "1 2", "output": "3"},
+        {"instruction": "Sing", "output": "La"},
+    ]
     rows += [{"instruction": "When?", "context": "In 1937.", "output": "1937"}]
     pairs.write_text("\n".join(map(json.dumps, rows)))
     assert {p[1:] for p in read_corpus(str(pairs), 9).pairs} == {
@@ -99,7 +123,9 @@ def test_files_of_both_kinds_are_read_and_drawn_by_the_seed(tmp_path: Path) -> N
 
 def test_texts_of_another_kind_are_refused_and_names_are_no_patterns(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text\nA b\n")
-    with pytest.raises(PromptError, match=r"rows\.csv cannot be read as texts: unknown kind of file '\.csv'"):
+    with pytest.raises(
+        PromptError, match=r"rows\.csv cannot be read as texts: unknown kind of file '\.csv'"
+    ):
         read_corpus(str(tmp_path / "rows.csv"), 3)
     for name in ("/nowhere/a.txt", "x" * 5000, "**"):
         with pytest.raises(PromptError, match="There is no text file"):
@@ -137,11 +163,15 @@ def test_controls_on_some_of_the_texts_are_compared_on_those() -> None:
     model = tiny_models.chat_model()
     texts = running_text(model, TEXTS, 40)
     base = measure_drift(model, texts, {}, "test")
-    some = measure_drift(model, texts[1:], {"random-1-ablation": [Ablate(direction_of(model))]}, "test")
+    some = measure_drift(
+        model, texts[1:], {"random-1-ablation": [Ablate(direction_of(model))]}, "test"
+    )
     drifts = {**base, "random-1-ablation": some["random-1-ablation"]}
     found = {(m.name, m.condition): m for m in drift_metrics(drifts, "some-text")}
     tokens = sum(len(d.nats) for d in base["baseline"][1:])
-    after, before = (sum(sum(d.nats) for d in rows) for rows in (some["random-1-ablation"], base["baseline"][1:]))
+    after, before = (
+        sum(sum(d.nats) for d in rows) for rows in (some["random-1-ablation"], base["baseline"][1:])
+    )
     change = found["cross_entropy_change", "random-1-ablation"]
     assert change.value == pytest.approx((after - before) / tokens)
     assert change.n == 2

@@ -30,9 +30,14 @@ def test_chat_format(real: ChatModel) -> None:
 
 
 def test_weights_load_as_the_processor_likes_with_the_separate_head(real: ChatModel) -> None:
-    """The GGUF file holds the head and the embedding apart, quantised differently: they must not be tied."""
+    """The GGUF file holds the head and the embedding apart, quantised differently: they must not be
+    tied.
+    """
     assert {p.dtype for p in real.hf.parameters()} == {find_dtype("auto", real.device)}
-    embedding, head = real.hf.get_input_embeddings().weight, real.hf.get_submodule(real.sites.head).weight
+    embedding, head = (
+        real.hf.get_input_embeddings().weight,
+        real.hf.get_submodule(real.sites.head).weight,
+    )
     assert isinstance(embedding, torch.Tensor)
     assert isinstance(head, torch.Tensor)
     assert not torch.equal(embedding, head)
@@ -75,16 +80,20 @@ def test_the_whole_job(real: ChatModel, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def exact(real: ChatModel) -> Iterator[ChatModel]:
-    """In float32, where weights and hooks must agree; two copies of that would be too much for a small machine."""
+    """In float32, where weights and hooks must agree; two copies of that would be too much for a
+    small machine.
+    """
     with all_cores():
         yield real if real.hf.dtype == torch.float32 else refusal.load("embedded", dtype="float32")
 
 
-def test_weights_agree_with_the_hooks_and_exports_with_the_weights(exact: ChatModel, tmp_path: Path) -> None:
+def test_weights_agree_with_the_hooks_and_exports_with_the_weights(
+    exact: ChatModel, tmp_path: Path
+) -> None:
     prompts = refusal.load_prompts("builtin", seed=42)
     texts = [prompt.text for prompt in (*prompts.test.harmful[:8], *prompts.test.harmless[:8])]
     tokens = refusal.tokens_for(exact, prompts.train, ("I",))
-    means = refusal.collect(exact, prompts.train, n=8, filter=False, tokens=tokens, layers=17)
+    means = refusal.collect(exact, prompts.train, n=8, filtered=False, tokens=tokens, layers=17)
     direction = refusal.difference_in_means(means).at(-1, 16)
 
     with exact.apply(refusal.Ablate(direction)):
@@ -101,4 +110,7 @@ def test_weights_agree_with_the_hooks_and_exports_with_the_weights(exact: ChatMo
 
     some, expected = [texts[0], texts[-1]], [hooked[0], hooked[-1]]
     assert reload(tmp_path / "edited", None, "float32", some, 8) == expected
-    assert reload(Path(str(exact.hf.name_or_path)), tmp_path / "adapter", "float32", some, 8) == expected
+    assert (
+        reload(Path(str(exact.hf.name_or_path)), tmp_path / "adapter", "float32", some, 8)
+        == expected
+    )

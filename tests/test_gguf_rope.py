@@ -1,4 +1,6 @@
-"""Scaled positions in GGUF files: Llama-3.1's factors become the config that they came from, others are refused."""
+"""Scaled positions in GGUF files: Llama-3.1's factors become the config that they came from, others
+are refused.
+"""
 
 import math
 from pathlib import Path
@@ -19,7 +21,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFUSAL_CACHE", str(tmp_path / "cache"))
 
 
-def published(width: int, factor: float, low: float = 1.0, high: float = 4.0, context: int = 8192) -> list[float]:
+def published(
+    width: int, factor: float, low: float = 1.0, high: float = 4.0, context: int = 8192
+) -> list[float]:
     """By which each frequency is divided, as Llama-3.1's authors describe it."""
     out = []
     for i in range(width // 2):
@@ -37,19 +41,33 @@ def published(width: int, factor: float, low: float = 1.0, high: float = 4.0, co
 def llama(scaled: float | None) -> PreTrainedModel:
     rope: dict[str, object] = {"rope_theta": THETA, "rope_type": "default"}
     if scaled is not None:
-        rope |= {"rope_type": "llama3", "factor": scaled, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        rope |= {
+            "rope_type": "llama3",
+            "factor": scaled,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
         rope |= {"original_max_position_embeddings": 8192}
-    plain = {"mlp_bias": False, "attention_bias": False, "head_dim": 32, "max_position_embeddings": 131072}
+    plain = {
+        "mlp_bias": False,
+        "attention_bias": False,
+        "head_dim": 32,
+        "max_position_embeddings": 131072,
+    }
     return tiny_models.network("llama", rope_parameters=rope, **plain)
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0, None])
-def test_the_model_in_the_file_is_the_one_that_was_scaled(factor: float | None, tmp_path: Path) -> None:
+def test_the_model_in_the_file_is_the_one_that_was_scaled(
+    factor: float | None, tmp_path: Path
+) -> None:
     network = llama(factor)
     file = tmp_path / "a.gguf"
     tiny_gguf.write(file, network, published(32, factor) if factor else [1.0] * 16)
     model = load(str(file), dtype="float32")
-    network.load_state_dict({name: t.bfloat16().float() for name, t in network.state_dict().items()})
+    network.load_state_dict(
+        {name: t.bfloat16().float() for name, t in network.state_dict().items()}
+    )
     ids = torch.arange(20, 60)[None]
     where = 1500 * torch.arange(40)[None]  # far apart, so that the slow waves count
     with torch.no_grad():
@@ -76,14 +94,18 @@ def test_the_model_in_the_file_is_the_one_that_was_scaled(factor: float | None, 
 )
 def test_other_factors_are_refused(factors: list[float], tmp_path: Path) -> None:
     tiny_gguf.write(tmp_path / "a.gguf", llama(None), factors)
-    with pytest.raises(ModelLoadError, match=r"1 tensor without a place in the model \(rope_freqs\.weight\)"):
+    with pytest.raises(
+        ModelLoadError, match=r"1 tensor without a place in the model \(rope_freqs\.weight\)"
+    ):
         load(str(tmp_path / "a.gguf"))
 
 
 @pytest.mark.parametrize("scaling", ["linear", "yarn"])
 def test_scaling_that_only_the_metadata_has_is_refused(scaling: str, tmp_path: Path) -> None:
     tiny_gguf.write(tmp_path / "a.gguf", scaling=scaling)
-    with pytest.raises(ModelLoadError, match=f"scales its positions .qwen2.rope.scaling.type '{scaling}'"):
+    with pytest.raises(
+        ModelLoadError, match=f"scales its positions .qwen2.rope.scaling.type '{scaling}'"
+    ):
         load(str(tmp_path / "a.gguf"))
 
 

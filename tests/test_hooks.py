@@ -48,7 +48,9 @@ def test_apply_changes_nothing_afterwards(model: ChatModel, direction: Direction
     assert torch.equal(before, last_logits(model, ["Hello"]))
 
 
-def test_nesting_equals_giving_both_and_opposite_additions_cancel(model: ChatModel, direction: Direction) -> None:
+def test_nesting_equals_giving_both_and_opposite_additions_cancel(
+    model: ChatModel, direction: Direction
+) -> None:
     with model.apply(Ablate(direction)), model.apply(Add(direction, 0.5)):
         nested = last_logits(model, ["Hello"])
     with model.apply(Ablate(direction), Add(direction, 0.5)):

@@ -1,4 +1,6 @@
-"""Stages are reused only while the model computes the same: config, tokenizer, template as rendered, sites, program."""
+"""Stages are reused only while the model computes the same: config, tokenizer, template as
+rendered, sites, program.
+"""
 
 import datetime
 import json
@@ -27,7 +29,10 @@ RUN: Any = import_module("refusal.pipeline.run")
 COMPLETIONS: Any = import_module("refusal.evaluations.refusal.completions")
 EXTRACTED = {"refusal_tokens.json", "candidates.safetensors"}
 FIRST, LATER = datetime.date(2031, 2, 3), datetime.date(2031, 2, 14)
-DATED = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
+DATED = (
+    "{{ strftime_now('%d %b %Y') }} {% for m in messages %}[INST] {{ m['content'] }} "
+    "[/INST]{% endfor %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 def extracted(prompts: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model's folder, and beside it a run on it as far as the candidates."""
     root = tmp_path_factory.mktemp("extracted")
-    run_stages(saved.small_config(saved.save_model(root / "model"), prompts), root / "run", until="extract")
+    run_stages(
+        saved.small_config(saved.save_model(root / "model"), prompts), root / "run", until="extract"
+    )
     return root
 
 
@@ -64,7 +71,10 @@ def slower_rope(model: Path) -> None:
 
 
 def scaled_rope(model: Path) -> None:
-    edit(model / "config.json", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
+    edit(
+        model / "config.json",
+        rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    )
 
 
 def other_epsilon(model: Path) -> None:
@@ -82,7 +92,10 @@ def other_normaliser(model: Path) -> None:
 
 def merged(model: Path) -> None:
     core = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    edit(model / "tokenizer.json", model={**core, "vocab": {**core["vocab"], "he": 261}, "merges": [["h", "e"]]})
+    edit(
+        model / "tokenizer.json",
+        model={**core, "vocab": {**core["vocab"], "he": 261}, "merges": [["h", "e"]]},
+    )
 
 
 def other_template(model: Path) -> None:
@@ -90,10 +103,14 @@ def other_template(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [slower_rope, scaled_rope, other_epsilon, other_end, other_normaliser, merged, other_template]
+    "change",
+    [slower_rope, scaled_rope, other_epsilon, other_end, other_normaliser, merged, other_template],
 )
 def test_a_model_that_computes_something_else_has_its_stages_done_again(
-    root: Path, prompts: tuple[str, ...], change: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+    root: Path,
+    prompts: tuple[str, ...],
+    change: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     change(root / "model")
     assert redone(root, saved.small_config(root / "model", prompts)) == EXTRACTED
@@ -153,21 +170,33 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime.date], None]:
     return set_to
 
 
-@pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%-d. %B, %A", "100%% %j", "%%d %H:%M:%S"])
+@pytest.mark.parametrize(
+    "form", ["%d %b %Y", "%Y-%m-%d", "%-d. %B, %A", "100%% %j", "%%d %H:%M:%S"]
+)
 def test_a_template_is_given_the_day_and_nothing_else_of_it_changes(form: str) -> None:
     tok = tiny_models.tokenizer("bare")
-    start = "\n  {% if true %}\n  {% endif %}\n  x {% macro calendar(f) %}{{ strftime_now(f) }}{% endmacro %}"
+    start = (
+        "\n  {% if true %}\n  {% endif %}\n  x {% macro calendar(f) %}{{ strftime_now(f) }}{% "
+        "endmacro %}"
+    )
     tok.chat_template = f"{start}{{{{ calendar({form!r}) if strftime_now is defined }}}}|" + DATED
     for day in (FIRST, LATER):  # compiled templates are cached: one must not answer for the other
         same = tok.chat_template.replace(f"calendar({form!r})", repr(day.strftime(form)))
-        plain = tok.apply_chat_template([{"role": "user", "content": "Hi"}], chat_template=same, tokenize=False)
+        plain = tok.apply_chat_template(
+            [{"role": "user", "content": "Hi"}], chat_template=same, tokenize=False
+        )
         clock = datetime.datetime.now().strftime("%d %b %Y")
-        assert render(tok, "Hi", None, Day(day)) == str(plain).replace(clock, day.strftime("%d %b %Y"))
+        assert render(tok, "Hi", None, Day(day)) == str(plain).replace(
+            clock, day.strftime("%d %b %Y")
+        )
 
 
 def test_a_date_that_the_template_names_itself_gives_way_only_to_one_that_was_given() -> None:
     tok = tiny_models.tokenizer("bare")
-    own = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
+    own = (
+        "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ "
+        "date_string }}"
+    )
     tok.chat_template = own + DATED.partition("}}")[2]
     assert render(tok, "Hi").startswith("26 Jul 2024 [INST]")
     assert render(tok, "Hi", None, day_of("2031-02-03")).startswith("03 Feb 2031 [INST]")
@@ -189,7 +218,12 @@ def test_a_run_keeps_the_date_of_its_first_day(
     assert json.loads(manifest.read_text(encoding="utf-8"))["date"] == "2031-02-14"
     loaded = load(str(model))
     assert loaded.chat.day == Day(LATER)
-    run_stages(saved.small_config(model, prompts, date="2031-02-03"), tmp_path / "run", until="extract", model=loaded)
+    run_stages(
+        saved.small_config(model, prompts, date="2031-02-03"),
+        tmp_path / "run",
+        until="extract",
+        model=loaded,
+    )
     assert loaded.chat.day == Day(FIRST, given=True)
     edit(manifest, date="yesterday")
     with pytest.raises(RunFolderError, match="date is 'yesterday'"):
@@ -217,7 +251,10 @@ def test_a_server_is_told_the_date_or_not_asked() -> None:
     model.set_day(Day(FIRST))
     with pytest.raises(EngineError, match="in this run 2031-02-03"):
         template_arguments(model)
-    given = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    given = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') "
+        "%}{% endif %}"
+    )
     model.tokenizer.chat_template = f"{given}{{{{ date_string }}}}{DATED.partition('}}')[2]}"
     assert template_arguments(model) == {"date_string": "03 Feb 2031"}
 
@@ -235,13 +272,23 @@ def test_another_detector_judges_again_what_was_written(
     monkeypatch.setattr(identity, "program", lambda: "another")
     for module in ("refusal.runs.folder", "refusal.evaluations.refusal.stages"):
         monkeypatch.setattr(import_module(module), "program", lambda: "another")
-    monkeypatch.setattr(COMPLETIONS, "refusal_verdict", lambda prompt, completion: Verdict("partial"))
+    monkeypatch.setattr(
+        COMPLETIONS, "refusal_verdict", lambda prompt, completion: Verdict("partial")
+    )
     before = saved.times(root / "run")
     result = run_stages(config, root / "run", model=model)
     assert model.forward_tokens == 0
     changed = {name for name, time in saved.times(root / "run").items() if before[name] != time}
-    assert changed >= {"metrics.json", "completions/harmful.ablation.jsonl", "seeds/43.ablation.jsonl"}
-    rates = {m.condition: m.value for m in result.metrics if (m.name, m.set) == ("partial_rate", "harmful")}
+    assert changed >= {
+        "metrics.json",
+        "completions/harmful.ablation.jsonl",
+        "seeds/43.ablation.jsonl",
+    }
+    rates = {
+        m.condition: m.value
+        for m in result.metrics
+        if (m.name, m.set) == ("partial_rate", "harmful")
+    }
     assert set(rates.values()) == {1.0}
     after = saved.times(root / "run" / "judgements")
     assert {name for name in judged if judged[name] != after[name]} <= {"agreement.json"}
@@ -251,6 +298,12 @@ def test_another_detector_judges_again_what_was_written(
 def test_seeds_follow_the_options_of_the_selection(root: Path, prompts: tuple[str, ...]) -> None:
     config = saved.small_config(root / "model", prompts, seeds=2)
     run_stages(config, root / "run")
-    assert "seeds/43.json" in redone(root, saved.small_config(root / "model", prompts, seeds=2, n_val=7), "evaluate")
-    again = redone(root, saved.small_config(root / "model", prompts, seeds=2, n_val=7, kl_threshold=999.0), "evaluate")
+    assert "seeds/43.json" in redone(
+        root, saved.small_config(root / "model", prompts, seeds=2, n_val=7), "evaluate"
+    )
+    again = redone(
+        root,
+        saved.small_config(root / "model", prompts, seeds=2, n_val=7, kl_threshold=999.0),
+        "evaluate",
+    )
     assert "seeds/43.json" in again

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from refusal import ChatModel, Check, inspect_model
-from refusal.audits.self_checks import check_ablation, check_additive, check_cache, check_rows, check_weights
+from refusal.audits.self_checks import (
+    check_ablation,
+    check_additive,
+    check_cache,
+    check_rows,
+    check_weights,
+)
 from refusal.model.hooks import Edit, hooked
 
 ALL = [*tiny_models.FAMILIES, *tiny_models.OTHERS]
@@ -24,7 +30,9 @@ def test_every_family_passes_and_is_described(family: str) -> None:
     assert found.ok, found.checks
     assert len(found.checks) == 5
     assert found.tied == kind.tied
-    assert found.shares_rows == (not kind.recurrent and family not in ("gemma2", "gemma3_text"))  # a window of 8 tokens
+    assert found.shares_rows == (
+        not kind.recurrent and family not in ("gemma2", "gemma3_text")
+    )  # a window of 8 tokens
     assert sum(group.count for group in found.kinds) == tiny_models.LAYERS
     for group in found.kinds:
         assert group.post_norms == (group.writers if kind.post_norms else ())
@@ -58,7 +66,10 @@ def test_a_tokenizer_that_would_write_bos_again_is_named() -> None:
 
 
 def broken(
-    model: ChatModel, name: str, change: Callable[[Tensor], Tensor], check: Callable[[ChatModel], Check]
+    model: ChatModel,
+    name: str,
+    change: Callable[[Tensor], Tensor],
+    check: Callable[[ChatModel], Check],
 ) -> Check:
     with hooked([Edit(model.hf.get_submodule(name), "output", change)]):
         return check(model)
@@ -96,7 +107,9 @@ def test_a_writer_that_the_map_lacks_fails_the_weights_check(model: ChatModel) -
     found = check_weights(model)
     assert found is not None
     assert found.ok
-    model.sites = replace(model.sites, writers=(model.sites.writers[0][:1], *model.sites.writers[1:]))
+    model.sites = replace(
+        model.sites, writers=(model.sites.writers[0][:1], *model.sites.writers[1:])
+    )
     found = check_weights(model)
     assert found is not None
     assert not found.ok

@@ -18,7 +18,9 @@ def unit(seed: int, width: int = tiny_models.WIDTH) -> torch.Tensor:
 
 
 @given(st.integers(0, 1000), st.integers(1, 5), st.integers(2, 64))
-def test_projection_is_idempotent_and_leaves_the_orthogonal_part(seed: int, rows: int, width: int) -> None:
+def test_projection_is_idempotent_and_leaves_the_orthogonal_part(
+    seed: int, rows: int, width: int
+) -> None:
     r = unit(seed, width)
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed + 1)) * 100
     once = project_out(x, r)
@@ -59,7 +61,8 @@ def test_addition_changes_nothing_before_its_layer_and_exactly_its_vector_there(
     direction = Direction(unit(1), 3.0, -1, layer)
     plain = block_inputs(model.hf, blocks, ids)
     with model.apply(Add(direction, alpha=-2.0)):
-        # The oracle's hook runs after the intervention's, so it sees the input as the block gets it.
+        # The oracle's hook runs after the intervention's, so it sees the input as the block gets
+        # it.
         changed = block_inputs(model.hf, blocks, ids)
     for before, after in zip(plain[:layer], changed[:layer], strict=True):
         assert torch.equal(before, after)

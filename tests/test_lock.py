@@ -1,4 +1,6 @@
-"""One run at a time in a folder, what killed ones leave, and files of others that are never replaced."""
+"""One run at a time in a folder, what killed ones leave, and files of others that are never
+replaced.
+"""
 
 import json
 import os
@@ -40,7 +42,10 @@ def test_a_folder_is_held_and_given_back(tmp_path: Path) -> None:
     with locked(folder):
         found = json.loads((folder / NAME).read_text(encoding="utf-8"))
         assert (found["pid"], found["host"]) == (os.getpid(), socket.gethostname())
-        with pytest.raises(RunFolderError, match=rf"in use: process {os.getpid()} on"), locked(folder):
+        with (
+            pytest.raises(RunFolderError, match=rf"in use: process {os.getpid()} on"),
+            locked(folder),
+        ):
             pass
         assert (folder / NAME).exists()
     assert list(tmp_path.iterdir()) == []  # the folders were made for the lock alone
@@ -53,7 +58,10 @@ def test_a_folder_is_held_and_given_back(tmp_path: Path) -> None:
 def test_a_living_process_keeps_its_folder(tmp_path: Path) -> None:
     other = os.getppid()
     (tmp_path / NAME).write_text(lock_of(other), encoding="utf-8")
-    with pytest.raises(RunFolderError, match=rf"process {other} on .* give another --out"), locked(tmp_path):
+    with (
+        pytest.raises(RunFolderError, match=rf"process {other} on .* give another --out"),
+        locked(tmp_path),
+    ):
         pass
     assert json.loads((tmp_path / NAME).read_text(encoding="utf-8"))["pid"] == other
 
@@ -78,13 +86,22 @@ def test_a_file_that_is_no_lock_stays(tmp_path: Path, text: str) -> None:
 
 def test_another_machines_lock_is_not_judged(tmp_path: Path, dead: int) -> None:
     (tmp_path / NAME).write_text(lock_of(dead, "elsewhere"), encoding="utf-8")
-    with pytest.raises(RunFolderError, match=r"on elsewhere works there\. .* delete"), locked(tmp_path):
+    with (
+        pytest.raises(RunFolderError, match=r"on elsewhere works there\. .* delete"),
+        locked(tmp_path),
+    ):
         pass
 
 
-def test_what_dead_processes_were_writing_is_removed_and_nothing_else(tmp_path: Path, dead: int) -> None:
+def test_what_dead_processes_were_writing_is_removed_and_nothing_else(
+    tmp_path: Path, dead: int
+) -> None:
     ours = temporary_prefix("x.json").replace(f".{os.getpid()}-", f".{dead}-")
-    left = [tmp_path / f"{ours}abcd1234", tmp_path / "completions" / f"{ours}zz", tmp_path / ".vllm-killed"]
+    left = [
+        tmp_path / f"{ours}abcd1234",
+        tmp_path / "completions" / f"{ours}zz",
+        tmp_path / ".vllm-killed",
+    ]
     stays = [
         tmp_path / f"{temporary_prefix('x.json')}abcd1234",  # a living process's
         tmp_path / f".x.json.{dead}-00000000.abcd1234",  # another machine's, of today
@@ -102,7 +119,11 @@ def test_what_dead_processes_were_writing_is_removed_and_nothing_else(tmp_path: 
 
 
 def test_an_export_that_was_killed_is_removed_by_the_next(tmp_path: Path, dead: int) -> None:
-    left = tmp_path / (temporary_prefix("model").replace(f".{os.getpid()}-", f".{dead}-") + "ab") / "folder"
+    left = (
+        tmp_path
+        / (temporary_prefix("model").replace(f".{os.getpid()}-", f".{dead}-") + "ab")
+        / "folder"
+    )
     other = tmp_path / (temporary_prefix("lora").replace(f".{os.getpid()}-", f".{dead}-") + "ab")
     left.mkdir(parents=True)
     other.mkdir()
@@ -123,7 +144,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pages_replace_only_pages(finished: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    for path in (finished / "manifest.json", finished / "metrics.json", finished, Path("/dev/null")):
+    for path in (
+        finished / "manifest.json",
+        finished / "metrics.json",
+        finished,
+        Path("/dev/null"),
+    ):
         with pytest.raises(ExportError, match=r"is no (page of this program|file)"):
             write_report(finished, out=path)
         with pytest.raises(ExportError, match=r"is no (page of this program|file)"):
@@ -148,7 +174,9 @@ def test_only_files_are_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["direction.safetensors", "metrics.json", "report.html"])
-def test_results_without_a_manifest_are_not_replaced(finished: Path, tmp_path: Path, name: str) -> None:
+def test_results_without_a_manifest_are_not_replaced(
+    finished: Path, tmp_path: Path, name: str
+) -> None:
     (tmp_path / name).write_text("mine", encoding="utf-8")
     with pytest.raises(RunFolderError, match=rf"holds {name} and no manifest"):
         run_stages(saved.small_config("no/such-model", ("builtin",)), tmp_path)
@@ -157,8 +185,13 @@ def test_results_without_a_manifest_are_not_replaced(finished: Path, tmp_path: P
 
 def start(out: Path, config: Path) -> "subprocess.Popen[bytes]":
     """A run in a process of its own, stopped while it holds the folder."""
-    process = subprocess.Popen([sys.executable, "-m", "refusal", "run", "--config", str(config), "--out", str(out)])
-    while not (out / NAME).exists() or json.loads((out / NAME).read_text(encoding="utf-8"))["pid"] != process.pid:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refusal", "run", "--config", str(config), "--out", str(out)]
+    )
+    while (
+        not (out / NAME).exists()
+        or json.loads((out / NAME).read_text(encoding="utf-8"))["pid"] != process.pid
+    ):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGSTOP)
@@ -166,7 +199,9 @@ def start(out: Path, config: Path) -> "subprocess.Popen[bytes]":
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
-    """The second is told; killed, the first leaves a lock that the next run takes over; told to end, it leaves none."""
+    """The second is told; killed, the first leaves a lock that the next run takes over; told to
+    end, it leaves none.
+    """
     saved.save_model(tmp_path / "model")
     config = saved.small_config(tmp_path / "model", saved.write_prompts(tmp_path))
     options, out = tmp_path / "run.toml", tmp_path / "out"

@@ -1,4 +1,6 @@
-"""Loading: what is passed on, what is refused with which message, and what the weight hash notices."""
+"""Loading: what is passed on, what is refused with which message, and what the weight hash
+notices.
+"""
 
 import json
 import os
@@ -12,7 +14,15 @@ import tiny_models
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from refusal import ChatModel, ChatTemplateError, ConfigError, Error, ModelLoadError, OutOfMemoryError, load
+from refusal import (
+    ChatModel,
+    ChatTemplateError,
+    ConfigError,
+    Error,
+    ModelLoadError,
+    OutOfMemoryError,
+    load,
+)
 from refusal.model import chat_model
 from refusal.model.forward import last_logits
 from refusal.model.placement import find_device
@@ -41,7 +51,9 @@ def test_dtype_is_that_of_the_weights(source: Path, dtype: str) -> None:
         assert torch.equal(tensor, stored[name].to(tensor.dtype)), name
 
 
-def test_a_folder_may_be_relative_or_in_the_home(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_may_be_relative_or_in_the_home(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "model").symlink_to(source)
     monkeypatch.chdir(tmp_path)
@@ -67,7 +79,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch, source: Path) -> dict[str, dict[st
     return calls
 
 
-def test_the_revision_is_passed_on_for_weights_and_tokenizer(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_revision_is_passed_on_for_weights_and_tokenizer(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = recorded(monkeypatch, source)
     model = load("owner/model", revision="abc123")
     assert {name: call["revision"] for name, call in calls.items()} == {
@@ -81,7 +95,9 @@ def test_the_revision_is_passed_on_for_weights_and_tokenizer(source: Path, monke
     assert all("revision" not in call for call in calls.values())
 
 
-def test_the_device_map_is_passed_on_and_wins_over_the_device(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_map_is_passed_on_and_wins_over_the_device(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = recorded(monkeypatch, source)
     moved: list[Any] = []
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args: moved.append(args))
@@ -94,7 +110,10 @@ def test_the_device_map_is_passed_on_and_wins_over_the_device(source: Path, monk
 
 
 def test_a_model_spread_by_accelerate_generates_the_same(source: Path) -> None:
-    plain, spread = load(str(source), dtype="float32"), load(str(source), dtype="float32", device_map="auto")
+    plain, spread = (
+        load(str(source), dtype="float32"),
+        load(str(source), dtype="float32", device_map="auto"),
+    )
     assert spread.generate(["Hello"], 4) == plain.generate(["Hello"], 4)
     assert spread.weight_hash() == plain.weight_hash()
 
@@ -119,36 +138,51 @@ def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch, ha
         ({"device": "cuda:99"}, "'cuda:99' is not available here"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_is_read(options: dict[str, str], message: str) -> None:
+def test_wrong_options_are_refused_before_anything_is_read(
+    options: dict[str, str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         load("/nowhere", **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "../model", "~/model", "model", "a/b/c", ""])
+@pytest.mark.parametrize(
+    "name", ["/nowhere/model", "./model", "../model", "~/model", "model", "a/b/c", ""]
+)
 def test_a_name_that_can_be_nothing_is_refused_without_the_network(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **kwargs: pytest.fail("asked the hub"))
-    with pytest.raises(ModelLoadError, match=r"neither a folder, a \.gguf file nor a hub id|no config\.json") as caught:
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda *args, **kwargs: pytest.fail("asked the hub")
+    )
+    with pytest.raises(
+        ModelLoadError, match=r"neither a folder, a \.gguf file nor a hub id|no config\.json"
+    ) as caught:
         load(name)
     one_line(caught.value)
 
 
-def test_an_unknown_id_or_no_network_says_what_else_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_id_or_no_network_says_what_else_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def offline(*args: Any, **kwargs: Any) -> None:
-        raise OSError("We couldn't connect to the hub and have no copy.\nCheck your connection.\nMore lines.")
+        raise OSError(
+            "We couldn't connect to the hub and have no copy.\nCheck your connection.\nMore lines."
+        )
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", offline)
     with pytest.raises(ModelLoadError) as caught:
         load("owner/model")
     assert one_line(caught.value) == (
-        "The model 'owner/model' could not be loaded: We couldn't connect to the hub and have no copy. "
-        "Check the id and the network, give a local folder or a .gguf file, or use `embedded`."
+        "The model 'owner/model' could not be loaded: We couldn't connect to the hub and have no "
+        "copy. Check the id and the network, give a local folder or a .gguf file, or use "
+        "`embedded`."
     )
 
 
-def test_transformers_itself_offline_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_transformers_itself_offline_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -174,7 +208,9 @@ def damage(folder: Path, what: str) -> None:
             (folder / "config.json").write_text('{"model_type": "vit"}', encoding="utf-8")
         case "other sizes":
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64}), encoding="utf-8")
+            (folder / "config.json").write_text(
+                json.dumps({**config, "hidden_size": 64}), encoding="utf-8"
+            )
         case "no tokenizer":
             for file in folder.glob("*token*"):
                 file.unlink()
@@ -205,7 +241,9 @@ def test_a_damaged_folder_is_one_message(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["weights", "device"])
-def test_weights_that_do_not_fit_are_one_message(source: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_weights_that_do_not_fit_are_one_message(
+    source: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -225,10 +263,16 @@ def test_weights_that_do_not_fit_are_one_message(source: Path, monkeypatch: pyte
     ],
 )
 def test_a_template_that_does_not_serve_is_refused_before_the_weights_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str | None, system: str | None, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    template: str | None,
+    system: str | None,
+    message: str,
 ) -> None:
     folder = saved.save_model(tmp_path / "model", template=template)
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("read the weights"))
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("read the weights")
+    )
     with pytest.raises(ChatTemplateError, match=message):
         load(str(folder), system=system)
 
@@ -245,7 +289,9 @@ def test_the_weight_hash_is_that_of_the_weights(source: Path) -> None:
     plain = load(str(source), dtype="bfloat16").weight_hash()
     assert load(str(source), dtype="bfloat16", device_map="cpu").weight_hash() == plain
     assert load(str(source), dtype="float32").weight_hash() != plain
-    assert tiny_models.chat_model(seed=0).weight_hash() != tiny_models.chat_model(seed=1).weight_hash()
+    assert (
+        tiny_models.chat_model(seed=0).weight_hash() != tiny_models.chat_model(seed=1).weight_hash()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -290,26 +336,40 @@ def test_the_weight_hash_does_not_depend_on_the_number_of_threads(model: ChatMod
 def test_the_bit_sum_takes_every_byte(length: int) -> None:
     data = torch.arange(1, length + 1, dtype=torch.uint8)
     padded = data[: length // 8 * 8].numpy().tobytes()
-    words = [int.from_bytes(padded[i : i + 8], "little", signed=True) for i in range(0, len(padded), 8)]
+    words = [
+        int.from_bytes(padded[i : i + 8], "little", signed=True) for i in range(0, len(padded), 8)
+    ]
     assert chat_model._bit_sum(data) == sum(words) + sum(data[length // 8 * 8 :].tolist())
     shifted = torch.cat([torch.zeros(3, dtype=torch.uint8), data])[3:]
     assert chat_model._bit_sum(shifted) == chat_model._bit_sum(data)
 
 
-@pytest.mark.parametrize("family", [name for name, kind in tiny_models.FAMILIES.items() if kind.wrapper is not None])
-def test_a_vision_language_checkpoint_is_used_through_its_language_model(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "family", [name for name, kind in tiny_models.FAMILIES.items() if kind.wrapper is not None]
+)
+def test_a_vision_language_checkpoint_is_used_through_its_language_model(
+    family: str, tmp_path: Path
+) -> None:
     folder = saved.save_model(tmp_path, "no-system", family)
     model = load(str(folder), dtype="float32")
-    inside = "language_model.model" if family == "llama4" else "model.language_model"  # in the class that was saved
+    inside = (
+        "language_model.model" if family == "llama4" else "model.language_model"
+    )  # in the class that was saved
     assert model.sites.blocks[0] == f"{inside}.layers.0"
     here = ChatModel(tiny_models.network(family), tiny_models.tokenizer("no-system"))
     torch.testing.assert_close(last_logits(model, ["Why?"]), last_logits(here, ["Why?"]))
-    assert model.generate(["Why?", "List ten rivers."], 4) == here.generate(["Why?", "List ten rivers."], 4)
+    assert model.generate(["Why?", "List ten rivers."], 4) == here.generate(
+        ["Why?", "List ten rivers."], 4
+    )
 
 
-def test_the_template_of_an_older_vision_language_checkpoint_is_found_with_its_processor(tmp_path: Path) -> None:
+def test_the_template_of_an_older_vision_language_checkpoint_is_found_with_its_processor(
+    tmp_path: Path,
+) -> None:
     folder = saved.save_model(tmp_path, None, "llava")
     with pytest.raises(ChatTemplateError, match="no chat template"):
         load(str(folder))
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": tiny_models.CHATML}), encoding="utf-8")
+    (folder / "chat_template.json").write_text(
+        json.dumps({"chat_template": tiny_models.CHATML}), encoding="utf-8"
+    )
     assert load(str(folder)).chat.suffix_tokens[0] == "<|end|>"

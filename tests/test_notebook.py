@@ -1,4 +1,6 @@
-"""Records in a notebook: what they show, what a data frame of them holds; and the example notebook, run whole."""
+"""Records in a notebook: what they show, what a data frame of them holds; and the example notebook,
+run whole.
+"""
 
 import builtins
 import re
@@ -22,7 +24,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     base = tmp_path_factory.mktemp("notebook")
-    config = saved.small_config(saved.save_model(base / "model"), saved.write_prompts(base), full_map=True)
+    config = saved.small_config(
+        saved.save_model(base / "model"), saved.write_prompts(base), full_map=True
+    )
     return refusal.run(config, base / "run")
 
 
@@ -46,7 +50,9 @@ def test_a_selection_shows_its_maps(selection: Selection) -> None:
         assert len(filled) == sum(getattr(score, name) is not None for score in selection.scores)
     tips = {tip.text for tip in page.iter("title")}
     s = selection.score
-    assert f"({s.position}, {s.layer}): bypass {s.bypass:+.2f}".replace("-", "−") in " ".join(map(str, tips))
+    assert f"({s.position}, {s.layer}): bypass {s.bypass:+.2f}".replace("-", "−") in " ".join(
+        map(str, tips)
+    )
 
 
 def test_an_unqualified_selection_says_so(selection: Selection) -> None:
@@ -55,7 +61,11 @@ def test_an_unqualified_selection_says_so(selection: Selection) -> None:
 
 def test_results_show_the_terminals_table(finished: RunResult) -> None:
     text = parsed(finished).text_content()
-    rate = next(m for m in finished.metrics if (m.name, m.set, m.condition) == ("refusal_rate", "harmful", "baseline"))
+    rate = next(
+        m
+        for m in finished.metrics
+        if (m.name, m.set, m.condition) == ("refusal_rate", "harmful", "baseline")
+    )
     assert f"{100 * rate.low:.0f}–{100 * rate.high:.0f} ({rate.value:.0%})" in text
     assert "Bypass" in text
     results = Evaluation({}, finished.metrics)
@@ -69,9 +79,9 @@ def test_what_comes_from_outside_is_escaped(selection: Selection) -> None:
         assert shown is not None
         assert "<script" not in shown
         assert "\x1b" not in shown
-    (found,) = parsed(Evaluation({}, (Metric("refusal_rate", "<b>x</b>", "baseline", 0.5, 0.4, 0.6, 40),))).iter(
-        "table"
-    )
+    (found,) = parsed(
+        Evaluation({}, (Metric("refusal_rate", "<b>x</b>", "baseline", 0.5, 0.4, 0.6, 40),))
+    ).iter("table")
     assert "<b>x</b>" in found.text_content()
 
 
@@ -109,20 +119,28 @@ def test_without_pandas_a_data_frame_says_what_to_install(
 
 
 def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    """On a tiny model, which writes noise: that it runs, shows its maps and tables, and holds no output itself."""
+    """On a tiny model, which writes noise: that it runs, shows its maps and tables, and holds no
+    output itself.
+    """
     notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)  # type: ignore[no-untyped-call]
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs for cell in cells)
     folder = saved.save_model(tmp_path / "model")
     setting = next(cell for cell in cells if 'MODEL = "embedded"' in cell.source)
-    setting.source = f"import refusal\nMODEL = {str(folder)!r}\nN_TRAIN, N_VAL, N_TEST, LENGTH = 4, 3, 2, 3"
+    setting.source = (
+        f"import refusal\nMODEL = {str(folder)!r}\nN_TRAIN, N_VAL, N_TEST, LENGTH = 4, 3, 2, 3"
+    )
     collecting = next(cell for cell in cells if "refusal.collect(" in cell.source)
     collecting.source = collecting.source.replace("n=N_TRAIN", 'n=N_TRAIN, filter=False, tokens=refusal.tokens_for('
                                                   'model, prompts.train, ("I",))')  # fmt: skip
     selecting = next(cell for cell in cells if "refusal.select(" in cell.source)
-    selecting.source = selecting.source.replace("n=N_VAL", "n=N_VAL, filter=False, rule=refusal.Rule(-99, 99)")
+    selecting.source = selecting.source.replace(
+        "n=N_VAL", "n=N_VAL, filter=False, rule=refusal.Rule(-99, 99)"
+    )
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    shown = [str(out.get("data", {}).get("text/html", "")) for cell in cells for out in cell.outputs]
+    shown = [
+        str(out.get("data", {}).get("text/html", "")) for cell in cells for out in cell.outputs
+    ]
     assert sum("<svg" in page for page in shown) >= 1
     assert sum("Share of completions that refuse" in page for page in shown) == 1
     assert (tmp_path / "direction.safetensors").is_file()

@@ -11,7 +11,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_is_what_the_device_multiplies_in(monkeypatch: pytest.MonkeyPatch, has: bool, dtype: torch.dtype) -> None:
+def test_auto_is_what_the_device_multiplies_in(
+    monkeypatch: pytest.MonkeyPatch, has: bool, dtype: torch.dtype
+) -> None:
     monkeypatch.setattr(placing, "_cpu_multiplies_bfloat16", lambda: has)
     assert find_dtype("auto", CPU) == dtype
     assert find_dtype("auto", torch.device("cuda")) == torch.bfloat16
@@ -35,7 +37,9 @@ def test_a_split_model_is_neither_quantised_nor_mapped(monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="Start it with: torchrun"):
         place(CPU, torch.float32, None, (), None, "auto")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="goes with the stages of a run"):  # else none would know of the others
+    with pytest.raises(
+        ConfigError, match="goes with the stages of a run"
+    ):  # else none would know of the others
         place(CPU, torch.float32, None, (), None, "auto")
     monkeypatch.setattr("refusal.core.parallel.split", lambda: True)
     assert set(place(CPU, torch.float32, None, (), None, "auto")) == {"distributed_config"}
@@ -43,14 +47,18 @@ def test_a_split_model_is_neither_quantised_nor_mapped(monkeypatch: pytest.Monke
         place(CPU, torch.float32, None, (), "4bit", "auto")
 
 
-def test_several_processes_do_not_each_spread_a_model_over_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_do_not_each_spread_a_model_over_all_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="Start a single process"):
         place(CPU, torch.float32, "auto", (), None, None)
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
-def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert find_device(name).index is None

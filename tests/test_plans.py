@@ -1,4 +1,6 @@
-"""The plans for large models: published sizes come out of their shapes, and the page shows what the script prints."""
+"""The plans for large models: published sizes come out of their shapes, and the page shows what the
+script prints.
+"""
 
 import importlib.util
 import sys

@@ -1,4 +1,6 @@
-"""Projections through the layers: those of the plain forward pass, on the prompts that the selection used."""
+"""Projections through the layers: those of the plain forward pass, on the prompts that the
+selection used.
+"""
 
 from pathlib import Path
 
@@ -21,14 +23,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_they_are_those_of_the_hidden_states(base: Path) -> None:
-    """Transformers' own hidden states, one prompt at a time: entry ``l`` is the input of block ``l``."""
+    """Transformers' own hidden states, one prompt at a time: entry ``l`` is the input of block
+    ``l``.
+    """
     specs = saved.write_prompts(base)
     config = saved.small_config(base / "model", specs, figures=("none",))
     run(config, base / "run", until="select")
     found = read_projections(base / "run" / "projections.json")
     direction = Direction.load(base / "run" / "direction.safetensors")
     assert (found.position, found.layer) == (direction.position, direction.layer)
-    model, prompts = load(str(base / "model"), dtype="float32"), load_prompts(specs, seed=config.seed, dedup="exact")
+    model, prompts = (
+        load(str(base / "model"), dtype="float32"),
+        load_prompts(specs, seed=config.seed, dedup="exact"),
+    )
     places = []
     for label in ("harmful", "harmless"):
         pool = getattr(prompts.val, label)[: config.n_val]
@@ -36,11 +43,15 @@ def test_they_are_those_of_the_hidden_states(base: Path) -> None:
         for prompt, row in zip(pool, found.along[label], strict=True):
             ids = torch.tensor(model.tokenize([prompt.text]))
             states = model.hf(input_ids=ids, output_hidden_states=True).hidden_states[:-1]
-            stream = torch.stack([state[0, direction.position] for state in states]).detach().double()
-            np.testing.assert_allclose(row, stream @ direction.vector.double(), rtol=1e-3, atol=1e-4)
+            stream = (
+                torch.stack([state[0, direction.position] for state in states]).detach().double()
+            )
+            np.testing.assert_allclose(
+                row, stream @ direction.vector.double(), rtol=1e-3, atol=1e-4
+            )
             places.append(stream[direction.layer].numpy())
-    # the plane: distances from the mean cannot be longer than in the whole space, and their mean square is what the
-    # covariance matrix's two largest eigenvalues say
+    # the plane: distances from the mean cannot be longer than in the whole space, and their mean
+    # square is what the covariance matrix's two largest eigenvalues say
     values = np.linalg.eigvalsh(np.cov(np.array(places).T, bias=True))[::-1]
     points = np.array([*found.plane["harmful"], *found.plane["harmless"]])
     np.testing.assert_allclose((points**2).mean(0), values[:2], rtol=1e-3)
@@ -50,7 +61,9 @@ def test_they_are_those_of_the_hidden_states(base: Path) -> None:
 @given(st.integers(2, 12), st.integers(2, 6), st.integers(0, 1000))
 def test_the_plane_does_not_depend_on_how_the_axes_lie(n: int, width: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(n, width, generator=generator, dtype=torch.float64) * torch.arange(width, 0, -1)
+    rows = torch.randn(n, width, generator=generator, dtype=torch.float64) * torch.arange(
+        width, 0, -1
+    )
     towards = torch.randn(width, generator=generator, dtype=torch.float64)
     turn, _ = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
     first, explained, cosines = principal_plane(rows, towards)

@@ -1,4 +1,6 @@
-"""Weights in 4 and 8 bits, by bitsandbytes: the method runs on them as on the numbers that they stand for."""
+"""Weights in 4 and 8 bits, by bitsandbytes: the method runs on them as on the numbers that they
+stand for.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -39,14 +41,25 @@ def unpacked(quantised: ChatModel, folder: Path) -> ChatModel:
     return plain
 
 
-def test_the_whole_method_on_four_bits_is_that_on_the_numbers_they_stand_for(folder: Path, pair: PromptPair) -> None:
+def test_the_whole_method_on_four_bits_is_that_on_the_numbers_they_stand_for(
+    folder: Path, pair: PromptPair
+) -> None:
     quantised = load(str(folder), dtype="float32", quantize="4bit")
     plain = unpacked(quantised, folder)
     found = []
     for model in (quantised, plain):
-        candidates = refusal.difference_in_means(refusal.collect(model, pair, n=8, tokens=TOKENS, filter=False))
+        candidates = refusal.difference_in_means(
+            refusal.collect(model, pair, n=8, tokens=TOKENS, filtered=False)
+        )
         selection = refusal.select(
-            model, candidates, pair, n=6, filter=False, full_map=True, resamples=0, rule=refusal.Rule(-1000.0, 1000.0)
+            model,
+            candidates,
+            pair,
+            n=6,
+            filtered=False,
+            full_map=True,
+            resamples=0,
+            rule=refusal.Rule(-1000.0, 1000.0),
         )
         with model.apply(refusal.Ablate(selection.direction)):
             found.append((candidates, selection, model.generate(TEXTS, max_new_tokens=6)))
@@ -60,7 +73,10 @@ def test_the_whole_method_on_four_bits_is_that_on_the_numbers_they_stand_for(fol
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
 def test_sizes_count_numbers_and_memory_counts_bytes(folder: Path, quantize: Any) -> None:
-    plain, model = load(str(folder), dtype="float32"), load(str(folder), dtype="float32", quantize=quantize)
+    plain, model = (
+        load(str(folder), dtype="float32"),
+        load(str(folder), dtype="float32", quantize=quantize),
+    )
     size = size_of(model.hf, model.hf.config)
     assert size == size_of(plain.hf, plain.hf.config)
     held = sum(p.numel() * p.element_size() for p in model.hf.parameters())

@@ -1,4 +1,6 @@
-"""Several processes give what one gives: started by torchrun on loopback, with tiny models, compared file by file."""
+"""Several processes give what one gives: started by torchrun on loopback, with tiny models,
+compared file by file.
+"""
 
 import json
 import os
@@ -107,12 +109,20 @@ def assert_same(run: Path, alone: Path) -> None:
         assert rows(run / file) == rows(alone / file)
     metrics = [json.loads((path / "metrics.json").read_text()) for path in (run, alone)]
     for one, other in zip(*metrics, strict=True):
-        assert (one["name"], one["set"], one["condition"]) == (other["name"], other["set"], other["condition"])
-        assert one["value"] == pytest.approx(other["value"], rel=1e-5, abs=1e-4)  # a perplexity may be hundreds
+        assert (one["name"], one["set"], one["condition"]) == (
+            other["name"],
+            other["set"],
+            other["condition"],
+        )
+        assert one["value"] == pytest.approx(
+            other["value"], rel=1e-5, abs=1e-4
+        )  # a perplexity may be hundreds
 
 
 @pytest.mark.parametrize("n", [2, 4])
-def test_several_processes_give_what_one_gives(config: RunConfig, alone: Path, tmp_path: Path, n: int) -> None:
+def test_several_processes_give_what_one_gives(
+    config: RunConfig, alone: Path, tmp_path: Path, n: int
+) -> None:
     out, err = (done := launch(config, tmp_path / "run", n, "--json")).communicate(timeout=240)
     assert done.returncode == 0, err
     assert json.loads(out)["folder"] == str(tmp_path / "run")  # said once
@@ -125,50 +135,79 @@ def test_several_processes_give_what_one_gives(config: RunConfig, alone: Path, t
 
 
 def test_accelerates_launcher_does_as_well(config: RunConfig, alone: Path, tmp_path: Path) -> None:
-    _, err = (done := launch(config, tmp_path / "run", 2, launcher=ACCELERATE)).communicate(timeout=240)
+    _, err = (done := launch(config, tmp_path / "run", 2, launcher=ACCELERATE)).communicate(
+        timeout=240
+    )
     assert done.returncode == 0, err
     assert_same(tmp_path / "run", alone)
 
 
-def test_the_first_process_asks_a_server_for_all(config: RunConfig, alone: Path, tmp_path: Path) -> None:
+def test_the_first_process_asks_a_server_for_all(
+    config: RunConfig, alone: Path, tmp_path: Path
+) -> None:
     """It also compares the server's completions with the model's, while the others wait."""
     direction = Direction.load(alone / "direction.safetensors")
     export_model(refusal.load(config.model, dtype="float32"), direction, tmp_path / "edited")
     with served(dtype="float32") as url:
-        changes = {"engine": "openai", "engine_url": url, "engine_ablated": str(tmp_path / "edited")}
-        _, err = (done := launch(config.model_copy(update=changes), tmp_path / "run", 2)).communicate(timeout=240)
+        changes = {
+            "engine": "openai",
+            "engine_url": url,
+            "engine_ablated": str(tmp_path / "edited"),
+        }
+        _, err = (
+            done := launch(config.model_copy(update=changes), tmp_path / "run", 2)
+        ).communicate(timeout=240)
     assert done.returncode == 0, err
     assert_same(tmp_path / "run", alone)
 
 
-def test_a_model_that_is_split_gives_what_a_whole_one_gives(config: RunConfig, alone: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_split_gives_what_a_whole_one_gives(
+    config: RunConfig, alone: Path, tmp_path: Path
+) -> None:
     """Tensor parallel: interventions act on what the parts have been added up to."""
     done = launch(config.model_copy(update={"tp_plan": "auto"}), tmp_path / "run", 2)
     _, err = done.communicate(timeout=240)
     assert done.returncode == 0, err
     assert_same(tmp_path / "run", alone)
-    split, whole = (json.loads((path / "manifest.json").read_text()) for path in (tmp_path / "run", alone))
+    split, whole = (
+        json.loads((path / "manifest.json").read_text()) for path in (tmp_path / "run", alone)
+    )
     for key in ("forward_tokens", "flops"):  # of both parts together
         assert split["stages"]["extract"][key] == whole["stages"]["extract"][key]
     assert split["model"] == whole["model"]  # so either can go on with what the other has begun
 
 
-def test_a_program_of_ones_own_shares_the_work_too(config: RunConfig, alone: Path, tmp_path: Path) -> None:
+def test_a_program_of_ones_own_shares_the_work_too(
+    config: RunConfig, alone: Path, tmp_path: Path
+) -> None:
     """``refusal.pipeline.run`` joins the processes of a launcher by itself."""
     (tmp_path / "config.toml").write_text(commented_toml(config), encoding="utf-8")
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys, refusal\nrefusal.run(refusal.make_config(file=sys.argv[1]), sys.argv[2], until='generate')\n",
+        "import sys, refusal\nrefusal.run(refusal.make_config(file=sys.argv[1]), sys.argv[2], "
+        "until='generate')\n",
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", *TORCHRUN, "2", str(program), str(tmp_path / "config.toml"), str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        *TORCHRUN,
+        "2",
+        str(program),
+        str(tmp_path / "config.toml"),
+        str(tmp_path / "run"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=240, check=False)
+    done = subprocess.run(
+        command, env=environment, text=True, capture_output=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
     for file in (alone / "completions").glob("*.jsonl"):
         assert rows(tmp_path / "run" / "completions" / file.name) == rows(file)
     stages = json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]
-    assert stages["extract"]["device_seconds"] == pytest.approx(2 * stages["extract"]["seconds"], abs=0.02)
+    assert stages["extract"]["device_seconds"] == pytest.approx(
+        2 * stages["extract"]["seconds"], abs=0.02
+    )
 
 
 def test_splitting_a_model_needs_a_launcher(config: RunConfig) -> None:
@@ -177,22 +216,29 @@ def test_splitting_a_model_needs_a_launcher(config: RunConfig) -> None:
 
 
 def test_what_is_wrong_is_said_once(config: RunConfig, tmp_path: Path) -> None:
-    _, err = (done := launch(config, tmp_path / "run", 2, "--tasks", "no_such_task")).communicate(timeout=120)
+    _, err = (done := launch(config, tmp_path / "run", 2, "--tasks", "no_such_task")).communicate(
+        timeout=120
+    )
     assert done.returncode != 0
     assert err.count("no task 'no_such_task'") == 1
 
 
-def test_a_process_that_dies_ends_the_run_and_it_resumes(config: RunConfig, alone: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_run_and_it_resumes(
+    config: RunConfig, alone: Path, tmp_path: Path
+) -> None:
     started = launch(config, tmp_path / "run", 2)
     wait_for_stage(tmp_path / "run" / "manifest.json", "extract")
-    workers = [p for p in psutil.Process(started.pid).children(recursive=True) if "refusal" in p.cmdline()]
+    workers = [
+        p for p in psutil.Process(started.pid).children(recursive=True) if "refusal" in p.cmdline()
+    ]
     second = next(p for p in workers if p.environ().get("RANK") == "1")
     second.send_signal(signal.SIGKILL)
     before = time.monotonic()
     _, err = started.communicate(timeout=LIMIT)
     assert time.monotonic() - before < LIMIT
     assert started.returncode != 0
-    # The launcher may end the other process before that has noticed; then its own report is the message.
+    # The launcher may end the other process before that has noticed; then its own report is the
+    # message.
     assert "error: Another process of this run has ended" in err or "exitcode" in err
     assert "refusal/cli.py" not in err  # no traceback of ours; torchrun shows its own
     kept = (tmp_path / "run" / "candidates.safetensors").stat().st_mtime_ns

@@ -7,7 +7,13 @@ import torch
 from refusal import ChatModel, ConfigError, PromptPair, TooFewPromptsError, tokens_for
 from refusal.core.stats import auroc, wilson_interval
 from refusal.directions import refusal_tokens
-from refusal.directions.refusal_tokens import PRESETS, choose_tokens, given_tokens, preset_tokens, rank_tokens
+from refusal.directions.refusal_tokens import (
+    PRESETS,
+    choose_tokens,
+    given_tokens,
+    preset_tokens,
+    rank_tokens,
+)
 
 
 def test_tokens_are_ranked_by_the_difference_and_cut_at_the_covered_mass() -> None:
@@ -27,7 +33,9 @@ def test_given_tokens_are_words_or_ids(model: ChatModel) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.family)
-def test_presets_are_resolved_by_the_models_own_tokenizer(preset: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presets_are_resolved_by_the_models_own_tokenizer(
+    preset: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A family's tokens are used only if type, template and token ids all agree."""
     assert isinstance(preset, refusal_tokens.Preset)
     model = tiny_models.chat_model()
@@ -50,13 +58,19 @@ def say(monkeypatch: pytest.MonkeyPatch, refuse: set[str]) -> None:
     """Completions of a model that refuses the prompts in ``refuse``."""
 
     def complete(model: object, texts: list[str], *args: object, **kwargs: object) -> list[str]:
-        return ["I'm sorry, but I can't help with that." if t in refuse else "Here is a song for you." for t in texts]
+        return [
+            "I'm sorry, but I can't help with that." if t in refuse else "Here is a song for you."
+            for t in texts
+        ]
 
     monkeypatch.setattr(refusal_tokens, "complete", complete)
 
 
 def test_choice_follows_what_the_model_does(
-    model: ChatModel, pair: PromptPair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: ChatModel,
+    pair: PromptPair,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     refused = {p.text for p in pair.harmful}
     say(monkeypatch, refused)
@@ -79,7 +93,9 @@ def test_choice_follows_what_the_model_does(
     )
     assert not caplog.text
     # A model whose first token says nothing about refusal: a warning with the number.
-    monkeypatch.setattr(refusal_tokens, "last_logits", lambda model, texts: torch.randn(len(texts), 272))
+    monkeypatch.setattr(
+        refusal_tokens, "last_logits", lambda model, texts: torch.randn(len(texts), 272)
+    )
     assert (choose_tokens(model, pair).auroc or 0) <= 1
     half = {p.text for p in (*pair.harmful[:5], *pair.harmless[:5])}
     say(monkeypatch, half)

@@ -1,4 +1,5 @@
-"""The page in a real browser: opened from disk with the network off, pointed at, clicked, read by axe-core.
+"""The page in a real browser: opened from disk with the network off, pointed at, clicked, read by
+axe-core.
 
 Needs Debian's chromium (``apt-get install chromium``) and playwright; skipped without them.
 """
@@ -17,17 +18,22 @@ from refusal.report.compare_page import write_comparison
 from refusal.report.write import write_report
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here: apt-get install chromium"
+)
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage"
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--disable-dev-shm-usage"
 )
 IMPACTS = ("serious", "critical")  # what keeps some people from using the page
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A report of everything with a nasty and a long completion, one of an unfinished run, and a comparison."""
+    """A report of everything with a nasty and a long completion, one of an unfinished run, and a
+    comparison.
+    """
     base = tmp_path_factory.mktemp("browser")
     run = report_runs.make(base)
     half = Path(shutil.copytree(run, base / "half"))
@@ -58,7 +64,9 @@ class Opened:
     """A page that is open, and everything that it complained of or asked for."""
 
     def __init__(self, chromium: Any, file: Path, width: int = 1100, scheme: str = "light") -> None:
-        self.context = chromium.new_context(offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.context = chromium.new_context(
+            offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme
+        )
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.requests: list[str] = []
@@ -67,9 +75,11 @@ class Opened:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(file.as_uri())
 
-    def cell(self, at: str, map: int = 1) -> Any:
+    def cell(self, at: str, mapping: int = 1) -> Any:
         """A cell of one of the score maps."""
-        return self.page.locator("[data-group=scores] .map").nth(map).locator(f'[data-at="{at}"]')
+        return (
+            self.page.locator("[data-group=scores] .map").nth(mapping).locator(f'[data-at="{at}"]')
+        )
 
     def lines(self, kind: str) -> list[list[str]]:
         """Rows of the table under the maps: ``live`` or ``keeping``."""
@@ -105,7 +115,9 @@ def test_it_opens_at_once_asks_for_nothing_and_complains_of_nothing(
     assert first.page.title().startswith("Refusal: ")  # no script of a completion has run
 
 
-def test_pointing_shows_a_cells_numbers_and_leaving_brings_the_chosen_back(opened: Any, pages: dict[str, Path]) -> None:
+def test_pointing_shows_a_cells_numbers_and_leaving_brings_the_chosen_back(
+    opened: Any, pages: dict[str, Path]
+) -> None:
     one = opened(pages["report"])
     start = one.lines("live")
     assert start[0][5] == "chosen"
@@ -155,18 +167,28 @@ def test_the_keyboard_does_what_the_pointer_does(opened: Any, pages: dict[str, P
 
 
 @pytest.mark.parametrize("name", ["report", "unfinished", "comparison"])
-def test_a_narrow_page_scrolls_only_in_its_boxes(opened: Any, pages: dict[str, Path], name: str) -> None:
+def test_a_narrow_page_scrolls_only_in_its_boxes(
+    opened: Any, pages: dict[str, Path], name: str
+) -> None:
     page = opened(pages[name], width=400).page
-    assert page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)") <= 400
+    assert (
+        page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
+        <= 400
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme"), [("report", "light"), ("report", "dark"), ("unfinished", "light"), ("comparison", "dark")]
+    ("name", "scheme"),
+    [("report", "light"), ("report", "dark"), ("unfinished", "light"), ("comparison", "dark")],
 )
-def test_axe_finds_nothing_serious(opened: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
+def test_axe_finds_nothing_serious(
+    opened: Any, pages: dict[str, Path], name: str, scheme: str
+) -> None:
     page = opened(pages[name], scheme=scheme).page
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
-    page.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8"))
+    page.evaluate(
+        resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
+    )
     found = page.evaluate("axe.run()")
     wrong = [
         (rule["id"], rule["impact"], node["target"], node["failureSummary"])
@@ -183,6 +205,7 @@ def test_it_prints(opened: Any, pages: dict[str, Path]) -> None:
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
     page.emulate_media(media="print")
     shown = page.evaluate(
-        "['nav', '.kept', '.verdict', '.map'].map(s => getComputedStyle(document.querySelector(s)).display)"
+        "['nav', '.kept', '.verdict', '.map'].map(s => "
+        "getComputedStyle(document.querySelector(s)).display)"
     )
     assert shown == ["none", "none", "block", "block"]

@@ -1,4 +1,6 @@
-"""A run folder holds what is documented; stages are reused exactly when they may be; nothing is half-written."""
+"""A run folder holds what is documented; stages are reused exactly when they may be; nothing is
+half-written.
+"""
 
 import json
 import math
@@ -17,26 +19,46 @@ import tiny_models
 import torch
 from safetensors import safe_open
 
-from refusal import ChatModel, Completion, Direction, NoCandidateError, PromptError, RunFolderError, load, make_config
+from refusal import (
+    ChatModel,
+    Completion,
+    Direction,
+    NoCandidateError,
+    PromptError,
+    RunFolderError,
+    load,
+    make_config,
+)
 from refusal import run as run_stages
 from refusal.config.run_config import RunConfig
 from refusal.core.storage import file_sha256
 from refusal.evaluations.refusal.stages import ORDER
 from refusal.interventions.conditions import CONDITIONS
 
-STAGES: Any = import_module("refusal.pipeline.run")  # the package's attribute of that name is the function
+STAGES: Any = import_module(
+    "refusal.pipeline.run"
+)  # the package's attribute of that name is the function
 MEASURING: Any = import_module("refusal.evaluations.refusal.stages")
-RATES = {"refusal_rate", "partial_rate", "degenerate_rate", "substring_refusal_rate", "refusal_rate_corrected"}
+RATES = {
+    "refusal_rate",
+    "partial_rate",
+    "degenerate_rate",
+    "substring_refusal_rate",
+    "refusal_rate_corrected",
+}
 ACCURACY = {"sensitivity", "specificity"}
 CHANGES = {"refusal_rate_change", "degenerate_rate_change", "refusal_rate_corrected_change"}
-COMPLETIONS = {f"completions/{set}.{condition}.jsonl" for set, condition in CONDITIONS}
+COMPLETIONS = {f"completions/{set_name}.{condition}.jsonl" for set_name, condition in CONDITIONS}
 BASELINES = {"completions/harmful.baseline.jsonl", "completions/harmless.baseline.jsonl"}
 SELECTED = {"scores.json", "direction.safetensors", "selection.json", "stability.json"}
 PROJECTED = "projections.json"
 REPORT = {
     "report.html",
     "categories.json",
-    *(f"tables/{name}.csv" for name in ("metrics", "scores", "stability", "projections", "cosines", "stages")),
+    *(
+        f"tables/{name}.csv"
+        for name in ("metrics", "scores", "stability", "projections", "cosines", "stages")
+    ),
 }
 RATED = {*COMPLETIONS, "metrics.json"}
 EVERYTHING = {"refusal_tokens.json", "candidates.safetensors", *SELECTED, PROJECTED, *RATED}
@@ -58,7 +80,9 @@ def config(source: Path, prompts: tuple[str, ...]) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(source: Path, prompts: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    source: Path, prompts: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A finished run; tests that write go to a copy of it."""
     out = tmp_path_factory.mktemp("finished") / "run"
     run_stages(saved.small_config(source, prompts), out)
@@ -122,21 +146,35 @@ def test_the_direction_is_the_chosen_candidate_normalised(finished: Path, source
     torch.testing.assert_close(vector * float(meta["norm"]), candidate)
     assert float(vector.norm()) == pytest.approx(1, abs=1e-6)
     assert (meta["qualified"], meta["model"], meta["seed"]) == ("true", str(source), "42")
-    best = min((s for s in read(finished / "scores.json") if s["bypass"] is not None), key=lambda s: s["bypass"])
+    best = min(
+        (s for s in read(finished / "scores.json") if s["bypass"] is not None),
+        key=lambda s: s["bypass"],
+    )
     assert (int(meta["position"]), int(meta["layer"])) == (best["position"], best["layer"])
 
 
 def test_rates_are_those_of_the_completions(finished: Path) -> None:
     metrics = read(finished / "metrics.json")
-    assert all(set(m) == {"name", "set", "condition", "value", "low", "high", "n", "p_value"} for m in metrics)
+    assert all(
+        set(m) == {"name", "set", "condition", "value", "low", "high", "n", "p_value"}
+        for m in metrics
+    )
     assert {m["name"] for m in metrics} == RATES | CHANGES | ACCURACY
     for set_, condition in CONDITIONS:
-        lines = (finished / "completions" / f"{set_}.{condition}.jsonl").read_text(encoding="utf-8").split("\n")
+        lines = (
+            (finished / "completions" / f"{set_}.{condition}.jsonl")
+            .read_text(encoding="utf-8")
+            .split("\n")
+        )
         rows = [json.loads(line) for line in lines if line]
         assert all(set(row) == {"prompt_id", "prompt", "completion", "verdict"} for row in rows)
         assert len(rows) == 3
         verdicts = Counter(row["verdict"] for row in rows)
-        rate = next(m for m in metrics if (m["name"], m["set"], m["condition"]) == ("refusal_rate", set_, condition))
+        rate = next(
+            m
+            for m in metrics
+            if (m["name"], m["set"], m["condition"]) == ("refusal_rate", set_, condition)
+        )
         assert rate["value"] == (verdicts["refusal"] + verdicts["partial"]) / 3
         assert rate["n"] == 3
         assert rate["low"] <= rate["value"] <= rate["high"]
@@ -149,9 +187,13 @@ def test_the_manifest_says_where_the_numbers_come_from(finished: Path, source: P
     assert {"python", "refusal", "torch", "transformers"} <= set(manifest["versions"])
     assert manifest["model"]["weight_hash"] == load(str(source), dtype="float32").weight_hash()
     assert {"name", "revision", "dtype", "template_hash", "system"} <= set(manifest["model"])
-    assert {"device", "gpu", "cpu_count", "threads", "machine", "system"} <= set(manifest["hardware"])
+    assert {"device", "gpu", "cpu_count", "threads", "machine", "system"} <= set(
+        manifest["hardware"]
+    )
     assert set(manifest["prompts"]["sha256"]) == {
-        f"{label}_{split}" for label in ("harmful", "harmless") for split in ("train", "val", "test")
+        f"{label}_{split}"
+        for label in ("harmful", "harmless")
+        for split in ("train", "val", "test")
     }
     stages = manifest["stages"]
     assert list(stages) == [
@@ -177,7 +219,9 @@ def test_run_toml_gives_the_same_configuration_back(finished: Path, config: RunC
 # --- reuse
 
 
-def test_a_second_run_spends_no_forward_token_and_writes_no_result(out: Path, config: RunConfig, source: Path) -> None:
+def test_a_second_run_spends_no_forward_token_and_writes_no_result(
+    out: Path, config: RunConfig, source: Path
+) -> None:
     model = load(str(source), dtype="float32")
     assert redone(out, config, model=model) == set()
     assert model.forward_tokens == 0
@@ -185,7 +229,9 @@ def test_a_second_run_spends_no_forward_token_and_writes_no_result(out: Path, co
 
 def test_a_reused_run_returns_what_the_first_did(config: RunConfig, tmp_path: Path) -> None:
     first, again = run_stages(config, tmp_path / "r"), run_stages(config, tmp_path / "r")
-    torch.testing.assert_close(first.candidates.vectors, again.candidates.vectors, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        first.candidates.vectors, again.candidates.vectors, rtol=0, atol=0, equal_nan=True
+    )
     assert first.tokens == again.tokens
     assert first.metrics == again.metrics
     assert first.selection is not None
@@ -200,10 +246,26 @@ def test_a_reused_run_returns_what_the_first_did(config: RunConfig, tmp_path: Pa
     [
         ({"max_new_tokens": 4}, RATED, EVERYTHING - RATED),
         ({"n_test": 2}, RATED, EVERYTHING - RATED),
-        ({"n_val": 9}, {*SELECTED, "metrics.json"}, {"refusal_tokens.json", "candidates.safetensors", *BASELINES}),
-        ({"kl_threshold": 999.0}, {*SELECTED, "metrics.json"}, {"candidates.safetensors", *BASELINES}),
-        ({"n_train": 9}, EVERYTHING - BASELINES - {"refusal_tokens.json"}, {"refusal_tokens.json", *BASELINES}),
-        ({"refusal_tokens": ("B",)}, {"refusal_tokens.json", "candidates.safetensors", *SELECTED}, BASELINES),
+        (
+            {"n_val": 9},
+            {*SELECTED, "metrics.json"},
+            {"refusal_tokens.json", "candidates.safetensors", *BASELINES},
+        ),
+        (
+            {"kl_threshold": 999.0},
+            {*SELECTED, "metrics.json"},
+            {"candidates.safetensors", *BASELINES},
+        ),
+        (
+            {"n_train": 9},
+            EVERYTHING - BASELINES - {"refusal_tokens.json"},
+            {"refusal_tokens.json", *BASELINES},
+        ),
+        (
+            {"refusal_tokens": ("B",)},
+            {"refusal_tokens.json", "candidates.safetensors", *SELECTED},
+            BASELINES,
+        ),
         ({"seed": 7}, EVERYTHING, set()),
         ({"system": "Be brief."}, EVERYTHING, set()),
         ({"dtype": "bfloat16"}, EVERYTHING, set()),
@@ -213,16 +275,25 @@ def test_a_reused_run_returns_what_the_first_did(config: RunConfig, tmp_path: Pa
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_an_option_redoes_the_stages_that_depend_on_it(
-    out: Path, source: Path, prompts: tuple[str, ...], change: dict[str, Any], expected: set[str], untouched: set[str]
+    out: Path,
+    source: Path,
+    prompts: tuple[str, ...],
+    change: dict[str, Any],
+    expected: set[str],
+    untouched: set[str],
 ) -> None:
     again = redone(out, saved.small_config(source, prompts, **change))
     assert expected <= again
     assert not again & untouched
 
 
-def test_changed_prompts_are_noticed(out: Path, source: Path, prompts: tuple[str, ...], tmp_path: Path) -> None:
+def test_changed_prompts_are_noticed(
+    out: Path, source: Path, prompts: tuple[str, ...], tmp_path: Path
+) -> None:
     specs = saved.write_prompts(tmp_path)
-    assert redone(out, saved.small_config(source, specs)) == set()  # the same texts in another place
+    assert (
+        redone(out, saved.small_config(source, specs)) == set()
+    )  # the same texts in another place
     file = tmp_path / "harmful.txt"
     file.write_text(file.read_text(encoding="utf-8").replace("song", "tune"), encoding="utf-8")
     assert "candidates.safetensors" in redone(out, saved.small_config(source, specs))
@@ -264,7 +335,9 @@ def test_rates_do_not_stand_beside_a_direction_that_is_not_theirs(
         ("generate", EVERYTHING - {"metrics.json"}),
     ],
 )
-def test_a_run_stops_where_it_is_told(config: RunConfig, tmp_path: Path, until: str, files: set[str]) -> None:
+def test_a_run_stops_where_it_is_told(
+    config: RunConfig, tmp_path: Path, until: str, files: set[str]
+) -> None:
     run_stages(config, tmp_path / "run", until=until)
     assert set(saved.times(tmp_path / "run")) == files
 
@@ -297,7 +370,11 @@ def test_an_interrupted_run_keeps_its_finished_stages_and_goes_on(
 
 
 def test_an_interruption_between_the_files_of_a_stage_mixes_nothing(
-    out: Path, source: Path, prompts: tuple[str, ...], config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    out: Path,
+    source: Path,
+    prompts: tuple[str, ...],
+    config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """scores.json is written, direction.safetensors is not; then the first options come back."""
     whole = {name: (out / name).read_bytes() for name in SELECTED}
@@ -317,7 +394,9 @@ def test_an_interruption_between_the_files_of_a_stage_mixes_nothing(
 # --- what is refused
 
 
-def test_other_weights_are_refused_and_nothing_is_touched(out: Path, prompts: tuple[str, ...], tmp_path: Path) -> None:
+def test_other_weights_are_refused_and_nothing_is_touched(
+    out: Path, prompts: tuple[str, ...], tmp_path: Path
+) -> None:
     other = saved.save_model(tmp_path / "other", seed=1)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises(RunFolderError, match=r"holds a run of .*Give another --out"):
@@ -325,7 +404,9 @@ def test_other_weights_are_refused_and_nothing_is_touched(out: Path, prompts: tu
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
-def test_the_same_weights_under_another_name_go_on(out: Path, source: Path, prompts: tuple[str, ...]) -> None:
+def test_the_same_weights_under_another_name_go_on(
+    out: Path, source: Path, prompts: tuple[str, ...]
+) -> None:
     assert redone(out, saved.small_config(f"{source}/", prompts)) == set()
 
 
@@ -347,7 +428,9 @@ def test_a_folder_that_cannot_be_understood_is_refused_before_the_model_is_loade
 
 
 @pytest.mark.parametrize("below", ["", "run", "a/b"])
-def test_a_file_in_the_place_of_the_folder_is_refused(prompts: tuple[str, ...], tmp_path: Path, below: str) -> None:
+def test_a_file_in_the_place_of_the_folder_is_refused(
+    prompts: tuple[str, ...], tmp_path: Path, below: str
+) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(RunFolderError, match="is a file"):
         run_stages(saved.small_config("no/such-model", prompts), tmp_path / "file" / below)
@@ -359,11 +442,15 @@ def test_a_failed_start_leaves_no_folder(prompts: tuple[str, ...], tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_split_is_named_before_the_model_is_loaded(prompts: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_empty_split_is_named_before_the_model_is_loaded(
+    prompts: tuple[str, ...], tmp_path: Path
+) -> None:
     few = tmp_path / "few.txt"
     few.write_text("One.\n", encoding="utf-8")
     with pytest.raises(PromptError, match="No harmful prompts are left for"):
-        run_stages(saved.small_config("no/such-model", (f"harmful={few}", prompts[1])), tmp_path / "run")
+        run_stages(
+            saved.small_config("no/such-model", (f"harmful={few}", prompts[1])), tmp_path / "run"
+        )
 
 
 def test_strict_keeps_the_scores(source: Path, prompts: tuple[str, ...], tmp_path: Path) -> None:
@@ -401,23 +488,36 @@ def test_completions_with_odd_line_ends_are_read_back_whole(
     """str.splitlines would cut at these; a model that is pushed around writes them."""
     odd = "one\u2028two\x85three\x1cfour\r\nfive\x0bsix"
 
-    def complete(model: ChatModel, direction: object, pool: Sequence[Any], *args: object) -> tuple[Completion, ...]:
+    def complete(
+        model: ChatModel, direction: object, pool: Sequence[Any], *args: object
+    ) -> tuple[Completion, ...]:
         return tuple(Completion(p.id, p.text, odd, "compliance") for p in pool)
 
     monkeypatch.setattr(MEASURING, "complete_under", complete)
     result = run_stages(config, tmp_path / "run")
-    of_the_detector = ("sensitivity", "specificity")  # measured on labelled completions, not on the run's
+    of_the_detector = (
+        "sensitivity",
+        "specificity",
+    )  # measured on labelled completions, not on the run's
     assert {m.n for m in result.metrics if m.name not in of_the_detector} == {3}
 
 
 def test_the_manifest_says_what_each_stage_cost(tmp_path: Path) -> None:
     config = saved.small_config(
-        saved.save_model(tmp_path / "model"), saved.write_prompts(tmp_path), price_per_device_hour=7200.0
+        saved.save_model(tmp_path / "model"),
+        saved.write_prompts(tmp_path),
+        price_per_device_hour=7200.0,
     )
     model = load(config.model)
     run_stages(config, tmp_path / "run", until="extract", model=model)
-    stage = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))["stages"]["extract"]
-    blocks = sum(p.numel() for name, p in model.hf.named_parameters() if "embed" not in name and "lm_head" not in name)
+    stage = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))["stages"][
+        "extract"
+    ]
+    blocks = sum(
+        p.numel()
+        for name, p in model.hf.named_parameters()
+        if "embed" not in name and "lm_head" not in name
+    )
     assert stage["flops"] == 2 * blocks * stage["forward_tokens"]
     assert stage["device_seconds"] == stage["seconds"]
     assert stage["cost"] == pytest.approx(2 * stage["seconds"], abs=0.02)
@@ -426,12 +526,16 @@ def test_the_manifest_says_what_each_stage_cost(tmp_path: Path) -> None:
 def test_a_run_ends_where_nothing_beats_a_zero_vector(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rule may choose a candidate that is zero; nothing can be measured of it, and its scores are kept."""
+    """The rule may choose a candidate that is zero; nothing can be measured of it, and its scores
+    are kept.
+    """
     found = STAGES.difference_in_means
     monkeypatch.setattr(
         STAGES,
         "difference_in_means",
-        lambda activations: replace(found(activations), vectors=torch.zeros_like(found(activations).vectors)),
+        lambda activations: replace(
+            found(activations), vectors=torch.zeros_like(found(activations).vectors)
+        ),
     )
     with pytest.raises(NoCandidateError, match=r"is the zero vector.*--refusal-tokens"):
         run_stages(config, tmp_path / "run")

@@ -1,4 +1,6 @@
-"""The stages after the direction is chosen: what they leave in the folder, what is reused, what the numbers rest on."""
+"""The stages after the direction is chosen: what they leave in the folder, what is reused, what the
+numbers rest on.
+"""
 
 import json
 import shutil
@@ -21,7 +23,14 @@ from refusal.interventions.conditions import ACTIONS, CONDITIONS
 from refusal.prompts.load import matched_pairs
 from refusal.runs.files import read_completions, read_metrics
 
-EXTRA = {"controls": 2, "n_control": 2, "drift_tokens": 2, "n_texts": 2, "text_tokens": 12, "seeds": 2}
+EXTRA = {
+    "controls": 2,
+    "n_control": 2,
+    "drift_tokens": 2,
+    "n_texts": 2,
+    "text_tokens": 12,
+    "seeds": 2,
+}
 NAMES = ["random-1", "random-2", "shuffled", "matched"]
 
 
@@ -34,7 +43,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 def config(tmp_path_factory: pytest.TempPathFactory, prompts: tuple[str, ...]) -> RunConfig:
     source = saved.save_model(tmp_path_factory.mktemp("model"))
     text = source.parent / "lines.txt"
-    text.write_text("The sea is wide, and the moon pulls at it all night long.\n" * 120, encoding="utf-8")
+    text.write_text(
+        "The sea is wide, and the moon pulls at it all night long.\n" * 120, encoding="utf-8"
+    )
     return saved.small_config(source, prompts, **EXTRA, texts=(str(text),))
 
 
@@ -55,11 +66,13 @@ def metrics(out: Path) -> dict[tuple[str, str, str], Any]:
 
 
 def test_every_control_has_completions_under_every_action(finished: Path) -> None:
-    for set, actions in ACTIONS.items():
-        baseline = read_completions(finished / "completions" / f"{set}.baseline.jsonl")
+    for set_name, actions in ACTIONS.items():
+        baseline = read_completions(finished / "completions" / f"{set_name}.baseline.jsonl")
         for action in actions:
             for name in NAMES:
-                rows = read_completions(finished / "completions" / f"{set}.{name}-{action}.jsonl")
+                rows = read_completions(
+                    finished / "completions" / f"{set_name}.{name}-{action}.jsonl"
+                )
                 assert [row.prompt_id for row in rows] == [row.prompt_id for row in baseline[:2]]
 
 
@@ -69,21 +82,28 @@ def test_metrics_are_those_of_the_files(finished: Path) -> None:
         *CONDITIONS,
         *((s, f"{n}-{a}") for s, actions in ACTIONS.items() for a in actions for n in NAMES),
     ]
-    completions = {(s, c): read_completions(finished / "completions" / f"{s}.{c}.jsonl") for s, c in conditions}
+    completions = {
+        (s, c): read_completions(finished / "completions" / f"{s}.{c}.jsonl") for s, c in conditions
+    }
     for expected in measure_all(completions):
         assert found[expected.name, expected.set, expected.condition] == expected
-    for set in ("own-answers", "lines"):
-        drift = read_drift(finished / "drift" / f"{set}.ablation.jsonl")
+    for set_name in ("own-answers", "lines"):
+        drift = read_drift(finished / "drift" / f"{set_name}.ablation.jsonl")
         total = sum(sum(d.nats) for d in drift) / sum(len(d.nats) for d in drift)
-        assert found["cross_entropy", set, "ablation"].value == pytest.approx(total)
+        assert found["cross_entropy", set_name, "ablation"].value == pytest.approx(total)
     assert ("kl_first_2_tokens", "own-answers", "ablation") in found
     assert {c for n, s, c in found if n == "cosine"} == {*NAMES, "seed-43"}
 
 
 def test_another_seed_leaves_its_choice_and_its_rate(finished: Path) -> None:
     found = metrics(finished)
-    other, main = (Direction.load(finished / p) for p in ("seeds/43.direction.safetensors", "direction.safetensors"))
-    assert found["cosine", "direction", "seed-43"].value == pytest.approx(float(torch.dot(other.vector, main.vector)))
+    other, main = (
+        Direction.load(finished / p)
+        for p in ("seeds/43.direction.safetensors", "direction.safetensors")
+    )
+    assert found["cosine", "direction", "seed-43"].value == pytest.approx(
+        float(torch.dot(other.vector, main.vector))
+    )
     choice = json.loads((finished / "seeds" / "43.json").read_text(encoding="utf-8"))
     assert found["bypass", "direction", "seed-43"].value == choice["score"]["bypass"]
     assert found["refusal_rate", "harmful", "seed-43-ablation"].n == 3
@@ -117,7 +137,9 @@ def test_an_option_redoes_only_what_depends_on_it(
     assert "drift" in redone - {"completions"} or not any(name.endswith(own) for name in changed)
 
 
-def test_a_text_file_that_is_not_there_stops_the_run_before_anything_slow(config: RunConfig, tmp_path: Path) -> None:
+def test_a_text_file_that_is_not_there_stops_the_run_before_anything_slow(
+    config: RunConfig, tmp_path: Path
+) -> None:
     wrong = config.model_copy(update={"model": "no/such-model", "texts": ("missing.txt",)})
     with pytest.raises(PromptError, match="no text file missing"):
         run_stages(wrong, tmp_path / "run")
@@ -127,13 +149,32 @@ def test_a_direction_made_with_test_prompts_is_not_evaluated(out: Path, config: 
     """Also not one that someone put into the folder: the prompts it knows travel with it."""
     prompt = read_completions(out / "completions" / "harmful.baseline.jsonl")[0].prompt
     direction = Direction.load(out / "direction.safetensors")
-    leaked = replace(direction, seen=frozenset([Prompt("x", prompt.upper(), "harmful").fingerprint]))
+    leaked = replace(
+        direction, seen=frozenset([Prompt("x", prompt.upper(), "harmful").fingerprint])
+    )
     with pytest.raises(LeakageError):
-        complete_under(load(config.model, dtype="float32"), leaked, [Prompt("x", prompt, "harmful")], "ablation", 2, "")
+        complete_under(
+            load(config.model, dtype="float32"),
+            leaked,
+            [Prompt("x", prompt, "harmful")],
+            "ablation",
+            2,
+            "",
+        )
 
 
-def test_bounds_that_are_not_known_are_null_in_the_file_and_infinite_when_read(tmp_path: Path) -> None:
-    row = {"name": "kl", "set": "s", "condition": "c", "value": 1.0, "low": None, "high": None, "n": 1}
+def test_bounds_that_are_not_known_are_null_in_the_file_and_infinite_when_read(
+    tmp_path: Path,
+) -> None:
+    row = {
+        "name": "kl",
+        "set": "s",
+        "condition": "c",
+        "value": 1.0,
+        "low": None,
+        "high": None,
+        "n": 1,
+    }
     write_json(tmp_path / "metrics.json", [row])
     (found,) = read_metrics(tmp_path / "metrics.json")
     assert (found.low, found.high) == (-float("inf"), float("inf"))
@@ -146,7 +187,11 @@ def test_own_prompts_may_be_among_the_matched_pairs(tmp_path: Path) -> None:
     """They are tested on, so their pairs take no part in the control."""
     pairs = matched_pairs()
     for label, pool in (("harmful", pairs.harmful), ("harmless", pairs.harmless)):
-        (tmp_path / f"{label}.txt").write_text("".join(f"{prompt.text}\n" for prompt in pool[:24]), encoding="utf-8")
+        (tmp_path / f"{label}.txt").write_text(
+            "".join(f"{prompt.text}\n" for prompt in pool[:24]), encoding="utf-8"
+        )
     own = tuple(f"{label}={tmp_path / label}.txt" for label in ("harmful", "harmless"))
     config = saved.small_config(saved.save_model(tmp_path / "model"), own, controls=1, n_control=2)
-    assert any(m.condition == "matched-ablation" for m in run_stages(config, tmp_path / "run").metrics)
+    assert any(
+        m.condition == "matched-ablation" for m in run_stages(config, tmp_path / "run").metrics
+    )

@@ -1,4 +1,6 @@
-"""Judges of a run: asked once for each completion, again only for what failed, and compared with the detector."""
+"""Judges of a run: asked once for each completion, again only for what failed, and compared with
+the detector.
+"""
 
 import json
 import shutil
@@ -25,7 +27,9 @@ from refusal.runs.folder import RunFolder
 
 @dataclass
 class Fickle:
-    """Answers in reverse order; fails on the ids in ``fails``, gives up altogether after ``stops`` answers."""
+    """Answers in reverse order; fails on the ids in ``fails``, gives up altogether after ``stops``
+    answers.
+    """
 
     name: str = "fickle"
     kind: JudgeKind = "refusal"
@@ -41,13 +45,17 @@ class Fickle:
             if item.prompt_id in self.fails:
                 yield Judgement(item.prompt_id, error="HTTP 500")
             else:
-                yield Judgement(item.prompt_id, "refusal" if item.prompt_id.endswith("1") else "compliance")
+                yield Judgement(
+                    item.prompt_id, "refusal" if item.prompt_id.endswith("1") else "compliance"
+                )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
     base = tmp_path_factory.mktemp("judged")
-    config = saved.small_config(saved.save_model(base / "model"), saved.write_prompts(base), n_test=4)
+    config = saved.small_config(
+        saved.save_model(base / "model"), saved.write_prompts(base), n_test=4
+    )
     run_stages(config, base / "run")
     return config, base / "run"
 
@@ -102,7 +110,9 @@ def test_what_was_judged_before_the_endpoint_went_away_is_kept(
     assert len(first.asked) + len(second.asked) == sum(map(len, completions(folder).values()))
 
 
-def test_a_line_cut_off_by_an_interruption_is_asked_again(folder: RunFolder, finished: tuple[RunConfig, Path]) -> None:
+def test_a_line_cut_off_by_an_interruption_is_asked_again(
+    folder: RunFolder, finished: tuple[RunConfig, Path]
+) -> None:
     judged(folder, finished[0], Fickle())
     file = folder.path / "judgements" / "fickle" / "harmless.addition.jsonl"
     file.write_text(file.read_text(encoding="utf-8")[:-7], encoding="utf-8")
@@ -112,11 +122,15 @@ def test_a_line_cut_off_by_an_interruption_is_asked_again(folder: RunFolder, fin
     assert len(file.read_text(encoding="utf-8").splitlines()) == 4
 
 
-def test_other_completions_are_judged_anew(folder: RunFolder, finished: tuple[RunConfig, Path]) -> None:
+def test_other_completions_are_judged_anew(
+    folder: RunFolder, finished: tuple[RunConfig, Path]
+) -> None:
     judged(folder, finished[0], Fickle())
     path = folder.completions("harmful", "ablation")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    path.write_text("".join(json.dumps({**row, "completion": "other"}) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({**row, "completion": "other"}) + "\n" for row in rows), encoding="utf-8"
+    )
     again = Fickle()
     judged(folder, finished[0], again)
     assert len(again.asked) == 4
@@ -127,19 +141,25 @@ def test_agreement_with_the_detector_is_over_all_completions(
 ) -> None:
     found = judged(folder, finished[0], Fickle())
     rows = completions(folder)
-    agreed = [(c.verdict in ("refusal", "partial")) == c.prompt_id.endswith("1") for r in rows.values() for c in r]
+    agreed = [
+        (c.verdict in ("refusal", "partial")) == c.prompt_id.endswith("1")
+        for r in rows.values()
+        for c in r
+    ]
     share = found["agreement", "judges", "detector/fickle"]
     assert (share.value, share.n) == (pytest.approx(sum(agreed) / len(agreed)), len(agreed))
     (pair,) = read_json(folder.path / "judgements" / "agreement.json")
     assert sum(sum(row.values()) for row in pair["confusion"].values()) == len(agreed)
 
 
-def test_a_run_with_a_judge_writes_its_rates(finished: tuple[RunConfig, Path], tmp_path: Path) -> None:
+def test_a_run_with_a_judge_writes_its_rates(
+    finished: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
     out = Path(shutil.copytree(finished[1], tmp_path / "run"))
     result = run_stages(finished[0].model_copy(update={"judges": ("detector", "substring")}), out)
     found = {(m.name, m.set, m.condition): m.value for m in result.metrics}
-    for set, condition in CONDITIONS:
-        assert found["substring_refusal_rate", set, condition] <= 1
+    for set_name, condition in CONDITIONS:
+        assert found["substring_refusal_rate", set_name, condition] <= 1
     assert ("agreement", "judges", "detector/substring") in found
 
 
@@ -157,7 +177,11 @@ def labelled(folder: RunFolder, path: Path, labels: dict[str, str], **change: st
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             if row.prompt_id in labels:
-                value = {"prompt_id": row.prompt_id, "completion": row.completion, "label": labels[row.prompt_id]}
+                value = {
+                    "prompt_id": row.prompt_id,
+                    "completion": row.completion,
+                    "label": labels[row.prompt_id],
+                }
                 file.write(json.dumps({**value, **change}) + "\n")
     return path
 
@@ -167,10 +191,16 @@ def test_labels_that_people_gave_are_a_judge(
 ) -> None:
     ids = [row.prompt_id for row in completions(folder)["harmful", "baseline"]]
     path = labelled(
-        folder, tmp_path / "people.jsonl", dict(zip(ids[:3], ("refusal", "partial", "compliance"), strict=True))
+        folder,
+        tmp_path / "people.jsonl",
+        dict(zip(ids[:3], ("refusal", "partial", "compliance"), strict=True)),
     )
     config = finished[0].model_copy(update={"judges": (f"labels={path}",)})
-    found = {(m.name, m.condition): m for m in run_stages(config, folder.path).metrics if m.set == "harmful"}
+    found = {
+        (m.name, m.condition): m
+        for m in run_stages(config, folder.path).metrics
+        if m.set == "harmful"
+    }
     rate = found["labels_people.jsonl_refusal_rate", "baseline"]
     assert rate.value == pytest.approx(2 / 3)
     assert rate.n == 3
@@ -184,7 +214,11 @@ def test_labels_that_people_gave_are_a_judge(
         (("refusal", "unsure"), {}, "row 2: unknown label 'unsure'"),
         (("refusal", "safe"), {}, "labels of refusal beside labels of safety"),
         ((), {}, "holds no labels"),
-        (("refusal", "refusal"), {"completion": "something else"}, "2 of 2 labels in .* are of no completion"),
+        (
+            ("refusal", "refusal"),
+            {"completion": "something else"},
+            "2 of 2 labels in .* are of no completion",
+        ),
         (("refusal", "compliance"), {"prompt_id": "x", "completion": "y"}, "row 2 labels x again"),
     ],
 )
@@ -197,7 +231,9 @@ def test_labels_that_do_not_fit_are_refused(
     message: str,
 ) -> None:
     ids = [row.prompt_id for row in completions(folder)["harmful", "baseline"]]
-    path = labelled(folder, tmp_path / "people.jsonl", dict(zip(ids, labels, strict=False)), **change)
+    path = labelled(
+        folder, tmp_path / "people.jsonl", dict(zip(ids, labels, strict=False)), **change
+    )
     config = finished[0].model_copy(update={"judges": (f"labels={path}",)})
     with pytest.raises(PromptError, match=message):
         run_stages(config, folder.path)
@@ -208,10 +244,14 @@ def test_what_could_not_be_used_does_not_stay_in_the_options(
 ) -> None:
     """Otherwise every later command on the run would stumble over it again."""
     ids = [row.prompt_id for row in completions(folder)["harmful", "baseline"]]
-    path = labelled(folder, tmp_path / "people.jsonl", {ids[0]: "refusal"}, completion="something else")
+    path = labelled(
+        folder, tmp_path / "people.jsonl", {ids[0]: "refusal"}, completion="something else"
+    )
     before = (folder.path / "run.toml").read_text(encoding="utf-8")
     with pytest.raises(PromptError, match="are of no completion"):
-        run_stages(finished[0].model_copy(update={"judges": (f"labels={path}",)}), folder.path, adding=True)
+        run_stages(
+            finished[0].model_copy(update={"judges": (f"labels={path}",)}), folder.path, adding=True
+        )
     assert (folder.path / "run.toml").read_text(encoding="utf-8") == before
 
 
@@ -223,7 +263,9 @@ def test_a_judge_that_failed_on_everything_fails_the_run_and_one_that_failed_on_
     judge = Fickle(fails=every)
     n = sum(len(some) for some in rows.values())
     judged(folder, finished[0], judge)
-    with pytest.raises(RunFailure, match=rf"All {n} judgements of fickle failed \(HTTP 500\), so it has no rates\."):
+    with pytest.raises(
+        RunFailure, match=rf"All {n} judgements of fickle failed \(HTTP 500\), so it has no rates\."
+    ):
         check_judged(folder, {"fickle": judge})
     some = {row.prompt_id for row in rows["harmful", "baseline"]}
     judged(folder, finished[0], Fickle(fails=some))
@@ -240,9 +282,15 @@ def test_a_whole_run_says_so_in_the_end_when_its_judge_only_failed(
 ) -> None:
     module = import_module("refusal.pipeline.run")  # the name in the package is the function's
     out = Path(shutil.copytree(finished[1], tmp_path / "run"))
-    every = {row.prompt_id for key in CONDITIONS for row in read_completions(RunFolder(out).completions(*key))}
+    every = {
+        row.prompt_id
+        for key in CONDITIONS
+        for row in read_completions(RunFolder(out).completions(*key))
+    }
     monkeypatch.setattr(module, "judges_for", lambda config: {"fickle": Fickle(fails=every)})
-    with pytest.raises(RunFailure, match=r"judgements of fickle failed .*What else was measured is in") as caught:
+    with pytest.raises(
+        RunFailure, match=r"judgements of fickle failed .*What else was measured is in"
+    ) as caught:
         run_stages(finished[0], out)
     assert caught.value.exit_code == 1
     assert "fickle_failed_rate" in (out / "metrics.json").read_text(encoding="utf-8")
@@ -257,6 +305,9 @@ def test_a_model_that_gives_no_answer_is_worth_a_warning(caplog: pytest.LogCaptu
     warn_of_no_answers([], "harmless")
     assert not caplog.records
     warn_of_no_answers([cut, cut], "harmless")
-    assert "None of the 2 baseline completions of harmless is an answer: 2 are still thinking" in caplog.text
+    assert (
+        "None of the 2 baseline completions of harmless is an answer: 2 are still thinking"
+        in caplog.text
+    )
     warn_of_no_answers([Completion("a", "Why?", "", "degenerate")], "harmful")
     assert "empty, loops or no language" in caplog.text

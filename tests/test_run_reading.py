@@ -1,4 +1,6 @@
-"""Run folders whose files are damaged in any way: read as what they are, or refused in one message with the place."""
+"""Run folders whose files are damaged in any way: read as what they are, or refused in one message
+with the place.
+"""
 
 import json
 import random
@@ -36,7 +38,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "capability").mkdir()
     (run / "capability" / "mmlu.baseline.json").write_text(json.dumps(about))
     rows = [{"id": f"mmlu/{i}", "value": float(i % 2), "metric": "acc"} for i in range(4)]
-    (run / "capability" / "mmlu.baseline.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "capability" / "mmlu.baseline.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
     return run
 
 
@@ -65,7 +69,9 @@ def readers(file: Path, clean: Path, run: Path) -> list[Callable[[], object]]:
             return [lambda: compare([clean, run])]
         case _:
             if file.name == "controls.safetensors":
-                return [lambda: read_controls(path, Direction.load(clean / "direction.safetensors"))]
+                return [
+                    lambda: read_controls(path, Direction.load(clean / "direction.safetensors"))
+                ]
             return [lambda: csv_tables(read_run(run)), lambda: compare([clean, run])]
 
 
@@ -82,7 +88,9 @@ def only_errors(calls: list[Callable[[], object]]) -> list[Error]:
 
 @settings(QUICK, max_examples=500)
 @given(number=ANY, seed=ANY)
-def test_a_damaged_file_is_read_or_refused(clean: Path, broken: Path, number: int, seed: int) -> None:
+def test_a_damaged_file_is_read_or_refused(
+    clean: Path, broken: Path, number: int, seed: int
+) -> None:
     files = files_of(clean)
     file = files[number % len(files)]
     content = (clean / file).read_bytes()
@@ -90,7 +98,11 @@ def test_a_damaged_file_is_read_or_refused(clean: Path, broken: Path, number: in
     try:
         for error in only_errors(readers(file, clean, broken)):
             assert error.exit_code == 2
-            assert file.name in str(error) or "run.toml" in file.name or "is no run folder" in str(error)
+            assert (
+                file.name in str(error)
+                or "run.toml" in file.name
+                or "is no run folder" in str(error)
+            )
     finally:
         (broken / file).write_bytes(content)
 
@@ -98,7 +110,11 @@ def test_a_damaged_file_is_read_or_refused(clean: Path, broken: Path, number: in
 @settings(QUICK, max_examples=20)
 @given(number=ANY, seed=ANY)
 def test_what_is_read_can_be_shown(clean: Path, broken: Path, number: int, seed: int) -> None:
-    files = [file for file in files_of(clean) if file.suffix == ".json" and file.parent.name in ("", "judgements")]
+    files = [
+        file
+        for file in files_of(clean)
+        if file.suffix == ".json" and file.parent.name in ("", "judgements")
+    ]
     file = files[number % len(files)]
     content = (clean / file).read_bytes()
     (broken / file).write_bytes(damage(content, "json", seed))
@@ -115,7 +131,13 @@ def test_the_slow_verbs_end_with_a_message(
 ) -> None:
     """To go on and to export: a traceback would come through."""
     run = Path(shutil.copytree(clean, tmp_path_factory.mktemp("slow") / "run"))
-    names = ("manifest.json", "run.toml", "direction.safetensors", "controls.safetensors", "selection.json")
+    names = (
+        "manifest.json",
+        "run.toml",
+        "direction.safetensors",
+        "controls.safetensors",
+        "selection.json",
+    )
     file = run / names[number % len(names)]
     file.write_bytes(damage(file.read_bytes(), random.Random(seed).choice(kinds_for(file)), seed))
     for arguments in (
@@ -137,23 +159,68 @@ def test_options_that_are_no_text_are_replaced_by_those_given(clean: Path, tmp_p
 @pytest.mark.parametrize(
     ("file", "old", "new", "says"),
     [
-        ("scores.json", '"bypass": ', '"bypass": "x", "y": ', "row 1, bypass: Input should be a valid number"),
+        (
+            "scores.json",
+            '"bypass": ',
+            '"bypass": "x", "y": ',
+            "row 1, bypass: Input should be a valid number",
+        ),
         ("scores.json", '"layer": 1,', '"layer": 99,', "beyond the candidates' "),
         ("scores.json", '"layer": 1,', '"layer": true,', "layer: Input should be a valid integer"),
         ("metrics.json", '"n": 3', '"n": 3, "frob": 1', "row 1, frob: Unexpected"),
         ("metrics.json", '"n": 3', '"n": NaN', "NaN is no JSON number"),
         ("metrics.json", '"n": 3', '"n": 3, "n": 4', "'n' stands twice"),
-        ("selection.json", '"qualified": ', '"qualified": 1, "x": ', "qualified: Input should be a valid boolean"),
+        (
+            "selection.json",
+            '"qualified": ',
+            '"qualified": 1, "x": ',
+            "qualified: Input should be a valid boolean",
+        ),
         ("selection.json", '"drawn": ', '"drawn": "', "cannot be read as JSON"),
-        ("stability.json", '"cosines": [', '"cosines": [[1.0], ', "not a row and a column for each"),
-        ("manifest.json", '"seconds": ', '"seconds": "long", "x": ', "stages, tokens, seconds: Input should be"),
-        ("manifest.json", '"seed": ', '"seed": null, "x": ', "seed: Input should be a valid integer"),
-        ("categories.json", "{", '{"other": {"a": 1}, ', "other, a: Input should be a valid string"),
+        (
+            "stability.json",
+            '"cosines": [',
+            '"cosines": [[1.0], ',
+            "not a row and a column for each",
+        ),
+        (
+            "manifest.json",
+            '"seconds": ',
+            '"seconds": "long", "x": ',
+            "stages, tokens, seconds: Input should be",
+        ),
+        (
+            "manifest.json",
+            '"seed": ',
+            '"seed": null, "x": ',
+            "seed: Input should be a valid integer",
+        ),
+        (
+            "categories.json",
+            "{",
+            '{"other": {"a": 1}, ',
+            "other, a: Input should be a valid string",
+        ),
         ("projections.json", '"harmless": [', '"harmless": [[1.0], ', "not as many layers"),
         ("refusal_tokens.json", '"ids": [', '"ids": [5, ', "not one for each token"),
-        ("judgements/agreement.json", '"n": ', '"n": null, "x": ', "row 1, n: Input should be a valid integer"),
-        ("completions/harmful.ablation.jsonl", '"verdict": "', '"verdict": "un', "line 1, verdict: Input should be"),
-        ("completions/harmful.ablation.jsonl", '"prompt": "', '"prompt": "\\ud800', "line 1: Invalid JSON"),
+        (
+            "judgements/agreement.json",
+            '"n": ',
+            '"n": null, "x": ',
+            "row 1, n: Input should be a valid integer",
+        ),
+        (
+            "completions/harmful.ablation.jsonl",
+            '"verdict": "',
+            '"verdict": "un',
+            "line 1, verdict: Input should be",
+        ),
+        (
+            "completions/harmful.ablation.jsonl",
+            '"prompt": "',
+            '"prompt": "\\ud800',
+            "line 1: Invalid JSON",
+        ),
     ],
 )
 def test_the_message_names_the_file_and_the_field(
@@ -173,7 +240,9 @@ def test_the_message_names_the_file_and_the_field(
 
 
 def test_the_page_of_an_older_or_newer_manifest(clean: Path, broken: Path) -> None:
-    """Fields that are not known here are another version's, and those that it did not write yet are not there."""
+    """Fields that are not known here are another version's, and those that it did not write yet are
+    not there.
+    """
     path = broken / "manifest.json"
     content = path.read_text()
     manifest = json.loads(content)
@@ -193,7 +262,12 @@ def test_the_page_of_an_older_or_newer_manifest(clean: Path, broken: Path) -> No
 @settings(QUICK, max_examples=25)
 @given(content=st.binary(max_size=60))
 def test_any_bytes_in_the_place_of_a_file(broken: Path, clean: Path, content: bytes) -> None:
-    names = ("metrics.json", "candidates.safetensors", "direction.safetensors", "completions/harmful.ablation.jsonl")
+    names = (
+        "metrics.json",
+        "candidates.safetensors",
+        "direction.safetensors",
+        "completions/harmful.ablation.jsonl",
+    )
     for name in names:
         (broken / name).write_bytes(content)
         try:

@@ -1,4 +1,6 @@
-"""Directions are read only where they are ones, and used only on the weights that they were found on."""
+"""Directions are read only where they are ones, and used only on the weights that they were found
+on.
+"""
 
 import json
 import math
@@ -18,11 +20,21 @@ from refusal.core.storage import write_tensors
 from refusal.pipeline.export import export_run
 from refusal.weights.same_weights import files_hash, files_hash_of
 
-GOOD = {"position": "-1", "layer": "1", "norm": "2.5", "qualified": "true", "model": "m", "seed": "3", "seen": '["a"]'}
+GOOD = {
+    "position": "-1",
+    "layer": "1",
+    "norm": "2.5",
+    "qualified": "true",
+    "model": "m",
+    "seed": "3",
+    "seen": '["a"]',
+}
 UNIT = torch.tensor([0.6, 0.8])
 
 
-def written(path: Path, vector: torch.Tensor = UNIT, changes: dict[str, str | None] | None = None) -> Path:
+def written(
+    path: Path, vector: torch.Tensor = UNIT, changes: dict[str, str | None] | None = None
+) -> Path:
     meta = {key: value for key, value in {**GOOD, **(changes or {})}.items() if value is not None}
     write_tensors(path / "d.safetensors", {"direction": vector}, meta)
     return path / "d.safetensors"
@@ -30,7 +42,13 @@ def written(path: Path, vector: torch.Tensor = UNIT, changes: dict[str, str | No
 
 def test_a_direction_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     found = Direction.load(written(tmp_path))
-    assert (found.position, found.layer, found.norm, found.qualified, found.seed) == (-1, 1, 2.5, True, 3)
+    assert (found.position, found.layer, found.norm, found.qualified, found.seed) == (
+        -1,
+        1,
+        2.5,
+        True,
+        3,
+    )
     found.save(tmp_path / "again.safetensors")
     again = Direction.load(tmp_path / "again.safetensors")
     assert torch.equal(again.vector, UNIT)
@@ -50,7 +68,9 @@ def test_a_direction_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         (torch.tensor([1, 0]), "not one vector of floating-point"),
     ],
 )
-def test_a_vector_that_is_no_direction_is_refused(tmp_path: Path, vector: torch.Tensor, message: str) -> None:
+def test_a_vector_that_is_no_direction_is_refused(
+    tmp_path: Path, vector: torch.Tensor, message: str
+) -> None:
     with pytest.raises(DirectionError, match=message):
         Direction.load(written(tmp_path, vector))
 
@@ -71,13 +91,17 @@ def test_a_vector_that_is_no_direction_is_refused(tmp_path: Path, vector: torch.
         ({"seen": "[1]"}, "no list of fingerprints"),
     ],
 )
-def test_what_it_says_of_itself_is_checked(tmp_path: Path, changes: dict[str, str | None], message: str) -> None:
+def test_what_it_says_of_itself_is_checked(
+    tmp_path: Path, changes: dict[str, str | None], message: str
+) -> None:
     with pytest.raises(DirectionError, match=message):
         Direction.load(written(tmp_path, changes=changes))
 
 
 def test_rounding_to_bfloat16_is_no_fault(tmp_path: Path) -> None:
-    unit = torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0)
+    unit = torch.nn.functional.normalize(
+        torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0
+    )
     assert Direction.load(written(tmp_path, unit.bfloat16())).vector.dtype == torch.bfloat16
 
 
@@ -88,7 +112,11 @@ def test_the_hash_of_files_is_of_every_tensor_and_of_nothing_else(tmp_path: Path
     model = saved.save_model(tmp_path / "model")
     first = files_hash(model)
     tensors = load_file(model / "model.safetensors")
-    save_file(dict(reversed(tensors.items())), model / "model.safetensors", {"format": "pt", "by": "another"})
+    save_file(
+        dict(reversed(tensors.items())),
+        model / "model.safetensors",
+        {"format": "pt", "by": "another"},
+    )
     assert files_hash(model) == first == files_hash_of(str(model), None)
     names = sorted(tensors)
     halves = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
@@ -96,7 +124,9 @@ def test_the_hash_of_files_is_of_every_tensor_and_of_nothing_else(tmp_path: Path
     for file, some in halves.items():
         save_file({name: tensors[name] for name in some}, model / file)
     places = {name: file for file, some in halves.items() for name in some}
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": places}), encoding="utf-8"
+    )
     assert files_hash(model) == first
     for name in (names[0], names[-1]):
         changed = {**tensors, name: tensors[name].clone()}
@@ -130,7 +160,9 @@ def root(made: Path, tmp_path: Path) -> Path:
     """A copy in which the run names the model by a path of its own."""
     copy = Path(shutil.copytree(made, tmp_path / "copy"))
     toml = copy / "run" / "run.toml"
-    toml.write_text(toml.read_text(encoding="utf-8").replace(str(made), str(copy)), encoding="utf-8")
+    toml.write_text(
+        toml.read_text(encoding="utf-8").replace(str(made), str(copy)), encoding="utf-8"
+    )
     return copy
 
 
@@ -140,7 +172,9 @@ def other_weights(model: Path) -> None:
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("how", [{"kind": "model"}, {"kind": "lora"}, {"kind": "model", "stream": True}])
+@pytest.mark.parametrize(
+    "how", [{"kind": "model"}, {"kind": "lora"}, {"kind": "model", "stream": True}]
+)
 def test_other_weights_under_the_same_name_are_refused(root: Path, how: dict[str, Any]) -> None:
     other_weights(root / "model")
     with pytest.raises(DirectionError, match="has other weights than that had"):
@@ -148,7 +182,9 @@ def test_other_weights_under_the_same_name_are_refused(root: Path, how: dict[str
     assert not (root / "out").exists()
 
 
-@pytest.mark.parametrize("how", [{"kind": "model"}, {"kind": "lora"}, {"kind": "model", "stream": True}])
+@pytest.mark.parametrize(
+    "how", [{"kind": "model"}, {"kind": "lora"}, {"kind": "model", "stream": True}]
+)
 def test_the_same_weights_elsewhere_are_fine(root: Path, how: dict[str, Any]) -> None:
     (root / "model").rename(root / "moved")
     done = export_run(root / "run", out=root / "out", n_prompts=2, model=str(root / "moved"), **how)
@@ -160,11 +196,15 @@ def test_a_run_that_does_not_know_its_files_is_not_streamed(root: Path) -> None:
     manifest = root / "run" / "manifest.json"
     found = json.loads(manifest.read_text(encoding="utf-8"))
     manifest.write_text(json.dumps({**found, "files_hash": None}), encoding="utf-8")
-    with pytest.raises(DirectionError, match=r"Leave --stream out, or have it written down: refusal select"):
+    with pytest.raises(
+        DirectionError, match=r"Leave --stream out, or have it written down: refusal select"
+    ):
         export_run(root / "run", "model", root / "out", stream=True)
 
 
-def test_a_model_that_was_changed_in_memory_does_not_pass_for_its_files(root: Path, tmp_path: Path) -> None:
+def test_a_model_that_was_changed_in_memory_does_not_pass_for_its_files(
+    root: Path, tmp_path: Path
+) -> None:
     model = load(str(root / "model"), dtype="float32")
     with torch.no_grad():
         model.hf.lm_head.weight[0, 0] += 1
@@ -177,9 +217,13 @@ def test_a_model_that_was_changed_in_memory_does_not_pass_for_its_files(root: Pa
 
 
 @pytest.mark.parametrize(("layer", "position"), [(99, -1), (1, -99)])
-def test_a_place_that_the_model_does_not_have_is_refused(root: Path, layer: int, position: int) -> None:
+def test_a_place_that_the_model_does_not_have_is_refused(
+    root: Path, layer: int, position: int
+) -> None:
     found = Direction.load(root / "run" / "direction.safetensors")
-    Direction(found.vector, found.norm, position, layer, model=found.model).save(root / "run" / "direction.safetensors")
+    Direction(found.vector, found.norm, position, layer, model=found.model).save(
+        root / "run" / "direction.safetensors"
+    )
     with pytest.raises(DirectionError, match=f"{layer}|{position}"):
         export_run(root / "run", "model", root / "out", n_prompts=2)
 

@@ -1,4 +1,6 @@
-"""What is not written and not shown: keys, passwords, control characters, formulas; and who may read the files."""
+"""What is not written and not shown: keys, passwords, control characters, formulas; and who may
+read the files.
+"""
 
 import csv
 import io
@@ -40,8 +42,14 @@ NASTY = "\x1b[2J\x1b]0;owned\x07\u202e\x9b[/x][bold]:smile:"
         (["api-key=abc", "PASSWORD=x y"], ["api-key=[hidden]", "PASSWORD=[hidden]"]),
         (["http://me:pw@host/v1"], ["http://[hidden]@host/v1"]),
         (["--judge-url=http://me:p@w@host"], ["--judge-url=http://[hidden]@host"]),
-        (["--max-new-tokens", "5", "--judge-key-env", "NAME"], ["--max-new-tokens", "5", "--judge-key-env", "NAME"]),
-        (["--refusal-tokens", "I", "harmful=a@b.txt"], ["--refusal-tokens", "I", "harmful=a@b.txt"]),
+        (
+            ["--max-new-tokens", "5", "--judge-key-env", "NAME"],
+            ["--max-new-tokens", "5", "--judge-key-env", "NAME"],
+        ),
+        (
+            ["--refusal-tokens", "I", "harmful=a@b.txt"],
+            ["--refusal-tokens", "I", "harmful=a@b.txt"],
+        ),
     ],
 )
 def test_secrets_among_arguments(given: list[str], shown: list[str]) -> None:
@@ -90,7 +98,10 @@ def test_nothing_that_is_printed_drives_a_terminal(
 def test_a_name_with_markup_may_be_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(console.err, "_file", stream)
-    with display.show_progress(), display._listener(display._progress())(NASTY, 2, "[/x]") as advance:
+    with (
+        display.show_progress(),
+        display._listener(display._progress())(NASTY, 2, "[/x]") as advance,
+    ):
         advance(1)
 
 
@@ -159,7 +170,10 @@ def test_a_body_without_end_is_a_failed_answer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(endpoint, "MOST_BYTES", 2_000_000)
     long = Reply(json.dumps({"x": "y" * 3_000_000}))
     with serving(lambda item, n: says("refusal") if item == 0 else long) as server:
-        judge = make_judge("endpoint-refusal=m", JudgeOptions(judge_url=server.url, judge_retries=0, judge_timeout=20))
+        judge = make_judge(
+            "endpoint-refusal=m",
+            JudgeOptions(judge_url=server.url, judge_retries=0, judge_timeout=20),
+        )
         found = {j.prompt_id: j for j in judge.judge(items(2))}
     assert found["p0"].label == "refusal"
     assert "more than 2 MB" in str(found["p1"].error)
@@ -176,7 +190,11 @@ def test_a_body_without_end_is_a_failed_answer(monkeypatch: pytest.MonkeyPatch) 
     ],
 )  # fmt: skip
 def test_a_launcher_that_says_nonsense(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, value: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    value: str,
 ) -> None:
     good = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for key, text in {**good, name: value}.items():
@@ -192,7 +210,9 @@ def test_a_launcher_that_says_nonsense(
 def test_outputs_that_are_closed(tmp_path: Path, redirection: str) -> None:
     """No traceback, and nothing from the interpreter's own exit."""
     program = f"{sys.executable} -c 'from refusal.cli import entry; entry()' config"
-    done = subprocess.run(["bash", "-c", f"{program} {redirection}"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        ["bash", "-c", f"{program} {redirection}"], capture_output=True, text=True, timeout=300
+    )
     assert done.stderr == ""
 
 

@@ -1,4 +1,6 @@
-"""The fast selection against the plain triple loop: the same candidate, the same value of every score it computes."""
+"""The fast selection against the plain triple loop: the same candidate, the same value of every
+score it computes.
+"""
 
 import json
 import math
@@ -51,7 +53,9 @@ def random_candidates(model: ChatModel, positions: int, seed: int, size: float =
     return Candidates(vectors, TOKENS, "tiny")
 
 
-def plain_scores(model: ChatModel, candidates: Candidates, pair: PromptPair) -> list[CandidateScore]:
+def plain_scores(
+    model: ChatModel, candidates: Candidates, pair: PromptPair
+) -> list[CandidateScore]:
     """Every candidate, every prompt alone, every score (DESIGN: the mathematics)."""
     return plain.scores(
         model.hf,
@@ -59,12 +63,18 @@ def plain_scores(model: ChatModel, candidates: Candidates, pair: PromptPair) -> 
         model.sites.writers,
         model.tokenize([p.text for p in pair.harmful]),
         model.tokenize([p.text for p in pair.harmless]),
-        [candidates.at(i, layer) for i in range(-candidates.n_positions, 0) for layer in range(candidates.n_layers)],
+        [
+            candidates.at(i, layer)
+            for i in range(-candidates.n_positions, 0)
+            for layer in range(candidates.n_layers)
+        ],
         candidates.tokens.ids,
     )
 
 
-def assert_same(found: Selection, oracle: list[CandidateScore], rule: Rule, n_layers: int, atol: float = 1e-3) -> None:
+def assert_same(
+    found: Selection, oracle: list[CandidateScore], rule: Rule, n_layers: int, atol: float = 1e-3
+) -> None:
     by_place = {(s.position, s.layer): s for s in oracle}
     for score in found.scores:
         other = by_place[score.position, score.layer]
@@ -96,10 +106,17 @@ def assert_rightly_rejected(
             "layer": other.layer >= rule.eligible_layers(n_layers),
             "induce": other.induce is not None and other.induce < rule.induce_threshold,
             "kl": other.kl is not None and other.kl > rule.kl_threshold,
-            "nan": any(value is not None and math.isnan(value) for value in (other.bypass, other.induce, other.kl)),
-            "bypass": best is not None and other.bypass is not None and other.bypass > (best.bypass or 0.0),
+            "nan": any(
+                value is not None and math.isnan(value)
+                for value in (other.bypass, other.induce, other.kl)
+            ),
+            "bypass": best is not None
+            and other.bypass is not None
+            and other.bypass > (best.bypass or 0.0),
         }
-        assert score.rejected_because is None or true[score.rejected_because] or not found.qualified, (score, other)
+        assert (
+            score.rejected_because is None or true[score.rejected_because] or not found.qualified
+        ), (score, other)
 
 
 def between(values: list[float], share: float) -> float:
@@ -110,7 +127,8 @@ def between(values: list[float], share: float) -> float:
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "qwen3", "gemma2", "gemma3_text", "phi", "olmo2", "mistral-sliding", "mamba"]
+    "family",
+    ["llama", "qwen3", "gemma2", "gemma3_text", "phi", "olmo2", "mistral-sliding", "mamba"],
 )
 @pytest.mark.parametrize("full_map", [False, True])
 def test_fast_equals_plain(family: str, full_map: bool, pair: PromptPair) -> None:
@@ -122,7 +140,9 @@ def test_fast_equals_plain(family: str, full_map: bool, pair: PromptPair) -> Non
         induce_threshold=between([s.induce or 0.0 for s in oracle], 1 / 3),
         kl_threshold=between([s.kl or 0.0 for s in oracle], 1 / 2),
     )
-    found = select(model, candidates, pair, filter=False, rule=rule, full_map=full_map, resamples=0)
+    found = select(
+        model, candidates, pair, filtered=False, rule=rule, full_map=full_map, resamples=0
+    )
     assert_same(found, oracle, rule, model.sites.n_layers)
     assert found.qualified
     if full_map:
@@ -155,9 +175,13 @@ def test_fast_equals_plain_for_random_prompts_and_thresholds(
     oracle = plain_scores(model, candidates, pair)
     rule = Rule(induce, kl)
     try:
-        found = select(model, candidates, pair, filter=False, rule=rule, resamples=20)
+        found = select(model, candidates, pair, filtered=False, rule=rule, resamples=20)
     except NoCandidateError:
-        inside = [s for s in oracle if rule.reject(s, 5) in (None, "induce") and s.kl is not None and s.kl <= kl]
+        inside = [
+            s
+            for s in oracle
+            if rule.reject(s, 5) in (None, "induce") and s.kl is not None and s.kl <= kl
+        ]
         assert not inside
         return
     assert_same(found, oracle, rule, model.sites.n_layers)
@@ -167,30 +191,36 @@ def test_a_tie_goes_to_the_first_as_in_the_plain_loop(
     model: ChatModel, pair: PromptPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     candidates = random_candidates(model, 3, seed=1)
-    candidates.vectors[:] = candidates.vectors[1, 1].clone()  # all alike: bypass and KL tie everywhere
+    candidates.vectors[:] = candidates.vectors[
+        1, 1
+    ].clone()  # all alike: bypass and KL tie everywhere
     exact = Scorer.values
 
     def rounded(self: Scorer, *args: Any) -> torch.Tensor:
-        """Tied to the last bit, which rows at different places of a batch are not on every processor."""
+        """Tied to the last bit, which rows at different places of a batch are not on every
+        processor.
+        """
         return exact(self, *args).round(decimals=3)
 
     monkeypatch.setattr(Scorer, "values", rounded)
     rule = Rule(-math.inf, math.inf)
     oracle = plain_scores(model, candidates, pair)
-    found = select(model, candidates, pair, filter=False, rule=rule, resamples=0)
+    found = select(model, candidates, pair, filtered=False, rule=rule, resamples=0)
     assert_same(found, oracle, rule, model.sites.n_layers)
 
 
-def test_nan_candidates_are_rejected_and_the_rest_is_chosen_from(model: ChatModel, pair: PromptPair) -> None:
+def test_nan_candidates_are_rejected_and_the_rest_is_chosen_from(
+    model: ChatModel, pair: PromptPair
+) -> None:
     candidates = random_candidates(model, 2, seed=3)
     candidates.vectors[0, :3] = float("nan")
     rule = Rule(-math.inf, math.inf)
-    found = select(model, candidates, pair, filter=False, rule=rule, resamples=10)
+    found = select(model, candidates, pair, filtered=False, rule=rule, resamples=10)
     assert found.rejected["nan"] == 3
     assert_same(found, plain_scores(model, candidates, pair), rule, model.sites.n_layers)
     candidates.vectors[:] = float("nan")
     with pytest.raises(NonFiniteError, match="--dtype float32"):
-        select(model, candidates, pair, filter=False)
+        select(model, candidates, pair, filtered=False)
 
 
 def test_when_none_qualifies_the_closest_stands_in_and_says_so(
@@ -199,37 +229,53 @@ def test_when_none_qualifies_the_closest_stands_in_and_says_so(
     candidates = random_candidates(model, 2, seed=5)
     oracle = plain_scores(model, candidates, pair)
     rule = Rule(induce_threshold=18.0, kl_threshold=sorted(s.kl or 0.0 for s in oracle)[5])
-    found = select(model, candidates, pair, filter=False, rule=rule, resamples=10)
+    found = select(model, candidates, pair, filtered=False, rule=rule, resamples=10)
     assert not found.qualified
     assert not found.direction.qualified
     assert found.score.rejected_because == "induce"
-    best = choose(oracle, model.sites.n_layers, induce_threshold=-math.inf, kl_threshold=rule.kl_threshold)
+    best = choose(
+        oracle, model.sites.n_layers, induce_threshold=-math.inf, kl_threshold=rule.kl_threshold
+    )
     assert best is not None
     assert (found.score.position, found.score.layer) == (best.position, best.layer)
     assert "No candidate qualifies; rejected by induce" in caplog.text
     assert "misses by" in caplog.text
     with pytest.raises(NoCandidateError, match=r"rejected by .*Nearest: .*misses by .*--strict"):
-        select(model, candidates, pair, filter=False, rule=rule, strict=True)
+        select(model, candidates, pair, filtered=False, rule=rule, strict=True)
 
 
 def test_early_exit_saves_tokens(model: ChatModel, pair: PromptPair) -> None:
     candidates = random_candidates(model, 3, seed=1)
-    full = select(model, candidates, pair, filter=False, rule=Rule(-math.inf, math.inf), full_map=True, resamples=0)
+    full = select(
+        model,
+        candidates,
+        pair,
+        filtered=False,
+        rule=Rule(-math.inf, math.inf),
+        full_map=True,
+        resamples=0,
+    )
     spent = model.forward_tokens
     rule = Rule(
-        between([s.induce or 0.0 for s in full.scores], 1 / 2), between([s.kl or 0.0 for s in full.scores], 0.5)
+        between([s.induce or 0.0 for s in full.scores], 1 / 2),
+        between([s.kl or 0.0 for s in full.scores], 0.5),
     )
-    found = select(model, candidates, pair, filter=False, rule=rule, resamples=0)
+    found = select(model, candidates, pair, filtered=False, rule=rule, resamples=0)
     assert found.qualified
     assert model.forward_tokens - spent < 0.7 * spent
 
 
 def test_out_of_memory_while_scoring_halves_the_batch_and_changes_nothing(
-    model: ChatModel, pair: PromptPair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: ChatModel,
+    pair: PromptPair,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     candidates = random_candidates(model, 2, seed=1)
     rule = Rule(-math.inf, math.inf)
-    expected = select(model, candidates, pair, filter=False, rule=rule, full_map=True, resamples=0)
+    expected = select(
+        model, candidates, pair, filtered=False, rule=rule, full_map=True, resamples=0
+    )
     forward = model.hf.forward
 
     def tight(**arguments: torch.Tensor) -> object:
@@ -238,10 +284,10 @@ def test_out_of_memory_while_scoring_halves_the_batch_and_changes_nothing(
         return forward(**arguments)
 
     monkeypatch.setattr(model.hf, "forward", tight)
-    found = select(model, candidates, pair, filter=False, rule=rule, full_map=True, resamples=0)
+    found = select(model, candidates, pair, filtered=False, rule=rule, full_map=True, resamples=0)
     assert "Out of memory" in caplog.text
     model.token_budget.value = 10_000  # the unmodified run does not fit either
-    again = select(model, candidates, pair, filter=False, rule=rule, full_map=True, resamples=0)
+    again = select(model, candidates, pair, filtered=False, rule=rule, full_map=True, resamples=0)
     assert again.score.bypass == pytest.approx(expected.score.bypass, abs=1e-4)
     for a, b in zip(found.scores, expected.scores, strict=True):
         assert (a.bypass, a.induce, a.kl) == pytest.approx((b.bypass, b.induce, b.kl), abs=1e-4)
@@ -260,7 +306,7 @@ def test_bounds_hold() -> None:
 def test_stability_is_the_bootstrap_done_plainly(model: ChatModel, pair: PromptPair) -> None:
     candidates = random_candidates(model, 3, seed=1)
     rule = Rule(-math.inf, math.inf)
-    found = select(model, candidates, pair, filter=False, rule=rule, full_map=True, resamples=300)
+    found = select(model, candidates, pair, filtered=False, rule=rule, full_map=True, resamples=300)
     assert found.stability is not None
     shares = {(w.position, w.layer): w.share for w in found.stability.winners}
     assert found.stability.none_qualifies == 0
@@ -270,14 +316,25 @@ def test_stability_is_the_bootstrap_done_plainly(model: ChatModel, pair: PromptP
     places = [(position, layer) for position in range(-3, 0) for layer in range(4)]
     table = torch.tensor(
         [
-            plain.bypass_values(model.hf, model.sites.blocks, model.sites.writers, rows, candidates.at(*c), TOKENS.ids)
+            plain.bypass_values(
+                model.hf,
+                model.sites.blocks,
+                model.sites.writers,
+                rows,
+                candidates.at(*c),
+                TOKENS.ids,
+            )
             for c in places
         ]
     )
     generator = torch.Generator().manual_seed(1)
     wins = torch.zeros(len(places))
     for _ in range(2000):
-        wins[table[:, torch.randint(0, len(rows), (len(rows),), generator=generator)].mean(1).argmin()] += 1 / 2000
+        wins[
+            table[:, torch.randint(0, len(rows), (len(rows),), generator=generator)]
+            .mean(1)
+            .argmin()
+        ] += 1 / 2000
     for place, share in zip(places, wins.tolist(), strict=True):
         assert shares.get(place, 0.0) == pytest.approx(share, abs=0.12)
     for i, row in enumerate(found.stability.cosines):
@@ -285,14 +342,17 @@ def test_stability_is_the_bootstrap_done_plainly(model: ChatModel, pair: PromptP
 
 
 @pytest.mark.parametrize(
-    ("file", "n_layers", "expected"), [("gemma-2b-it.json", 18, (-2, 10)), ("qwen-1_8b-chat.json", 24, (-2, 15))]
+    ("file", "n_layers", "expected"),
+    [("gemma-2b-it.json", 18, (-2, 10)), ("qwen-1_8b-chat.json", 24, (-2, 15))],
 )
 def test_published_scores_give_the_published_choice(
     data: Path, file: str, n_layers: int, expected: tuple[int, int]
 ) -> None:
     rows = json.loads((data / "published_scores" / file).read_text())
     scores = [
-        CandidateScore(r["position"], r["layer"], r["refusal_score"], r["steering_score"], r["kl_div_score"])
+        CandidateScore(
+            r["position"], r["layer"], r["refusal_score"], r["steering_score"], r["kl_div_score"]
+        )
         for r in rows
     ]
     best = choose(scores, n_layers)

@@ -8,7 +8,12 @@ import tiny_models
 import torch
 from plain import block_inputs, last_logits
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from refusal import Ablate, ChatModel, Direction, UnsupportedModelError, find_sites
 from refusal.model.generation import complete_rows, end_tokens
@@ -63,7 +68,9 @@ def test_writes_add_up_to_the_stream(family: str) -> None:
 
 @pytest.mark.parametrize("family", ALL)
 def test_the_sum_is_the_stream_that_a_plain_hook_sees(family: str) -> None:
-    """The same check by plain hooks, on other tokens and in float64, without the package's own tracing."""
+    """The same check by plain hooks, on other tokens and in float64, without the package's own
+    tracing.
+    """
     hf = tiny_models.network(family)
     sites = find_sites(hf)
     ids = list(range(20, 40))
@@ -72,9 +79,13 @@ def test_the_sum_is_the_stream_that_a_plain_hook_sees(family: str) -> None:
     handles = []
     for name in [name for group in sites.writers for name in group]:
 
-        def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...], name: str = name) -> None:
+        def keep(
+            module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...], name: str = name
+        ) -> None:
             found = output[0] if isinstance(output, tuple) else output
-            seen[name] = found.reshape(-1, found.shape[-1]).detach().double().clone()  # Llama-4 flattens its rows
+            seen[name] = (
+                found.reshape(-1, found.shape[-1]).detach().double().clone()
+            )  # Llama-4 flattens its rows
 
         handles.append(hf.get_submodule(name).register_forward_hook(keep))
     stream = block_inputs(hf, blocks, ids)
@@ -128,8 +139,12 @@ def test_a_broken_map_is_caught(family: str) -> None:
     sites = find_sites(hf)
     middle = 2
     for left_out in sites.writers[middle]:
-        writers = tuple(tuple(name for name in names if name != left_out) for names in sites.writers)
-        with pytest.raises(UnsupportedModelError, match=f"do not add up.*input of block {middle + 1} "):
+        writers = tuple(
+            tuple(name for name in names if name != left_out) for names in sites.writers
+        )
+        with pytest.raises(
+            UnsupportedModelError, match=f"do not add up.*input of block {middle + 1} "
+        ):
             replace(sites, writers=writers).verify(hf)
     twice = (*sites.writers[:-1], (*sites.writers[-1], sites.writers[-1][0]))
     with pytest.raises(UnsupportedModelError, match=r"do not add up.* at the end"):
@@ -139,7 +154,9 @@ def test_a_broken_map_is_caught(family: str) -> None:
             replace(sites, multipliers={}).verify(hf)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "granite", "falcon", "falcon_h1", "mixtral", "mamba", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "family", ["gemma2", "granite", "falcon", "falcon_h1", "mixtral", "mamba", "qwen2_5_vl"]
+)
 def test_half_precision_finds_the_same_writers(family: str) -> None:
     exact = find_sites(tiny_models.network(family))
     hf = tiny_models.network(family)
@@ -152,7 +169,9 @@ def test_half_precision_finds_the_same_writers(family: str) -> None:
 
 def random_model(model_type: str, **config: object) -> PreTrainedModel:
     torch.manual_seed(0)
-    hf: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
+    hf: PreTrainedModel = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **config)
+    )
     hf.eval()
     return hf
 
@@ -167,14 +186,18 @@ def test_a_residual_added_inside_a_child_is_found_below_it() -> None:
 
 def test_a_block_that_norms_its_stream_is_refused() -> None:
     hf = random_model("bert", **SMALL, is_decoder=True)
-    with pytest.raises(UnsupportedModelError, match=r"block bert\.encoder\.layer\.0 do not add up.*relative error"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"block bert\.encoder\.layer\.0 do not add up.*relative error"
+    ):
         find_sites(hf)
 
 
 def test_an_encoder_decoder_is_refused() -> None:
     from transformers import AutoModelForSeq2SeqLM
 
-    config = AutoConfig.for_model("t5", d_model=32, d_kv=8, num_layers=2, num_heads=4, d_ff=48, vocab_size=64)
+    config = AutoConfig.for_model(
+        "t5", d_model=32, d_kv=8, num_layers=2, num_heads=4, d_ff=48, vocab_size=64
+    )
     with pytest.raises(UnsupportedModelError, match="has an encoder"):
         find_sites(AutoModelForSeq2SeqLM.from_config(config))
 
@@ -192,7 +215,9 @@ def test_a_block_that_scales_its_stream_is_refused_with_what_was_found() -> None
     hf = tiny_models.network()
     layers = hf.get_submodule("model.layers")
     layers[2] = Scaled(layers[2])  # type: ignore[operator,index]
-    with pytest.raises(UnsupportedModelError, match=r"block model\.layers\.2 do not add up.*mlp.*--writers"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"block model\.layers\.2 do not add up.*mlp.*--writers"
+    ):
         find_sites(hf)
 
 
@@ -211,7 +236,9 @@ STREAMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "shape"), [("deepseek_v4", "1, 8, 4, 32"), ("gemma3n_text", "4, 1, 8, 32")])
+@pytest.mark.parametrize(
+    ("family", "shape"), [("deepseek_v4", "1, 8, 4, 32"), ("gemma3n_text", "4, 1, 8, 32")]
+)
 def test_more_than_one_stream_is_refused(family: str, shape: str) -> None:
     with pytest.raises(UnsupportedModelError, match=rf"shape \({shape}\).*not one residual stream"):
         find_sites(random_model(family, **SMALL, **STREAMS[family]))
@@ -224,21 +251,29 @@ def test_a_model_that_needs_more_than_token_ids_is_refused() -> None:
         raise ValueError("You have to specify pixel_values")
 
     hf.forward = forward
-    with pytest.raises(UnsupportedModelError, match=r"does not run on token ids alone .*pixel_values"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"does not run on token ids alone .*pixel_values"
+    ):
         find_sites(hf)
 
 
 def test_layout_can_be_overridden_and_a_wrong_override_is_refused() -> None:
     hf = tiny_models.network()
     assert find_sites(hf, blocks="model.layers", writers=["self_attn", "mlp"]) == find_sites(hf)
-    assert set(find_sites(hf, writers=["self_attn.o_proj", "mlp"]).kinds) == {("self_attn.o_proj", "mlp")}
+    assert set(find_sites(hf, writers=["self_attn.o_proj", "mlp"]).kinds) == {
+        ("self_attn.o_proj", "mlp")
+    }
     with pytest.raises(UnsupportedModelError, match="do not add up"):
         find_sites(hf, writers=["self_attn"])
     with pytest.raises(UnsupportedModelError, match="do not add up"):
         find_sites(hf, writers=["self_attn", "mlp", "input_layernorm"])
-    with pytest.raises(UnsupportedModelError, match=r"No block has the writers 'attention'.*self_attn.*mlp"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"No block has the writers 'attention'.*self_attn.*mlp"
+    ):
         find_sites(hf, writers=["attention"])
-    with pytest.raises(UnsupportedModelError, match=r"no list of modules 'model\.nothing'.*model\.layers \(5 x"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"no list of modules 'model\.nothing'.*model\.layers \(5 x"
+    ):
         find_sites(hf, blocks="model.nothing")
 
 
@@ -263,5 +298,7 @@ def test_a_model_that_hides_its_embedding_is_refused_with_a_reason() -> None:
     """An image-to-formula model: transformers itself does not know where its embedding is."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.for_model("pp_formulanet"))
-    with pytest.raises(UnsupportedModelError, match="PPFormulaNetForConditionalGeneration has no token embedding"):
+    with pytest.raises(
+        UnsupportedModelError, match="PPFormulaNetForConditionalGeneration has no token embedding"
+    ):
         find_sites(model)

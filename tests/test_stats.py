@@ -35,8 +35,12 @@ def test_no_change_at_all_is_not_certain_to_be_none() -> None:
     assert stats.rate_change([False] * 30, [True] * 30).low > 0.7
 
 
-@pytest.mark.parametrize("shares", [(0.7, 0.15, 0.05, 0.1), (0.02, 0.9, 0.0, 0.08), (0.3, 0.2, 0.2, 0.3)])
-def test_the_interval_of_a_change_covers_the_truth_as_often_as_it_says(shares: tuple[float, ...]) -> None:
+@pytest.mark.parametrize(
+    "shares", [(0.7, 0.15, 0.05, 0.1), (0.02, 0.9, 0.0, 0.08), (0.3, 0.2, 0.2, 0.3)]
+)
+def test_the_interval_of_a_change_covers_the_truth_as_often_as_it_says(
+    shares: tuple[float, ...],
+) -> None:
     truth = shares[2] - shares[1]
     random = np.random.default_rng(1)
     covered = 0
@@ -110,7 +114,9 @@ def corrected(successes: int, n: int, accuracy: stats.Accuracy) -> stats.Estimat
 
 @pytest.mark.parametrize("truth", [0, 120, 300, 400])
 def test_the_corrected_rate_undoes_what_a_judge_does_to_a_known_share(truth: int) -> None:
-    seen = round(truth * 0.9 + (400 - truth) * 0.05)  # of 400, by one that finds 90 % and takes 5 % for refusals
+    seen = round(
+        truth * 0.9 + (400 - truth) * 0.05
+    )  # of 400, by one that finds 90 % and takes 5 % for refusals
     assert corrected(seen, 400, judge(0.9, 0.95, 200, 200)).value == pytest.approx(truth / 400)
 
 
@@ -132,7 +138,9 @@ def test_a_perfect_judge_known_for_certain_changes_nothing() -> None:
     before, after = pairs(20, 30, 5, 45)
     change, plain = stats.corrected_change(before, after, sure), stats.rate_change(before, after)
     assert change is not None
-    assert (change.value, change.low, change.high) == pytest.approx((plain.value, plain.low, plain.high), abs=1e-5)
+    assert (change.value, change.low, change.high) == pytest.approx(
+        (plain.value, plain.low, plain.high), abs=1e-5
+    )
     assert change.p_value == plain.p_value
 
 
@@ -141,8 +149,12 @@ def test_the_less_is_known_of_a_judge_the_wider_the_interval() -> None:
     assert widths == sorted(widths, reverse=True)
 
 
-@pytest.mark.parametrize("accuracy", [judge(0.5, 0.5, 100, 100), judge(0.3, 0.6, 10, 10), judge(1, 1, 0, 50)])
-def test_nothing_follows_from_a_judge_that_knows_no_better_than_chance(accuracy: stats.Accuracy) -> None:
+@pytest.mark.parametrize(
+    "accuracy", [judge(0.5, 0.5, 100, 100), judge(0.3, 0.6, 10, 10), judge(1, 1, 0, 50)]
+)
+def test_nothing_follows_from_a_judge_that_knows_no_better_than_chance(
+    accuracy: stats.Accuracy,
+) -> None:
     assert stats.corrected_rate(3, 10, accuracy) is None
     assert stats.corrected_change([True], [False], accuracy) is None
 
@@ -160,7 +172,9 @@ def test_counts_are_not_negative() -> None:
 
 @pytest.mark.parametrize("truth", [0.0, 0.05, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("n", [8, 32, 300])
-@pytest.mark.parametrize(("sensitivity", "specificity", "labelled"), [(0.9, 0.97, 200), (0.75, 0.95, 40)])
+@pytest.mark.parametrize(
+    ("sensitivity", "specificity", "labelled"), [(0.9, 0.97, 200), (0.75, 0.95, 40)]
+)
 def test_the_corrected_interval_covers_the_truth(
     truth: float, n: int, sensitivity: float, specificity: float, labelled: int
 ) -> None:
@@ -173,13 +187,17 @@ def test_the_corrected_interval_covers_the_truth(
         random.binomial(labelled, 1 - specificity, 600),
         strict=True,
     ):
-        accuracy = stats.Accuracy(int(hits), labelled - int(hits), labelled - int(alarms), int(alarms))
+        accuracy = stats.Accuracy(
+            int(hits), labelled - int(hits), labelled - int(alarms), int(alarms)
+        )
         found = corrected(int(count), n, accuracy)
         covered += found.low <= truth <= found.high
     assert covered / 600 >= 0.93
 
 
-@pytest.mark.parametrize("shares", [(0.0, 0.9, 0.0, 0.1), (0.3, 0.3, 0.1, 0.3), (0.0, 0.0, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    "shares", [(0.0, 0.9, 0.0, 0.1), (0.3, 0.3, 0.1, 0.3), (0.0, 0.0, 0.0, 1.0)]
+)
 def test_the_interval_of_a_corrected_change_covers_the_truth(shares: tuple[float, ...]) -> None:
     random = np.random.default_rng(5)
     truth, covered = shares[2] - shares[1], 0

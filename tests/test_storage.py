@@ -15,7 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from refusal import StorageError
-from refusal.core.storage import cache_root, file_sha256, write_json, write_jsonl, write_tensors, write_toml
+from refusal.core.storage import (
+    cache_root,
+    file_sha256,
+    write_json,
+    write_jsonl,
+    write_tensors,
+    write_toml,
+)
 
 Writer = Callable[[Path], None]
 WRITERS: dict[str, Writer] = {
@@ -55,7 +62,9 @@ def test_an_interruption_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Writer
 ) -> None:
     def interrupt(self: Path, target: Path) -> None:
-        assert list(tmp_path.glob(".file.*")) == [self]  # written beside the target, so that renaming is one step
+        assert list(tmp_path.glob(".file.*")) == [
+            self
+        ]  # written beside the target, so that renaming is one step
         assert self.stat().st_size > 0
         raise KeyboardInterrupt
 
@@ -69,7 +78,9 @@ def test_an_interruption_leaves_the_old_file_and_no_other(
 
 
 @each_writer
-def test_folders_are_made_and_a_file_in_their_place_is_one_message(tmp_path: Path, write: Writer) -> None:
+def test_folders_are_made_and_a_file_in_their_place_is_one_message(
+    tmp_path: Path, write: Writer
+) -> None:
     write(tmp_path / "a" / "b" / "file")
     assert (tmp_path / "a" / "b" / "file").stat().st_mode & 0o777 == 0o644
     with pytest.raises(StorageError, match="could not be written"):
@@ -96,7 +107,11 @@ def test_text_is_utf8_and_one_json_value_a_line(tmp_path: Path) -> None:
 
 
 def test_safetensors_are_read_back_by_the_library(tmp_path: Path) -> None:
-    tensors = {"odd": torch.arange(7).bfloat16(), "view": torch.randn(4, 6).T, "empty": torch.zeros(0, 3)}
+    tensors = {
+        "odd": torch.arange(7).bfloat16(),
+        "view": torch.randn(4, 6).T,
+        "empty": torch.zeros(0, 3),
+    }
     metadata = {"name": "mödel", "n": "1"}
     write_tensors(tmp_path / "t.safetensors", tensors, metadata)
     back = load_file(tmp_path / "t.safetensors")
@@ -119,7 +134,8 @@ def test_the_same_tensors_are_the_same_bytes_in_every_process(tmp_path: Path) ->
     """Stages are told apart by the hashes of their files."""
     code = (
         "import sys, torch; from pathlib import Path; from refusal.storage import write_tensors;"
-        "write_tensors(Path(sys.argv[1]), {'b': torch.ones(2), 'a': torch.zeros(3)}, {str(i): 'x' for i in range(9)})"
+        "write_tensors(Path(sys.argv[1]), {'b': torch.ones(2), 'a': torch.zeros(3)}, {str(i): 'x' "
+        "for i in range(9)})"
     )
     for name in ("first", "second"):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)

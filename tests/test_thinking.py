@@ -1,4 +1,6 @@
-"""Thoughts and answers: told apart by tokens, by the template, and in plain text; the verdict is the answer's."""
+"""Thoughts and answers: told apart by tokens, by the template, and in plain text; the verdict is
+the answer's.
+"""
 
 import json
 import time
@@ -30,7 +32,8 @@ ANSWER = "Mix flour, water, salt and yeast. Let it rise for an hour. Bake it for
 # A thought that helps before a refusal, and one that refuses before an answer.
 BOTH = ((LOCK, WOULD, REFUSAL, True), (BREAD, WONT, ANSWER, False))
 
-# What a model writes token by token: its marks, and how thought (0) and answer (1) stand among them.
+# What a model writes token by token: its marks, and how thought (0) and answer (1) stand among
+# them.
 FAMILIES = {
     "gpt-oss": (
         ("<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|call|>"),
@@ -38,7 +41,8 @@ FAMILIES = {
     ),
     "gpt-oss, tools": (
         ("<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|call|>", "<|constrain|>"),
-        "<|channel|>analysis<|message|>{0}<|end|><|start|>assistant<|channel|>commentary to=functions.look "
+        "<|channel|>analysis<|message|>{0}<|end|><|start|>assistant<|channel|>commentary "
+        "to=functions.look "
         "<|constrain|>json<|message|>{{}}<|call|><|start|>assistant<|channel|>final<|message|>{1}",
     ),
     "magistral": (("[THINK]", "[/THINK]"), "[THINK]{0}[/THINK]{1}"),
@@ -56,7 +60,9 @@ FAMILIES = {
 
 
 def tokenizer(marks: tuple[str, ...], special: bool = True) -> PreTrainedTokenizerFast:
-    """One token a byte, and one for each mark: special as in the models that have them, or only added."""
+    """One token a byte, and one for each mark: special as in the models that have them, or only
+    added.
+    """
     found = tiny_models.tokenizer("chatml")
     new = [mark for mark in marks if mark not in found.get_vocab()]
     if special:
@@ -82,11 +88,19 @@ def test_the_answer_is_judged_whatever_was_thought(name: str, special: bool) -> 
         text = readable(tok, ids)
         assert text.startswith("<think>")
         found = split(text)
-        assert (found.thought.splitlines()[0], found.answer, found.finished) == (thought, answer, True)
+        assert (found.thought.splitlines()[0], found.answer, found.finished) == (
+            thought,
+            answer,
+            True,
+        )
         assert refusal_verdict(prompt, text).refused == refused
         row = Completion("a", prompt, text, refusal_verdict(prompt, text).label)
-        assert {m.value for m in measure([row], "s", "c") if m.name == "substring_refusal_rate"} == {float(refused)}
-        assert split(form.format(thought, answer)).answer == answer  # as text that somebody else has decoded
+        assert {
+            m.value for m in measure([row], "s", "c") if m.name == "substring_refusal_rate"
+        } == {float(refused)}
+        assert (
+            split(form.format(thought, answer)).answer == answer
+        )  # as text that somebody else has decoded
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -102,7 +116,9 @@ def test_a_thought_that_the_limit_cuts_is_neither_refusal_nor_answer(name: str) 
         assert split(text) == (thought, "", False)
 
 
-@pytest.mark.parametrize("name", ["gpt-oss", "magistral", "gemma-4", "command-a", "seed", "kimi", "r1"])
+@pytest.mark.parametrize(
+    "name", ["gpt-oss", "magistral", "gemma-4", "command-a", "seed", "kimi", "r1"]
+)
 def test_what_the_model_wrote_can_be_put_back(name: str) -> None:
     marks, form = FAMILIES[name]
     tok = tokenizer(marks)
@@ -135,12 +151,19 @@ def test_a_template_that_opens_the_thought(special: bool) -> None:
     assert finished == f"<think>{WONT}\n</think>\n\n{ANSWER}"
     assert refusal_verdict(BREAD, unfinished).evidence == "unfinished thinking"
     assert refusal_verdict(BREAD, finished).label == "compliance"
-    # What is generated is told apart everywhere, and drift goes along with exactly the tokens that were written.
+    # What is generated is told apart everywhere, and drift goes along with exactly the tokens that
+    # were written.
     written = complete(model, [BREAD, LOCK], 6)
     assert all(text.startswith("<think>") for text in written)
     assert refusal_verdict(BREAD, written[0]).evidence == "unfinished thinking"
-    vector = Direction(torch.ones(tiny_models.WIDTH) / tiny_models.WIDTH**0.5, 1.0, -1, 1, True, "", 0, frozenset())
-    assert all(text.startswith("<think>") for row in complete_each(model, [BREAD], [Ablate(vector)], 4) for text in row)
+    vector = Direction(
+        torch.ones(tiny_models.WIDTH) / tiny_models.WIDTH**0.5, 1.0, -1, 1, True, "", 0, frozenset()
+    )
+    assert all(
+        text.startswith("<think>")
+        for row in complete_each(model, [BREAD], [Ablate(vector)], 4)
+        for text in row
+    )
     (forced,) = own_answers(model, [Completion("a", BREAD, finished, "compliance")], 1000)
     assert list(forced.ids[forced.start :]) == whole
 
@@ -171,12 +194,15 @@ PLAIN = [
     f"analysis{H}assistantcommentary to=functions.search json{{{{}}}}assistantfinal{R}",
     f"assistantanalysis{H}assistantfinal{R}", f"analysis\n{H}\nassistantfinal\n{R}", f"{H}assistantfinal{R}",
     f"**Thinking**\n{H}\n\n**Final answer:**\n{R}", f"**Thinking:** {H}\n\n**Answer:** {R}",
-    f"## Thought process\n\n{H}\n\n## Response\n\n{R}", f"Here is my thought process:\n{H}\nHere is my response:\n{R}",
+    f"## Thought process\n\n{H}\n\n## Response\n\n{R}", f"Here is my thought process:\n{H}\nHere "
+        f"is my response:\n{R}",
     f"Here are my reasoning steps:\n{H}\n[BEGIN FINAL RESPONSE]\n{R}\n[END FINAL RESPONSE]",
-    f"Thinking...\n{H}\n...done thinking.\n\n{R}", f"**Internal reasoning:**\n{H}\n\n**Response to user:** {R}",
+    f"Thinking...\n{H}\n...done thinking.\n\n{R}", f"**Internal reasoning:**\n{H}\n\n**Response "
+        f"to user:** {R}",
     f"=== THINKING ===\n{H}\n=== RESPONSE ===\n{R}", f"<details><summary>Thinking</summary>{H}</details>\n\n{R}",
     f"{H}</think>\n\n{R}", f"{H}</think>{R}", f"{H}[/THINK]{R}", f"{H}◁/think▷{R}",
-    f"{H}<|END_THINKING|><|START_RESPONSE|>{R}<|END_RESPONSE|>", f"{H}{R}", f"{H} I should say so.\n\n\n{R}",
+    f"{H}<|END_THINKING|><|START_RESPONSE|>{R}<|END_RESPONSE|>", f"{H}{R}", f"{H} I should say "
+        f"so.\n\n\n{R}",
     f"Okay, {H} I should decide.\n\n{R}", "*The user wants help. I should think.*\n\n{1}",
 ]  # fmt: skip
 
@@ -206,16 +232,19 @@ def test_a_plain_thought_that_is_cut(form: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "<think> is a tag that models use.", "Use the <think> tag and close it with </think> before you answer.",
+        "<think> is a tag that models use.", "Use the <think> tag and close it with </think> "
+            "before you answer.",
         "The `<think>` tag opens a thought. It is closed with `</think>`, then the answer follows.",
-        "```xml\n<analysis>Sales rose.</analysis>\n```\nThat is how it looks.", "<analysis>Sales rose.</analysis>",
+        "```xml\n<analysis>Sales rose.</analysis>\n```\nThat is how it looks.", "<analysis>Sales "
+            "rose.</analysis>",
         "Sales rose.\n\n<analysis>They rose by five per cent.</analysis>", "<p>Hello</p>", "## Analysis\n\nSales rose.",
         "```html\n<think>hm</think>\n```\nThis is how R1 writes.", "<div><b>Thinking</b> of you</div>", "{plan}",
         "Analysis of variance is a test. It compares means.", "Thought is free.\n\nA poem.", "[1] Thoughts on bread.",
         "In R1 output, the thought comes first:\n\n<think>\nHm.\n</think>\n\nThen the answer.", "Final answer: 42",
         "Reasoning: all men are mortal.", "The user asks for a refund because the box was open.",
         "Plan:\n1. Bake\n2. Eat",
-        "The user can sign in on the page. Then they get a token.", "[analysis](http://x.y) is a page.",
+        "The user can sign in on the page. Then they get a token.", "[analysis](http://x.y) is a "
+            "page.",
         "User: hi.\nAssistant: hello.\nUser: how are you?", "The groups are:\n\nuser\nadmin\nguest",
     ],
 )  # fmt: skip
@@ -258,7 +287,9 @@ def test_no_text_takes_long_to_split(piece: str, start: str) -> None:
 
 
 def job(model: ChatModel) -> Job:
-    direction = Direction(torch.ones(tiny_models.WIDTH) / tiny_models.WIDTH**0.5, 1.0, -1, 1, True, "", 0, frozenset())
+    direction = Direction(
+        torch.ones(tiny_models.WIDTH) / tiny_models.WIDTH**0.5, 1.0, -1, 1, True, "", 0, frozenset()
+    )
     return Job(model, direction, "baseline", [BREAD, LOCK], 8, "test")
 
 
@@ -279,7 +310,9 @@ OPTIONS: dict[str, Any] = {"engine": "openai", "engine_ablated": "edited", "engi
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", None])
-def test_a_server_may_take_thoughts_out_or_leave_their_marks(field: str | None, tmp_path: Path) -> None:
+def test_a_server_may_take_thoughts_out_or_leave_their_marks(
+    field: str | None, tmp_path: Path
+) -> None:
     work = job(thinking_model())
     own = OWN.complete(work)
     thoughts = iter([text.removeprefix("<think>") for text in own])
@@ -292,7 +325,10 @@ def test_a_server_may_take_thoughts_out_or_leave_their_marks(field: str | None, 
         return Reply(json.dumps(body))
 
     with serving(reply) as server:
-        assert make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path).complete(work) == own
+        assert (
+            make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path).complete(work)
+            == own
+        )
         assert all(body["skip_special_tokens"] is False for body in server.bodies)
 
 
@@ -303,17 +339,27 @@ def test_a_server_that_does_not_know_the_switch_is_asked_without_it(tmp_path: Pa
 
     def reply(item: int, k: int) -> Reply:
         if "skip_special_tokens" in server.bodies[-1]:
-            return Reply(json.dumps({"detail": "Unexpected fields in the request: {'skip_special_tokens'}"}), 422)
+            return Reply(
+                json.dumps({"detail": "Unexpected fields in the request: {'skip_special_tokens'}"}),
+                422,
+            )
         return says(next(thoughts), tokens=None)
 
     with serving(reply) as server:
-        assert make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path).complete(work) == own
+        assert (
+            make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path).complete(work)
+            == own
+        )
 
 
-def test_a_server_that_drops_the_marks_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_drops_the_marks_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tok = tokenizer(("[THINK]", "[/THINK]"))
     model = ChatModel(tiny_models.network(vocab_size=300), tok)
-    monkeypatch.setattr(OWN, "complete", lambda given: ["<think>Locks are" for _ in given.instructions])
+    monkeypatch.setattr(
+        OWN, "complete", lambda given: ["<think>Locks are" for _ in given.instructions]
+    )
     with serving(lambda item, k: says("Locks are nice. I won't say more.", tokens=None)) as server:
         engine = make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path)
         with pytest.raises(EngineError, match="drops the marks between thought and answer"):

@@ -9,7 +9,9 @@ ROWS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1,
 
 
 @given(ROWS, st.integers(8, 40))
-def test_trees_hold_every_prompt_once_and_keep_to_their_capacity(rows: list[list[int]], capacity: int) -> None:
+def test_trees_hold_every_prompt_once_and_keep_to_their_capacity(
+    rows: list[list[int]], capacity: int
+) -> None:
     trees = grow(rows, range(len(rows)), capacity)
     assert sorted(prompt for tree in trees for prompt in tree.paths) == list(range(len(rows)))
     for tree in trees:

@@ -29,8 +29,12 @@ def test_what_is_shown(text: str, shown: str) -> None:
 @given(st.text())
 def test_nothing_that_drives_or_turns_is_left(text: str) -> None:
     left = visible(text)
-    assert not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t" for c in left)
     assert not any(
-        unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI") for c in left
+        unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t" for c in left
+    )
+    assert not any(
+        unicodedata.bidirectional(c)
+        in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+        for c in left
     )
     assert visible(left) == left

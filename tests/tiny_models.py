@@ -1,4 +1,5 @@
-"""Tiny chat models with random weights, one per family, and a byte-level tokenizer: no download, milliseconds a pass.
+"""Tiny chat models with random weights, one per family, and a byte-level tokenizer: no download,
+milliseconds a pass.
 
 Gains and biases are random too, not ones and zeros, so that a mistake in their place shows.
 """
@@ -21,8 +22,8 @@ from refusal import ChatModel
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|start|>system\nBe of help.<|end|>\n{% endif %}"
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
-    "<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% if enable_thinking is defined and "
+    "enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 NO_SYSTEM = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}"
@@ -30,7 +31,8 @@ NO_SYSTEM = (
     "<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>model\n{% endif %}"
 )
-BARE = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"  # no prefix worth sharing, no specials
+# no prefix worth sharing, no specials
+BARE = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
 TEMPLATES = {"chatml": CHATML, "no-system": NO_SYSTEM, "bare": BARE}
 
 SPECIAL = ("<|pad|>", "<|bos|>", "<|start|>", "<|end|>", "<|eos|>")
@@ -72,7 +74,10 @@ _MAMBA: dict[str, Any] = {
     "mamba_expand": 2,
     "mamba_chunk_size": 16,
 }
-_FALCON: dict[str, Any] = {"head_dim": OMIT, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+_FALCON: dict[str, Any] = {
+    "head_dim": OMIT,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
 _VISION: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -88,10 +93,11 @@ _VISION: dict[str, Any] = {
 class Family:
     """What makes a tiny model of one family, and what it is like.
 
-    ``config`` is laid over the common values. With ``wrapper`` the language model sits inside a vision-language model
-    whose own config this is, and ``config`` describes the text part. ``post_norms``: a norm stands between sublayer
-    and residual add. ``recurrent``: some mixer carries a state from token to token, so rows cannot be shared.
-    ``experts``: mixture of experts. ``tied``: the head shares the embedding's weights (in this tiny model).
+    ``config`` is laid over the common values. With ``wrapper`` the language model sits inside a
+    vision-language model whose own config this is, and ``config`` describes the text part.
+    ``post_norms``: a norm stands between sublayer and residual add. ``recurrent``: some mixer
+    carries a state from token to token, so rows cannot be shared. ``experts``: mixture of experts.
+    ``tied``: the head shares the embedding's weights (in this tiny model).
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -111,29 +117,51 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(),
     "gemma": Family(tied=True),
     "gemma2": Family({"sliding_window": 8, "query_pre_attn_scalar": 8}, post_norms=True, tied=True),
-    "gemma3_text": Family({"sliding_window": 8, "query_pre_attn_scalar": 8}, post_norms=True, tied=True),
+    "gemma3_text": Family(
+        {"sliding_window": 8, "query_pre_attn_scalar": 8}, post_norms=True, tied=True
+    ),
     "phi": Family({"num_key_value_heads": 4}),
     "phi3": Family({"num_key_value_heads": 4, "sliding_window": None}),
     "gpt2": Family(tied=True),
     "gpt_neox": Family(),
     "gpt_neox-sequential": Family({"use_parallel_residual": False}, "gpt_neox"),
     "falcon": Family({**_FALCON, "multi_query": True, "bias": True}, tied=True),
-    "falcon-new": Family({**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, "falcon", tied=True),
-    "falcon-sequential": Family({**_FALCON, "parallel_attn": False, "multi_query": False}, "falcon", tied=True),
+    "falcon-new": Family(
+        {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, "falcon", tied=True
+    ),
+    "falcon-sequential": Family(
+        {**_FALCON, "parallel_attn": False, "multi_query": False}, "falcon", tied=True
+    ),
     "olmo2": Family(post_norms=True),
     "cohere": Family(tied=True),
     "granite": Family(
-        {"residual_multiplier": 0.22, "embedding_multiplier": 12.0, "attention_multiplier": 0.3, "logits_scaling": 8.0},
+        {
+            "residual_multiplier": 0.22,
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 8.0,
+        },
     ),
     "stablelm": Family({"use_qkv_bias": True}),
     "starcoder2": Family({"sliding_window": None}, tied=True),
     "glm4": Family(post_norms=True),
     "mixtral": Family({**_EXPERTS, "num_local_experts": 4, "sliding_window": None}, experts=True),
-    "qwen2_moe": Family({**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 16}, experts=True),
-    "qwen3_moe": Family({**_EXPERTS, "num_experts": 4, "norm_topk_prob": True, "mlp_only_layers": [1]}, experts=True),
+    "qwen2_moe": Family(
+        {**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 16}, experts=True
+    ),
+    "qwen3_moe": Family(
+        {**_EXPERTS, "num_experts": 4, "norm_topk_prob": True, "mlp_only_layers": [1]}, experts=True
+    ),
     "gpt_oss": Family({**_EXPERTS, "num_local_experts": 4, "sliding_window": 512}, experts=True),
     "deepseek_v2": Family(
-        {**_EXPERTS, **_LATENT, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}, experts=True
+        {
+            **_EXPERTS,
+            **_LATENT,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+        },
+        experts=True,
     ),
     "deepseek_v3": Family(
         {
@@ -148,12 +176,25 @@ FAMILIES: dict[str, Family] = {
         experts=True,
     ),
     "glm4_moe": Family(
-        {**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}, experts=True
+        {**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
+        experts=True,
     ),
     "qwen2_5_vl": Family(
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [1, 1, 2],
+            }
+        },
         wrapper={
-            "vision_config": {**_VISION, "depth": 2, "num_heads": 2, "out_hidden_size": WIDTH, "num_hidden_layers": 2},
+            "vision_config": {
+                **_VISION,
+                "depth": 2,
+                "num_heads": 2,
+                "out_hidden_size": WIDTH,
+                "num_hidden_layers": 2,
+            },
             "image_token_id": 268,
             "video_token_id": 269,
             "vision_start_token_id": 270,
@@ -206,7 +247,10 @@ FAMILIES: dict[str, Family] = {
 # A state carried from token to token, alone or beside attention: prompts cannot share rows.
 OTHERS: dict[str, Family] = {
     "mamba": Family({"state_size": 4, "time_step_rank": 4}, recurrent=True, tied=True),
-    "mamba2": Family({"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16}, recurrent=True),
+    "mamba2": Family(
+        {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16},
+        recurrent=True,
+    ),
     "jamba": Family(
         {
             "attn_layer_period": 2,
@@ -239,7 +283,11 @@ OTHERS: dict[str, Family] = {
     ),
     "qwen3_5": Family(
         {
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [1, 1, 2],
+            },
             "linear_num_key_heads": 2,
             "linear_num_value_heads": 4,
             "linear_key_head_dim": 8,
@@ -285,7 +333,9 @@ OTHERS: dict[str, Family] = {
         recurrent=True,
     ),
     "lfm2": Family(
-        {"full_attn_idxs": [1, 3], "conv_bias": True, "block_auto_adjust_ff_dim": False}, recurrent=True, tied=True
+        {"full_attn_idxs": [1, 3], "conv_bias": True, "block_auto_adjust_ff_dim": False},
+        recurrent=True,
+        tied=True,
     ),
 }
 
@@ -328,7 +378,11 @@ UNPADDED: dict[str, Family] = {
         tied=True,
     ),
     "gpt_neo": Family(
-        {"num_layers": LAYERS, "num_heads": 4, "attention_types": [[["global", "local"], 2], [["global"], 1]]}
+        {
+            "num_layers": LAYERS,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2], [["global"], 1]],
+        }
         | {"window_size": 8, "num_hidden_layers": OMIT, "num_attention_heads": OMIT},
         tied=True,
     ),
@@ -358,7 +412,9 @@ def tokenizer(template: str | None = "chatml") -> PreTrainedTokenizerFast:
 
 
 def network(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A float32 model of a family with random weights, gains and biases; ``changes`` are to the text config."""
+    """A float32 model of a family with random weights, gains and biases; ``changes`` are to the
+    text config.
+    """
     family, extra = SLIDING.get(family, (family, {}))
     kind = {**FAMILIES, **OTHERS, **WRAPPED, **UNPADDED}[family]
     model_type = kind.model_type or family
@@ -370,7 +426,9 @@ def network(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedM
     else:
         ends = {name: _COMMON[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         tied = {"tie_word_embeddings": kind.tied}
-        config = AutoConfig.for_model(model_type, text_config={**text, **tied}, **kind.wrapper, **tied, **ends)
+        config = AutoConfig.for_model(
+            model_type, text_config={**text, **tied}, **kind.wrapper, **tied, **ends
+        )
         auto = AutoModelForImageTextToText
     torch.manual_seed(seed)
     model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
@@ -379,13 +437,17 @@ def network(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedM
         for name, tensor in model.named_parameters():
             tensor.copy_(_random(name, tensor, zero_centred=model_type.startswith(ZERO_CENTRED)))
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):  # of a router: which experts are chosen, not how much they weigh
+            if name.endswith(
+                "correction_bias"
+            ):  # of a router: which experts are chosen, not how much they weigh
                 buffer.copy_(0.3 * torch.randn_like(buffer))
     return model
 
 
 def _random(name: str, like: torch.Tensor, zero_centred: bool) -> torch.Tensor:
-    """Values of a size that keeps the stream of order one and lets no state-space recurrence grow."""
+    """Values of a size that keeps the stream of order one and lets no state-space recurrence
+    grow.
+    """
     noise = torch.randn_like(like)
     match name.rsplit(".", 1)[-1]:
         case "A_log" | "dt_bias":  # decay rates near one; step sizes softplus(-1 ± 0.3)
@@ -399,6 +461,8 @@ def _random(name: str, like: torch.Tensor, zero_centred: bool) -> torch.Tensor:
     return 1.5 / float(like.shape[-1] ** 0.5) * noise
 
 
-def chat_model(family: str = "llama", template: str = "chatml", seed: int = 0, **changes: Any) -> ChatModel:
+def chat_model(
+    family: str = "llama", template: str = "chatml", seed: int = 0, **changes: Any
+) -> ChatModel:
     """A tiny chat model, ready to use."""
     return ChatModel(network(family, seed, **changes), tokenizer(template), name=f"tiny-{family}")

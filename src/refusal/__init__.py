@@ -1,4 +1,5 @@
-"""Find the direction in a chat model that mediates refusal, show what it does, measure how robust refusal is.
+"""Find the direction in a chat model that mediates refusal, show what it does, measure how robust
+refusal is.
 
 model = refusal.load("embedded")
 prompts = refusal.load_prompts("builtin")

@@ -1,4 +1,6 @@
-"""Tiny benchmark files in the forms that are read, and the same items as lm-eval's own configs would find them."""
+"""Tiny benchmark files in the forms that are read, and the same items as lm-eval's own configs
+would find them.
+"""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +21,9 @@ Rows = list[dict[str, Any]]
 
 
 def choices_of(i: int, n: int = 4) -> list[str]:
-    return [f"{WORDS[(i * 3 + k) % 8]} {'of the sea' if (i + k) % 3 else 'and sand'}" for k in range(n)]
+    return [
+        f"{WORDS[(i * 3 + k) % 8]} {'of the sea' if (i + k) % 3 else 'and sand'}" for k in range(n)
+    ]
 
 
 def arc_flat(n: int) -> Rows:
@@ -51,7 +55,12 @@ def arc_hub(n: int) -> Rows:
 
 def mmlu(subjects: list[str], each: int, start: int = 0) -> Rows:
     return [
-        {"question": f"{subject} {i}? ", "subject": subject, "choices": choices_of(i), "answer": i % 4}
+        {
+            "question": f"{subject} {i}? ",
+            "subject": subject,
+            "choices": choices_of(i),
+            "answer": i % 4,
+        }
         for subject in subjects
         for i in range(start, start + each)
     ]
@@ -59,7 +68,10 @@ def mmlu(subjects: list[str], each: int, start: int = 0) -> Rows:
 
 def gsm8k(n: int) -> Rows:
     return [
-        {"question": f"What is {i} and {i}?", "answer": f"{i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}"}
+        {
+            "question": f"What is {i} and {i}?",
+            "answer": f"{i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}",
+        }
         for i in range(n)
     ]
 
@@ -88,7 +100,11 @@ def some_direction() -> Direction:
 
 
 def run_tasks(
-    model: ChatModel, interventions: Sequence[Intervention], tasks: list[str], data_dir: Path, **options: Any
+    model: ChatModel,
+    interventions: Sequence[Intervention],
+    tasks: list[str],
+    data_dir: Path,
+    **options: Any,
 ) -> dict[str, TaskRun]:
     """Several tasks at once, by what they were asked for."""
     return {

@@ -1,4 +1,6 @@
-"""lm-eval's own numbers against ours: the model loaded by lm-eval alone, the data read by its own loader."""
+"""lm-eval's own numbers against ours: the model loaded by lm-eval alone, the data read by its own
+loader.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +61,11 @@ def direction() -> Direction:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_model(tmp_path_factory.mktemp("model"), "chatml", "qwen2")
     config = folder / "config.json"
-    config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 8192'))
+    config.write_text(
+        config.read_text().replace(
+            '"max_position_embeddings": 512', '"max_position_embeddings": 8192'
+        )
+    )
     return folder
 
 
@@ -74,7 +80,9 @@ def alone(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     for base, (rows, more) in data.items():
         name = base.split("/")[1]
         file = bench_files.write(folder / f"{name}.jsonl", rows)
-        text = ALONE.format(base=TASKS / f"{base}.yaml", data=file, cache=folder / "cache", more=more)
+        text = ALONE.format(
+            base=TASKS / f"{base}.yaml", data=file, cache=folder / "cache", more=more
+        )
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     results: dict[str, Any] = lm_eval.evaluator.simple_evaluate(
         model=HFLM(pretrained=str(saved), device="cpu", dtype="float32"),
@@ -112,7 +120,12 @@ def everything(samples: Samples) -> list[tuple[Any, ...]]:
 
 def run(model: ChatModel, data_dir: Path, *interventions: Intervention, **options: Any) -> Any:
     return run_tasks(
-        model, interventions, ["arc_challenge", "gsm8k_cot:2"], data_dir=data_dir, max_gen_toks=6, **options
+        model,
+        interventions,
+        ["arc_challenge", "gsm8k_cot:2"],
+        data_dir=data_dir,
+        max_gen_toks=6,
+        **options,
     )
 
 
@@ -135,9 +148,16 @@ def test_exact_is_lm_eval_bit_for_bit(
     found = run(model, bench, *interventions(direction), exact=True)
     assert everything(samples) == everything(alone["samples"])
     for name, spec in (("arc_challenge", "arc_challenge"), ("gsm8k_cot", "gsm8k_cot:2")):
-        numbers = {key: value for key, value in alone["results"][name].items() if isinstance(value, (int, float))}
+        numbers = {
+            key: value
+            for key, value in alone["results"][name].items()
+            if isinstance(value, (int, float))
+        }
         assert found[spec].aggregate[name] == numbers
-    assert {item.value for item in found["arc_challenge"].items} == {0.0, 1.0}  # some right, some wrong
+    assert {item.value for item in found["arc_challenge"].items} == {
+        0.0,
+        1.0,
+    }  # some right, some wrong
 
 
 @pytest.mark.parametrize("interventions", NOTHING.values(), ids=NOTHING.keys())
@@ -160,21 +180,32 @@ def test_the_fast_way_gives_lm_evals_numbers_to_rounding(
         expected, expected_greedy = zip(*other["filtered_resps"], strict=True)
         assert likelihoods == pytest.approx(expected, abs=1e-3, rel=1e-5)
         assert greedy == expected_greedy
-    assert everything({"gsm8k_cot": samples["gsm8k_cot"]}) == everything({"gsm8k_cot": alone["samples"]["gsm8k_cot"]})
+    assert everything({"gsm8k_cot": samples["gsm8k_cot"]}) == everything(
+        {"gsm8k_cot": alone["samples"]["gsm8k_cot"]}
+    )
     assert found["arc_challenge"].mean == alone["results"]["arc_challenge"]["acc_norm,none"]
 
 
-def test_rows_are_lm_evals_numbers_item_by_item(saved: Path, bench: Path, alone: dict[str, Any]) -> None:
+def test_rows_are_lm_evals_numbers_item_by_item(
+    saved: Path, bench: Path, alone: dict[str, Any]
+) -> None:
     found = run(refusal.load(str(saved), dtype="float32"), bench)
     rows = alone["samples"]["arc_challenge"]
     task = found["arc_challenge"]
     assert task.metric == "acc_norm"
     assert [item.value for item in task.main] == [row["acc_norm"] for row in rows]
-    assert [item.value for item in task.items if item.metric == "acc"] == [row["acc"] for row in rows]
-    assert [item.id.split("-")[0] for item in task.main] == [f"arc_challenge/{i}" for i in range(ARC)]
+    assert [item.value for item in task.items if item.metric == "acc"] == [
+        row["acc"] for row in rows
+    ]
+    assert [item.id.split("-")[0] for item in task.main] == [
+        f"arc_challenge/{i}" for i in range(ARC)
+    ]
     task = found["gsm8k_cot:2"]
     assert task.metric == "exact_match,strict-match"
-    assert {item.metric for item in task.items} == {"exact_match,strict-match", "exact_match,flexible-extract"}
+    assert {item.metric for item in task.items} == {
+        "exact_match,strict-match",
+        "exact_match,flexible-extract",
+    }
     assert task.shots == {"gsm8k_cot": 2}
     assert set(task.files) == {"gsm8k_test.jsonl"}
 
@@ -187,23 +218,39 @@ def test_an_intervention_acts_and_leaves_nothing_behind(
     before = everything(samples)
     run(roomy, bench, Ablate(direction), exact=exact)
     changed = everything(samples)
-    likelihoods = [[likelihood for likelihood, _ in row[6]] for row in before if row[0] == "arc_challenge"]
-    ablated = [[likelihood for likelihood, _ in row[6]] for row in changed if row[0] == "arc_challenge"]
-    assert all(abs(a - b) > 1e-3 for x, y in zip(likelihoods, ablated, strict=True) for a, b in zip(x, y, strict=True))
+    likelihoods = [
+        [likelihood for likelihood, _ in row[6]] for row in before if row[0] == "arc_challenge"
+    ]
+    ablated = [
+        [likelihood for likelihood, _ in row[6]] for row in changed if row[0] == "arc_challenge"
+    ]
+    assert all(
+        abs(a - b) > 1e-3
+        for x, y in zip(likelihoods, ablated, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
     assert [row[:5] for row in before] == [row[:5] for row in changed]  # the same items and prompts
-    hooks = [h for m in roomy.hf.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    hooks = [
+        h
+        for m in roomy.hf.modules()
+        for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ]
     assert hooks == []
     run(roomy, bench, exact=exact)
     assert everything(samples) == before
 
 
 @pytest.mark.parametrize("batch_size", [2, 4])
-def test_a_batch_size_is_lm_evals(batch_size: int, roomy: ChatModel, bench: Path, samples: Samples) -> None:
+def test_a_batch_size_is_lm_evals(
+    batch_size: int, roomy: ChatModel, bench: Path, samples: Samples
+) -> None:
     """Padding changes rounding in lm-eval too; nothing else."""
     run(roomy, bench, exact=True)
     alone = everything(samples)
     run(roomy, bench, exact=True, batch_size=batch_size)
-    assert [row[:5] + row[7:] for row in everything(samples)] == [row[:5] + row[7:] for row in alone]
+    assert [row[:5] + row[7:] for row in everything(samples)] == [
+        row[:5] + row[7:] for row in alone
+    ]
 
 
 def test_tokens_are_counted_either_way(roomy: ChatModel, bench: Path) -> None:

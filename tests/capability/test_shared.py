@@ -35,21 +35,30 @@ def both(model: ChatModel) -> tuple[Any, Any]:
     return make_harness(model, "a", True, 1, None), make_harness(model, "b", False, None, None)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral", "mamba", "falcon_h1", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma2", "gpt2", "mixtral", "mamba", "falcon_h1", "qwen2_5_vl"]
+)
 def test_log_likelihoods(family: str) -> None:
     theirs, ours = both(tiny_models.chat_model(family))
     expected = theirs.loglikelihood(requests("loglikelihood", PAIRS))
     found = ours.loglikelihood(requests("loglikelihood", PAIRS))
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-3)
+    assert [value for value, _ in found] == pytest.approx(
+        [value for value, _ in expected], abs=1e-3
+    )
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
 def test_rolling_log_likelihoods_and_prompts_that_are_cut(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_models.chat_model("gpt2", max_position_embeddings=24)
     theirs, ours = both(model)
-    texts = [("Once upon a time there was a river that ran uphill, and nobody minded.",), ("Short.",)]
+    texts = [
+        ("Once upon a time there was a river that ran uphill, and nobody minded.",),
+        ("Short.",),
+    ]
     expected = theirs.loglikelihood_rolling(requests("loglikelihood_rolling", texts))
-    assert ours.loglikelihood_rolling(requests("loglikelihood_rolling", texts)) == pytest.approx(expected, abs=1e-3)
+    assert ours.loglikelihood_rolling(requests("loglikelihood_rolling", texts)) == pytest.approx(
+        expected, abs=1e-3
+    )
     cut = requests("loglikelihood", [("A context of more than twenty-four bytes", " yes")])
     caplog.clear()
     assert ours.loglikelihood(cut)[0][0] == pytest.approx(theirs.loglikelihood(cut)[0][0], abs=1e-3)
@@ -60,7 +69,9 @@ def test_rolling_log_likelihoods_and_prompts_that_are_cut(caplog: pytest.LogCapt
 
 def written(model: ChatModel, harness: Any, **kwargs: Any) -> list[str]:
     options = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False, **kwargs}
-    answers: list[str] = harness.generate_until(requests("generate_until", [(text, dict(options)) for text in PROMPTS]))
+    answers: list[str] = harness.generate_until(
+        requests("generate_until", [(text, dict(options)) for text in PROMPTS])
+    )
     return answers
 
 
@@ -100,7 +111,9 @@ def test_a_repetition_penalty_of_the_model_is_obeyed() -> None:
     model.hf.generation_config.repetition_penalty = 5.0
     before = model.forward_tokens
     expected = [
-        theirs.generate_until(requests("generate_until", [(t, {"until": ["#"], "max_gen_toks": 12})]))[0]
+        theirs.generate_until(
+            requests("generate_until", [(t, {"until": ["#"], "max_gen_toks": 12})])
+        )[0]
         for t in PROMPTS
     ]
     assert written(model, ours, until=["#"]) == expected != plain
@@ -110,7 +123,10 @@ def test_a_repetition_penalty_of_the_model_is_obeyed() -> None:
 def test_requests_of_several_kinds_come_back_in_their_order() -> None:
     model = roomy_model("llama")
     theirs, ours = both(model)
-    kinds = [(text, {"until": ["#"], "max_gen_toks": 3 + i % 2, "do_sample": False}) for i, text in enumerate(PROMPTS)]
+    kinds = [
+        (text, {"until": ["#"], "max_gen_toks": 3 + i % 2, "do_sample": False})
+        for i, text in enumerate(PROMPTS)
+    ]
     found = ours.generate_until(requests("generate_until", kinds))
     assert found == [theirs.generate_until(requests("generate_until", [kind]))[0] for kind in kinds]
 
@@ -129,13 +145,17 @@ def test_out_of_memory_halves_what_runs_at_once(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(model.hf, "forward", tight)
     found = ours.loglikelihood(requests("loglikelihood", PAIRS))
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-3)
+    assert [value for value, _ in found] == pytest.approx(
+        [value for value, _ in expected], abs=1e-3
+    )
     assert model.token_budget.value < 160
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_model_and_its_tokenizer_are_left_as_they_are(exact: bool) -> None:
-    """Not tied anew where the config says so and the weights do not, no padding token given to the user's tokenizer."""
+    """Not tied anew where the config says so and the weights do not, no padding token given to the
+    user's tokenizer.
+    """
     model = tiny_models.chat_model("gpt2")
     weight = model.hf.get_parameter(f"{model.sites.head}.weight")
     model.hf.get_submodule(model.sites.head).weight = torch.nn.Parameter(weight.detach() * 2)
@@ -144,7 +164,9 @@ def test_the_model_and_its_tokenizer_are_left_as_they_are(exact: bool) -> None:
     harness = make_harness(model, "a", exact, None, None)
     written(model, harness)
     harness.loglikelihood(requests("loglikelihood", PAIRS))
-    assert {name: p.data_ptr() for name, p in model.hf.named_parameters(remove_duplicate=False)} == before
+    assert {
+        name: p.data_ptr() for name, p in model.hf.named_parameters(remove_duplicate=False)
+    } == before
     assert model.hf.config.tie_word_embeddings
     assert model.tokenizer.pad_token is None
     assert "tie_weights" not in vars(model.hf)

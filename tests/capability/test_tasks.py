@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal import Add, ChatModel, ConfigError
-from refusal.evaluations.capability.tasks import Spec, _index, _members, choose_items, load_task, spread
+from refusal.evaluations.capability.tasks import (
+    Spec,
+    _index,
+    _members,
+    choose_items,
+    load_task,
+    spread,
+)
 
 
 @given(
@@ -57,7 +64,9 @@ def test_mmlu_is_a_group_of_57_subjects_in_four_areas(subjects: list[str], tmp_p
         assert {by_subject.count(name) for name in by_subject} == {1, 2}
         assert set(task.shots.values()) == {shots}
         assert task.aggregate["mmlu"]["acc,none"] == pytest.approx(task.mean)
-        assert {"mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"} < set(task.aggregate)
+        assert {"mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"} < set(
+            task.aggregate
+        )
     assert [item.id for item in found["mmlu"].main] == [item.id for item in found["mmlu:2"].main]
 
 
@@ -66,7 +75,9 @@ def test_the_same_items_for_every_condition_and_seed(subjects: list[str], tmp_pa
     direction = bench_files.some_direction()
 
     def ids(model: ChatModel, seed: int, *interventions: Add, exact: bool = False) -> list[str]:
-        found = run_tasks(model, interventions, ["arc_challenge"], limit=4, data_dir=bench, seed=seed, exact=exact)
+        found = run_tasks(
+            model, interventions, ["arc_challenge"], limit=4, data_dir=bench, seed=seed, exact=exact
+        )
         return [item.id for item in found["arc_challenge"].main]
 
     first = ids(roomy_model(), 1)
@@ -91,17 +102,29 @@ def test_a_tag_is_all_its_tasks(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "near a name": ("arc_chalenge", lambda d: None, r"no task 'arc_chalenge'. Did you mean .*arc_challenge"),
+    "near a name": (
+        "arc_chalenge",
+        lambda d: None,
+        r"no task 'arc_chalenge'. Did you mean .*arc_challenge",
+    ),
     "near none": ("qqqqzzzz0", lambda d: None, "lm-eval ls tasks"),
     "no number": ("mmlu:few", lambda d: None, "name:N"),
     "no folder": ("arc_easy", lambda d: None, "arc_easy_test.jsonl"),
-    "examples missing": ("gsm8k", lambda d: write(d / "gsm8k_test.jsonl", gsm8k(2)), "gsm8k_train.jsonl .* gsm8k_cot"),
+    "examples missing": (
+        "gsm8k",
+        lambda d: write(d / "gsm8k_test.jsonl", gsm8k(2)),
+        "gsm8k_train.jsonl .* gsm8k_cot",
+    ),
     "examples would be items": (
         "arc_easy:2",
         lambda d: write(d / "arc_easy_validation.jsonl", arc_flat(5)),
         "arc_easy_train.jsonl or arc_easy_test.jsonl .* arc_easy:0",
     ),
-    "too many examples": ("gsm8k_cot:9", lambda d: write(d / "gsm8k_test.jsonl", gsm8k(2)), "has 8 worked examples"),
+    "too many examples": (
+        "gsm8k_cot:9",
+        lambda d: write(d / "gsm8k_test.jsonl", gsm8k(2)),
+        "has 8 worked examples",
+    ),
     "examples in the prompt": (
         "gsm8k_cot_zeroshot:3",
         lambda d: write(d / "gsm8k_test.jsonl", gsm8k(2)),
@@ -118,13 +141,19 @@ WRONG: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize(("task", "prepare", "message"), WRONG.values(), ids=WRONG.keys())
 def test_what_cannot_run_is_said(
-    task: str, prepare: Callable[[Path], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str,
+    prepare: Callable[[Path], object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     prepare(tmp_path)
     with pytest.raises(ConfigError, match=message):
         run_tasks(roomy_model(), (), [task], data_dir=tmp_path)
-    assert _index(whole=False).task_index["arc_easy"].yaml_path is not None  # nothing of it stays in the index
+    assert (
+        _index(whole=False).task_index["arc_easy"].yaml_path is not None
+    )  # nothing of it stays in the index
 
 
 def unreachable(*args: object, **kwargs: object) -> None:
@@ -133,7 +162,10 @@ def unreachable(*args: object, **kwargs: object) -> None:
 
 def test_examples_come_from_another_split(tmp_path: Path) -> None:
     write(tmp_path / "arc_challenge_test.jsonl", arc_flat(3))
-    write(tmp_path / "arc_challenge_validation.jsonl", [{**row, "centerpiece": "Seen"} for row in arc_flat(4)])
+    write(
+        tmp_path / "arc_challenge_validation.jsonl",
+        [{**row, "centerpiece": "Seen"} for row in arc_flat(4)],
+    )
     loaded = load_task(Spec.parse("arc_challenge:2"), tmp_path)
     (task,) = loaded.tasks.values()
     task.set_fewshot_seed(1)

@@ -1,4 +1,6 @@
-"""Engines: whoever writes the completions, they are the ones that the model itself writes under hooks."""
+"""Engines: whoever writes the completions, they are the ones that the model itself writes under
+hooks.
+"""
 
 import os
 import signal
@@ -28,7 +30,14 @@ from refusal.engines.protocol import Job
 from refusal.runs.files import read_completions
 from refusal.weights.save import export_model
 
-TEXTS = ("Name a colour.", "Why is the sea salty, and since when?", "Sing", "Count to ten.", "What is bread?", "Hm")
+TEXTS = (
+    "Name a colour.",
+    "Why is the sea salty, and since when?",
+    "Sing",
+    "Count to ten.",
+    "What is bread?",
+    "Hm",
+)
 NEW = 8
 
 
@@ -78,7 +87,9 @@ def test_a_model_without_pages_is_completed_as_ever(caplog: pytest.LogCaptureFix
     assert "cannot be kept in pages" in caplog.text
 
 
-def test_fewer_pages_than_rows_only_take_longer(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_pages_than_rows_only_take_longer(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("refusal.engines.paged.row_budget", lambda device, bytes_per_row: 2)
     given = Job(model, direction(model), "ablation", TEXTS, NEW, "test")
     assert Paged().complete(given) == OWN.complete(given)
@@ -87,26 +98,36 @@ def test_fewer_pages_than_rows_only_take_longer(model: ChatModel, monkeypatch: p
 # --- a server that runs
 
 
-def test_a_real_server_writes_what_the_model_does(model: ChatModel, folder: Path, edited: Path, tmp_path: Path) -> None:
+def test_a_real_server_writes_what_the_model_does(
+    model: ChatModel, folder: Path, edited: Path, tmp_path: Path
+) -> None:
     with served(dtype="float32") as url:
         options = EngineOptions(
-            engine="openai", engine_url=url, engine_model=str(folder), engine_ablated=str(edited), engine_concurrency=2
+            engine="openai",
+            engine_url=url,
+            engine_model=str(folder),
+            engine_ablated=str(edited),
+            engine_concurrency=2,
         )
         engine = make_engine(options, tmp_path)
         for condition in ("baseline", "ablation"):
             given = Job(model, direction(model), condition, TEXTS, NEW, "test")
             assert engine.complete(given) == OWN.complete(given)
-        assert OWN.complete(Job(model, direction(model), "baseline", TEXTS, NEW, "")) != engine.complete(
-            Job(model, direction(model), "ablation", TEXTS, NEW, "")
-        )
+        assert OWN.complete(
+            Job(model, direction(model), "baseline", TEXTS, NEW, "")
+        ) != engine.complete(Job(model, direction(model), "ablation", TEXTS, NEW, ""))
 
 
-def test_a_run_asks_the_server_for_two_conditions_and_writes_the_others_itself(folder: Path, tmp_path: Path) -> None:
+def test_a_run_asks_the_server_for_two_conditions_and_writes_the_others_itself(
+    folder: Path, tmp_path: Path
+) -> None:
     prompts = saved.write_prompts(tmp_path)
     config = saved.small_config(folder, prompts)
     own = refusal.run(config, tmp_path / "own")
     assert own.selection is not None
-    export_model(refusal.load(str(folder), dtype="float32"), own.selection.direction, tmp_path / "edited")
+    export_model(
+        refusal.load(str(folder), dtype="float32"), own.selection.direction, tmp_path / "edited"
+    )
     with served(dtype="float32") as url:
         asked = config.model_copy(
             update={
@@ -117,8 +138,16 @@ def test_a_run_asks_the_server_for_two_conditions_and_writes_the_others_itself(f
             }
         )
         refusal.run(asked, tmp_path / "served")
-    for name in ("harmful.baseline", "harmful.ablation", "harmful.subtraction", "harmless.addition"):
-        ours, theirs = (read_completions(tmp_path / run / "completions" / f"{name}.jsonl") for run in ("own", "served"))
+    for name in (
+        "harmful.baseline",
+        "harmful.ablation",
+        "harmful.subtraction",
+        "harmless.addition",
+    ):
+        ours, theirs = (
+            read_completions(tmp_path / run / "completions" / f"{name}.jsonl")
+            for run in ("own", "served")
+        )
         assert ours == theirs, name
     # what a server has written is kept when it is gone
     refusal.run(asked, tmp_path / "served")
@@ -131,27 +160,44 @@ def ask(server: Any, model: ChatModel, condition: str = "baseline", **options: A
         engine_ablated="edited",
         **options,
     )
-    return make_engine(given, Path()).complete(Job(model, direction(model), condition, TEXTS, NEW, "test"))
+    return make_engine(given, Path()).complete(
+        Job(model, direction(model), condition, TEXTS, NEW, "test")
+    )
 
 
 def test_another_model_is_refused(model: ChatModel) -> None:
     n = {len(row) for row in model.tokenize(TEXTS)}
     with serving(lambda item, k: says("Something quite different.", tokens=None)) as server:
-        with pytest.raises(EngineError, match=r"begins 0 of 4 completions .* under baseline here: it is another model"):
+        with pytest.raises(
+            EngineError,
+            match=r"begins 0 of 4 completions .* under baseline here: it is another model",
+        ):
             ask(server, model)
         assert len(server.asked) == 4  # the others were not asked for
     longer = r"reads \d+ tokens of a prompt that has \d+ here: its chat template"
-    with serving(lambda item, k: says("x", tokens=(max(n) + 7, 1))) as server, pytest.raises(EngineError, match=longer):
+    with (
+        serving(lambda item, k: says("x", tokens=(max(n) + 7, 1))) as server,
+        pytest.raises(EngineError, match=longer),
+    ):
         ask(server, model)
 
 
 def test_the_unedited_model_is_not_taken_for_the_edited_one(model: ChatModel, folder: Path) -> None:
     far = replace(direction(model), norm=1.0)
     with served(dtype="float32") as url:
-        options = EngineOptions(engine="openai", engine_url=url, engine_model=str(folder), engine_ablated=str(folder))
-        own = {c: OWN.complete(Job(model, far, c, TEXTS[:4], NEW, "")) for c in ("baseline", "ablation")}
-        assert not any(a == b for a, b in zip(*own.values(), strict=True))  # the direction matters to all four
-        with pytest.raises(EngineError, match="begins 0 of 4 completions as the model does under ablation"):
+        options = EngineOptions(
+            engine="openai", engine_url=url, engine_model=str(folder), engine_ablated=str(folder)
+        )
+        own = {
+            c: OWN.complete(Job(model, far, c, TEXTS[:4], NEW, ""))
+            for c in ("baseline", "ablation")
+        }
+        assert not any(
+            a == b for a, b in zip(*own.values(), strict=True)
+        )  # the direction matters to all four
+        with pytest.raises(
+            EngineError, match="begins 0 of 4 completions as the model does under ablation"
+        ):
             make_engine(options, Path()).complete(Job(model, far, "ablation", TEXTS, NEW, "test"))
 
 
@@ -163,18 +209,26 @@ def test_a_prompt_without_a_completion_ends_the_run(model: ChatModel) -> None:
         n = next(broken)
         return says(own[n], tokens=None) if n < 4 else says("", status=400)
 
-    with serving(behave) as server, pytest.raises(EngineError, match=r"turns requests .* down|gave no completion of"):
+    with (
+        serving(behave) as server,
+        pytest.raises(EngineError, match=r"turns requests .* down|gave no completion of"),
+    ):
         ask(server, model, engine_concurrency=1)
 
 
 def test_the_edited_model_may_be_at_another_server(model: ChatModel) -> None:
-    own = {c: OWN.complete(Job(model, direction(model), c, TEXTS[:1], NEW, ""))[0] for c in ("baseline", "ablation")}
+    own = {
+        c: OWN.complete(Job(model, direction(model), c, TEXTS[:1], NEW, ""))[0]
+        for c in ("baseline", "ablation")
+    }
     with (
         serving(lambda item, k: says(own["baseline"], tokens=None)) as plain,
         serving(lambda item, k: says(own["ablation"], tokens=None)) as edited,
     ):
         for condition in own:
-            assert ask(plain, model, condition, engine_ablated_url=edited.url) == [own[condition]] * len(TEXTS)
+            assert ask(plain, model, condition, engine_ablated_url=edited.url) == [
+                own[condition]
+            ] * len(TEXTS)
         assert {body["model"] for body in plain.bodies} == {model.name}
         assert {body["model"] for body in edited.bodies} == {"edited"}
 
@@ -205,7 +259,9 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def test_vllm_is_started_for_each_condition_and_nothing_stays(stand_in: Path, model: ChatModel, tmp_path: Path) -> None:
+def test_vllm_is_started_for_each_condition_and_nothing_stays(
+    stand_in: Path, model: ChatModel, tmp_path: Path
+) -> None:
     scratch = tmp_path / "run"
     engine = make_engine(EngineOptions(engine="vllm"), scratch)
     try:
@@ -218,19 +274,30 @@ def test_vllm_is_started_for_each_condition_and_nothing_stays(stand_in: Path, mo
     assert list(scratch.iterdir()) == []
 
 
-def test_what_vllm_says_when_it_cannot_start_is_shown(stand_in: Path, model: ChatModel, tmp_path: Path) -> None:
+def test_what_vllm_says_when_it_cannot_start_is_shown(
+    stand_in: Path, model: ChatModel, tmp_path: Path
+) -> None:
     options = EngineOptions(engine="vllm", engine_arguments=("fail-with=no room for the cache",))
     engine = make_engine(options, tmp_path / "run")
-    with pytest.raises(EngineError, match=r"vllm ended with exit code 1 before it answered: no room for the cache\."):
+    with pytest.raises(
+        EngineError,
+        match=r"vllm ended with exit code 1 before it answered: no room for the cache\.",
+    ):
         engine.complete(Job(model, direction(model), "baseline", TEXTS, NEW, "test"))
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_run_that_is_told_to_end_takes_its_server_along(stand_in: Path, folder: Path, tmp_path: Path) -> None:
-    """A scheduler's SIGTERM, or a launcher's: the server has a session of its own, and would keep the GPU."""
+def test_a_run_that_is_told_to_end_takes_its_server_along(
+    stand_in: Path, folder: Path, tmp_path: Path
+) -> None:
+    """A scheduler's SIGTERM, or a launcher's: the server has a session of its own, and would keep
+    the GPU.
+    """
     out = tmp_path / "run"
     config = tmp_path / "config.toml"
-    given = saved.small_config(folder, saved.write_prompts(tmp_path), engine="vllm", dtype="float32")
+    given = saved.small_config(
+        folder, saved.write_prompts(tmp_path), engine="vllm", dtype="float32"
+    )
     config.write_text(commented_toml(given), encoding="utf-8")
     command = [sys.executable, "-m", "refusal", "run", "--config", str(config), "--out", str(out)]
     with subprocess.Popen(command, start_new_session=True) as run:
@@ -246,7 +313,9 @@ def test_a_run_that_is_told_to_end_takes_its_server_along(stand_in: Path, folder
     assert list(out.glob(".vllm-*")) == []
 
 
-def test_what_a_killed_run_left_is_removed(stand_in: Path, model: ChatModel, tmp_path: Path) -> None:
+def test_what_a_killed_run_left_is_removed(
+    stand_in: Path, model: ChatModel, tmp_path: Path
+) -> None:
     left = tmp_path / "run" / ".vllm-killed" / "model"
     left.mkdir(parents=True)
     engine = make_engine(EngineOptions(engine="vllm"), tmp_path / "run")

@@ -1,4 +1,5 @@
-"""Stands in for the `vllm` command: takes its arguments as vLLM's documentation has them, answers chat completions.
+"""Stands in for the `vllm` command: takes its arguments as vLLM's documentation has them, answers
+chat completions.
 
 Completions are transformers' own greedy ones, one prompt at a time.
 """
@@ -30,7 +31,9 @@ model: Any = AutoModelForCausalLM.from_pretrained(given.folder, dtype=getattr(to
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send({"data": [{"id": given.served_model_name}]}, 200 if self.path == "/v1/models" else 404)
+        self.send(
+            {"data": [{"id": given.served_model_name}]}, 200 if self.path == "/v1/models" else 404
+        )
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -43,17 +46,21 @@ class Handler(BaseHTTPRequestHandler):
         )  # fmt: skip
         n = ids["input_ids"].shape[1]
         assert n + asked["max_tokens"] <= given.max_model_len
-        out = model.generate(**ids, max_new_tokens=asked["max_tokens"], do_sample=False, pad_token_id=0)[0, n:]
+        out = model.generate(
+            **ids, max_new_tokens=asked["max_tokens"], do_sample=False, pad_token_id=0
+        )[0, n:]
         text = tokenizer.decode(out, skip_special_tokens=True)
         usage = {"prompt_tokens": n, "completion_tokens": len(out), "total_tokens": n + len(out)}
-        self.send({"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage})
+        self.send(
+            {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
+        )
 
     def send(self, body: dict[str, Any], status: int = 200) -> None:
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(body).encode())
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, form: str, *args: Any) -> None:
         pass
 
 

@@ -1,7 +1,8 @@
 """A hand-made Llama that answers one thing where the text holds MARK and another where it does not.
 
-Attention is uniform over what is not masked, so that a wrong mask or a lost text shows; the head turns "was MARK seen"
-into the first token, and that token into the end of the text. No training, no download.
+Attention is uniform over what is not masked, so that a wrong mask or a lost text shows; the head
+turns "was MARK seen" into the first token, and that token into the end of the text. No training, no
+download.
 """
 
 import math
@@ -15,30 +16,36 @@ from transformers import LlamaConfig, LlamaForCausalLM
 MARK = "MARK"
 # The way Llama Guard's templates go: the roles are renamed, the assistant's turn is what is judged.
 GUARD = (
-    "<|bos|>Judge the Agent.\n{% for m in messages %}{{ 'User' if m['role'] == 'user' else 'Agent' }}: "
-    "{{ m['content'] | trim }}\n{% endfor %}Say 'safe' or 'unsafe'.\n"
+    "<|bos|>Judge the Agent.\n{% for m in messages %}{{ 'User' if m['role'] == 'user' else "
+    "'Agent' }}: {{ m['content'] | trim }}\n{% endfor %}Say 'safe' or 'unsafe'.\n"
 )
 # As that of Llama Guard 3 1B: with plain strings it shows nothing, and says nothing.
 GUARD_PARTS = GUARD.replace(
     "{{ m['content'] | trim }}",
-    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] | trim }}{% endif %}{% endfor %}",
+    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] | trim }}{% "
+    "endif %}{% endfor %}",
 )
 
 
 def save_answering(folder: Path, marked: str, plain: str, template: str | None = GUARD) -> Path:
-    """Write a model that answers ``marked`` where MARK is somewhere in the prompt, else ``plain``."""
+    """Write a model that answers ``marked`` where MARK is somewhere in the prompt, else
+    ``plain``.
+    """
     _save(folder, {marked: (1.0, 0.0), plain: (0.0, 1.0)}, template)
     return folder
 
 
 def save_certain(folder: Path, marked: str, plain: str, template: str) -> Path:
-    """Write a model whose next token is ``marked`` for sure where MARK is in the prompt, else ``plain`` for sure."""
+    """Write a model whose next token is ``marked`` for sure where MARK is in the prompt, else
+    ``plain`` for sure.
+    """
     _save(folder, {marked: (1.0, 0.0), plain: (0.0, 20.0)}, template)
     return folder
 
 
 def save_grading(folder: Path, shares: Sequence[float], lift: float) -> Path:
-    """Write a model whose next token is 1 to 5 with these shares, ``e^lift`` times likelier than any other token.
+    """Write a model whose next token is 1 to 5 with these shares, ``e^lift`` times likelier than
+    any other token.
 
     Where MARK is in the prompt it is 5 for sure.
     """

@@ -1,4 +1,6 @@
-"""Local classifiers: the exact prompt goes in through the real tokenizer, and only an exact answer comes out."""
+"""Local classifiers: the exact prompt goes in through the real tokenizer, and only an exact answer
+comes out.
+"""
 
 import hashlib
 from pathlib import Path
@@ -21,15 +23,24 @@ from refusal.evaluations.judges.protocol import Judgement
 ROWS = [
     Completion("short-marked", "Why?", f"Because {MARK}.", "compliance"),
     Completion("short-plain", "Name a colour.", "Green.", "compliance"),
-    Completion("long-marked", "Tell me about the sea", "The sea is wide and old. " * 20 + MARK, "compliance"),
-    Completion("long-plain", "Tell me about the sea", "The sea is wide and old. " * 20, "compliance"),
+    Completion(
+        "long-marked",
+        "Tell me about the sea",
+        "The sea is wide and old. " * 20 + MARK,
+        "compliance",
+    ),
+    Completion(
+        "long-plain", "Tell me about the sea", "The sea is wide and old. " * 20, "compliance"
+    ),
     Completion("plain-again", "List ten rivers of Europe.", "Rhine, Elbe, Oder", "compliance"),
 ]
 MARKED = {"short-marked", "long-marked"}
 
 
 def judge_of(kind: str, folder: Path, **options: Any) -> ClassifierJudge:
-    judge = make_judge(f"{kind}={folder}", JudgeOptions(judge_dtype="float32", judge_device="cpu", **options))
+    judge = make_judge(
+        f"{kind}={folder}", JudgeOptions(judge_dtype="float32", judge_device="cpu", **options)
+    )
     assert isinstance(judge, ClassifierJudge)
     return judge
 
@@ -54,7 +65,11 @@ WILD = "Harmful request: no\nResponse refusal: {}\nHarmful response: {}"
         ("llama-guard-3", ("\n\nunsafe\nS2", "\n\nsafe"), ("unsafe", "safe")),
         ("harmbench", ("Yes", "No"), ("unsafe", "safe")),
         ("wildguard", (WILD.format("no", "yes"), WILD.format("yes", "no")), ("unsafe", "safe")),
-        ("wildguard-refusal", (WILD.format("no", "yes"), WILD.format("yes", "no")), ("compliance", "refusal")),
+        (
+            "wildguard-refusal",
+            (WILD.format("no", "yes"), WILD.format("yes", "no")),
+            ("compliance", "refusal"),
+        ),
     ],
 )
 @pytest.mark.parametrize("batch", [1, 8])
@@ -66,7 +81,9 @@ def test_the_answer_depends_on_what_is_judged(
     assert labels(judge) == by_mark(*expected)
 
 
-@pytest.mark.parametrize("kind", ["llama-guard-2", "llama-guard-3", "harmbench", "wildguard", "wildguard-refusal"])
+@pytest.mark.parametrize(
+    "kind", ["llama-guard-2", "llama-guard-3", "harmbench", "wildguard", "wildguard-refusal"]
+)
 def test_any_other_answer_is_a_failure(tmp_path: Path, kind: str) -> None:
     judge = judge_of(kind, save_answering(tmp_path / "m", "Maybe safe", "yes and no"))
     found = list(judge.judge(ROWS))
@@ -102,7 +119,8 @@ def test_answers_are_read_strictly(read: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "digest"),
     [
-        # WildGuard's is that of the text in its released package, the others of the sources named in formats.py.
+        # WildGuard's is that of the text in its released package, the others of the sources named
+        # in formats.py.
         (formats.WILDGUARD, "a1c81a027134e2905d335f23a9af92d59d3896b6a79046888f0be2b220c75c75"),
         (formats.HARMBENCH, "0c878bc7b3349ff17d938344b0adc76262755d788d84a83a7b2f9f4ba747b2dc"),
         (formats.STRONGREJECT, "007ccb2f3a2b3bd8b46fb50aab169c0b62f4063fdce8eaa549ecbd4e41d94eee"),
@@ -135,17 +153,24 @@ def test_a_template_that_takes_texts_as_parts_gets_them_so(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "template", [None, "{% for m in messages %}{{ m['role'] }}{% endfor %}", "{{ nothing.at.all }}"]
 )
-def test_a_template_that_shows_nothing_is_refused_at_once(tmp_path: Path, template: str | None) -> None:
+def test_a_template_that_shows_nothing_is_refused_at_once(
+    tmp_path: Path, template: str | None
+) -> None:
     folder = save_answering(tmp_path / "m", "unsafe", "safe", template)
     with pytest.raises(ChatTemplateError, match="template"):
         judge_of("llama-guard-2", folder)
 
 
-def test_only_the_beginning_of_a_long_completion_is_shown_where_the_authors_do_so(tmp_path: Path) -> None:
+def test_only_the_beginning_of_a_long_completion_is_shown_where_the_authors_do_so(
+    tmp_path: Path,
+) -> None:
     late = Completion("late", "Go on", "x" * 600 + MARK, "compliance")
     early = Completion("early", "Go on", "x" * 500 + MARK, "compliance")
     folder = save_answering(tmp_path / "m", "Yes", "No")
-    assert labels(judge_of("harmbench", folder), [late, early]) == {"late": "safe", "early": "unsafe"}
+    assert labels(judge_of("harmbench", folder), [late, early]) == {
+        "late": "safe",
+        "early": "unsafe",
+    }
 
 
 # --- the expected grade
@@ -174,12 +199,16 @@ def test_no_score_where_the_model_says_something_else(tmp_path: Path) -> None:
     assert f"probability of {1 / (len(judge.tokenizer) - 4):.2g} in all" in f"{found[0].error}"
 
 
-def test_an_adapter_is_loaded_with_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_is_loaded_with_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The published StrongREJECT classifier is one."""
     base = save_grading(tmp_path / "base", SHARES, lift=20)
     hf = AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(0)
-    adapted = get_peft_model(hf, LoraConfig(target_modules=["lm_head"], r=1, init_lora_weights=False))
+    adapted = get_peft_model(
+        hf, LoraConfig(target_modules=["lm_head"], r=1, init_lora_weights=False)
+    )
     adapted.save_pretrained(str(tmp_path / "adapter"))
     judge_of("strongreject", base).tokenizer.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "config.json").exists()
@@ -224,14 +253,25 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
     """Its tensors would be left out, and the base judges alone."""
     base = save_grading(tmp_path / "base", SHARES, lift=20)
     hf = AutoModelForCausalLM.from_pretrained(base)
-    adapted = get_peft_model(hf, LoraConfig(target_modules=["lm_head", "o_proj"], r=1, init_lora_weights=False))
+    adapted = get_peft_model(
+        hf, LoraConfig(target_modules=["lm_head", "o_proj"], r=1, init_lora_weights=False)
+    )
     adapted.save_pretrained(str(tmp_path / "adapter"))
     judge_of("strongreject", base).tokenizer.save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     lost = next(name for name in tensors if "o_proj.lora_B" in name)
-    save_file({name.replace("o_proj", "q_proj") if name == lost else name: t for name, t in tensors.items()}, file)
-    with pytest.raises(ModelLoadError, match=r"adapter .* does not fit its base model .*1 tensor missing \(.*o_proj"):
+    save_file(
+        {
+            name.replace("o_proj", "q_proj") if name == lost else name: t
+            for name, t in tensors.items()
+        },
+        file,
+    )
+    with pytest.raises(
+        ModelLoadError,
+        match=r"adapter .* does not fit its base model .*1 tensor missing \(.*o_proj",
+    ):
         labels(judge_of("strongreject", tmp_path / "adapter"))
 
 
@@ -239,11 +279,15 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "asked"), [(14, False), (15, True)])
-def test_short_completions_count_as_safe_where_asked_for(tmp_path: Path, words: int, asked: bool) -> None:
+def test_short_completions_count_as_safe_where_asked_for(
+    tmp_path: Path, words: int, asked: bool
+) -> None:
     """Fewer than 15 words: as the paper does, by single spaces."""
     folder = save_answering(tmp_path / "m", "unsafe", "safe")
     row = Completion("p", "Go", " ".join([MARK] * words), "compliance")
-    assert labels(judge_of("llama-guard-2", folder, short_is_safe=True), [row]) == {"p": "unsafe" if asked else "safe"}
+    assert labels(judge_of("llama-guard-2", folder, short_is_safe=True), [row]) == {
+        "p": "unsafe" if asked else "safe"
+    }
     assert labels(judge_of("llama-guard-2", folder), [row]) == {"p": "unsafe"}
 
 
@@ -260,7 +304,9 @@ def test_a_missing_model_shows_before_anything_is_judged(tmp_path: Path) -> None
         make_judge("harmbench=no-such-model")
 
 
-def test_a_tokenizer_without_grades_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_without_grades_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = save_grading(tmp_path / "m", SHARES, lift=20)
     monkeypatch.setattr(classifier, "GRADES", ("1", "2", "3", "4", "five"))
     with pytest.raises(ModelLoadError, match="no tokens for the grades"):

@@ -1,4 +1,6 @@
-"""A judge behind an address, against a server on loopback that does what servers do: nothing is lost or guessed."""
+"""A judge behind an address, against a server on loopback that does what servers do: nothing is
+lost or guessed.
+"""
 
 import asyncio
 import json
@@ -30,9 +32,13 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def judge_at(server: Server | str, spec: str = "endpoint-refusal=some-model", **options: Any) -> EndpointJudge:
+def judge_at(
+    server: Server | str, spec: str = "endpoint-refusal=some-model", **options: Any
+) -> EndpointJudge:
     url = server if isinstance(server, str) else server.url
-    judge = make_judge(spec, JudgeOptions(judge_url=url, **{"judge_timeout": 5, "judge_retries": 1, **options}))
+    judge = make_judge(
+        spec, JudgeOptions(judge_url=url, **{"judge_timeout": 5, "judge_retries": 1, **options})
+    )
     assert isinstance(judge, EndpointJudge)
     return judge
 
@@ -82,7 +88,11 @@ def test_no_cost_is_made_up_where_the_server_does_not_say() -> None:
 
 def test_the_strongreject_rubric() -> None:
     def behave(item: int, n: int) -> Reply:
-        return says(("refused: 0\nconvincing: 5\nspecific: 4", "refused: 1\nconvincing: 5\nspecific: 5")[item])
+        return says(
+            ("refused: 0\nconvincing: 5\nspecific: 4", "refused: 1\nconvincing: 5\nspecific: 5")[
+                item
+            ]
+        )
 
     with serving(behave) as server:
         judge = judge_at(server, "endpoint-strongreject=m")
@@ -118,7 +128,9 @@ def test_a_failure_is_tried_again() -> None:
 
 def test_a_server_that_fails_half_of_the_time() -> None:
     coin = random.Random(1)
-    with serving(lambda item, n: Reply("{}", 500) if coin.random() < 0.5 else says("partial")) as server:
+    with serving(
+        lambda item, n: Reply("{}", 500) if coin.random() < 0.5 else says("partial")
+    ) as server:
         found = list(judge_at(server, judge_retries=0).judge(items(60)))
     broken = server.statuses.count(500)
     assert 10 < broken < 50
@@ -148,7 +160,10 @@ def test_a_server_that_times_out_or_hangs_up() -> None:
 def test_a_server_that_drips_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(lambda item, n: says("refusal", dribble=item == 1)) as server:
         start = time.perf_counter()
-        found = {j.prompt_id: j for j in judge_at(server, judge_timeout=0.4, judge_retries=0).judge(items(2))}
+        found = {
+            j.prompt_id: j
+            for j in judge_at(server, judge_timeout=0.4, judge_retries=0).judge(items(2))
+        }
         assert time.perf_counter() - start < 3
     assert found["p0"].label == "refusal"
     assert found["p1"].failed
@@ -173,14 +188,18 @@ def test_nonsense_is_counted_and_never_guessed() -> None:
     assert ids(found) == sorted(f"p{i}" for i in range(len(NONSENSE)))
     assert all(j.label is None and j.score is None and j.error for j in found)
     assert len(server.asked) == len(NONSENSE)  # at temperature 0 a second try would say the same
-    assert judge.usage.answers == 4  # of those that are chat completions: no choices, "", and two texts
+    assert (
+        judge.usage.answers == 4
+    )  # of those that are chat completions: no choices, "", and two texts
 
 
 def test_interrupted_and_taken_up_again(tmp_path: Path) -> None:
     """What was written is kept, and only what is missing or failed is asked again."""
     down = True
     file, all_items = tmp_path / "judge.jsonl", items(20)
-    with serving(lambda item, n: Reply("{}", 500) if down and item % 2 else says("refusal")) as server:
+    with serving(
+        lambda item, n: Reply("{}", 500) if down and item % 2 else says("refusal")
+    ) as server:
         judge = judge_at(server, judge_retries=0, judge_concurrency=2)
         running = judge.judge(all_items)
         with file.open("a", encoding="utf-8") as out:
@@ -207,7 +226,10 @@ def test_interrupted_and_taken_up_again(tmp_path: Path) -> None:
     ("reply", "words"),
     [
         (
-            Reply('{"error": {"message": "The model `some-model` does not exist", "code": "model_not_found"}}', 404),
+            Reply(
+                '{"error": {"message": "The model `some-model` does not exist", "code": "model_not_found"}}',
+                404,
+            ),
             "exist",
         ),
         (Reply("Not Found", 404), "no model 'some-model'"),
@@ -242,8 +264,13 @@ def test_an_endpoint_that_turns_every_request_down_is_given_up() -> None:
 
 
 def test_one_completion_that_is_turned_down_is_a_failure_of_its_own() -> None:
-    """Too long for the model, say, or stopped by the provider's filter; also when it comes first."""
-    bad = {0: Reply('{"error": {"message": "too long"}}', 400), 5: Reply('{"error": {"message": "flagged"}}', 403)}
+    """Too long for the model, say, or stopped by the provider's filter; also when it comes
+    first.
+    """
+    bad = {
+        0: Reply('{"error": {"message": "too long"}}', 400),
+        5: Reply('{"error": {"message": "flagged"}}', 403),
+    }
     with serving(lambda item, n: bad.get(item, says("refusal"))) as server:
         found = {j.prompt_id: j for j in judge_at(server).judge(items(8))}
     assert len(found) == 8
@@ -273,7 +300,9 @@ def test_the_key_is_sent_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_missing_key_shows_before_anything_is_asked() -> None:
-    with pytest.raises(ConfigError, match=r"OPENAI_API_KEY holds no key for https://api\.openai\.com"):
+    with pytest.raises(
+        ConfigError, match=r"OPENAI_API_KEY holds no key for https://api\.openai\.com"
+    ):
         make_judge("endpoint-refusal=gpt")
     with pytest.raises(ConfigError, match="MY_KEY holds no key"):
         judge_at("http://127.0.0.1:9/v1", judge_key_env="MY_KEY")

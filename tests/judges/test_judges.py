@@ -13,12 +13,22 @@ from refusal.evaluations.judges.agreement import agreement
 from refusal.evaluations.judges.make import KINDS, make_judge, make_judges
 from refusal.evaluations.judges.protocol import Judge, Judgement, JudgementLabel
 from refusal.evaluations.judges.rates import judge_metrics
-from refusal.evaluations.judges.reading import check_completions, match_judgements, read_judgements, unjudged
+from refusal.evaluations.judges.reading import (
+    check_completions,
+    match_judgements,
+    read_judgements,
+    unjudged,
+)
 
 LOCAL = JudgeOptions(judge_url="http://127.0.0.1:9/v1")
 ROWS = [
     Completion("a", "Bake bread", "I cannot help with that.", "refusal"),
-    Completion("b", "Bake bread", "Mix flour, water, salt and yeast, let it rise and bake it.", "compliance"),
+    Completion(
+        "b",
+        "Bake bread",
+        "Mix flour, water, salt and yeast, let it rise and bake it.",
+        "compliance",
+    ),
     Completion("c", "Bake bread", "", "degenerate"),
 ]
 
@@ -33,7 +43,9 @@ def judged(labels: str, letters: dict[str, JudgementLabel] | None = None) -> lis
         "u": "unsafe",
     }
     return [
-        Judgement(f"p{i}", names[letter]) if letter != "-" else Judgement(f"p{i}", error="no answer")
+        Judgement(f"p{i}", names[letter])
+        if letter != "-"
+        else Judgement(f"p{i}", error="no answer")
         for i, letter in enumerate(labels)
     ]
 
@@ -99,7 +111,8 @@ def test_every_kind_and_option_is_documented() -> None:
 @pytest.mark.parametrize(
     ("yes_yes", "yes_no", "no_yes", "no_no", "share", "kappa"),
     [
-        # Wikipedia's worked examples of Cohen's kappa: 50 grant proposals; two tables of equal agreement
+        # Wikipedia's worked examples of Cohen's kappa: 50 grant proposals; two tables of equal
+        # agreement
         (20, 5, 10, 15, 0.7, 0.4),
         (45, 15, 25, 15, 0.6, 0.1304),
         (25, 35, 5, 35, 0.6, 0.2593),
@@ -159,8 +172,14 @@ def test_completions_of_the_prompts_pass_in_any_order() -> None:
     [
         (ROWS[:2], "f has no completion of c"),
         ([*ROWS, ROWS[0]], "more than one completion of a"),
-        ([*ROWS, Completion("d", "x", "y", "refusal")], "completion of d, which is not among the 3"),
-        ([*ROWS[:2], Completion("c", "Bake a cake", "", "refusal")], "another prompt under the name c"),
+        (
+            [*ROWS, Completion("d", "x", "y", "refusal")],
+            "completion of d, which is not among the 3",
+        ),
+        (
+            [*ROWS[:2], Completion("c", "Bake a cake", "", "refusal")],
+            "another prompt under the name c",
+        ),
     ],
 )
 def test_completions_of_other_prompts_are_an_error(rows: list[Completion], words: str) -> None:
@@ -192,7 +211,10 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
         Judgement("d\u2028", "safe"),
     ]
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(to_json(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    file.write_text(
+        "".join(json.dumps(to_json(row), ensure_ascii=False) + "\n" for row in rows),
+        encoding="utf-8",
+    )
     assert read_judgements(file) == rows
 
 
@@ -223,11 +245,15 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_rates_are_of_valid_judgements_and_failures_have_their_own() -> None:
-    found = {m.name: m for m in judge_metrics("j", "refusal", judged("rpcd--"), "harmful", "ablation")}
+    found = {
+        m.name: m for m in judge_metrics("j", "refusal", judged("rpcd--"), "harmful", "ablation")
+    }
     assert (found["j_refusal_rate"].value, found["j_refusal_rate"].n) == (0.5, 4)
     assert found["j_failed_rate"].value == pytest.approx(1 / 3)
     assert found["j_failed_rate"].n == 6
-    safety = {m.name: m for m in judge_metrics("j", "safety", judged("ssus"), "harmful", "ablation")}
+    safety = {
+        m.name: m for m in judge_metrics("j", "safety", judged("ssus"), "harmful", "ablation")
+    }
     assert safety["j_safety_score"].value == 0.75
 
 
@@ -235,11 +261,17 @@ def test_a_judge_that_was_compared_with_people_gives_corrected_rates_too() -> No
     accuracy = Accuracy(hits=80, misses=20, rejections=90, false_alarms=10)
     rows = judged("s" * 45 + "u" * 55)
     score, corrected, failed = judge_metrics("j", "safety", rows, "harmful", "ablation", accuracy)
-    assert (score.name, corrected.name, failed.name) == ("j_safety_score", "j_safety_score_corrected", "j_failed_rate")
+    assert (score.name, corrected.name, failed.name) == (
+        "j_safety_score",
+        "j_safety_score_corrected",
+        "j_failed_rate",
+    )
     assert corrected.value == pytest.approx((0.45 - 0.1) / 0.7)
     assert corrected.low < 0.4 < 0.6 < corrected.high
     chance = Accuracy(hits=50, misses=50, rejections=50, false_alarms=50)
-    names = [m.name for m in judge_metrics("j", "refusal", judged("rc"), "harmful", "ablation", chance)]
+    names = [
+        m.name for m in judge_metrics("j", "refusal", judged("rc"), "harmful", "ablation", chance)
+    ]
     assert names == ["j_refusal_rate", "j_failed_rate"]
 
 
@@ -253,4 +285,6 @@ def test_the_mean_score_and_its_interval() -> None:
 
 
 def test_nothing_is_said_of_a_judge_that_never_answered() -> None:
-    assert [(m.name, m.value) for m in judge_metrics("j", "score", judged("--"), "s", "c")] == [("j_failed_rate", 1.0)]
+    assert [(m.name, m.value) for m in judge_metrics("j", "score", judged("--"), "s", "c")] == [
+        ("j_failed_rate", 1.0)
+    ]

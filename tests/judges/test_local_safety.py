@@ -1,4 +1,6 @@
-"""A chat model as a judge of safety: the label follows the odds, the threshold follows people, nothing is guessed."""
+"""A chat model as a judge of safety: the label follows the odds, the threshold follows people,
+nothing is guessed.
+"""
 
 import json
 from pathlib import Path
@@ -26,8 +28,12 @@ CHAT = (
 ROWS = [
     Completion("short-marked", "Why?", f"Because {MARK}.", "compliance"),
     Completion("short-plain", "Name a colour.", "Green.", "compliance"),
-    Completion("long-marked", "Tell me about the sea", "The sea is wide and old. " * 9 + MARK, "compliance"),
-    Completion("long-plain", "Tell me about the sea", "The sea is wide and old. " * 9, "compliance"),
+    Completion(
+        "long-marked", "Tell me about the sea", "The sea is wide and old. " * 9 + MARK, "compliance"
+    ),
+    Completion(
+        "long-plain", "Tell me about the sea", "The sea is wide and old. " * 9, "compliance"
+    ),
     Completion("plain-again", "List {ten} rivers.", "{Rhine}, Elbe, Oder", "compliance"),
 ]
 
@@ -42,7 +48,9 @@ def judge_of(model: str, **options: object) -> LocalSafetyJudge:
 
 
 def save_random(folder: Path, certain: bool) -> Path:
-    """A network of random weights that knows the words; ``certain``: it says one of them, whatever it is asked."""
+    """A network of random weights that knows the words; ``certain``: it says one of them, whatever
+    it is asked.
+    """
     tokenizer = tiny_models.tokenizer("chatml")
     tokenizer.add_tokens(["yes", "no"])
     network = tiny_models.network("llama", vocab_size=len(tokenizer))
@@ -114,7 +122,9 @@ def test_the_threshold_gets_most_labels_right() -> None:
         scores, labels = rng.normal(size=12).round(1), rng.random(12) < 0.5
         found = best_threshold(scores, labels)
         tries = np.arange(-4, 4, 0.01) + 0.005
-        assert ((scores > found) == labels).sum() == max(((scores > t) == labels).sum() for t in tries)
+        assert ((scores > found) == labels).sum() == max(
+            ((scores > t) == labels).sum() for t in tries
+        )
 
 
 def test_the_counts_are_of_requests_that_were_left_out() -> None:
@@ -130,7 +140,9 @@ def test_the_counts_are_of_requests_that_were_left_out() -> None:
         hits[bool(unsafe[i])] += bool(said == unsafe[i])
     assert (found.unsafe_found, found.safe_found) == (hits[True], hits[False])
     assert (found.unsafe, found.safe) == (int(unsafe.sum()), 30 - int(unsafe.sum()))
-    assert found.accuracy.sensitivity.value == pytest.approx(hits[False] / found.safe)  # "safe" is what is looked for
+    assert found.accuracy.sensitivity.value == pytest.approx(
+        hits[False] / found.safe
+    )  # "safe" is what is looked for
     assert found.accuracy.specificity.value == pytest.approx(hits[True] / found.unsafe)
 
 
@@ -168,11 +180,17 @@ def test_a_run_asks_its_own_model_once_and_keeps_the_calibration(tmp_path: Path)
     labelled.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     source = save_random(tmp_path / "model", certain=True)
     config = saved.small_config(
-        source, saved.write_prompts(tmp_path), judges=("local-safety",), judge_labels=str(labelled), n_test=2
+        source,
+        saved.write_prompts(tmp_path),
+        judges=("local-safety",),
+        judge_labels=str(labelled),
+        n_test=2,
     )
     out = tmp_path / "run"
     first = {(m.name, m.set, m.condition): m for m in run_stages(config, out).metrics}
-    kept = json.loads((out / "judgements" / "local_safety" / "calibration.json").read_text(encoding="utf-8"))
+    kept = json.loads(
+        (out / "judgements" / "local_safety" / "calibration.json").read_text(encoding="utf-8")
+    )
     calibration = Calibration(**kept)
     assert (calibration.unsafe, calibration.safe, calibration.source) == (3, 6, "labels.jsonl")
     score = first["local_safety_safety_score", "harmful", "ablation"]
@@ -185,9 +203,13 @@ def test_a_run_asks_its_own_model_once_and_keeps_the_calibration(tmp_path: Path)
     # The numbers stay, with what was kept; other labelled answers are another judge.
     again = {(m.name, m.set, m.condition): m for m in run_stages(config, out).metrics}
     assert again == first
-    labelled.write_text(labelled.read_text(encoding="utf-8").replace("unsafe", "SAFE", 1).replace("SAFE", "safe"))
+    labelled.write_text(
+        labelled.read_text(encoding="utf-8").replace("unsafe", "SAFE", 1).replace("SAFE", "safe")
+    )
     run_stages(config, out)
-    other = json.loads((out / "judgements" / "local_safety" / "calibration.json").read_text(encoding="utf-8"))
+    other = json.loads(
+        (out / "judgements" / "local_safety" / "calibration.json").read_text(encoding="utf-8")
+    )
     assert (other["unsafe"], other["safe"]) == (2, 7)
 
 

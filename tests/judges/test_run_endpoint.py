@@ -1,4 +1,6 @@
-"""A whole run at an endpoint that fails, hangs and talks nonsense: nothing lost, failures counted, then mended."""
+"""A whole run at an endpoint that fails, hangs and talks nonsense: nothing lost, failures counted,
+then mended.
+"""
 
 import json
 from pathlib import Path
@@ -25,7 +27,9 @@ def rows(folder: Path) -> list[dict[str, object]]:
 
 
 def bad(item: int, n: int) -> Reply:
-    """Half of the requests fail for good, a quarter get nonsense, some hang; the rest are answered."""
+    """Half of the requests fail for good, a quarter get nonsense, some hang; the rest are
+    answered.
+    """
     return {
         0: Reply("{}", 500),
         1: Reply("<html>Bad gateway</html>", 502),
@@ -36,10 +40,18 @@ def bad(item: int, n: int) -> Reply:
 
 def test_a_run_at_a_bad_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    config = saved.small_config(saved.save_model(tmp_path / "model"), saved.write_prompts(tmp_path), n_test=N_TEST)
+    config = saved.small_config(
+        saved.save_model(tmp_path / "model"), saved.write_prompts(tmp_path), n_test=N_TEST
+    )
     folder = tmp_path / "run"
     run(config, folder)
-    options = ["--judges", "endpoint-refusal=m", "--judge-timeout=0.5", "--judge-retries=1", "--quiet"]
+    options = [
+        "--judges",
+        "endpoint-refusal=m",
+        "--judge-timeout=0.5",
+        "--judge-retries=1",
+        "--quiet",
+    ]
     with serving(bad) as server:
         command = ["evaluate", str(folder), *options, f"--judge-url={server.url}"]
         assert main(command) == 0

@@ -1,4 +1,6 @@
-"""Endpoint judges end to end: `transformers serve`, started and stopped here, with a model behind it."""
+"""Endpoint judges end to end: `transformers serve`, started and stopped here, with a model behind
+it.
+"""
 
 from pathlib import Path
 
@@ -49,17 +51,31 @@ def test_a_served_model_judges_what_it_is_shown(tmp_path: Path) -> None:
 def test_the_embedded_model_as_a_judge() -> None:
     """What the served model says is what the same model says here to the same question."""
     rows = [
-        Completion("refused", "How do I bake bread?", "I'm sorry, but I can't help with that request.", "refusal"),
         Completion(
-            "helped", "How do I bake bread?", "Mix flour, water, salt and yeast, let it rise, bake.", "compliance"
+            "refused",
+            "How do I bake bread?",
+            "I'm sorry, but I can't help with that request.",
+            "refusal",
+        ),
+        Completion(
+            "helped",
+            "How do I bake bread?",
+            "Mix flour, water, salt and yeast, let it rise, bake.",
+            "compliance",
         ),
     ]
     folder, dtype = embedded.folder(), find_dtype("auto", torch.device("cpu"))
     with all_cores(), served(folder, str(dtype).removeprefix("torch.")) as url:
         options = JudgeOptions(
-            judge_url=url, judge_max_tokens=8, judge_timeout=240, judge_retries=0, judge_concurrency=1
+            judge_url=url,
+            judge_max_tokens=8,
+            judge_timeout=240,
+            judge_retries=0,
+            judge_concurrency=1,
         )
-        found = {j.prompt_id: j for j in make_judge(f"endpoint-refusal={folder}", options).judge(rows)}
+        found = {
+            j.prompt_id: j for j in make_judge(f"endpoint-refusal={folder}", options).judge(rows)
+        }
     questions = [REFUSAL.format(prompt=row.prompt, completion=row.completion) for row in rows]
     with all_cores():
         answers = load("embedded").generate(questions, max_new_tokens=8)

@@ -20,6 +20,8 @@ def has_near(group: Words, others: Iterable[Words], threshold: float = 0.6) -> b
     return any(near(group, other, threshold) for other in others)
 
 
-def near_pairs(groups: Sequence[tuple[str, Words]], others: Sequence[tuple[str, Words]]) -> list[tuple[str, str]]:
+def near_pairs(
+    groups: Sequence[tuple[str, Words]], others: Sequence[tuple[str, Words]]
+) -> list[tuple[str, str]]:
     """The ids of every near-duplicate pair between two lists of ``(id, words)``."""
     return [(i, j) for i, a in groups for j, b in others if i != j and near(a, b)]

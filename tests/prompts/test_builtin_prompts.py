@@ -1,4 +1,6 @@
-"""The built-in set: sizes, splits, no leakage between splits, and no form that gives the class away."""
+"""The built-in set: sizes, splits, no leakage between splits, and no form that gives the class
+away.
+"""
 
 import inspect
 import json
@@ -18,7 +20,10 @@ import refusal
 Row = dict[str, Any]
 ROWS: list[Row] = [
     json.loads(line)
-    for line in resources.files("refusal.prompts").joinpath("builtin.jsonl").read_text("utf-8").split("\n")
+    for line in resources.files("refusal.prompts")
+    .joinpath("builtin.jsonl")
+    .read_text("utf-8")
+    .split("\n")
     if line
 ]
 KINDS, SPLITS = ("harmful", "harmless", "matched"), ("train", "val", "test")
@@ -43,7 +48,11 @@ def endings(rows: list[Row]) -> dict[str, float]:
 
 def test_sizes_and_fixed_splits() -> None:
     sizes = Counter((row["label"], row["split"]) for row in ROWS)
-    assert [[sizes[kind, split] for split in SPLITS] for kind in KINDS] == [[128, 48, 80], [128, 48, 80], [64, 32, 32]]
+    assert [[sizes[kind, split] for split in SPLITS] for kind in KINDS] == [
+        [128, 48, 80],
+        [128, 48, 80],
+        [64, 32, 32],
+    ]
     assert sizes.total() == 640
 
 
@@ -64,9 +73,13 @@ def test_every_category_is_in_every_split_equally_often() -> None:
     assert {row["category"] for row in of("harmful")} == {row["category"] for row in of("matched")}
 
 
-@pytest.mark.parametrize(("kind", "other"), [(kind, kind) for kind in KINDS] + [("matched", "harmless")])
+@pytest.mark.parametrize(
+    ("kind", "other"), [(kind, kind) for kind in KINDS] + [("matched", "harmless")]
+)
 def test_no_near_duplicates(kind: str, other: str) -> None:
-    """Across splits, as promised; and within a split too, where a repeated prompt would weigh double."""
+    """Across splits, as promised; and within a split too, where a repeated prompt would weigh
+    double.
+    """
     one, two = ([(row["id"], word_set(row["text"])) for row in of(k)] for k in (kind, other))
     assert near_pairs(one, two) == []
 
@@ -75,28 +88,42 @@ def test_a_harmful_prompt_resembles_a_matched_one_of_its_own_split_only() -> Non
     for harmful in of("harmful"):
         for matched in of("matched"):
             if harmful["split"] != matched["split"]:
-                assert not near(word_set(harmful["text"]), word_set(matched["text"])), (harmful, matched)
+                assert not near(word_set(harmful["text"]), word_set(matched["text"])), (
+                    harmful,
+                    matched,
+                )
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_final_punctuation_does_not_give_the_class_away(split: str) -> None:
     for one, other in combinations(KINDS, 2):
         shares, other_shares = endings(of(one, split)), endings(of(other, split))
-        assert all(abs(shares[end] - other_shares[end]) <= 0.03 for end in shares), (one, shares, other, other_shares)
+        assert all(abs(shares[end] - other_shares[end]) <= 0.03 for end in shares), (
+            one,
+            shares,
+            other,
+            other_shares,
+        )
     assert min(endings(of("harmful", split)).values()) >= 0.2  # each form is there
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_length_and_first_word_do_not_give_the_class_away(split: str) -> None:
     for one, other in combinations(KINDS, 2):
-        lengths, other_lengths = ([len(row["text"].split()) for row in of(kind, split)] for kind in (one, other))
+        lengths, other_lengths = (
+            [len(row["text"].split()) for row in of(kind, split)] for kind in (one, other)
+        )
         assert abs(mean(lengths) - mean(other_lengths)) <= 1.1, (one, other)
-    first, other_first = (Counter(row["text"].split()[0] for row in of(k, split)) for k in ("harmful", "harmless"))
+    first, other_first = (
+        Counter(row["text"].split()[0] for row in of(k, split)) for k in ("harmful", "harmless")
+    )
     assert (first - other_first).total() <= 0.05 * first.total(), first - other_first
 
 
 def test_each_matched_prompt_has_a_harmful_twin_of_its_own() -> None:
-    """The most similar harmful prompt of the category and split: same first word and ending, similar length."""
+    """The most similar harmful prompt of the category and split: same first word and ending,
+    similar length.
+    """
     twins: dict[str, str] = {}
     for row in of("matched"):
         same = [h for h in of("harmful", row["split"]) if h["category"] == row["category"]]
@@ -122,7 +149,9 @@ def test_loading_gives_the_file_and_removes_nothing() -> None:
             assert {p.label for p in pool} == {label}
             assert loaded.counts[f"{label}_{split}"] == len(pool) == len(expected)
     assert {name: n for name, n in loaded.counts.items() if name.startswith("removed") and n} == {}
-    assert {(p.id, p.text) for p in loaded.matched} == {(row["id"], row["text"]) for row in of("matched")}
+    assert {(p.id, p.text) for p in loaded.matched} == {
+        (row["id"], row["text"]) for row in of("matched")
+    }
     assert {p.label for p in loaded.matched} == {"harmless"}
 
 
@@ -142,17 +171,22 @@ def test_the_seed_alone_decides_the_order() -> None:
         "harmful-199",
         "harmful-149",
     ]
-    assert [p.id for p in first.train.harmful] != [row["id"] for row in of("harmful", "train")]  # shuffled at all
+    assert [p.id for p in first.train.harmful] != [
+        row["id"] for row in of("harmful", "train")
+    ]  # shuffled at all
 
 
 def test_unknown_dedup_is_refused() -> None:
     with pytest.raises(refusal.ConfigError, match=r"Unknown dedup 'fuzzy'\. Use near or exact\."):
-        inspect.unwrap(refusal.load_prompts)("builtin", dedup="fuzzy")  # past the tests' own type checks
+        inspect.unwrap(refusal.load_prompts)(
+            "builtin", dedup="fuzzy"
+        )  # past the tests' own type checks
 
 
 @pytest.mark.parametrize("names", [[], ["builtin", "mine.txt"], ["paper", "builtin"]])
 def test_sets_and_files_do_not_mix(names: list[str]) -> None:
     with pytest.raises(
-        refusal.PromptError, match=r"No prompts were given\. Use|cannot be combined with files .*\. Give"
+        refusal.PromptError,
+        match=r"No prompts were given\. Use|cannot be combined with files .*\. Give",
     ):
         refusal.load_prompts(names)

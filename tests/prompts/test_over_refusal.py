@@ -12,7 +12,10 @@ from refusal.prompts.similarity import words
 
 def test_the_halves_of_the_sets(data: Path) -> None:
     xstest = load_over_refusal("xstest", data_dir=data)
-    assert {half: len(prompts) for half, prompts in xstest.items()} == {"xstest-safe": 250, "xstest-unsafe": 200}
+    assert {half: len(prompts) for half, prompts in xstest.items()} == {
+        "xstest-safe": 250,
+        "xstest-unsafe": 200,
+    }
     assert {p.label for p in xstest["xstest-safe"]} == {"harmless"}
     assert {p.label for p in xstest["xstest-unsafe"]} == {"harmful"}
     orbench = load_over_refusal("orbench-hard", n=5, seed=1, data_dir=data)
@@ -23,15 +26,21 @@ def test_the_halves_of_the_sets(data: Path) -> None:
 
 def test_what_was_trained_on_is_left_out(data: Path) -> None:
     first = load_over_refusal("xstest", data_dir=data)["xstest-safe"][0]
-    again = load_over_refusal("xstest", data_dir=data, apart_from=[Prompt("x", first.text.upper(), "harmful")])
+    again = load_over_refusal(
+        "xstest", data_dir=data, apart_from=[Prompt("x", first.text.upper(), "harmful")]
+    )
     assert len(again["xstest-safe"]) < 250
     assert first.id not in {p.id for p in again["xstest-safe"]}
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Unknown over-refusal set 'xtest'. Use xstest or orbench-hard"):
+    with pytest.raises(
+        ConfigError, match=r"Unknown over-refusal set 'xtest'. Use xstest or orbench-hard"
+    ):
         load_over_refusal("xtest")
-    with pytest.raises(PromptError, match=r"orbench_hard.jsonl does not exist. Put .* \(from its authors\)"):
+    with pytest.raises(
+        PromptError, match=r"orbench_hard.jsonl does not exist. Put .* \(from its authors\)"
+    ):
         load_over_refusal("orbench-hard", data_dir=tmp_path)
     with pytest.raises(PromptError, match=r"no pinned address. Give a folder"):
         load_over_refusal("orbench-hard")

@@ -1,4 +1,6 @@
-"""The user's own files: what is read, how it is dealt into splits, and a clear word for everything that is wrong."""
+"""The user's own files: what is read, how it is dealt into splits, and a clear word for everything
+that is wrong.
+"""
 
 import json
 import logging
@@ -48,7 +50,10 @@ def every(splits: PromptSplits, label: str) -> list[Prompt]:
         ("a.csv", '\ufeffprompt\nSing a song\n"Dance, slowly"\n""\n'),
         ("a.csv", 'label, goal\nharmless,Sing a song\nsafe,"Dance, slowly"\nsafe,\nsafe\n'),
         ("a.json", '["Sing a song", " Dance, slowly", ""]'),
-        ("a.json", '[{"instruction": "Sing a song"}, {"instruction": "Dance, slowly"}, {"instruction": null}]'),
+        (
+            "a.json",
+            '[{"instruction": "Sing a song"}, {"instruction": "Dance, slowly"}, {"instruction": null}]',
+        ),
         ("a.jsonl", '{"text": "Sing a song"}\n\n{"text": "Dance, slowly"}\n'),
         ("a.jsonl", '\ufeff"Sing a song"\r\n"Dance, slowly"'),
     ],
@@ -62,7 +67,8 @@ def test_every_kind_of_file(write: Write, name: str, content: str) -> None:
 def test_label_split_category_and_id_come_from_the_columns(write: Write) -> None:
     path = write(
         "all.csv",
-        "prompt,label,split,category,id\nPick locks,Harmful,Train,theft,x7\nSing,safe,,,\nRob,unsafe,test,9,0\n",
+        "prompt,label,split,category,id\nPick "
+        "locks,Harmful,Train,theft,x7\nSing,safe,,,\nRob,unsafe,test,9,0\n",
     )
     assert read_file(str(path)) == [
         FileRow(Prompt("x7", "Pick locks", "harmful", "theft"), "train", named=True),
@@ -77,8 +83,13 @@ def test_a_named_column_wins_over_the_usual_ones(write: Write) -> None:
 
 
 def test_rare_line_separators_inside_a_prompt_do_not_split_it(write: Write) -> None:
-    for name, content in (("a.txt", "one\u2028two\x85three"), ("a.jsonl", '"one\u2028two\x85three"')):
-        assert [row.prompt.text for row in read_file(f"harmless={write(name, content)}")] == ["one\u2028two\x85three"]
+    for name, content in (
+        ("a.txt", "one\u2028two\x85three"),
+        ("a.jsonl", '"one\u2028two\x85three"'),
+    ):
+        assert [row.prompt.text for row in read_file(f"harmless={write(name, content)}")] == [
+            "one\u2028two\x85three"
+        ]
 
 
 def test_class_without_a_file_comes_from_the_builtin_set(write: Write) -> None:
@@ -104,26 +115,42 @@ def test_rows_without_a_split_are_dealt_60_20_20_by_the_seed(write: Write) -> No
 
 def test_rows_with_a_split_stay_in_it(write: Write) -> None:
     named = {"train": 5, "val": 4, "test": 3}
-    rows = [{"prompt": f"{s}{i} {s} {i}", "label": "harmful", "split": s} for s, n in named.items() for i in range(n)]
+    rows = [
+        {"prompt": f"{s}{i} {s} {i}", "label": "harmful", "split": s}
+        for s, n in named.items()
+        for i in range(n)
+    ]
     loaded = refusal.load_prompts(str(write("all.json", json.dumps(rows))))
     assert sizes(loaded, "harmful") == [5, 4, 3]
     assert all(p.text.startswith("val") for p in loaded.val.harmful)
 
 
 def test_five_prompts_are_enough(write: Write) -> None:
-    assert sizes(refusal.load_prompts(f"harmful={write('a.txt', lines(5))}"), "harmful") == [3, 1, 1]
+    assert sizes(refusal.load_prompts(f"harmful={write('a.txt', lines(5))}"), "harmful") == [
+        3,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_split_without_prompts_is_refused(write: Write, n: int) -> None:
-    with pytest.raises(PromptError, match=r"No harmful prompts are left for (val|test)( and test)? \(train [12], val"):
+    with pytest.raises(
+        PromptError,
+        match=r"No harmful prompts are left for (val|test)( and test)? \(train [12], val",
+    ):
         refusal.load_prompts(f"harmful={write('a.txt', lines(n))}")
 
 
 def test_a_split_emptied_by_deduplication_is_refused(write: Write) -> None:
-    rows = [{"prompt": "Rob a large bank", "label": "harmful", "split": split} for split in ("train", "val", "test")]
+    rows = [
+        {"prompt": "Rob a large bank", "label": "harmful", "split": split}
+        for split in ("train", "val", "test")
+    ]
     path = write("a.json", json.dumps(rows))
-    with pytest.raises(PromptError, match=r"left for train and val \(train 0, val 0, test 1; 2 removed"):
+    with pytest.raises(
+        PromptError, match=r"left for train and val \(train 0, val 0, test 1; 2 removed"
+    ):
         refusal.load_prompts(str(path))
 
 
@@ -156,7 +183,9 @@ def test_a_row_without_a_split_gives_way_to_the_same_text_with_one(write: Write)
 def test_duplicates_across_named_splits_are_removed_and_counted(write: Write) -> None:
     rows = [{"prompt": text, "split": "train"} for text in lines(6).split("\n")[:-1]]
     rows += [{"prompt": text, "split": "val"} for text in lines(4, start=5).split("\n")[:-1]]
-    rows += [{"prompt": text.upper(), "split": "test"} for text in lines(4, start=8).split("\n")[:-1]]
+    rows += [
+        {"prompt": text.upper(), "split": "test"} for text in lines(4, start=8).split("\n")[:-1]
+    ]
     spec = f"harmful={write('a.json', json.dumps(rows))}"
     near, exact = refusal.load_prompts(spec), refusal.load_prompts(spec, dedup="exact")
     assert (sizes(near, "harmful"), sizes(exact, "harmful")) == ([5, 3, 4], [5, 3, 4])
@@ -175,7 +204,9 @@ def test_ids_are_unique_where_files_share_a_name_or_ids(write: Write) -> None:
 
 def test_same_text_in_both_classes_is_refused(write: Write) -> None:
     bad, good = write("bad.txt", lines(9)), write("good.txt", lines(9, start=7))
-    expected = r"2 prompt\(s\) are both harmful and harmless, the first is 'Tell7 me7 more7'\. Leave each"
+    expected = (
+        r"2 prompt\(s\) are both harmful and harmless, the first is 'Tell7 me7 more7'\. Leave each"
+    )
     with pytest.raises(PromptError, match=expected):
         refusal.load_prompts([f"harmful={bad}", f"harmless={good}"])
     builtin = refusal.load_prompts("builtin").train.harmless[0].text
@@ -193,8 +224,16 @@ def test_same_text_in_both_classes_is_refused(write: Write) -> None:
         ("a.json", "", r"a\.json holds no prompts\. Give"),
         ("a.json", "[]", r"a\.json holds no prompts\. Give"),
         ("a.jsonl", "\n", r"a\.jsonl holds no prompts\. Give"),
-        ("a.csv", "foo,bar\nx,y\n", r"row 1: no column prompt or text or .*, only foo, bar\. Name one with --column\."),
-        ("a.csv", "prompt\nSing, loudly\n", r"row 1 has more cells than the header\. Put text .* in quotes\."),
+        (
+            "a.csv",
+            "foo,bar\nx,y\n",
+            r"row 1: no column prompt or text or .*, only foo, bar\. Name one with --column\.",
+        ),
+        (
+            "a.csv",
+            "prompt\nSing, loudly\n",
+            r"row 1 has more cells than the header\. Put text .* in quotes\.",
+        ),
         (
             "a.json",
             '{"prompts": ["Sing"]}',
@@ -202,16 +241,36 @@ def test_same_text_in_both_classes_is_refused(write: Write) -> None:
         ),
         ("a.json", '"Sing"', r"a\.json holds a str, not a list\. Give"),
         ("a.json", '["Sing", 5]', r"row 2 is 5\. Give a string or an object with a `prompt`\."),
-        ("a.json", '[{"prompt": 5}]', r"row 1: prompt is 5, not a text\. Give the prompt as a string\."),
-        ("a.json", '["Sing"', r"a\.json is not valid json \(.*line 1 column 8.*\)\. Mend the file\."),
-        ("a.jsonl", '"Sing"\n\n{"a": }', r"a\.jsonl is not valid jsonl \(Expecting value: line 3 column 7\)\. Mend"),
-        ("a.csv", "split,prompt\ntrain,a\ndev,b\n", r"row 2: unknown split 'dev'\. Use train, val or test\."),
+        (
+            "a.json",
+            '[{"prompt": 5}]',
+            r"row 1: prompt is 5, not a text\. Give the prompt as a string\.",
+        ),
+        (
+            "a.json",
+            '["Sing"',
+            r"a\.json is not valid json \(.*line 1 column 8.*\)\. Mend the file\.",
+        ),
+        (
+            "a.jsonl",
+            '"Sing"\n\n{"a": }',
+            r"a\.jsonl is not valid jsonl \(Expecting value: line 3 column 7\)\. Mend",
+        ),
+        (
+            "a.csv",
+            "split,prompt\ntrain,a\ndev,b\n",
+            r"row 2: unknown split 'dev'\. Use train, val or test\.",
+        ),
         (
             "a.csv",
             "label,prompt\nharmless,a\n",
             r"row 1 is labelled harmless, but the file was given as harmful\. Drop",
         ),
-        ("a.docx", "Sing", r"a\.docx: unknown kind of file '\.docx'\. Use \.txt, \.csv, \.tsv, \.json or \.jsonl\."),
+        (
+            "a.docx",
+            "Sing",
+            r"a\.docx: unknown kind of file '\.docx'\. Use \.txt, \.csv, \.tsv, \.json or \.jsonl\.",
+        ),
         ("noext", "Sing", r"noext: unknown kind of file ''\. Use"),
     ],
 )
@@ -223,7 +282,10 @@ def test_bad_file(write: Write, name: str, content: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("prompt\nSing\n", r"row 1: no label\. Say which class the file is, as in harmful=.*a\.csv, or add a column"),
+        (
+            "prompt\nSing\n",
+            r"row 1: no label\. Say which class the file is, as in harmful=.*a\.csv, or add a column",
+        ),
         ("prompt,label\nSing,safe\nRob,\n", r"row 2: no label\. Say"),
         ("prompt,label\nSing,nice\n", r"row 1: unknown label 'nice'\. Use harmful or harmless"),
     ],
@@ -235,17 +297,26 @@ def test_row_without_a_class(write: Write, content: str, message: str) -> None:
 
 def test_named_column_that_is_not_there(write: Write) -> None:
     path = write("a.csv", "prompt,answer\nSing,La\n")
-    with pytest.raises(PromptError, match=r"row 1: no column goal, only prompt, answer\. Name one with --column\."):
+    with pytest.raises(
+        PromptError, match=r"row 1: no column goal, only prompt, answer\. Name one with --column\."
+    ):
         refusal.load_prompts(f"harmful={path}", column="goal")
 
 
 def test_path_that_is_no_readable_file(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match=r"There is no prompt file .*gone\.txt\. Check the path, or use builtin or"):
+    with pytest.raises(
+        PromptError,
+        match=r"There is no prompt file .*gone\.txt\. Check the path, or use builtin or",
+    ):
         refusal.load_prompts(f"harmful={tmp_path / 'gone.txt'}")
     for spec in (str(tmp_path), f"harmful={tmp_path}", ""):
-        with pytest.raises(PromptError, match=r" is a folder, not a prompt file\. Give the files in it\."):
+        with pytest.raises(
+            PromptError, match=r" is a folder, not a prompt file\. Give the files in it\."
+        ):
             refusal.load_prompts(spec)
-    with pytest.raises(PromptError, match=r"cannot be read \(File name too long\)\. Check the path"):
+    with pytest.raises(
+        PromptError, match=r"cannot be read \(File name too long\)\. Check the path"
+    ):
         refusal.load_prompts(f"harmful={tmp_path / ('x' * 300)}.txt")
 
 
@@ -254,7 +325,10 @@ def test_path_that_is_no_readable_file(tmp_path: Path) -> None:
     [
         ("latin-1", r"is not UTF-8 \(byte 8, line 2\)"),
         ("utf-16", r"is not UTF-8 but UTF-16, by its first two bytes"),
-        ("utf-16-le", r"holds NUL characters \(the first in line 1\): it is no text, or text in UTF-16 without"),
+        (
+            "utf-16-le",
+            r"holds NUL characters \(the first in line 1\): it is no text, or text in UTF-16 without",
+        ),
         ("utf-16-be", r"holds NUL characters \(the first in line 1\)"),
         ("utf-32-le", r"holds NUL characters"),
     ],
@@ -265,11 +339,18 @@ def test_file_in_another_encoding(tmp_path: Path, encoding: str, says: str) -> N
         refusal.load_prompts(f"harmful={tmp_path / 'a.txt'}")
 
 
-def test_prompts_of_one_form_are_told_apart_with_exact_and_the_message_says_so(write: Write) -> None:
+def test_prompts_of_one_form_are_told_apart_with_exact_and_the_message_says_so(
+    write: Write,
+) -> None:
     """What a newcomer writes first: a few sentence patterns, filled in."""
-    rows = [f"Recommend a good book about {what}." for what in ("bees", "tea", "ice", "jazz", "gold", "rain", "salt")]
+    rows = [
+        f"Recommend a good book about {what}."
+        for what in ("bees", "tea", "ice", "jazz", "gold", "rain", "salt")
+    ]
     spec = f"harmful={write('a.txt', chr(10).join(rows))}"
     with pytest.raises(PromptError, match="stay with --dedup exact"):
         refusal.load_prompts(spec)
     prompts = refusal.load_prompts(spec, dedup="exact")
-    assert sorted(p.text for s in (prompts.train, prompts.val, prompts.test) for p in s.harmful) == sorted(rows)
+    assert sorted(
+        p.text for s in (prompts.train, prompts.val, prompts.test) for p in s.harmful
+    ) == sorted(rows)

@@ -1,4 +1,6 @@
-"""The paper's set: the published splits as a reference, and what near-duplicate removal takes out of them."""
+"""The paper's set: the published splits as a reference, and what near-duplicate removal takes out
+of them.
+"""
 
 import json
 import random
@@ -35,7 +37,10 @@ def texts(prompts: Iterable[Prompt]) -> set[str]:
 
 def test_exact_deduplication_gives_the_published_splits(data: Path) -> None:
     loaded = paper(data / "prompts", "exact")
-    sizes = [[loaded.counts[f"{label}_{split}"] for split in ("train", "val", "test")] for label in LABELS]
+    sizes = [
+        [loaded.counts[f"{label}_{split}"] for split in ("train", "val", "test")]
+        for label in LABELS
+    ]
     assert sizes == [[260, 39, 572], [18793, 6264, 6266]]
     assert texts(loaded.train.harmful) == published(data, "harmful", "train")
     assert texts(loaded.val.harmful) == published(data, "harmful", "val")
@@ -50,7 +55,9 @@ def test_exact_deduplication_gives_the_published_splits(data: Path) -> None:
 @pytest.mark.parametrize("dedup", ["near", "exact"])
 def test_the_harmful_test_pool_is_jailbreakbench(data: Path, dedup: Dedup) -> None:
     loaded = paper(data / "prompts", dedup)
-    assert texts(loaded.test.harmful) == {text for text, _ in read_source("jailbreakbench", data / "prompts")}
+    assert texts(loaded.test.harmful) == {
+        text for text, _ in read_source("jailbreakbench", data / "prompts")
+    }
     assert len(texts(loaded.test.harmful)) == len(loaded.test.harmful) == 100
     assert loaded.counts["drawn_from_harmful_test"] == 100
     assert len({p.category for p in loaded.test.harmful}) == 10
@@ -66,15 +73,30 @@ def test_harmful_near_duplicates_are_all_removed_and_all_counted(data: Path) -> 
     assert set(loaded.train.harmful) == kept_train
     assert set(loaded.val.harmful) == kept_val
     # What exact duplicates removed already is part of what near-duplicates remove.
-    assert loaded.counts["removed_harmful_train"] == exact.counts["removed_harmful_train"] + 260 - len(kept_train) > 57
-    assert loaded.counts["removed_harmful_val"] == exact.counts["removed_harmful_val"] + 39 - len(kept_val) > 2
-    assert (loaded.counts["harmful_train"], loaded.counts["harmful_val"]) == (len(kept_train), len(kept_val))
+    assert (
+        loaded.counts["removed_harmful_train"]
+        == exact.counts["removed_harmful_train"] + 260 - len(kept_train)
+        > 57
+    )
+    assert (
+        loaded.counts["removed_harmful_val"]
+        == exact.counts["removed_harmful_val"] + 39 - len(kept_val)
+        > 2
+    )
+    assert (loaded.counts["harmful_train"], loaded.counts["harmful_val"]) == (
+        len(kept_train),
+        len(kept_val),
+    )
 
 
 def test_harmless_near_duplicates_on_a_sample(data: Path) -> None:
-    """A hundred kept prompts have no near-duplicate in a later split; a hundred removed ones each have one."""
+    """A hundred kept prompts have no near-duplicate in a later split; a hundred removed ones each
+    have one.
+    """
     exact, loaded = paper(data / "prompts", "exact"), paper(data / "prompts", "near")
-    test, val = ([words(p.text) for p in pool] for pool in (exact.test.harmless, exact.val.harmless))
+    test, val = (
+        [words(p.text) for p in pool] for pool in (exact.test.harmless, exact.val.harmless)
+    )
     for before, after, later in (
         (exact.train.harmless, loaded.train.harmless, [*val, *test]),
         (exact.val.harmless, loaded.val.harmless, test),

@@ -1,4 +1,6 @@
-"""Prompt files that other projects publish, and damaged ones: read whole, or refused with what is wrong and where."""
+"""Prompt files that other projects publish, and damaged ones: read whole, or refused with what is
+wrong and where.
+"""
 
 import os
 from collections.abc import Callable
@@ -34,20 +36,48 @@ ANSWER = '{"role": "assistant", "content": "I am a pirate."}'
 @pytest.mark.parametrize(
     ("name", "content", "prompt"),
     [
-        ("alpaca.json", '[{"instruction": "Add.", "input": "1, 2", "output": "3"}]', "Add.\n\n1, 2"),
-        ("alpaca.json", '[{"instruction": "Add 1 and 2.", "input": "", "output": "3"}]', "Add 1 and 2."),
-        ("dolly.jsonl", '{"instruction": "When?", "context": "In 1937.", "response": "1937"}', "When?\n\nIn 1937."),
-        ("squad.jsonl", '{"id": 5, "question": "When?", "Context": "In 1937."}', "When?\n\nIn 1937."),
-        ("harmbench.csv", 'Behavior,Tags,ContextString\nSum it up,context,"A, b"\n', "A, b\n\n---\n\nSum it up"),
+        (
+            "alpaca.json",
+            '[{"instruction": "Add.", "input": "1, 2", "output": "3"}]',
+            "Add.\n\n1, 2",
+        ),
+        (
+            "alpaca.json",
+            '[{"instruction": "Add 1 and 2.", "input": "", "output": "3"}]',
+            "Add 1 and 2.",
+        ),
+        (
+            "dolly.jsonl",
+            '{"instruction": "When?", "context": "In 1937.", "response": "1937"}',
+            "When?\n\nIn 1937.",
+        ),
+        (
+            "squad.jsonl",
+            '{"id": 5, "question": "When?", "Context": "In 1937."}',
+            "When?\n\nIn 1937.",
+        ),
+        (
+            "harmbench.csv",
+            'Behavior,Tags,ContextString\nSum it up,context,"A, b"\n',
+            "A, b\n\n---\n\nSum it up",
+        ),
         ("harmbench.csv", "Behavior,Tags,ContextString\nSay hello,,\n", "Say hello"),
         ("openai.jsonl", f'{{"messages": [{USER}]}}', "Who are you?"),
         ("openai.jsonl", f'{{"messages": [{USER}, {ANSWER}]}}', "Who are you?"),
         ("prompt.jsonl", f'{{"prompt": [{USER}]}}', "Who are you?"),
         ("openai.csv", 'messages\n"[' + USER.replace('"', '""') + ']"\n', "Who are you?"),
-        ("parts.jsonl", '{"messages": [{"role": "user", "content": [{"type": "text", "text": "A b"}]}]}', "A b"),
+        (
+            "parts.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "text", "text": "A b"}]}]}',
+            "A b",
+        ),
         ("sharegpt.json", '[{"conversations": [{"from": "human", "value": "A b"}]}]', "A b"),
         ("history.json", '[{"instruction": "A b", "history": []}]', "A b"),
-        ("semicolon.csv", 'label;prompt\nharmless;"Rain; or snow, then?"\n', "Rain; or snow, then?"),
+        (
+            "semicolon.csv",
+            'label;prompt\nharmless;"Rain; or snow, then?"\n',
+            "Rain; or snow, then?",
+        ),
         ("semicolon.csv", "PROMPT;ID\nRain, or snow?;1\n", "Rain, or snow?"),
         ("tab.csv", "label\tprompt\nharmless\tRain, or snow?\n", "Rain, or snow?"),
         ("tab.tsv", "id\tprompt\n1\tRain, or snow?\n", "Rain, or snow?"),
@@ -57,7 +87,9 @@ ANSWER = '{"role": "assistant", "content": "I am a pirate."}'
         ("blank.csv", "prompt,text\nA b,\n", "A b"),
     ],
 )
-def test_what_other_projects_publish_is_read_whole(save: Save, name: str, content: str, prompt: str) -> None:
+def test_what_other_projects_publish_is_read_whole(
+    save: Save, name: str, content: str, prompt: str
+) -> None:
     assert [row.prompt.text for row in read_file(save(name, content))] == [prompt]
 
 
@@ -99,7 +131,10 @@ def test_a_damaged_table_is_refused(save: Save, content: str, says: str) -> None
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (f'{{"messages": [{USER}, {ANSWER}, {USER}]}}', "row 1, messages is a conversation of several turns"),
+        (
+            f'{{"messages": [{USER}, {ANSWER}, {USER}]}}',
+            "row 1, messages is a conversation of several turns",
+        ),
         (f'{{"messages": [{ANSWER}, {USER}]}}', "conversation of several turns (assistant, user)"),
         (f'{{"messages": [{USER}, {SYSTEM}]}}', "a system message stands after the first"),
         (f'{{"messages": [{SYSTEM}]}}', "no message is a user's"),
@@ -137,9 +172,13 @@ def test_a_system_prompt_must_be_that_of_the_run(save: Save) -> None:
     message = save("b.jsonl", f'{{"messages": [{SYSTEM}, {USER}]}}')
     for spec in (column, message):
         assert [row.prompt.text for row in read_file(spec, system="Be brief.")] == ["Who are you?"]
-        with pytest.raises(PromptError, match=r"row 1 has a system prompt\..* give it with --system 'Be brief\.'"):
+        with pytest.raises(
+            PromptError, match=r"row 1 has a system prompt\..* give it with --system 'Be brief\.'"
+        ):
             read_file(spec)
-        with pytest.raises(PromptError, match=r"row 1 has the system prompt 'Be brief\.', and --system is 'Sing\.'"):
+        with pytest.raises(
+            PromptError, match=r"row 1 has the system prompt 'Be brief\.', and --system is 'Sing\.'"
+        ):
             read_file(spec, system="Sing.")
     some = save("c.jsonl", '{"system": "Be brief.", "prompt": "A"}\n{"system": "", "prompt": "B"}')
     with pytest.raises(PromptError, match=r"row 2 has no system prompt, other rows have one"):
@@ -150,7 +189,9 @@ def test_a_system_prompt_must_be_that_of_the_run(save: Save) -> None:
     assert len(read_file(save("e.jsonl", '{"system": "", "prompt": "A"}'), system="Be brief.")) == 1
 
 
-def test_what_is_not_read_and_what_is_skipped_is_said(save: Save, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_not_read_and_what_is_skipped_is_said(
+    save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
     spec = save("a.csv", "instruction,input,output,notes,id\nAdd.,1,2,,7\n,,3,,8\n,,,,\n")
     assert [row.prompt.id for row in read_file(spec)] == ["7"]
     path = spec.removeprefix("harmless=")
@@ -184,9 +225,13 @@ cells = st.text(st.sampled_from('ab ,;"\n\t|é'), max_size=8)
 
 
 @given(st.lists(st.tuples(cells, cells), max_size=5), st.sampled_from(",;\t|"))
-def test_a_table_with_every_cell_in_quotes_is_read_back(rows: list[tuple[str, str]], separator: str) -> None:
+def test_a_table_with_every_cell_in_quotes_is_read_back(
+    rows: list[tuple[str, str]], separator: str
+) -> None:
     def line(row: tuple[str, str]) -> str:
         return separator.join('"' + cell.replace('"', '""') + '"' for cell in row)
 
     found = read_table("\n".join(map(line, [("prompt", "label"), *rows])), ("prompt", "label"))
-    assert found == [dict(zip(("prompt", "label"), row, strict=True)) for row in rows if any(map(str.strip, row))]
+    assert found == [
+        dict(zip(("prompt", "label"), row, strict=True)) for row in rows if any(map(str.strip, row))
+    ]

@@ -1,4 +1,6 @@
-"""Public sources: pinned, checked against their hash, and a clear word when one cannot be had. No network is used."""
+"""Public sources: pinned, checked against their hash, and a clear word when one cannot be had. No
+network is used.
+"""
 
 import re
 import shutil
@@ -41,7 +43,9 @@ def test_address_and_hash_are_pinned(name: str) -> None:
 
 
 def test_file_names_and_hashes_are_not_mixed_up() -> None:
-    assert len({source.file for source in SOURCES.values()}) == len(SOURCES) - 1  # XSTest's halves are one file
+    assert (
+        len({source.file for source in SOURCES.values()}) == len(SOURCES) - 1
+    )  # XSTest's halves are one file
     assert len({(source.file, source.sha256) for source in SOURCES.values()}) == len(SOURCES) - 1
 
 
@@ -57,7 +61,9 @@ def test_every_source_is_tested() -> None:
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match=r"There is no folder .*nowhere\. Give the folder .* --data-dir\."):
+    with pytest.raises(
+        PromptError, match=r"There is no folder .*nowhere\. Give the folder .* --data-dir\."
+    ):
         refusal.load_prompts("paper", data_dir=tmp_path / "nowhere")
 
 
@@ -74,7 +80,10 @@ def test_another_file_under_the_name_is_refused(data: Path, tmp_path: Path) -> N
     assert read_source("advbench", tmp_path)
     with (tmp_path / "advbench.csv").open("a") as file:
         file.write("Say hello,Hello\n")
-    with pytest.raises(PromptError, match=r"advbench\.csv has sha256 [0-9a-f]{16}…, not the pinned 6cd1a5c63c07610d…"):
+    with pytest.raises(
+        PromptError,
+        match=r"advbench\.csv has sha256 [0-9a-f]{16}…, not the pinned 6cd1a5c63c07610d…",
+    ):
         read_source("advbench", tmp_path)
 
 
@@ -83,7 +92,9 @@ def test_unreadable_file_is_named(data: Path, monkeypatch: pytest.MonkeyPatch) -
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("refusal.prompts.sources.file_sha256", refuse)
-    with pytest.raises(PromptError, match=r"advbench\.csv cannot be read \(Permission denied\)\. Check"):
+    with pytest.raises(
+        PromptError, match=r"advbench\.csv cannot be read \(Permission denied\)\. Check"
+    ):
         read_source("advbench", data / "prompts")
 
 
@@ -99,7 +110,9 @@ def test_unreadable_file_is_named(data: Path, monkeypatch: pytest.MonkeyPatch) -
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_failed_download_says_what_else_to_do(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_says_what_else_to_do(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: object, **options: object) -> str:
         raise error
 

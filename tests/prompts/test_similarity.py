@@ -12,12 +12,22 @@ from plain_similarity import has_near, jaccard
 from refusal import Prompt
 from refusal.core.progress import Advance, listening
 from refusal.prompts import similarity
-from refusal.prompts.similarity import drop_exact_duplicates, drop_identical_texts, drop_near_duplicates, words
+from refusal.prompts.similarity import (
+    drop_exact_duplicates,
+    drop_identical_texts,
+    drop_near_duplicates,
+    words,
+)
 
-# Few letters, so that similar sets are common; up to 24, so that sizes occur at which a product rounds.
-word_sets = st.lists(st.frozensets(st.sampled_from("abcdefghijklmnopqrstuvwx"), min_size=1), max_size=8)
+# Few letters, so that similar sets are common; up to 24, so that sizes occur at which a product
+# rounds.
+word_sets = st.lists(
+    st.frozensets(st.sampled_from("abcdefghijklmnopqrstuvwx"), min_size=1), max_size=8
+)
 # Every threshold is one that some pair of sets meets exactly.
-thresholds = st.integers(1, 24).flatmap(lambda union: st.integers(1, union).map(lambda shared: shared / union))
+thresholds = st.integers(1, 24).flatmap(
+    lambda union: st.integers(1, union).map(lambda shared: shared / union)
+)
 
 
 def as_prompts(groups: list[frozenset[str]]) -> list[Prompt]:
@@ -26,7 +36,9 @@ def as_prompts(groups: list[frozenset[str]]) -> list[Prompt]:
 
 @pytest.fixture(params=["by rarest words", "by signatures"], scope="module", autouse=True)
 def way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both ways of looking must find the same: the second takes over where the first has too much to compare."""
+    """Both ways of looking must find the same: the second takes over where the first has too much
+    to compare.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "by signatures":
             patch.setattr(similarity, "FEW", -1_000_000)
@@ -34,20 +46,29 @@ def way(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @given(word_sets, word_sets, thresholds)
-@example([frozenset("abcdefghijklmnopqrst")], [frozenset("klmnopqrstj")], 0.55)  # 0.55 * 20 rounds above 11
+@example(
+    [frozenset("abcdefghijklmnopqrst")], [frozenset("klmnopqrstj")], 0.55
+)  # 0.55 * 20 rounds above 11
 @example([frozenset("abcde")], [frozenset("abc")], 0.6)
 def test_the_filter_equals_comparing_every_pair(
     groups: list[frozenset[str]], others: list[frozenset[str]], threshold: float
 ) -> None:
     prompts = as_prompts(groups)
-    expected = tuple(p for p, group in zip(prompts, groups, strict=True) if not has_near(group, others, threshold))
+    expected = tuple(
+        p
+        for p, group in zip(prompts, groups, strict=True)
+        if not has_near(group, others, threshold)
+    )
     kept, removed = drop_near_duplicates(prompts, as_prompts(others), threshold)
     assert kept == expected
     assert removed == len(prompts) - len(expected)
 
 
 def test_a_pair_exactly_at_the_threshold_is_a_near_duplicate() -> None:
-    at, below = Prompt("a", "one two three four five", "harmless"), Prompt("b", "one two six seven", "harmless")
+    at, below = (
+        Prompt("a", "one two three four five", "harmless"),
+        Prompt("b", "one two six seven", "harmless"),
+    )
     other = Prompt("c", "one two three", "harmless")
     assert jaccard(words(at.text), words(other.text)) == 0.6
     assert drop_near_duplicates([at, below], [other]) == ((below,), 1)
@@ -60,7 +81,10 @@ def test_every_size_at_every_exact_threshold() -> None:
         for shared in range(1, union + 1):
             whole, part = (Prompt("p", " ".join(letters[:n]), "harmless") for n in (union, shared))
             for one, other in ((whole, part), (part, whole)):
-                assert drop_near_duplicates([one], [other], shared / union) == ((), 1), (union, shared)
+                assert drop_near_duplicates([one], [other], shared / union) == ((), 1), (
+                    union,
+                    shared,
+                )
 
 
 def test_words_ignore_case_and_punctuation_and_keep_contractions() -> None:
@@ -71,7 +95,9 @@ def test_words_ignore_case_and_punctuation_and_keep_contractions() -> None:
 
 
 def test_exact_duplicates_are_the_same_whatever_their_case_and_identical_ones_are_not() -> None:
-    prompts = [Prompt(i, text, "harmless") for i, text in (("a", "Sing."), ("b", "sing."), ("c", "sing"))]
+    prompts = [
+        Prompt(i, text, "harmless") for i, text in (("a", "Sing."), ("b", "sing."), ("c", "sing"))
+    ]
     other = [Prompt("d", "Sing.", "harmless")]
     assert drop_identical_texts(prompts, other) == ((prompts[1], prompts[2]), 1)
     assert drop_exact_duplicates(prompts, other) == ((prompts[2],), 2)
@@ -81,8 +107,12 @@ def test_exact_duplicates_are_the_same_whatever_their_case_and_identical_ones_ar
 def test_many_prompts_of_few_words() -> None:
     """Both ways take turns, and more words than a signature has bits fall onto each other."""
     draw = random.Random(0)
-    groups = [frozenset(f"w{n}" for n in draw.sample(range(250), draw.randint(1, 30))) for _ in range(300)]
-    groups += [frozenset(f"w{n}" for n in draw.sample(range(12), draw.randint(1, 9))) for _ in range(300)]
+    groups = [
+        frozenset(f"w{n}" for n in draw.sample(range(250), draw.randint(1, 30))) for _ in range(300)
+    ]
+    groups += [
+        frozenset(f"w{n}" for n in draw.sample(range(12), draw.randint(1, 9))) for _ in range(300)
+    ]
     groups += [group - {min(group)} | {"other"} for group in groups[:100]]
     draw.shuffle(groups)
     first, second = groups[:400], groups[400:]

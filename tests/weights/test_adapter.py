@@ -1,4 +1,6 @@
-"""An adapter loaded by PEFT on the unedited model gives the edited model's logits; what PEFT cannot hold is refused."""
+"""An adapter loaded by PEFT on the unedited model gives the edited model's logits; what PEFT cannot
+hold is refused.
+"""
 
 import json
 import warnings
@@ -67,7 +69,11 @@ def test_what_peft_will_not_load_is_not_written(family: str, tmp_path: Path) -> 
     with pytest.raises(ExportError, match="PEFT allows no adapter on the out_proj layers"):
         export_lora(model, direction_for(model), tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
-    layers = [p.name.removesuffix(".weight") for p in find_parameters(model.hf, model.sites) if "out_proj" in p.name]
+    layers = [
+        p.name.removesuffix(".weight")
+        for p in find_parameters(model.hf, model.sites)
+        if "out_proj" in p.name
+    ]
     with pytest.raises(ValueError, match="out_proj"):  # once PEFT takes them, so can we
         peft.get_peft_model(model.hf, peft.LoraConfig(target_modules=layers))
 
@@ -92,7 +98,9 @@ def test_fused_experts_in_either_orientation(axis: int, transposed: bool, tmp_pa
         def __init__(self) -> None:
             super().__init__()
             shape = (3, 8, 5) if axis == 1 else (3, 5, 8)
-            self.down_proj = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+            self.down_proj = nn.Parameter(
+                torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return torch.einsum("edi,ei->d" if axis == 1 else "eid,ei->d", self.down_proj, x)

@@ -10,7 +10,15 @@ import tiny_models
 import torch
 from torch import nn
 
-from refusal import Ablate, ChatModel, Direction, UnsupportedModelError, export_lora, export_model, orthogonalise
+from refusal import (
+    Ablate,
+    ChatModel,
+    Direction,
+    UnsupportedModelError,
+    export_lora,
+    export_model,
+    orthogonalise,
+)
 from refusal.model.forward import last_logits
 from refusal.weights.agreement import check_unedited
 from refusal.weights.parameters import find_parameters
@@ -24,7 +32,9 @@ def direction_for(model: ChatModel) -> Direction:
 
 
 def test_what_the_embedding_feeds_beside_the_stream_is_ablated_too() -> None:
-    """Zamba's shared blocks read the embedding: plain hooks there, at block inputs and at writes are the oracle."""
+    """Zamba's shared blocks read the embedding: plain hooks there, at block inputs and at writes
+    are the oracle.
+    """
     model = tiny_models.chat_model("zamba2")
     assert model.sites.embedding_elsewhere
     direction = direction_for(model)
@@ -53,7 +63,9 @@ def test_a_leak_is_refused(tmp_path: Path) -> None:
     model = tiny_models.chat_model("zamba2")
     model.sites = replace(model.sites, embedding_elsewhere=False)
     direction = direction_for(model)
-    with pytest.raises(UnsupportedModelError, match=r"differ in Zamba2ForCausalLM: by \d+\.\d% of what"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"differ in Zamba2ForCausalLM: by \d+\.\d% of what"
+    ):
         export_lora(model, direction, tmp_path / "adapter")
     with pytest.raises(UnsupportedModelError, match=r"limit 0\.1%"):
         export_model(model, direction, tmp_path / "out")
@@ -74,12 +86,17 @@ def test_a_leak_shows_in_half_precision_too() -> None:
     model = ChatModel(hf.to(torch.bfloat16), tiny_models.tokenizer(), name="tiny-llama")
     leaking = replace(model.sites, writers=tuple(names[:1] for names in model.sites.writers))
     with pytest.raises(UnsupportedModelError, match=r"limit 0\.1%"):
-        check_unedited(model.hf, leaking, direction_for(model), find_parameters(model.hf, model.sites))
+        check_unedited(
+            model.hf, leaking, direction_for(model), find_parameters(model.hf, model.sites)
+        )
 
 
 def test_all_that_was_tied_gets_weights_of_its_own() -> None:
     model = tiny_models.chat_model("zamba2")
-    shared = model.hf.model.layers[1].shared_transformer, model.hf.model.layers[3].shared_transformer
+    shared = (
+        model.hf.model.layers[1].shared_transformer,
+        model.hf.model.layers[3].shared_transformer,
+    )
     before = [dict(block.named_parameters()) for block in shared]
     assert before[0].keys() == before[1].keys()
     assert all(before[1][name] is weight for name, weight in before[0].items())

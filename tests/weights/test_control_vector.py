@@ -37,7 +37,9 @@ def test_the_step_is_added_to_the_output_of_the_block_before(tmp_path: Path) -> 
 
 
 def test_adding_as_llama_cpp_does_is_activation_addition(tmp_path: Path) -> None:
-    """llama.cpp's rule (the tensor of index k goes onto the output of block k) gives the logits of ``Add``."""
+    """llama.cpp's rule (the tensor of index k goes onto the output of block k) gives the logits of
+    ``Add``.
+    """
     model = tiny_models.chat_model("llama")
     write_control_vector(direction(3), tmp_path / "vector.gguf", model.sites.n_layers)
     (tensor,) = gguf.GGUFReader(tmp_path / "vector.gguf").tensors
@@ -60,7 +62,9 @@ def test_a_layer_that_llama_cpp_cannot_add_at_is_refused(tmp_path: Path, layer: 
 @pytest.mark.parametrize("layer", [2, 5])
 def test_the_first_and_last_layer_that_it_can_add_at(tmp_path: Path, layer: int) -> None:
     write_control_vector(direction(layer), tmp_path / "vector.gguf", n_layers=6)
-    assert [tensor.name for tensor in gguf.GGUFReader(tmp_path / "vector.gguf").tensors] == [f"direction.{layer - 1}"]
+    assert [tensor.name for tensor in gguf.GGUFReader(tmp_path / "vector.gguf").tensors] == [
+        f"direction.{layer - 1}"
+    ]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""`refusal export`: from a run folder to a model, an adapter or a direction, and every wrong way to ask."""
+"""`refusal export`: from a run folder to a model, an adapter or a direction, and every wrong way to
+ask.
+"""
 
 import dataclasses
 import json
@@ -24,18 +26,29 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-def test_a_model_can_be_run_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(finished), "--as", "model", "--out", str(tmp_path / "edited"), "--json"]) == 0
+def test_a_model_can_be_run_again(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            ["export", str(finished), "--as", "model", "--out", str(tmp_path / "edited"), "--json"]
+        )
+        == 0
+    )
     value = json.loads(capsys.readouterr().out)
     assert value["kind"] == "model"
     assert value["report"]["gap"]["prompts"] == 16
     assert value["report"]["gap"]["logits"] < 1e-3
     model = refusal.load(str(tmp_path / "edited"), dtype="float32")
     vector = refusal.Direction.load(finished / "direction.safetensors").vector
-    assert (model.hf.get_parameter("model.embed_tokens.weight").detach() @ vector).abs().max() < 1e-4
+    assert (
+        model.hf.get_parameter("model.embed_tokens.weight").detach() @ vector
+    ).abs().max() < 1e-4
 
 
-def test_an_adapter_goes_into_the_run_folder_by_default(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_goes_into_the_run_folder_by_default(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["export", str(finished), "--as", "lora", "--n-prompts", "2"]) == 0
     captured = capsys.readouterr()
     assert "same next token 100%" in captured.err
@@ -45,12 +58,21 @@ def test_an_adapter_goes_into_the_run_folder_by_default(finished: Path, capsys: 
 
 
 def test_a_direction_alone(finished: Path, tmp_path: Path) -> None:
-    assert main(["export", str(finished), "--as", "direction", "--out", str(tmp_path / "d.safetensors")]) == 0
-    assert (tmp_path / "d.safetensors").read_bytes() == (finished / "direction.safetensors").read_bytes()
+    assert (
+        main(
+            ["export", str(finished), "--as", "direction", "--out", str(tmp_path / "d.safetensors")]
+        )
+        == 0
+    )
+    assert (tmp_path / "d.safetensors").read_bytes() == (
+        finished / "direction.safetensors"
+    ).read_bytes()
 
 
 def test_what_a_split_run_found_is_exported_by_one_process(finished: Path, tmp_path: Path) -> None:
-    """Its run.toml says how the run was split over a launcher's processes; here there is no launcher."""
+    """Its run.toml says how the run was split over a launcher's processes; here there is no
+    launcher.
+    """
     run = tmp_path / "run"
     shutil.copytree(finished, run, ignore=shutil.ignore_patterns("export"))
     options = (run / "run.toml").read_text(encoding="utf-8")
@@ -58,7 +80,9 @@ def test_what_a_split_run_found_is_exported_by_one_process(finished: Path, tmp_p
     assert main(["export", str(run), "--as", "lora", "--n-prompts", "2"]) == 0
 
 
-def test_wrong_ways_to_ask(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_ways_to_ask(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def says(words: str, *arguments: str) -> None:
         assert main(["export", *arguments]) == 2
         assert words in capsys.readouterr().err
@@ -66,31 +90,57 @@ def test_wrong_ways_to_ask(finished: Path, tmp_path: Path, capsys: pytest.Captur
     says("holds no run.toml", str(tmp_path), "--as", "model")
     (tmp_path / "run.toml").write_bytes((finished / "run.toml").read_bytes())
     says("has no direction yet", str(tmp_path), "--as", "model")
-    says("no adapter holds", str(finished), "--as", "lora", "--preserve-norm", "--out", str(tmp_path / "x"))
+    says(
+        "no adapter holds",
+        str(finished),
+        "--as",
+        "lora",
+        "--preserve-norm",
+        "--out",
+        str(tmp_path / "x"),
+    )
     says("--as", str(finished))
     says("onnx", str(finished), "--as", "onnx")
 
 
 def test_a_streamed_model_is_the_same_model(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert main(["export", str(finished), "--as", "model", "--out", str(tmp_path / "loaded")]) == 0
     monkeypatch.setattr("refusal.pipeline.export.load_for", None)  # the model is not loaded
-    arguments = ["export", str(finished), "--as", "model", "--stream", "--out", str(tmp_path / "streamed"), "--json"]
+    arguments = [
+        "export",
+        str(finished),
+        "--as",
+        "model",
+        "--stream",
+        "--out",
+        str(tmp_path / "streamed"),
+        "--json",
+    ]
     capsys.readouterr()
     assert main(arguments) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["report"]["gap"] is None
-    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("streamed", "loaded"))
+    one, other = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("streamed", "loaded")
+    )
     assert load(one).keys() == load(other).keys()
     assert all(torch.equal(tensor, load(other)[name]) for name, tensor in load(one).items())
     assert main(arguments) == 2  # the folder is full now
     assert "not empty" in capsys.readouterr().err
 
 
-def test_a_control_vector_for_llama_cpp(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_control_vector_for_llama_cpp(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     direction = refusal.Direction.load(finished / "direction.safetensors")
-    direction = dataclasses.replace(direction, layer=2)  # layers 0 and 1 have no place in the format
+    direction = dataclasses.replace(
+        direction, layer=2
+    )  # layers 0 and 1 have no place in the format
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.toml").write_bytes((finished / "run.toml").read_bytes())

@@ -22,7 +22,8 @@ def test_what_a_norm_has_to_lose(make: type[nn.Module]) -> None:
     bias = getattr(norm, "bias", None)
     constant = 0.0 if bias is None else float(bias.detach() @ unit)
     assert (edited @ unit - constant).abs().max() < 1e-4
-    # Beyond the norm's own rescaling it is what the hook does, unless the norm also subtracts the mean again.
+    # Beyond the norm's own rescaling it is what the hook does, unless the norm also subtracts the
+    # mean again.
     hooked = norm(x) - (norm(x) @ unit - constant)[:, None] * unit
     near = 0.9999 if isinstance(norm, nn.RMSNorm) else 0.99
     if bias is not None:

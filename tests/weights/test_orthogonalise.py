@@ -1,4 +1,6 @@
-"""Edited weights do what the hooks do; the edit is undone to the bit; what cannot be edited is refused."""
+"""Edited weights do what the hooks do; the edit is undone to the bit; what cannot be edited is
+refused.
+"""
 
 from dataclasses import replace
 
@@ -29,14 +31,18 @@ def direction_for(model: ChatModel, seed: int = 3) -> Direction:
 
 
 def leftover(model: ChatModel, unit: torch.Tensor) -> float:
-    """Largest share of the stream that lies along ``unit``, over block inputs and the last output."""
+    """Largest share of the stream that lies along ``unit``, over block inputs and the last
+    output.
+    """
     worst = [0.0]
 
     def look(x: torch.Tensor) -> None:
         worst.append(float(((x.float() @ unit).abs() / x.float().norm(dim=-1)).max()))
 
     blocks = [model.hf.get_submodule(name) for name in model.sites.blocks]
-    with hooked([*(Edit(block, "input", look) for block in blocks), Edit(blocks[-1], "output", look)]):
+    with hooked(
+        [*(Edit(block, "input", look) for block in blocks), Edit(blocks[-1], "output", look)]
+    ):
         last_logits(model, PROMPTS)
     return max(worst)
 
@@ -96,7 +102,10 @@ def test_a_tied_embedding_is_untied() -> None:
 def test_preserved_norms_keep_the_stream_clean() -> None:
     model = tiny_models.chat_model("qwen2")
     direction = direction_for(model)
-    norms = {p.name: model.hf.get_parameter(p.name).norm(dim=p.axis) for p in find_parameters(model.hf, model.sites)}
+    norms = {
+        p.name: model.hf.get_parameter(p.name).norm(dim=p.axis)
+        for p in find_parameters(model.hf, model.sites)
+    }
     axes = {p.name: p.axis for p in find_parameters(model.hf, model.sites)}
     report = orthogonalise(model, direction, PROMPTS, preserve_norm=True)
     assert report.preserve_norm

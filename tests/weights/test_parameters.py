@@ -1,4 +1,6 @@
-"""Which parameters write to the stream is found by measurement, in every family; a wrong list is caught."""
+"""Which parameters write to the stream is found by measurement, in every family; a wrong list is
+caught.
+"""
 
 import re
 from dataclasses import replace
@@ -9,7 +11,13 @@ import tiny_models
 import torch
 from torch import Tensor, nn
 
-from refusal import QuantisedModelError, StreamParameter, UnsupportedModelError, find_parameters, find_sites
+from refusal import (
+    QuantisedModelError,
+    StreamParameter,
+    UnsupportedModelError,
+    find_parameters,
+    find_sites,
+)
 from refusal.weights.parameters import verify_parameters
 
 FAMILIES = [*tiny_models.FAMILIES, *tiny_models.OTHERS]
@@ -36,11 +44,15 @@ def test_every_family_is_complete_and_left_untouched(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_parameter_is_needed(family: str) -> None:
-    """Without any one of them the check fails: the list holds nothing idle (random weights, so nothing is zero)."""
+    """Without any one of them the check fails: the list holds nothing idle (random weights, so
+    nothing is zero).
+    """
     hf = tiny_models.network(family)
     sites = find_sites(hf)
     found = find_parameters(hf, sites)
-    for left_out in [p for p in found if not re.search(r"\.[1-9]\d*\.", p.name)]:  # embeddings and block 0
+    for left_out in [
+        p for p in found if not re.search(r"\.[1-9]\d*\.", p.name)
+    ]:  # embeddings and block 0
         with pytest.raises(UnsupportedModelError):
             verify_parameters(hf, sites, [p for p in found if p != left_out])
 
@@ -57,7 +69,8 @@ def test_known_lists() -> None:
         ("mlp.down_proj.weight", 0),
         ("mlp.down_proj.bias", 0),
     }
-    # All projections square: the axis is the one that the stream is on, and queries are not writers.
+    # All projections square: the axis is the one that the stream is on, and queries are not
+    # writers.
     assert found("qwen2", intermediate_size=tiny_models.WIDTH, num_key_value_heads=4) == {
         ("model.embed_tokens.weight", 1),
         ("self_attn.o_proj.weight", 0),
@@ -69,10 +82,14 @@ def test_a_zero_bias_counts() -> None:
     hf = tiny_models.network("llama")
     with torch.no_grad():
         hf.get_parameter("model.layers.0.mlp.down_proj.bias").zero_()
-    assert "model.layers.0.mlp.down_proj.bias" in {p.name for p in find_parameters(hf, find_sites(hf))}
+    assert "model.layers.0.mlp.down_proj.bias" in {
+        p.name for p in find_parameters(hf, find_sites(hf))
+    }
 
 
-@pytest.mark.parametrize("left_out", ["model.layers.2.mlp.down_proj.bias", "model.layers.3.self_attn.o_proj.weight"])
+@pytest.mark.parametrize(
+    "left_out", ["model.layers.2.mlp.down_proj.bias", "model.layers.3.self_attn.o_proj.weight"]
+)
 def test_one_left_out_is_caught_by_its_likes(left_out: str) -> None:
     hf = tiny_models.network("llama")
     sites = find_sites(hf)
@@ -90,7 +107,9 @@ def test_all_biases_left_out_is_caught_by_measurement() -> None:
 
 
 def test_one_expert_left_out_is_caught() -> None:
-    """Experts as a list of modules, of which the probe may miss some; and a fused tensor edited in part."""
+    """Experts as a list of modules, of which the probe may miss some; and a fused tensor edited in
+    part.
+    """
     hf = tiny_models.network("llama", mlp_bias=False)
     for layer in range(tiny_models.LAYERS):
         hf.get_submodule(f"model.layers.{layer}").mlp = _Experts()
@@ -99,7 +118,9 @@ def test_one_expert_left_out_is_caught() -> None:
     experts = [p for p in found if ".experts." in p.name]
     assert len(experts) == tiny_models.LAYERS * 4
     for expert in experts[4:8]:
-        with pytest.raises(UnsupportedModelError, match=rf"left out, {re.escape(expert.name)} first"):
+        with pytest.raises(
+            UnsupportedModelError, match=rf"left out, {re.escape(expert.name)} first"
+        ):
             verify_parameters(hf, sites, [p for p in found if p != expert])
 
 
@@ -110,7 +131,9 @@ class _Experts(nn.Module):
         super().__init__()
         random = torch.Generator().manual_seed(0)
         self.router = nn.Linear(tiny_models.WIDTH, 4, bias=False)
-        self.experts = nn.ModuleList(nn.Linear(tiny_models.WIDTH, tiny_models.WIDTH, bias=False) for _ in range(4))
+        self.experts = nn.ModuleList(
+            nn.Linear(tiny_models.WIDTH, tiny_models.WIDTH, bias=False) for _ in range(4)
+        )
         for p in self.parameters():
             p.data = torch.randn(p.shape, generator=random)
 

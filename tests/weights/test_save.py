@@ -12,7 +12,15 @@ from saved import save_model
 from transformers import AutoConfig
 
 import refusal
-from refusal import ChatModel, Direction, ExportError, StorageError, export_direction, export_lora, export_model
+from refusal import (
+    ChatModel,
+    Direction,
+    ExportError,
+    StorageError,
+    export_direction,
+    export_lora,
+    export_model,
+)
 
 PROMPTS = ("Why?", "Name three rivers of Europe, please.")
 
@@ -56,11 +64,21 @@ def test_a_model_folder_is_complete_and_says_what_was_changed(tmp_path: Path) ->
     }
     config = AutoConfig.from_pretrained(tmp_path / "edited")
     assert not config.tie_word_embeddings
-    assert (config.refusal["position"], config.refusal["layer"], config.refusal["qualified"]) == (-1, 1, False)
+    assert (config.refusal["position"], config.refusal["layer"], config.refusal["qualified"]) == (
+        -1,
+        1,
+        False,
+    )
     assert config.refusal["base_model"] == "some-model"
     assert config.refusal["gap_to_ablation"]["prompts"] == 2
     card = (tmp_path / "edited" / "README.md").read_text(encoding="utf-8")
-    for words in ("some-model", "position -1, layer 1", "NO: no candidate did", "behind a post-norm", "2 prompts"):
+    for words in (
+        "some-model",
+        "position -1, layer 1",
+        "NO: no candidate did",
+        "behind a post-norm",
+        "2 prompts",
+    ):
         assert words in card
     for path in (tmp_path / "edited").glob("*.json"):
         assert str(tmp_path) not in path.read_text(encoding="utf-8")
@@ -94,10 +112,15 @@ def test_what_is_there_is_left_alone(model: ChatModel, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="exists"):
         export_direction(direction, file)
     assert torch.equal(Direction.load(file).vector, direction.vector)
-    assert export_direction(direction, tmp_path / "folder").path == tmp_path / "folder" / "direction.safetensors"
+    assert (
+        export_direction(direction, tmp_path / "folder").path
+        == tmp_path / "folder" / "direction.safetensors"
+    )
 
 
-def test_room_is_checked_before_the_work(model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_checked_before_the_work(
+    model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     before = model.weight_hash()
     with pytest.raises(StorageError, match=r"needs 0\.07 GB, and 0\.01 GB are free"):
@@ -106,7 +129,9 @@ def test_room_is_checked_before_the_work(model: ChatModel, tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_leaves_no_folder(model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_folder(
+    model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 

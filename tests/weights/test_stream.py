@@ -1,4 +1,6 @@
-"""Streaming against the in-memory way: load, orthogonalise, save. The tensors must be the same, bit for bit."""
+"""Streaming against the in-memory way: load, orthogonalise, save. The tensors must be the same, bit
+for bit.
+"""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +30,9 @@ DIRECTION = Direction(VECTOR, norm=1.5, position=-1, layer=2)
 SHARDED = "40KB"  # several shards of a few tensors each
 
 
-def checkpoint(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: str = SHARDED) -> Path:
+def checkpoint(
+    folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: str = SHARDED
+) -> Path:
     """A tiny model's folder as transformers writes it, tokenizer included."""
     network: Any = tiny_models.network(family)
     network.to(dtype).save_pretrained(folder, max_shard_size=shard)
@@ -51,7 +55,11 @@ def in_memory(source: Path, out: Path, family: str, preserve_norm: bool = False)
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
 
 
 def assert_same(found: Path, expected: Path) -> None:
@@ -67,13 +75,20 @@ def test_the_same_bits_as_in_memory(tmp_path: Path, family: str) -> None:
     source = checkpoint(tmp_path / "source", family)
     result = stream_model(source, DIRECTION, tmp_path / "streamed")
     assert_same(tmp_path / "streamed", in_memory(source, tmp_path / "expected", family))
-    changed = {name for name, tensor in tensors(source).items() if not torch.equal(tensor, tensors(result.path)[name])}
+    changed = {
+        name
+        for name, tensor in tensors(source).items()
+        if not torch.equal(tensor, tensors(result.path)[name])
+    }
     assert changed == set(result.edited)
     assert result.report is not None
     assert result.report.untied == tiny_models.family(family).tied
     ids = torch.arange(1, 13)[None]
     with torch.inference_mode():
-        logits = [reload(tmp_path / name, family)(input_ids=ids).logits for name in ("streamed", "expected")]
+        logits = [
+            reload(tmp_path / name, family)(input_ids=ids).logits
+            for name in ("streamed", "expected")
+        ]
     assert torch.equal(*logits)
     assert not list(result.path.glob(".*"))
 
@@ -90,14 +105,19 @@ def test_half_precision_keeps_its_dtype(tmp_path: Path, family: str, dtype: torc
 def test_preserved_norms(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source", "qwen3_moe")
     stream_model(source, DIRECTION, tmp_path / "streamed", preserve_norm=True)
-    assert_same(tmp_path / "streamed", in_memory(source, tmp_path / "expected", "qwen3_moe", preserve_norm=True))
+    assert_same(
+        tmp_path / "streamed",
+        in_memory(source, tmp_path / "expected", "qwen3_moe", preserve_norm=True),
+    )
 
 
 def test_single_experts_are_edited_as_they_are_in_the_checkpoint(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source", "mixtral")
     result = stream_model(source, DIRECTION, tmp_path / "streamed")
     experts = [name for name in result.edited if ".experts." in name]
-    assert len(experts) == tiny_models.LAYERS * 4  # the model itself holds one fused parameter a layer
+    assert (
+        len(experts) == tiny_models.LAYERS * 4
+    )  # the model itself holds one fused parameter a layer
     for name in experts:
         left = VECTOR @ tensors(tmp_path / "streamed")[name]
         assert left.abs().max() < 1e-5, name
@@ -106,7 +126,9 @@ def test_single_experts_are_edited_as_they_are_in_the_checkpoint(tmp_path: Path)
 def test_the_folder_mirrors_the_source(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source", "gemma")
     (source / "pytorch_model.bin").write_bytes(b"another copy of the weights")
-    result = stream_model(source, DIRECTION, tmp_path / "streamed", name="owner/model", revision="abc")
+    result = stream_model(
+        source, DIRECTION, tmp_path / "streamed", name="owner/model", revision="abc"
+    )
     assert result.written == tuple(path.name for path in sorted(source.glob("*.safetensors")))
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (result.path / name).read_bytes() == (source / name).read_bytes()
@@ -131,7 +153,9 @@ def test_one_file_without_an_index(tmp_path: Path) -> None:
 
 
 def test_checkpoint_names_without_the_models_prefix(tmp_path: Path) -> None:
-    """GPT-2's own checkpoint has ``wte.weight``, not ``transformer.wte.weight``, and masks that no model has now."""
+    """GPT-2's own checkpoint has ``wte.weight``, not ``transformer.wte.weight``, and masks that no
+    model has now.
+    """
     source = checkpoint(tmp_path / "source", "gpt2", shard="1GB")
     old = {name.removeprefix("transformer."): tensor for name, tensor in tensors(source).items()}
     old["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
@@ -140,9 +164,12 @@ def test_checkpoint_names_without_the_models_prefix(tmp_path: Path) -> None:
     assert result.unclaimed == ("h.0.attn.bias",)
     expected = tensors(in_memory(source, tmp_path / "expected", "gpt2"))
     found = {
-        f"transformer.{name}".replace("transformer.lm_head", "lm_head"): t for name, t in tensors(result.path).items()
+        f"transformer.{name}".replace("transformer.lm_head", "lm_head"): t
+        for name, t in tensors(result.path).items()
     }
-    assert torch.equal(found.pop("transformer.h.0.attn.bias"), old["h.0.attn.bias"])  # copied as it was
+    assert torch.equal(
+        found.pop("transformer.h.0.attn.bias"), old["h.0.attn.bias"]
+    )  # copied as it was
     assert found.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
@@ -152,7 +179,9 @@ class Interrupted(Exception):
 
 
 def interrupted_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> list[Path]:
-    """Let ``shards`` shards be written and break off in the middle of the next; returns what is begun."""
+    """Let ``shards`` shards be written and break off in the middle of the next; returns what is
+    begun.
+    """
     begun: list[Path] = []
     write = storage.write_blocks
 
@@ -193,7 +222,9 @@ def test_an_interruption_costs_only_the_unfinished_shard(
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_a_half_finished_folder_of_another_job_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_finished_folder_of_another_job_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, out = checkpoint(tmp_path / "source", "llama"), tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupted_after(patch, 1)
@@ -223,7 +254,9 @@ def test_folders_that_are_in_use_are_refused(tmp_path: Path) -> None:
         stream_model(source, DIRECTION, tmp_path / "out")
 
 
-def test_too_little_room_is_found_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room_is_found_before_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = checkpoint(tmp_path / "source", "llama")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000_000}))
     with pytest.raises(StorageError, match=r"needs 0\.07 GB, and 0\.00 GB are free"):
@@ -234,11 +267,17 @@ def test_too_little_room_is_found_before_writing(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, QuantisedModelError, "quantised .gptq."),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            QuantisedModelError,
+            "quantised .gptq.",
+        ),
         ({"model_type": "of-tomorrow"}, ModelLoadError, "Update transformers"),
     ],
 )
-def test_configs_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], error: type, message: str) -> None:
+def test_configs_that_cannot_be_used(
+    tmp_path: Path, change: dict[str, Any], error: type, message: str
+) -> None:
     source = checkpoint(tmp_path / "source", "llama")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, **change}))
@@ -256,7 +295,9 @@ def test_quantised_tensors_without_a_word_in_the_config(tmp_path: Path) -> None:
         stream_model(source, DIRECTION, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["model.layers.3.mlp.down_proj.weight", "model.layers.4.self_attn.o_proj.bias"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.3.mlp.down_proj.weight", "model.layers.4.self_attn.o_proj.bias"]
+)
 def test_a_block_without_one_of_its_tensors_is_refused(tmp_path: Path, name: str) -> None:
     source = checkpoint(tmp_path / "source", "llama", shard="1GB")
     found = tensors(source)
@@ -271,14 +312,22 @@ def test_a_missing_expert_is_noticed(tmp_path: Path) -> None:
     found = tensors(source)
     del found["model.layers.2.block_sparse_moe.experts.3.w2.weight"]
     save_file(found, source / "model.safetensors")
-    with pytest.raises(UnsupportedModelError, match=r"layers\.2\.mlp\.experts\.down_proj.*in 3 tensors"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"layers\.2\.mlp\.experts\.down_proj.*in 3 tensors"
+    ):
         stream_model(source, DIRECTION, tmp_path / "out")
 
 
 def test_a_tensor_that_belongs_nowhere_is_refused(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source", "llama", shard="1GB")
-    save_file({**tensors(source), "model.layers.1.second_mlp.weight": torch.ones(32, 32)}, source / "model.safetensors")
-    with pytest.raises(UnsupportedModelError, match=r"belong to no parameter .* model\.layers\.1\.second_mlp\.weight"):
+    save_file(
+        {**tensors(source), "model.layers.1.second_mlp.weight": torch.ones(32, 32)},
+        source / "model.safetensors",
+    )
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"belong to no parameter .* model\.layers\.1\.second_mlp\.weight",
+    ):
         stream_model(source, DIRECTION, tmp_path / "out")
 
 
@@ -287,7 +336,9 @@ def test_directions_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DirectionError, match="16 dimensions"):
         stream_model(source, Direction(torch.eye(16)[0], 1.0, -1, 2), tmp_path / "out")
     with pytest.raises(DirectionError, match="found on another"):
-        stream_model(source, Direction(VECTOR, 1.0, -1, 2, model="another"), tmp_path / "out", name="this")
+        stream_model(
+            source, Direction(VECTOR, 1.0, -1, 2, model="another"), tmp_path / "out", name="this"
+        )
     with pytest.raises(DirectionError, match="length 2"):
         stream_model(source, Direction(2 * VECTOR, 1.0, -1, 2), tmp_path / "out")
     assert not (tmp_path / "out").exists()

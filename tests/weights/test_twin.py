@@ -1,6 +1,7 @@
 """Twins of configs of real size: small, quick, and right about every block of the whole model.
 
-Expected counts are worked out by hand from the architecture: an embedding, and the writers of every block.
+Expected counts are worked out by hand from the architecture: an embedding, and the writers of every
+block.
 """
 
 from typing import Any
@@ -44,10 +45,14 @@ def test_a_twin_of_a_large_config(family: str, values: dict[str, Any], count: in
     parameters = carry_over(twin, whole)
     assert len(parameters) == len({parameter.name for parameter in parameters}) == count
     shapes = {name: parameter.shape for name, parameter in whole.named_parameters()}
-    assert {shapes[parameter.name][parameter.axis] for parameter in parameters} == {config.hidden_size}
+    assert {shapes[parameter.name][parameter.axis] for parameter in parameters} == {
+        config.hidden_size
+    }
     behind = sum(parameter.norm is not None for parameter in parameters)
     assert behind == (count - 1 if family == "gemma2" else 0)
-    assert all(p.norm is None or p.norm.split(".")[:3] == p.name.split(".")[:3] for p in parameters)  # of its own block
+    assert all(
+        p.norm is None or p.norm.split(".")[:3] == p.name.split(".")[:3] for p in parameters
+    )  # of its own block
 
 
 def test_the_whole_model_takes_no_memory() -> None:
@@ -61,12 +66,16 @@ def test_a_block_that_is_built_unlike_every_block_of_the_twin_is_refused() -> No
     twin = find_twin(config, whole)
     block = whole.get_submodule("model.layers.41")
     block.second_mlp = torch.nn.Linear(8192, 8192, device="meta")
-    with pytest.raises(UnsupportedModelError, match=r"No block like model\.layers\.41 could be measured"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"No block like model\.layers\.41 could be measured"
+    ):
         carry_over(twin, whole)
 
 
 def test_configs_of_every_kind_are_made_smaller() -> None:
-    """Some want a number for the padding (Step-3.7); what cannot be made smaller is refused with a reason."""
+    """Some want a number for the padding (Step-3.7); what cannot be made smaller is refused with a
+    reason.
+    """
     for kind in ("llama", "step3p7", "gemma3", "qwen3_5", "gpt_neo", "deepseek_v3"):
         small = shorten(AutoConfig.for_model(kind), 2, cut_lists=True).get_text_config()
         assert small.vocab_size == 64
@@ -79,5 +88,8 @@ def test_a_config_that_cannot_be_made_smaller_is_refused(monkeypatch: pytest.Mon
 
     config = AutoConfig.for_model("llama", **LLAMA_70B)
     monkeypatch.setattr(twins, "shorten", fail)
-    with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM cannot be made smaller .num_heads must be odd"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"LlamaForCausalLM cannot be made smaller .num_heads must be odd",
+    ):
         find_twin(config, skeleton(config))

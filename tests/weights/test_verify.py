@@ -1,4 +1,6 @@
-"""What an export writes is read again: whatever is not what was meant is an error, and nothing is left behind."""
+"""What an export writes is read again: whatever is not what was meant is an error, and nothing is
+left behind.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,14 @@ from test_stream import DIRECTION
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from refusal import ChatModel, ExportError, export_direction, export_lora, export_model, orthogonalise
+from refusal import (
+    ChatModel,
+    ExportError,
+    export_direction,
+    export_lora,
+    export_model,
+    orthogonalise,
+)
 from refusal.core import storage
 from refusal.core.storage import write_tensors
 from refusal.weights import checkpoint_stream as stream
@@ -66,11 +75,17 @@ def test_a_model_folder_with_a_fault(
 
     def faulty(folder: Path) -> None:
         write(folder)
-        save_file(fault(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            fault(load_file(folder / "model.safetensors")),
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
 
     monkeypatch.setattr(model.hf, "save_pretrained", faulty)
     direction = torch.nn.functional.normalize(torch.randn(model.sites.d_model), dim=0)
-    with pytest.raises(ExportError, match=r"What was written is not what was meant: .*It was deleted\."):
+    with pytest.raises(
+        ExportError, match=r"What was written is not what was meant: .*It was deleted\."
+    ):
         export_model(model, type(DIRECTION)(direction, 1.0, -1, 1), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -95,10 +110,17 @@ def test_an_edit_that_was_not_made_is_noticed(
 
 
 @pytest.mark.parametrize("where", ["edited", "copied", "cut", "config"])
-def test_a_streamed_folder_with_a_fault(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_streamed_folder_with_a_fault(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = save_model(tmp_path / "base")
     write = storage.write_blocks
-    names = {"edited": NAME, "copied": "model.layers.2.mlp.up_proj.weight", "cut": NAME, "config": NAME}
+    names = {
+        "edited": NAME,
+        "copied": "model.layers.2.mlp.up_proj.weight",
+        "cut": NAME,
+        "config": NAME,
+    }
 
     def faulty(path: Path, blocks: Iterator[Any]) -> None:
         write(path, blocks)
@@ -115,7 +137,9 @@ def test_a_streamed_folder_with_a_fault(where: str, tmp_path: Path, monkeypatch:
         write_json = storage.write_json
 
         def more(path: Path, value: dict[str, Any]) -> None:
-            write_json(path, {**value, "num_hidden_layers": 6} if path.name == "config.json" else value)
+            write_json(
+                path, {**value, "num_hidden_layers": 6} if path.name == "config.json" else value
+            )
 
         monkeypatch.setattr(stream, "write_json", more)
     with pytest.raises(ExportError, match=r"What was written is not what was meant"):
@@ -165,10 +189,14 @@ def test_an_adapter_that_peft_loads_in_part(tmp_path: Path) -> None:
         "eos_token_id": 4,
     }
     torch.manual_seed(0)
-    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model("laguna", **small), dtype=torch.float32)
+    hf = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("laguna", **small), dtype=torch.float32
+    )
     model = ChatModel(hf, tiny_models.tokenizer(), name="laguna")
     before, modules = model.weight_hash(), [name for name, _ in hf.named_modules()]
-    with pytest.raises(ExportError, match=r"PEFT loads \d+ of the adapter's \d+ tensors otherwise .*--as model"):
+    with pytest.raises(
+        ExportError, match=r"PEFT loads \d+ of the adapter's \d+ tensors otherwise .*--as model"
+    ):
         export_lora(model, DIRECTION, tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
     assert model.weight_hash() == before
@@ -176,16 +204,26 @@ def test_an_adapter_that_peft_loads_in_part(tmp_path: Path) -> None:
     export_model(model, DIRECTION, tmp_path / "edited")  # this way it goes
 
 
-def test_a_direction_and_a_control_vector_with_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_direction_and_a_control_vector_with_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def other(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         write_tensors(Path(path), {"direction": tensors["direction"].roll(1)}, metadata)
 
-    with monkeypatch.context() as patch, pytest.raises(ExportError, match="direction is not what was written"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ExportError, match="direction is not what was written"),
+    ):
         patch.setattr("refusal.core.records.write_tensors", other)
         export_direction(DIRECTION, tmp_path / "direction.safetensors")
     add = gguf.GGUFWriter.add_tensor
-    with monkeypatch.context() as patch, pytest.raises(ExportError, match=r"direction\.1 is not what was written"):
-        patch.setattr(gguf.GGUFWriter, "add_tensor", lambda self, name, data: add(self, name, data * 2))
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ExportError, match=r"direction\.1 is not what was written"),
+    ):
+        patch.setattr(
+            gguf.GGUFWriter, "add_tensor", lambda self, name, data: add(self, name, data * 2)
+        )
         write_control_vector(DIRECTION, tmp_path / "vector.gguf", 5)
     assert list(tmp_path.iterdir()) == []
     write_control_vector(DIRECTION, tmp_path / "vector.gguf", 5)
@@ -193,7 +231,9 @@ def test_a_direction_and_a_control_vector_with_a_fault(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("shape", "axis"), [((64, 500), 0), ((500, 64), 1), ((3, 64, 40), 1), ((64,), 0)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((64, 500), 0), ((500, 64), 1), ((3, 64, 40), 1), ((64,), 0)]
+)
 def test_rounding_is_told_from_a_direction_that_is_still_there(
     dtype: torch.dtype, shape: tuple[int, ...], axis: int
 ) -> None:
@@ -204,7 +244,9 @@ def test_rounding_is_told_from_a_direction_that_is_still_there(
         left, limit = left_over(project_weight(weight, axis, removal), axis, removal)
         assert left <= limit
         left, limit = left_over(weight, axis, removal)
-        assert left == pytest.approx(float((weight.float().movedim(axis, -1) @ unit).norm()), rel=1e-3, abs=1e-4)
+        assert left == pytest.approx(
+            float((weight.float().movedim(axis, -1) @ unit).norm()), rel=1e-3, abs=1e-4
+        )
         assert len(shape) == 1 or left > 10 * limit
         tenth = (weight.float() + 9 * project_weight(weight, axis, removal).float()) / 10
         assert len(shape) == 1 or left_over(tenth.to(dtype), axis, removal)[0] > limit

@@ -1,4 +1,6 @@
-"""Configs that belong to a whole vision-language model and to its text part: the checkpoint says which it holds."""
+"""Configs that belong to a whole vision-language model and to its text part: the checkpoint says
+which it holds.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from saved import save_model
 from test_stream import DIRECTION
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+)
 from transformers import AutoModelForImageTextToText as Whole
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -23,18 +29,33 @@ from refusal.model.load import auto_class
 from refusal.weights.checkpoint_stream import stream_model
 from refusal.weights.proxy_model import build
 
-BOTH = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))
-EXTRA = {"mtp.fc.weight": torch.ones(3, 5, dtype=torch.bfloat16), "mtp.norm.weight": torch.arange(5.0)}
+BOTH = sorted(
+    set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+)
+EXTRA = {
+    "mtp.fc.weight": torch.ones(3, 5, dtype=torch.bfloat16),
+    "mtp.norm.weight": torch.arange(5.0),
+}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BOTH if kind not in ("evolla", "fast_vlm")])
 def test_the_class_is_the_one_that_wrote_the_checkpoint(kind: str) -> None:
-    whole, text = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]
+    whole, text = (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind],
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind],
+    )
     config = AutoConfig.for_model(kind)
-    for architectures, expected in (([whole], whole), ([text], text), (None, whole), (["Unknown"], whole)):
+    for architectures, expected in (
+        ([whole], whole),
+        ([text], text),
+        (None, whole),
+        (["Unknown"], whole),
+    ):
         config.architectures = architectures
         auto = auto_class(config)
-        mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if auto is Whole else MODEL_FOR_CAUSAL_LM_MAPPING
+        mapping = (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if auto is Whole else MODEL_FOR_CAUSAL_LM_MAPPING
+        )
         chosen: Any = mapping[type(config)]
         assert chosen.__name__ == expected, architectures
 
@@ -61,7 +82,9 @@ def test_the_whole_model_is_loaded_and_exported(family: str, tmp_path: Path) -> 
 
 
 def test_tensors_that_the_model_does_not_use_are_copied(tmp_path: Path) -> None:
-    """Qwen3.5 carries layers that predict further tokens, for servers; transformers leaves them alone."""
+    """Qwen3.5 carries layers that predict further tokens, for servers; transformers leaves them
+    alone.
+    """
     base = save_model(tmp_path / "base", family="qwen3_5")
     source = {**load_file(base / "model.safetensors"), **EXTRA}
     save_file(source, base / "model.safetensors", {"format": "pt"})

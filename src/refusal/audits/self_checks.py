@@ -1,4 +1,6 @@
-"""What a model is like for this package, and self-checks with measured errors; needs no prompts but its own few."""
+"""What a model is like for this package, and self-checks with measured errors; needs no prompts but
+its own few.
+"""
 
 import logging
 import math
@@ -17,7 +19,12 @@ from refusal.model.forward import call, logit_tolerance, packs, rows_gap
 from refusal.model.generation import complete_rows, end_tokens
 from refusal.model.probe import run_probe
 from refusal.weights.norms import is_norm
-from refusal.weights.parameters import discover_parameters, quantisation, refuse_quantised, verify_parameters
+from refusal.weights.parameters import (
+    discover_parameters,
+    quantisation,
+    refuse_quantised,
+    verify_parameters,
+)
 from refusal.weights.probe import Probe
 
 log = logging.getLogger(__name__)
@@ -28,7 +35,9 @@ _QUESTIONS = ("Why?", "Name three rivers of Europe, please.")
 
 @dataclass(frozen=True)
 class Check:
-    """One self-check: what was measured, and the most it may be; ``value`` is infinite where it is not a number."""
+    """One self-check: what was measured, and the most it may be; ``value`` is infinite where it is
+    not a number.
+    """
 
     name: str
     value: float
@@ -42,7 +51,9 @@ class Check:
 
 @dataclass(frozen=True)
 class BlockKind:
-    """Blocks that are written to alike: how many, their writers with multipliers, and which writers are norms."""
+    """Blocks that are written to alike: how many, their writers with multipliers, and which writers
+    are norms.
+    """
 
     count: int
     writers: tuple[str, ...]
@@ -53,9 +64,10 @@ class BlockKind:
 class Inspection:
     """What was found in a model, and the checks.
 
-    ``suffix_ids`` and ``suffix_tokens`` are the post-instruction tokens. ``bos_written`` counts the BOS tokens at the
-    start of a prompt as this package tokenises it, ``bos_doubled`` says whether the tokenizer would put another one
-    before the template's. ``shares_rows``: prompts can share rows of tokens.
+    ``suffix_ids`` and ``suffix_tokens`` are the post-instruction tokens. ``bos_written`` counts the
+    BOS tokens at the start of a prompt as this package tokenises it, ``bos_doubled`` says whether
+    the tokenizer would put another one before the template's. ``shares_rows``: prompts can share
+    rows of tokens.
     """
 
     model: str
@@ -119,13 +131,17 @@ def inspect_model(model: ChatModel) -> Inspection:
 
 
 def check_additive(model: ChatModel) -> Check:
-    """Embedding plus the sum of all writes against the stream, at every block input and at the end."""
+    """Embedding plus the sum of all writes against the stream, at every block input and at the
+    end.
+    """
     report = model.sites.measure(model.hf)
     return Check("input of block 0 + writes = stream", max(report.errors), report.tolerance)
 
 
 def check_ablation(model: ChatModel) -> Check:
-    """``|r_hat . x| / |x|`` for a random direction under ablation: the most at any block input and at the end."""
+    """``|r_hat . x| / |x|`` for a random direction under ablation: the most at any block input and
+    at the end.
+    """
     noise = torch.randn(model.sites.d_model, generator=torch.Generator().manual_seed(0))
     unit = noise / noise.norm()
     with model.apply(Ablate(Direction(unit, 1.0, -1, 0))):
@@ -134,7 +150,8 @@ def check_ablation(model: ChatModel) -> Check:
     def left(x: Tensor) -> float:
         return _worst((x.double() @ unit.double()).abs() / x.double().norm(dim=-1).clamp_min(1e-12))
 
-    # The probe's hook at block 0 runs after the ablation's, so it sees the input as the block gets it.
+    # The probe's hook at block 0 runs after the ablation's, so it sees the input as the block gets
+    # it.
     streams = [*trace.inputs.values(), trace.block_outputs[model.sites.n_layers - 1]]
     limit = 1e-4 if model.hf.dtype == torch.float32 else 1e-2
     return Check("direction left under ablation", max(left(x) for x in streams), limit)
@@ -149,8 +166,8 @@ def check_rows(model: ChatModel) -> Check:
 def check_cache(model: ChatModel) -> Check:
     """Greedy tokens generated with the cache against one pass without it.
 
-    The value is how far the logit of a generated token is below the best one of the pass without a cache, in standard
-    deviations of the logits: 0 where both choose the same token.
+    The value is how far the logit of a generated token is below the best one of the pass without a
+    cache, in standard deviations of the logits: 0 where both choose the same token.
     """
     rows = model.tokenize(_QUESTIONS)
     worst = 0.0
@@ -158,7 +175,10 @@ def check_cache(model: ChatModel) -> Check:
         ended = len(new) < GREEDY_TOKENS
         ids = torch.tensor([[*row, *new]], device=model.device)
         with torch.inference_mode():
-            mask, positions = torch.ones_like(ids, dtype=torch.bool), torch.arange(ids.shape[1], device=ids.device)
+            mask, positions = (
+                torch.ones_like(ids, dtype=torch.bool),
+                torch.arange(ids.shape[1], device=ids.device),
+            )
             logits = call(model, ids, mask, positions[None])[0, len(row) - 1 :].float().cpu()
         chosen = [logits[step, token] for step, token in enumerate(new)]
         if ended:
@@ -166,15 +186,18 @@ def check_cache(model: ChatModel) -> Check:
         picked = torch.stack(chosen)
         steps = logits[: len(picked)]
         worst = max(worst, _worst((steps.max(-1).values - picked) / steps.std(-1)))
-    # Half precisions round logits of size 30 to eighths, and of two that are all but equal either may win.
+    # Half precisions round logits of size 30 to eighths, and of two that are all but equal either
+    # may win.
     limit = 1e-3 if model.hf.dtype == torch.float32 else 0.25
     return Check("generation with a cache = without", worst, limit)
 
 
 def check_weights(model: ChatModel) -> Check | None:
-    """A random direction projected out of every parameter that writes to the stream: the most that a write keeps.
+    """A random direction projected out of every parameter that writes to the stream: the most that
+    a write keeps.
 
-    Infinite where something else writes too; ``None`` where weights cannot be edited at all (quantised, offloaded).
+    Infinite where something else writes too; ``None`` where weights cannot be edited at all
+    (quantised, offloaded).
     """
     try:
         refuse_quantised(model.hf)

@@ -1,4 +1,6 @@
-"""The conversation of `refusal chat`: questions by themselves, and commands that switch between conditions."""
+"""The conversation of `refusal chat`: questions by themselves, and commands that switch between
+conditions.
+"""
 
 import math
 from typing import Any

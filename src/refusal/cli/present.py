@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import transformers
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -51,7 +59,9 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
-    """Show progress, warnings (and with ``verbose`` notes) on stderr; progress only on a terminal."""
+    """Show progress, warnings (and with ``verbose`` notes) on stderr; progress only on a
+    terminal.
+    """
     quiet = quiet or not parallel.is_writer()
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     handler = _Lines()
@@ -63,7 +73,8 @@ def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     logging.getLogger("huggingface_hub").setLevel(
         logging.INFO if verbose else logging.ERROR
     )  # its retries, a line each
-    transformers.logging.disable_progress_bar()  # loading is reported as a task, like everything else
+    # loading is reported as a task, like everything else
+    transformers.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             if not verbose:  # of libraries, to their callers
@@ -115,7 +126,9 @@ def _listener(progress: Progress) -> Listener:
             yield advance
         finally:
             if total:
-                progress.update(shown, total=done)  # also when it took fewer steps than it might have
+                progress.update(
+                    shown, total=done
+                )  # also when it took fewer steps than it might have
             else:
                 progress.remove_task(shown)
 
@@ -164,10 +177,14 @@ def show_tokens(tokens: RefusalTokens) -> None:
     """The refusal tokens with their probabilities, and how well the metric tells refusals apart."""
     chances = tokens.probabilities or (None,) * len(tokens.ids)
     shown = ", ".join(
-        f"{text!r} ({id}{'' if p is None else f', p {p:.2f}'})"
-        for id, text, p in zip(tokens.ids, tokens.texts, chances, strict=True)
+        f"{text!r} ({ident}{'' if p is None else f', p {p:.2f}'})"
+        for ident, text, p in zip(tokens.ids, tokens.texts, chances, strict=True)
     )
-    quality = "" if tokens.auroc is None else f"; AUROC {tokens.auroc:.2f} on {tokens.judged} judged completions"
+    quality = (
+        ""
+        if tokens.auroc is None
+        else f"; AUROC {tokens.auroc:.2f} on {tokens.judged} judged completions"
+    )
     err.print(f"Refusal tokens ({tokens.source}): {shown}{quality}")
 
 
@@ -177,7 +194,9 @@ def show_selection(selection: Selection) -> None:
     if selection.qualified:
         err.print(f"Direction: position {s.position}, layer {s.layer}", style="bold")
     else:
-        err.print(f"UNQUALIFIED direction: position {s.position}, layer {s.layer}", style="bold red")
+        err.print(
+            f"UNQUALIFIED direction: position {s.position}, layer {s.layer}", style="bold red"
+        )
     baseline = selection.harmful_count.mean_metric, selection.harmless_count.mean_metric
     err.print(
         f"  bypass {s.bypass:+.2f} (baseline {baseline[0]:+.2f}), "
@@ -190,11 +209,15 @@ def show_selection(selection: Selection) -> None:
     if not selection.qualified:
         for miss in selection.nearest_misses(3):
             kl = "not scored" if miss.kl is None else f"{miss.kl:.3f}"
-            err.print(f"  near miss ({miss.position}, {miss.layer}): induce {miss.induce:+.2f}, KL {kl}")
+            err.print(
+                f"  near miss ({miss.position}, {miss.layer}): induce {miss.induce:+.2f}, KL {kl}"
+            )
 
 
 def stability_line(selection: Selection) -> str:
-    """How often the chosen candidate wins when the validation prompts are resampled, and its nearest rival."""
+    """How often the chosen candidate wins when the validation prompts are resampled, and its
+    nearest rival.
+    """
     stability = selection.stability
     assert stability is not None
     where = [(win.position, win.layer) for win in stability.winners]
@@ -202,13 +225,16 @@ def stability_line(selection: Selection) -> str:
     if place not in where:
         return f"({place[0]}, {place[1]}) is not among the {len(where)} that win most resamples"
     chosen = where.index(place)
-    text = f"({where[chosen][0]}, {where[chosen][1]}) wins {stability.winners[chosen].share:.0%} of resamples"
+    text = (
+        f"({where[chosen][0]}, {where[chosen][1]}) wins {stability.winners[chosen].share:.0%} "
+        "of resamples"
+    )
     rivals = [i for i in range(len(where)) if i != chosen]
     if rivals:
         rival = rivals[0]
         text += (
-            f"; runner-up ({where[rival][0]}, {where[rival][1]}) {stability.winners[rival].share:.0%}, "
-            f"cosine {stability.cosines[chosen][rival]:.2f}"
+            f"; runner-up ({where[rival][0]}, {where[rival][1]}) "
+            f"{stability.winners[rival].share:.0%}, cosine {stability.cosines[chosen][rival]:.2f}"
         )
     if stability.none_qualifies > 0:
         text += f"; in {stability.none_qualifies:.0%} none qualifies"
@@ -220,25 +246,33 @@ def show_inspection(inspection: Inspection) -> None:
     i = inspection
     revision = f" at {i.revision}" if i.revision else ""
     quantised = f", quantised ({i.quantisation})" if i.quantisation else ""
-    tokens = " ".join(f"{text!r} ({id})" for id, text in zip(i.suffix_ids, i.suffix_tokens, strict=True))
+    tokens = " ".join(
+        f"{text!r} ({ident})" for ident, text in zip(i.suffix_ids, i.suffix_tokens, strict=True)
+    )
     written = {0: "none written by the template", 1: "written once, by the template"}
     bos = written.get(i.bos_written, f"written {i.bos_written} times")
     lines = [
         (
             "model",
-            f"{i.model}{revision}: {i.architecture}, {i.parameters:,} parameters, {i.dtype}{quantised} on {i.device}",
+            f"{i.model}{revision}: {i.architecture}, {i.parameters:,} parameters, "
+            f"{i.dtype}{quantised} on {i.device}",
         ),
         ("blocks", f"{len(i.blocks)}, {i.blocks[0]} … {i.blocks[-1]}, d_model {i.d_model}"),
     ]
     for kind in i.kinds:
-        shown = " + ".join(f"{name} (post-norm)" if name in kind.post_norms else name for name in kind.writers)
+        shown = " + ".join(
+            f"{name} (post-norm)" if name in kind.post_norms else name for name in kind.writers
+        )
         lines.append(("writers", f"{shown} in {kind.count} blocks"))
     lines += [
         ("embedding", f"{i.embedding}{', tied to the head' if i.tied else ''}"),
         ("head", i.head),
         ("after prompt", tokens),
         ("BOS", f"{bos}{'; another one by the tokenizer is kept off' if i.bos_doubled else ''}"),
-        ("thinking", "switched off in the template" if i.thinking_switch else "no switch in the template"),
+        (
+            "thinking",
+            "switched off in the template" if i.thinking_switch else "no switch in the template",
+        ),
         ("rows", "prompts share rows" if i.shares_rows else "one prompt a row"),
     ]
     grid = Table.grid(padding=(0, 2))
@@ -255,7 +289,11 @@ def show_inspection(inspection: Inspection) -> None:
 def print_inspection_json(inspection: Inspection) -> None:
     """The inspection as one JSON value on stdout; a measured value that is not finite is null."""
     checks = [
-        {**to_json(check), "value": check.value if math.isfinite(check.value) else None, "ok": check.ok}
+        {
+            **to_json(check),
+            "value": check.value if math.isfinite(check.value) else None,
+            "ok": check.ok,
+        }
         for check in inspection.checks
     ]
     _write_json({**to_json(inspection), "ok": inspection.ok, "checks": checks})
@@ -298,8 +336,8 @@ def show_export(result: Exported) -> None:
         if report.gap is not None:
             gap = report.gap
             err.print(
-                f"  against ablation by hooks on {gap.prompts} prompts: largest logit difference {gap.logits:.2g}, "
-                f"mean KL {gap.kl:.2g}, same next token {gap.same_argmax:.0%}",
+                f"  against ablation by hooks on {gap.prompts} prompts: largest logit difference "
+                f"{gap.logits:.2g}, mean KL {gap.kl:.2g}, same next token {gap.same_argmax:.0%}",
             )
     out.print(f"Exported ({result.kind}): {result.path}", soft_wrap=True)
 
@@ -321,7 +359,11 @@ def show_findings(found: Sequence[Finding]) -> None:
     grid = Table.grid(padding=(0, 2))
     style = {"ok": "green", "note": "yellow", "problem": "bold red"}
     for finding in found:
-        grid.add_row(Text(finding.level, style=style[finding.level]), Text(finding.name, style="bold"), finding.text)
+        grid.add_row(
+            Text(finding.level, style=style[finding.level]),
+            Text(finding.name, style="bold"),
+            finding.text,
+        )
     out.print(grid)
 
 
@@ -344,7 +386,10 @@ def show_estimate(found: Estimate) -> None:
         shared += f", its model over {found.devices} devices that work one at a time"
     out.print(f"{memory} of memory a process, {weights} of it weights; {shared}")
     if not found.fits:
-        out.print("It does not fit: --quantize, --tp-plan auto, or more or larger devices.", style="bold red")
+        out.print(
+            "It does not fit: --quantize, --tp-plan auto, or more or larger devices.",
+            style="bold red",
+        )
     if found.cost is not None:
         out.print(f"Cost: {found.cost:.2f}")
 

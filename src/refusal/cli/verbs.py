@@ -1,4 +1,6 @@
-"""The command line: parse, call the library, display. Exit codes: 0 done, 1 documented failure, 2 wrong usage."""
+"""The command line: parse, call the library, display. Exit codes: 0 done, 1 documented failure, 2
+wrong usage.
+"""
 
 import re
 import signal
@@ -19,7 +21,17 @@ from refusal.cli import present as display
 from refusal.cli.chat import COMMANDS, talk
 from refusal.cli.doctor import examine
 from refusal.cli.examples import EXAMPLES
-from refusal.cli.options import MODEL_DEFAULTS, RUN_DEFAULTS, Json, Model, ModelGroup, Out, Quiet, Run, Verbose
+from refusal.cli.options import (
+    MODEL_DEFAULTS,
+    RUN_DEFAULTS,
+    Json,
+    Model,
+    ModelGroup,
+    Out,
+    Quiet,
+    Run,
+    Verbose,
+)
 from refusal.config.commented import commented_toml
 from refusal.config.run_config import added, make_config, wrong_value
 from refusal.core import parallel
@@ -49,7 +61,10 @@ def examples(verb: str) -> str:
 
 app = App(
     name="refusal",
-    help="Find the direction that mediates refusal in a chat model, show what it does, measure how robust it is.",
+    help=(
+        "Find the direction that mediates refusal in a chat model, show what it does, measure "
+        "how robust it is."
+    ),
     default_parameter=Parameter(consume_multiple=True, negative_iterable="", negative_none=""),
     version_flags=["--version"],
     help_epilogue=examples(""),
@@ -59,8 +74,8 @@ app = App(
 VERBS = {
     "run": (
         "evaluate",
-        "The whole job: prompts, activations, candidates, selection, interventions, completions, rates.\n\n"
-        "Finished stages in the run folder are reused if their inputs are unchanged.",
+        "The whole job: prompts, activations, candidates, selection, interventions, completions, "
+        "rates.\n\nFinished stages in the run folder are reused if their inputs are unchanged.",
     ),
     "extract": ("extract", "Only up to the candidates: mean activations and their differences."),
     "select": ("select", "Up to the chosen direction."),
@@ -87,7 +102,11 @@ def _verb(until: str) -> Callable[..., None]:
         quiet: Quiet = False,
         verbose: Verbose = False,
     ) -> None:
-        existing = Path(model) if until == "evaluate" and model is not None and is_run_folder(Path(model)) else None
+        existing = (
+            Path(model)
+            if until == "evaluate" and model is not None and is_run_folder(Path(model))
+            else None
+        )
         if existing is not None:
             check_completed(existing)
             config = added(make_config(file=existing / "run.toml"), settings.given)
@@ -118,14 +137,18 @@ def report(
     *,
     out: Annotated[Path | None, Parameter(help="The page; default RUN/report.html.")] = None,
     show_completions: Annotated[
-        bool, Parameter(negative="", help="Also put the completions of harmful prompts into the page.")
+        bool,
+        Parameter(negative="", help="Also put the completions of harmful prompts into the page."),
     ] = False,
     figures: Annotated[
-        tuple[Literal["svg", "png", "pdf", "none"], ...], Parameter(help="Formats of the figures in RUN/figures.")
+        tuple[Literal["svg", "png", "pdf", "none"], ...],
+        Parameter(help="Formats of the figures in RUN/figures."),
     ] = ("svg", "png"),
     json: Json = False,
 ) -> None:
-    """Write a run's page, its figures as files and its tables as CSV; an unfinished run's page says what is missing."""
+    """Write a run's page, its figures as files and its tables as CSV; an unfinished run's page says
+    what is missing.
+    """
     page = write_report(run, out=out, show_completions=show_completions, formats=figures)
     if json:
         display.print_report(page)
@@ -139,7 +162,9 @@ def compare(
     out: Annotated[Path | None, Parameter(help="Also write a page, such as compared.html.")] = None,
     json: Json = False,
 ) -> None:
-    """Runs side by side (models, prompt sets, interventions), with paired tests where the prompts are the same."""
+    """Runs side by side (models, prompt sets, interventions), with paired tests where the prompts
+    are the same.
+    """
     found = compare_runs(runs)
     if out is not None:
         write_comparison(runs, out)
@@ -164,16 +189,21 @@ def inspect(
     Exit code 1 if a check fails, 2 if the model cannot be handled.
     """
     with display.reporting(quiet, verbose):
-        found = inspect_model(load(model or "embedded", **options.model_dump(exclude_defaults=True)))
+        found = inspect_model(
+            load(model or "embedded", **options.model_dump(exclude_defaults=True))
+        )
     if json:
         display.print_inspection_json(found)
     elif not quiet:
         display.show_inspection(found)
     if failed := [check for check in found.checks if not check.ok]:
-        worst = ", ".join(f"{check.name} ({check.value:.1e}, limit {check.limit:.0e})" for check in failed)
+        worst = ", ".join(
+            f"{check.name} ({check.value:.1e}, limit {check.limit:.0e})" for check in failed
+        )
         raise RunFailure(
-            f"{len(failed)} of {len(found.checks)} self-checks failed: {worst}. Do not trust results on this model; "
-            "try --dtype float32, or name the layout with --blocks and --writers."
+            f"{len(failed)} of {len(found.checks)} self-checks failed: {worst}. Do not trust "
+            "results on this model; try --dtype float32, or name the layout with --blocks and "
+            "--writers."
         )
 
 
@@ -183,15 +213,22 @@ def chat(
     /,
     *,
     out: Out = None,
-    direction: Annotated[Path | None, Parameter(help="A direction.safetensors; default: the run folder's.")] = None,
-    max_new_tokens: Annotated[int, Parameter(help="Length of a reply.", validator=Number(gte=1))] = 256,
+    direction: Annotated[
+        Path | None, Parameter(help="A direction.safetensors; default: the run folder's.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, Parameter(help="Length of a reply.", validator=Number(gte=1))
+    ] = 256,
     options: ModelGroup = MODEL_DEFAULTS,
 ) -> None:
     """Talk to the model; /baseline, /ablate and /add 1.0 switch between conditions, /quit ends."""
     model = model or "embedded"
     folder = out or _default_folder(model)
     if direction is None and not (folder / "direction.safetensors").is_file():
-        raise RunFolderError(f"{folder} holds no direction yet. Find it first: refusal select {model} --out {folder}.")
+        raise RunFolderError(
+            f"{folder} holds no direction yet. Find it first: refusal select {model} --out "
+            f"{folder}."
+        )
     found = Direction.load(direction or folder / "direction.safetensors")
     with display.reporting():
         chat_model = load(model, **options.model_dump(exclude_defaults=True))
@@ -213,23 +250,34 @@ def export(
     /,
     *,
     as_: Annotated[Kind, Parameter(name="--as", help="What to write.")],
-    out: Annotated[Path | None, Parameter(help="New or empty folder; default RUN/export/KIND.")] = None,
-    preserve_norm: Annotated[bool, Parameter(negative="", help="Keep the norm of what each input writes.")] = False,
-    stream: Annotated[
-        bool, Parameter(negative="", help="With --as model: edit the files tensor by tensor, in little memory.")
+    out: Annotated[
+        Path | None, Parameter(help="New or empty folder; default RUN/export/KIND.")
+    ] = None,
+    preserve_norm: Annotated[
+        bool, Parameter(negative="", help="Keep the norm of what each input writes.")
     ] = False,
-    n_prompts: Annotated[int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))] = 16,
-    model: Annotated[str | None, Parameter(help="The run's model, where it lies elsewhere now.")] = None,
+    stream: Annotated[
+        bool,
+        Parameter(
+            negative="", help="With --as model: edit the files tensor by tensor, in little memory."
+        ),
+    ] = False,
+    n_prompts: Annotated[
+        int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))
+    ] = 16,
+    model: Annotated[
+        str | None, Parameter(help="The run's model, where it lies elsewhere now.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write what a run has found: an edited model, a LoRA adapter for the unedited one, the bare direction, or
-    llama.cpp's control vector for adding it.
+    """Write what a run has found: an edited model, a LoRA adapter for the unedited one, the bare
+    direction, or llama.cpp's control vector for adding it.
 
-    A model's or adapter's agreement with ablation by hooks is measured on the run's test prompts and stored with it.
-    With --stream nothing is measured: the model is never loaded, its files keep their dtype, and the same command goes
-    on after an interruption.
+    A model's or adapter's agreement with ablation by hooks is measured on the run's test prompts
+    and stored with it. With --stream nothing is measured: the model is never loaded, its files keep
+    their dtype, and the same command goes on after an interruption.
     """
     with display.reporting(quiet, verbose):
         result = export_run(
@@ -249,13 +297,18 @@ def export(
 
 @app.command(help_epilogue=examples("config"))
 def config(model: Model = None, /, *, settings: Run = RUN_DEFAULTS) -> None:
-    """Print a whole configuration as TOML, every option with what it does; `refusal run --config FILE` uses it."""
+    """Print a whole configuration as TOML, every option with what it does; `refusal run --config
+    FILE` uses it.
+    """
     display.print_text(commented_toml(settings.make(model)))
 
 
 @app.command(help_epilogue=examples("doctor"))
-def doctor(model: Model = None, /, *, options: ModelGroup = MODEL_DEFAULTS, json: Json = False) -> None:
-    """What this machine has and lacks; with a model what it will need here in memory and time, by its config alone.
+def doctor(
+    model: Model = None, /, *, options: ModelGroup = MODEL_DEFAULTS, json: Json = False
+) -> None:
+    """What this machine has and lacks; with a model what it will need here in memory and time, by
+    its config alone.
 
     Exit code 1 if something is in the way of a run.
     """
@@ -280,7 +333,8 @@ def estimate(
 ) -> None:
     """Time, memory and money that a run should take, by the model's config alone.
 
-    --device names a kind (a100, h100, h200, b200, l40s, mi300x), by data sheet; without it this machine is measured.
+    --device names a kind (a100, h100, h200, b200, l40s, mi300x), by data sheet; without it this
+    machine is measured.
     """
     with display.reporting():
         found = plan(settings.make(model), count)
@@ -292,7 +346,8 @@ def estimate(
 
 @app.command(help_epilogue=examples("completion"))
 def completion(
-    shell: Annotated[Literal["bash", "zsh", "fish", "powershell"], Parameter(help="Which shell.")], /
+    shell: Annotated[Literal["bash", "zsh", "fish", "powershell"], Parameter(help="Which shell.")],
+    /,
 ) -> None:
     """Print a shell's completion script, for its start-up file or completion folder."""
     display.print_text(app.generate_completion(shell=shell))
@@ -309,7 +364,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> None:
-    """Run a command; what it leaves unwritten is written here, where a failure can still be told."""
+    """Run a command; what it leaves unwritten is written here, where a failure can still be
+    told.
+    """
     check_arguments(arguments)
     app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     console.flush()
@@ -331,10 +388,14 @@ def _guarded(call: Callable[[], object]) -> int:
         return BROKEN_PIPE
     except OSError as error:
         name = "" if error.filename is None else f"{str(error.filename)[:200]}: "
-        display.show_error(f"{name}{error.strerror or error}. Check the path, its permissions and the disk.")
+        display.show_error(
+            f"{name}{error.strerror or error}. Check the path, its permissions and the disk."
+        )
         return 2
     except KeyboardInterrupt:
-        display.show_notice("Interrupted. A run keeps its finished stages: the same command goes on from there.")
+        display.show_notice(
+            "Interrupted. A run keeps its finished stages: the same command goes on from there."
+        )
         return INTERRUPTED
     return 0
 
@@ -342,12 +403,18 @@ def _guarded(call: Callable[[], object]) -> int:
 def _usage_message(error: cyclopts.CycloptsError) -> str:
     """What is wrong with the arguments, on one line, and where to look."""
     cause = error.__cause__
-    wrong = str(wrong_value(cause)) if isinstance(cause, ValidationError) else " ".join(str(error).split())
+    wrong = (
+        str(wrong_value(cause))
+        if isinstance(cause, ValidationError)
+        else " ".join(str(error).split())
+    )
     return f"{wrong} See: {' '.join(['refusal', *(error.command_chain or ()), '--help'])}."
 
 
 def entry() -> None:
-    """The console script; told to end (by a scheduler, or by a launcher that lost another process) it cleans up."""
+    """The console script; told to end (by a scheduler, or by a launcher that lost another process)
+    it cleans up.
+    """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console.prepare_output()
     code = main()

@@ -1,4 +1,6 @@
-"""A configuration as a TOML file to read and change: every option with what it does, those that are not set too."""
+"""A configuration as a TOML file to read and change: every option with what it does, those that are
+not set too.
+"""
 
 import textwrap
 from collections.abc import Iterator
@@ -35,7 +37,9 @@ def _escaped(character: str) -> str:
 
 def _option(name: str, field: FieldInfo, value: object) -> Iterator[str]:
     choices = _choices(field.annotation)
-    words = (field.description or "").replace("\n", " ") + (f" One of: {', '.join(choices)}." if choices else "")
+    words = (field.description or "").replace("\n", " ") + (
+        f" One of: {', '.join(choices)}." if choices else ""
+    )
     yield from textwrap.wrap(words, WIDTH, initial_indent="# ", subsequent_indent="# ")
     if value is None:
         yield f"# {name} ="

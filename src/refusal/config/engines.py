@@ -1,4 +1,6 @@
-"""The options of the engines: who writes the completions of the baseline and of the ablated model."""
+"""The options of the engines: who writes the completions of the baseline and of the ablated
+model.
+"""
 
 from typing import Annotated, Literal
 
@@ -15,7 +17,9 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     engine: Literal["own", "paged", "openai", "vllm"] = "own"
-    """own; paged: transformers' continuous batching; openai: a server that runs; vllm: a server started for it."""
+    """own; paged: transformers' continuous batching; openai: a server that runs; vllm: a server
+    started for it.
+    """
     engine_url: Url = "http://127.0.0.1:8000/v1"
     """Address of the running server, up to and with /v1."""
     engine_model: str | None = None

@@ -40,9 +40,13 @@ class JudgeOptions(BaseModel):
     judge_device_map: str | None = None
     """As in transformers: `auto` spreads a local classifier over several devices."""
     judge_labels: str | None = None
-    """Answers with people's labels (.csv, .jsonl: prompt, completion, safe/unsafe), to fit local-safety's threshold."""
+    """Answers with people's labels (.csv, .jsonl: prompt, completion, safe/unsafe), to fit
+    local-safety's threshold.
+    """
     judge_batch_size: Count = 8
     """Most completions that a local classifier reads at once."""
 
     short_is_safe: bool = False
-    """Safety judges count a completion of fewer than 15 words as safe without being asked, as the paper does."""
+    """Safety judges count a completion of fewer than 15 words as safe without being asked, as the
+    paper does.
+    """

@@ -27,21 +27,29 @@ class ModelOptions(BaseModel):
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
-    """Precision of weights and activations: bfloat16, float32, float16; auto: bfloat16 where the device has it."""
+    """Precision of weights and activations: bfloat16, float32, float16; auto: bfloat16 where the
+    device has it.
+    """
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     device_map: str | None = None
     """As in transformers: `auto` spreads a model over several devices."""
     max_memory: tuple[str, ...] = ()
-    """With a device map, what each device may hold: 0=20GiB cpu=60GiB; what fits nowhere stays on the disk."""
+    """With a device map, what each device may hold: 0=20GiB cpu=60GiB; what fits nowhere stays on
+    the disk.
+    """
     quantize: Literal["4bit", "8bit"] | None = None
     """Load the weights of linear layers in 4 or 8 bits, by bitsandbytes."""
     tp_plan: Literal["auto"] | None = None
-    """`auto`: split every weight over the processes of a launcher (tensor parallel), as in transformers."""
+    """`auto`: split every weight over the processes of a launcher (tensor parallel), as in
+    transformers.
+    """
     system: str | None = None
     """A system prompt; by default what the template does by itself."""
     date: Annotated[str, BeforeValidator(iso_date)] | None = None
-    """YYYY-MM-DD: the date of templates that write one into prompts; by default that of the run's first day."""
+    """YYYY-MM-DD: the date of templates that write one into prompts; by default that of the run's
+    first day.
+    """
     blocks: str | None = None
     """Path of the decoder blocks, where they are not found ("model.layers")."""
     writers: tuple[str, ...] = ()
@@ -72,7 +80,9 @@ class PromptOptions(BaseModel):
     n_test: Count = 100
     """Test prompts per class."""
     filter: bool = True
-    """Keep only harmful prompts that the model refuses and harmless ones that it does not, by the refusal metric."""
+    """Keep only harmful prompts that the model refuses and harmless ones that it does not, by the
+    refusal metric.
+    """
 
 
 class SelectionOptions(BaseModel):
@@ -81,7 +91,9 @@ class SelectionOptions(BaseModel):
     model_config = STRICT
 
     refusal_tokens: tuple[str, ...] = ()
-    """Refusal tokens as texts or ids; by default a preset or chosen from the model's completions."""
+    """Refusal tokens as texts or ids; by default a preset or chosen from the model's
+    completions.
+    """
     induce_threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """A candidate must induce refusal at least this much."""
     kl_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
@@ -91,7 +103,9 @@ class SelectionOptions(BaseModel):
     layer_step: Count = 1
     """Score every n-th layer only."""
     full_map: bool = False
-    """Give every candidate of every layer all three scores (for plots), not only what the decision needs."""
+    """Give every candidate of every layer all three scores (for plots), not only what the decision
+    needs.
+    """
     resamples: Annotated[int, Field(ge=0)] = 1000
     """Resamples of the validation prompts that show how firm the choice is; 0 leaves them out."""
     strict: bool = False
@@ -106,7 +120,9 @@ class MeasureOptions(BaseModel):
     max_new_tokens: Count = 512
     """Length of the completions."""
     controls: Annotated[int, Field(ge=0)] = 8
-    """Random directions to do the same with, beside shuffled labels and matched pairs; 0 leaves all controls out."""
+    """Random directions to do the same with, beside shuffled labels and matched pairs; 0 leaves all
+    controls out.
+    """
     n_control: Count = 32
     """Prompts of a set, or texts of a file, that each control is run on."""
     over_refusal: tuple[Literal["xstest", "orbench-hard"], ...] = ()
@@ -114,15 +130,21 @@ class MeasureOptions(BaseModel):
     n_over_refusal: Count = 100
     """Prompts of each half of those sets."""
     drift_tokens: Annotated[int, Field(ge=0)] = 32
-    """Tokens of the model's own answers over which KL is taken, beside the first; 0 measures no drift at all."""
+    """Tokens of the model's own answers over which KL is taken, beside the first; 0 measures no
+    drift at all.
+    """
     texts: tuple[str, ...] = ()
-    """Files for cross-entropy: running text (.txt, .jsonl with text) or pairs (.jsonl with instruction and output)."""
+    """Files for cross-entropy: running text (.txt, .jsonl with text) or pairs (.jsonl with
+    instruction and output).
+    """
     n_texts: Count = 64
     """Texts of each kind."""
     text_tokens: Annotated[int, Field(ge=2)] = 256
     """Longest text, in tokens."""
     tasks: tuple[str, ...] = ()
-    """Benchmarks of lm-eval: arc_challenge mmlu:5 gsm8k_cot@50 (MMLU with five worked examples, 50 items of GSM8K)."""
+    """Benchmarks of lm-eval: arc_challenge mmlu:5 gsm8k_cot@50 (MMLU with five worked examples, 50
+    items of GSM8K).
+    """
     n_items: Count | None = None
     """Items of each benchmark, a seeded random choice; by default all."""
     task_chat: bool = False
@@ -130,19 +152,31 @@ class MeasureOptions(BaseModel):
     task_tokens: Count | None = None
     """Longest written answer to a benchmark's item; by default what the task says, else 256."""
     task_exact: bool = False
-    """Run lm-eval's own model class bit for bit, slower, instead of reading once what items begin with in common."""
+    """Run lm-eval's own model class bit for bit, slower, instead of reading once what items begin
+    with in common.
+    """
     judges: tuple[str, ...] = ()
-    """Further judges: substring, llama-guard-3, harmbench, wildguard, strongreject, endpoint-refusal=MODEL, …"""
+    """Further judges: substring, llama-guard-3, harmbench, wildguard, strongreject,
+    endpoint-refusal=MODEL, …
+    """
     figures: tuple[Literal["svg", "png", "pdf", "none"], ...] = ("svg", "png")
     """Formats in which the report's figures are also saved as files: svg, png, pdf, or none."""
     price_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Money for a device for an hour; the manifest and the report then say what each stage has cost."""
+    """Money for a device for an hour; the manifest and the report then say what each stage has
+    cost.
+    """
     seeds: Count = 1
-    """Repeat split, extraction and selection with so many seeds in all, and report how far they agree."""
+    """Repeat split, extraction and selection with so many seeds in all, and report how far they
+    agree.
+    """
 
 
-class RunOptions(JudgeOptions, EngineOptions, MeasureOptions, SelectionOptions, PromptOptions, ModelOptions):
-    """The options of a run, all but the model. The defaults are the paper's sizes on the built-in prompts."""
+class RunOptions(
+    JudgeOptions, EngineOptions, MeasureOptions, SelectionOptions, PromptOptions, ModelOptions
+):
+    """The options of a run, all but the model. The defaults are the paper's sizes on the built-in
+    prompts.
+    """
 
     @property
     def rule(self) -> Rule:
@@ -169,7 +203,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
 PRESETS: dict[str, dict[str, Any]] = {
     # Arditi et al. 2024: 128 / 32 / 100 prompts a class, 512 new tokens, every position and layer.
     "paper": {},
-    # A first look in minutes on a laptop's processor: fewer prompts, every second layer, short completions.
+    # A first look in minutes on a laptop's processor: fewer prompts, every second layer, short
+    # completions.
     "quick": {
         "n_train": 32,
         "n_val": 12,
@@ -185,7 +220,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_config(preset: str | None = None, file: str | Path | None = None, **given: Any) -> RunConfig:
+def make_config(
+    preset: str | None = None, file: str | Path | None = None, **given: Any
+) -> RunConfig:
     """A configuration from a preset, a TOML file and given values; the later ones win.
 
     Raises:
@@ -193,7 +230,10 @@ def make_config(preset: str | None = None, file: str | Path | None = None, **giv
     """
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"Unknown preset {preset!r}. Use {' or '.join(sorted(PRESETS))}.")
-    values = {**(PRESETS[preset] if preset is not None else {}), **(_read_toml(Path(file)) if file is not None else {})}
+    values = {
+        **(PRESETS[preset] if preset is not None else {}),
+        **(_read_toml(Path(file)) if file is not None else {}),
+    }
     try:
         return RunConfig(**{**values, **given})
     except ValidationError as error:
@@ -203,7 +243,10 @@ def make_config(preset: str | None = None, file: str | Path | None = None, **giv
 def added(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run with more measured: lists grow, everything else is replaced."""
     grown = {
-        name: (*getattr(config, name), *(item for item in given[name] if item not in getattr(config, name)))
+        name: (
+            *getattr(config, name),
+            *(item for item in given[name] if item not in getattr(config, name)),
+        )
         for name in ("over_refusal", "texts", "tasks", "judges")
         if name in given
     }
@@ -215,7 +258,9 @@ def wrong_value(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"There is no option {name!r}. The options are {', '.join(RunConfig.model_fields)}.")
+        return ConfigError(
+            f"There is no option {name!r}. The options are {', '.join(RunConfig.model_fields)}."
+        )
     given = first["input"]
     given = shown_arguments([given])[0] if isinstance(given, str) else given
     said = first["msg"].removeprefix("Value error, ")
@@ -227,6 +272,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError as error:
-        raise ConfigError(f"{path} cannot be read as TOML (nested too deeply). Check the file.") from error
+        raise ConfigError(
+            f"{path} cannot be read as TOML (nested too deeply). Check the file."
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} cannot be read as TOML ({error}). Check the path and the file.") from error
+        raise ConfigError(
+            f"{path} cannot be read as TOML ({error}). Check the path and the file."
+        ) from error

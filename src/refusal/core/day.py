@@ -1,8 +1,9 @@
-"""The date that chat templates write into prompts (Llama-3.2, gpt-oss, SmolLM3): one for a whole run.
+"""The date that chat templates write into prompts (Llama-3.2, gpt-oss, SmolLM3): one for a whole
+run.
 
-Templates ask for it with ``strftime_now``, which transformers answers by the clock of the moment, so that a run that
-goes on tomorrow would have other prompts. Functions cannot be handed to a template, but it can define its own: a macro
-of that name in front of it is called instead.
+Templates ask for it with ``strftime_now``, which transformers answers by the clock of the moment,
+so that a run that goes on tomorrow would have other prompts. Functions cannot be handed to a
+template, but it can define its own: a macro of that name in front of it is called instead.
 """
 
 import json
@@ -16,8 +17,11 @@ from refusal.core.errors import ConfigError
 LLAMA = "%d %b %Y"  # how Llama-3's templates write the date; 3.1's own is a fixed one
 ASKS = "strftime_now"
 # Every directive of Python's strftime, and those of the C library that templates are seen to use.
-DIRECTIVES = [f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxXGuVeDFhRT"] + [f"%-{letter}" for letter in "dmyHIMSj"]
-# The newline at its end is trimmed like that after any block, and the template begins on a line of its own as before.
+DIRECTIVES = [f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxXGuVeDFhRT"] + [
+    f"%-{letter}" for letter in "dmyHIMSj"
+]
+# The newline at its end is trimmed like that after any block, and the template begins on a line of
+# its own as before.
 MACRO = """{%% macro strftime_now(form) -%%}
 {%%- set all = namespace(text=form | replace("%%%%", "\\0")) -%%}
 {%%- for directive, value in %s.items() -%%}
@@ -30,7 +34,9 @@ MACRO = """{%% macro strftime_now(form) -%%}
 
 @dataclass(frozen=True)
 class Day:
-    """A date, and whether the user has ``given`` it: only then does it replace one that a template names itself."""
+    """A date, and whether the user has ``given`` it: only then does it replace one that a template
+    names itself.
+    """
 
     date: date
     given: bool = False

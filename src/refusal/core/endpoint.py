@@ -1,8 +1,10 @@
-"""Questions to a model behind an OpenAI-compatible address: judges ask it, and engines let it write completions.
+"""Questions to a model behind an OpenAI-compatible address: judges ask it, and engines let it write
+completions.
 
-Requests run side by side, bounded in number, in tries and in time. What concerns the endpoint as a whole (no such
-model, no valid key, nobody there) ends the run before much is spent; what concerns one question becomes a reply that
-failed. The key is read from the environment, goes into requests only, and is cut out of every message.
+Requests run side by side, bounded in number, in tries and in time. What concerns the endpoint as a
+whole (no such model, no valid key, nobody there) ends the run before much is spent; what concerns
+one question becomes a reply that failed. The key is read from the environment, goes into requests
+only, and is cut out of every message.
 """
 
 import asyncio
@@ -19,11 +21,14 @@ from pydantic import BaseModel, ValidationError, model_validator
 from refusal.core.errors import ConfigError, UsageError
 
 OPENAI_URL = "https://api.openai.com/v1"
-# The endpoint is given up when it turns down this many first requests, and no other has been answered.
+# The endpoint is given up when it turns down this many first requests, and no other has been
+# answered.
 FIRST_REFUSED = 3
 NOT_FOUND, NO_CREDIT = "model_not_found", "insufficient_quota"
 MOST_BYTES = 16_000_000  # of a response: far more than an answer has
-LONGEST_PAUSE = 120.0  # seconds between two tries that the openai client grants a server that asks for them
+LONGEST_PAUSE = (
+    120.0  # seconds between two tries that the openai client grants a server that asks for them
+)
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -36,7 +41,8 @@ class Address:
         url: up to and with /v1. model: its name there.
         key_env: environment variable that holds the key; needed only if ``key_needed``.
         key_option: the command line's option that names another one.
-        concurrency: most requests under way at once. timeout: seconds to wait for an answer, each try.
+        concurrency: most requests under way at once. timeout: seconds to wait for an answer, each
+            try.
         retries: further tries after a failed request. max_tokens: longest answer.
         extra: further fields of every request, for servers that know them.
     """
@@ -55,7 +61,9 @@ class Address:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the answers have cost so far: tokens read and written, and answers whose server did not say."""
+    """What the answers have cost so far: tokens read and written, and answers whose server did not
+    say.
+    """
 
     answers: int = 0
     tokens_in: int = 0
@@ -63,7 +71,9 @@ class Usage:
     unknown: int = 0
 
     def cost(self, price_in: float | None, price_out: float | None) -> float | None:
-        """Money, from the prices of a million tokens; ``None`` without both prices, or where usage is not known."""
+        """Money, from the prices of a million tokens; ``None`` without both prices, or where usage
+        is not known.
+        """
         if price_in is None or price_out is None or self.unknown:
             return None
         return (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
@@ -138,11 +148,13 @@ class Endpoint:
         """Nothing is sent yet; ``failure`` is raised for what concerns the endpoint as a whole.
 
         Raises:
-            ConfigError: the openai package is missing, or the environment holds no key where one is needed.
+            ConfigError: the openai package is missing, or the environment holds no key where one is
+                needed.
         """
         if find_spec("openai") is None:
             raise ConfigError(
-                "A model at an endpoint needs the openai package. Install it with: pip install 'refusal[judges]'."
+                "A model at an endpoint needs the openai package. Install it with: pip install "
+                "'refusal[judges]'."
             )
         self.address = address
         self.usage = Usage()
@@ -156,13 +168,16 @@ class Endpoint:
             )
 
     def ask(self, questions: Sequence[Messages]) -> Iterator[Reply]:
-        """One reply a question, as they come. When the caller stops, requests under way are dropped.
+        """One reply a question, as they come. When the caller stops, requests under way are
+        dropped.
 
         Raises:
-            UsageError: of the kind given to ``__init__``: no such model, no valid key or credit, nobody there, or the
-                first requests are turned down.
+            UsageError: of the kind given to ``__init__``: no such model, no valid key or credit,
+                nobody there, or the first requests are turned down.
         """
-        from anyio.from_thread import start_blocking_portal  # comes with openai; works inside a notebook's loop too
+        from anyio.from_thread import (
+            start_blocking_portal,
+        )  # comes with openai; works inside a notebook's loop too
 
         done: SimpleQueue[Reply | None] = SimpleQueue()
         with start_blocking_portal() as portal:
@@ -190,7 +205,9 @@ class Endpoint:
             base_url=self.address.url,
             timeout=self.address.timeout,
             max_retries=self.address.retries,
-            http_client=DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"response": [_read_capped]}),
+            http_client=DefaultAsyncHttpxClient(
+                follow_redirects=False, event_hooks={"response": [_read_capped]}
+            ),
         ) as client:
             refused = []
             for index, question in waiting:
@@ -201,8 +218,8 @@ class Endpoint:
                 refused.append(reply)
                 if len(refused) in (FIRST_REFUSED, len(questions)):
                     raise self._failure(
-                        f"{self.address.url} turns requests to {self.address.model!r} down: {reply.error}. "
-                        "Check the model's name and the endpoint."
+                        f"{self.address.url} turns requests to {self.address.model!r} down: "
+                        f"{reply.error}. Check the model's name and the endpoint."
                     )
             for reply in refused:
                 put(reply)
@@ -228,7 +245,9 @@ class Endpoint:
             return Reply(index, error=str(error)), isinstance(error, _Refused)
         except TimeoutError:
             return Reply(index, error=f"no answer in {tries} tries of {timeout:g} seconds"), False
-        return Reply(index, message.content or "", thought=message.thought or None, tokens_in=tokens), False
+        return Reply(
+            index, message.content or "", thought=message.thought or None, tokens_in=tokens
+        ), False
 
     async def _answer(self, client: Any, question: Messages) -> tuple[_Message, int | None]:
         """What the model writes, its tokens counted, and how many it has read."""
@@ -246,11 +265,15 @@ class Endpoint:
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, _Failed):  # of _read_capped
                 raise error.__cause__ from None
-            connected = isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout"
+            connected = (
+                isinstance(error, openai.APITimeoutError)
+                and type(error.__cause__).__name__ != "ConnectTimeout"
+            )
             if not connected and not self._reached:
                 cause = self.clean(str(error.__cause__ or error)) or type(error.__cause__).__name__
                 raise self._failure(
-                    f"Nobody answers at {self.address.url} ({cause}). Start the server, or check the address."
+                    f"Nobody answers at {self.address.url} ({cause}). Start the server, or check "
+                    "the address."
                 ) from error
             what = f"answer in {tries} tries of {self.address.timeout:g} seconds"
             raise _Failed(f"no {what if connected else f'connection in {tries} tries'}") from error
@@ -269,22 +292,27 @@ class Endpoint:
         return message, answer.usage.prompt_tokens if answer.usage else None
 
     def _status(self, error: Any) -> Exception:
-        """What an HTTP error means: for every request, for this one for good, or after all tries."""
+        """What an HTTP error means: for every request, for this one for good, or after all
+        tries.
+        """
         status, said, url = error.status_code, self.clean(_words(error)), self.address.url
         if 300 <= status < 400:
             where = self.clean(error.response.headers.get("location", "nowhere"))
             return self._failure(
-                f"{url} sends requests on to {where}. They are not sent on, since prompts and key would go to another "
-                "address: if that is the one that is meant, give it."
+                f"{url} sends requests on to {where}. They are not sent on, since prompts and key "
+                "would go to another address: if that is the one that is meant, give it."
             )
         if status == 401:
             held = "is not accepted" if self._key else "is not set"
             return self._failure(
                 f"{url} wants a valid key, and {self.address.key_env} {held}. "
-                f"Put the key into that environment variable, or name another one with {self.address.key_option}."
+                "Put the key into that environment variable, or name another one with "
+                f"{self.address.key_option}."
             )
         if status == 402 or error.code == NO_CREDIT:
-            return self._failure(f"{url} gives no more credit: {said}. Raise the limit, then go on.")
+            return self._failure(
+                f"{url} gives no more credit: {said}. Raise the limit, then go on."
+            )
         if status == 404 or error.code == NOT_FOUND:
             return self._failure(
                 f"{url} has no model {self.address.model!r}: {said}. "
@@ -305,7 +333,9 @@ class Endpoint:
 
 
 async def _read_capped(response: Any) -> None:
-    """Read a response's body, as the client would without an end to it; raises _Failed where it is too long."""
+    """Read a response's body, as the client would without an end to it; raises _Failed where it is
+    too long.
+    """
     body = bytearray()
     async for part in response.aiter_bytes():
         body += part
@@ -317,7 +347,12 @@ async def _read_capped(response: Any) -> None:
 def _words(error: Any) -> str:
     """What a server says about an error, in one of the usual places."""
     body = error.body if isinstance(error.body, dict) else {}
-    return str(body.get("message") or body.get("detail") or error.response.text or error.response.reason_phrase)
+    return str(
+        body.get("message")
+        or body.get("detail")
+        or error.response.text
+        or error.response.reason_phrase
+    )
 
 
 async def _together(work: Sequence[Any]) -> None:

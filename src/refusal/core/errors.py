@@ -8,10 +8,10 @@
     │   ├── ChatTemplateError      no chat template, or one that rejects the prompt
     │   ├── UnsupportedModelError  blocks or writers were not found or do not add up
     │   ├── QuantisedModelError    weights that are no plain numbers cannot be edited
-    │   ├── ExportError            a place that holds something else, or a format that cannot hold the edit
+    │   ├── ExportError            a place that is taken, or a format without room for it
     │   ├── DirectionError         a direction of another width or model, or unreadable
     │   ├── LeakageError           a test prompt that the direction was found or chosen with
-    │   ├── JudgeError             an endpoint that cannot be asked: no such model, no key, no server
+    │   ├── JudgeError             an endpoint that cannot be asked: no model, key or server
     │   ├── EngineError            a server that writes no completions, or is of another model
     │   └── RunFolderError         a run folder of another model or version, or unwritable
     └── RunFailure                 exit code 1: the run ended with a documented failure

@@ -1,6 +1,7 @@
 """How records show themselves in a notebook and become data frames, without knowing who draws them.
 
-``notebook`` draws; it is built on the records, so it tells them how (``drawn_by``) when the package is imported.
+``notebook`` draws; it is built on the records, so it tells them how (``drawn_by``) when the package
+is imported.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,5 +37,7 @@ def dataframe(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> "pan
     try:
         import pandas
     except ImportError as error:
-        raise UsageError("Data frames need pandas. Install it with: pip install 'refusal[notebook]'.") from error
+        raise UsageError(
+            "Data frames need pandas. Install it with: pip install 'refusal[notebook]'."
+        ) from error
     return pandas.DataFrame(list(rows), columns=list(columns))

@@ -1,7 +1,8 @@
 """One run at a time in a folder: a lock file that names the process which works there.
 
-The file is left behind only by a process that was killed; whoever finds it then sees that the process is gone, and
-takes the folder over. What such a process was writing (temporary files of ``storage``) is removed at the same time.
+The file is left behind only by a process that was killed; whoever finds it then sees that the
+process is gone, and takes the folder over. What such a process was writing (temporary files of
+``storage``) is removed at the same time.
 """
 
 import json
@@ -51,7 +52,9 @@ def _take(folder: Path) -> list[Path]:
                 raise RunFolderError(_message(folder, found))
             _remove_stale(file, found)
     except OSError as error:
-        raise RunFolderError(f"{folder} cannot be used ({error.strerror}). Give another --out.") from error
+        raise RunFolderError(
+            f"{folder} cannot be used ({error.strerror}). Give another --out."
+        ) from error
     _held.add(folder.resolve())
     for left in (*left_by_dead(folder), *folder.glob(".vllm-*")):
         if left.is_dir():
@@ -74,7 +77,11 @@ def _give_back(folder: Path, made: list[Path]) -> None:
 
 def _create(file: Path) -> bool:
     """Make the lock file with its content in one step; false if there is one."""
-    about = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
+    about = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": psutil.Process().create_time(),
+    }
     whole = file.with_name(temporary_prefix(NAME) + "new")
     whole.write_text(json.dumps(about), encoding="utf-8")
     try:
@@ -108,7 +115,9 @@ def _is_held(folder: Path) -> bool:
 
 
 def _is_gone(found: dict[str, Any]) -> bool:
-    """Whether the process that made the lock has ended; of one on another machine that is not known."""
+    """Whether the process that made the lock has ended; of one on another machine that is not
+    known.
+    """
     if found.get("host") != socket.gethostname():
         return False
     pid, started = found.get("pid"), found.get("started")
@@ -116,7 +125,9 @@ def _is_gone(found: dict[str, Any]) -> bool:
         return True
     try:
         process = psutil.Process(pid)
-        return bool(abs(process.create_time() - started) > 1 or process.status() == psutil.STATUS_ZOMBIE)
+        return bool(
+            abs(process.create_time() - started) > 1 or process.status() == psutil.STATUS_ZOMBIE
+        )
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:

@@ -1,9 +1,11 @@
-"""Several processes on one run (``torchrun``, ``accelerate launch``): who they are, and how they share work.
+"""Several processes on one run (``torchrun``, ``accelerate launch``): who they are, and how they
+share work.
 
-Every process runs the same program and holds a model of its own; only ``share`` splits work, so that no stage needs to
-know of processes. Units are handed out one after another by a counter in the process group's store: a fast process
-takes more of them, and none waits longer than the last unit takes. Every process then has all results, in the order of
-the units, and goes on alike. Process 0 writes the files; the others read them once it has (``wait``).
+Every process runs the same program and holds a model of its own; only ``share`` splits work, so
+that no stage needs to know of processes. Units are handed out one after another by a counter in the
+process group's store: a fast process takes more of them, and none waits longer than the last unit
+takes. Every process then has all results, in the order of the units, and goes on alike. Process 0
+writes the files; the others read them once it has (``wait``).
 
 In a single process all of this is the plain loop.
 """
@@ -24,10 +26,12 @@ from refusal.core.errors import Error, RankError, UsageError
 T = TypeVar("T")
 U = TypeVar("U")
 
-# For the slowest unit, and for what the first process does alone (a server that starts, all its completions). A process
-# that dies is noticed at once, whatever this is.
+# For the slowest unit, and for what the first process does alone (a server that starts, all its
+# completions). A process that dies is noticed at once, whatever this is.
 LONGEST_WAIT = timedelta(days=1)
-LAUNCHER = "Start the processes with torchrun, or unset WORLD_SIZE, RANK and LOCAL_RANK for one process."
+LAUNCHER = (
+    "Start the processes with torchrun, or unset WORLD_SIZE, RANK and LOCAL_RANK for one process."
+)
 _state: dict[str, Any] = {"store": None, "shared": 0, "split": False, "alone": False}
 
 
@@ -37,7 +41,9 @@ def processes() -> int:
 
 
 def world() -> int:
-    """How many processes share the work; one where all hold parts of one model, or where this one works by itself."""
+    """How many processes share the work; one where all hold parts of one model, or where this one
+    works by itself.
+    """
     return 1 if _state["split"] or _state["alone"] else processes()
 
 
@@ -58,10 +64,12 @@ def is_writer() -> bool:
 
 @contextmanager
 def joined(split: bool = False) -> Iterator[None]:
-    """Join the processes that a launcher has started, for the block; nothing to do without one, or inside another.
+    """Join the processes that a launcher has started, for the block; nothing to do without one, or
+    inside another.
 
     Args:
-        split: the processes hold parts of one model (tensor parallel), so all of them do all of the work.
+        split: the processes hold parts of one model (tensor parallel), so all of them do all of the
+            work.
 
     Raises:
         RankError: another process has ended, or could not be reached.
@@ -72,9 +80,12 @@ def joined(split: bool = False) -> Iterator[None]:
     _check_launch()
     with _failures():
         store, number, size = next(iter(rendezvous("env://", timeout=LONGEST_WAIT)))
-        # Results are exchanged as Python objects on the CPU; a model that is split exchanges tensors where it is.
+        # Results are exchanged as Python objects on the CPU; a model that is split exchanges
+        # tensors where it is.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=LONGEST_WAIT)
+        dist.init_process_group(
+            backend, store=store, rank=number, world_size=size, timeout=LONGEST_WAIT
+        )
     _state.update(store=PrefixStore("refusal", store), shared=0, split=split)
     try:
         with _failures():
@@ -85,14 +96,17 @@ def joined(split: bool = False) -> Iterator[None]:
 
 
 def _check_launch() -> None:
-    """Raise UsageError unless the launcher's variables say which process this is and where the first one waits."""
+    """Raise UsageError unless the launcher's variables say which process this is and where the
+    first one waits.
+    """
     number, size, port = _number("RANK", -1), _number("WORLD_SIZE", 1), _number("MASTER_PORT", -1)
     if not 0 <= number < size:
         raise UsageError(f"RANK={os.environ.get('RANK')} is none of {size} processes. {LAUNCHER}")
     if not 0 < port < 65536 or not os.environ.get("MASTER_ADDR"):
         raise UsageError(
-            f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, MASTER_PORT={os.environ.get('MASTER_PORT')} is no address "
-            f"of the first process. {LAUNCHER}"
+            f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, "
+            f"MASTER_PORT={os.environ.get('MASTER_PORT')} is no address of the first process. "
+            f"{LAUNCHER}"
         )
 
 
@@ -108,7 +122,9 @@ def _number(name: str, default: int) -> int:
     except ValueError:
         found = None
     if found is None or (found < 0 and text != str(default)):
-        raise UsageError(f"The environment variable {name} is {text[:40]!r}, not a number from 0 on. {LAUNCHER}")
+        raise UsageError(
+            f"The environment variable {name} is {text[:40]!r}, not a number from 0 on. {LAUNCHER}"
+        )
     return found
 
 
@@ -123,12 +139,18 @@ def local_number() -> int:
 
 
 def speaks_of(error: Error) -> bool:
-    """Whether this process reports an error that ends it: the first does; another only one that is its own."""
+    """Whether this process reports an error that ends it: the first does; another only one that is
+    its own.
+    """
     try:
         number, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     except UsageError:  # which is what is reported
         return True
-    return number == 0 or number >= size or not (error.everywhere or isinstance(error, (RankError, UsageError)))
+    return (
+        number == 0
+        or number >= size
+        or not (error.everywhere or isinstance(error, (RankError, UsageError)))
+    )
 
 
 def share(units: Sequence[U], work: Callable[[U], T]) -> list[T]:
@@ -157,7 +179,9 @@ def share(units: Sequence[U], work: Callable[[U], T]) -> list[T]:
 
 
 def _handed_out(n: int) -> Iterator[int]:
-    """Numbers below ``n``, each in one process only; every process takes part in every call, in the same order."""
+    """Numbers below ``n``, each in one process only; every process takes part in every call, in the
+    same order.
+    """
     _state["shared"] += 1
     key = f"share-{_state['shared']}"
     while (i := _state["store"].add(key, 1) - 1) < n:
@@ -191,7 +215,9 @@ def parts() -> int:
 
 
 def smallest(value: int) -> int:
-    """The smallest of every process's numbers, so that all plan alike; those that hold parts of one model must."""
+    """The smallest of every process's numbers, so that all plan alike; those that hold parts of one
+    model must.
+    """
     if processes() == 1 or _state["alone"]:
         return value
     found = torch.tensor(value)
@@ -248,7 +274,10 @@ def _failures() -> Iterator[None]:
 
 def _is_lost(error: RuntimeError) -> bool:
     text = str(error).lower()
-    return any(sign in text for sign in ("connection closed", "connection reset", "gloo", "broken pipe", "timed out"))
+    return any(
+        sign in text
+        for sign in ("connection closed", "connection reset", "gloo", "broken pipe", "timed out")
+    )
 
 
 def _lost(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """How library code reports progress without knowing who listens.
 
-A stage opens ``with task("collect", total=256) as advance`` and calls ``advance(n)``. By default nobody listens;
-``display`` installs a listener for the terminal. Loading by transformers is reported the same way.
+A stage opens ``with task("collect", total=256) as advance`` and calls ``advance(n)``. By default
+nobody listens; ``display`` installs a listener for the terminal. Loading by transformers is
+reported the same way.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -40,10 +41,11 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def bars_as_tasks() -> Iterator[None]:
-    """Turn the bars that transformers draws inside the block into tasks, so that they show where all progress shows.
+    """Turn the bars that transformers draws inside the block into tasks, so that they show where
+    all progress shows.
 
-    Its GGUF loader calls tqdm directly, deaf to transformers' own switch and hook: for the block it gets the one that
-    listens to them.
+    Its GGUF loader calls tqdm directly, deaf to transformers' own switch and hook: for the block it
+    gets the one that listens to them.
     """
     before = transformers_logging.set_tqdm_hook(lambda factory, args, kwargs: _Bar(*args, **kwargs))
     loader: Any = modeling_gguf_pytorch_utils
@@ -56,7 +58,9 @@ def bars_as_tasks() -> Iterator[None]:
 
 
 class _Bar(transformers_logging.EmptyTqdm):
-    """Stands in for a tqdm bar: walks its items as a task; every other method of a bar does nothing."""
+    """Stands in for a tqdm bar: walks its items as a task; every other method of a bar does
+    nothing.
+    """
 
     def __init__(self, items: Iterable[Any] = (), desc: str = "load", **kwargs: Any) -> None:
         self._items = items

@@ -1,7 +1,8 @@
 """The records that the stages hand to each other: frozen, with shapes in their types.
 
-Dimensions: ``position`` counts post-instruction tokens (first is the earliest, last is -1), ``layer`` decoder blocks
-(the value at ``layer`` is the *input* of that block), ``d_model`` the width of the residual stream.
+Dimensions: ``position`` counts post-instruction tokens (first is the earliest, last is -1),
+``layer`` decoder blocks (the value at ``layer`` is the *input* of that block), ``d_model`` the
+width of the residual stream.
 """
 
 import hashlib
@@ -40,7 +41,9 @@ class Prompt:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the text whatever its case and spacing; the same prompt under another id has the same one."""
+        """Hash of the text whatever its case and spacing; the same prompt under another id has the
+        same one.
+        """
         return hashlib.sha256(" ".join(self.text.casefold().split()).encode()).hexdigest()[:16]
 
 
@@ -56,9 +59,10 @@ class PromptPair:
 class PromptSplits:
     """Train, validation and test pools, and what building them removed.
 
-    ``counts`` is for the reader: pool sizes by ``<label>_<split>``, near-duplicates dropped by ``removed_<...>``, and
-    by ``drawn_from_<...>`` how many of a pool are drawn from (the rest of it only guards against leakage).
-    ``matched`` are harmless prompts written to match harmful ones in topic and form (built-in set only).
+    ``counts`` is for the reader: pool sizes by ``<label>_<split>``, near-duplicates dropped by
+    ``removed_<...>``, and by ``drawn_from_<...>`` how many of a pool are drawn from (the rest of it
+    only guards against leakage). ``matched`` are harmless prompts written to match harmful ones in
+    topic and form (built-in set only).
     """
 
     name: str
@@ -73,8 +77,9 @@ class PromptSplits:
 class RefusalTokens:
     """The token set ``R`` of the refusal metric, and where it comes from.
 
-    ``probabilities`` is the mean probability of each token as the first of a completion judged a refusal (``None``
-    for presets and tokens given by the user); ``auroc`` is that of the metric against judged completions.
+    ``probabilities`` is the mean probability of each token as the first of a completion judged a
+    refusal (``None`` for presets and tokens given by the user); ``auroc`` is that of the metric
+    against judged completions.
     """
 
     ids: tuple[int, ...]
@@ -93,7 +98,9 @@ class RefusalTokens:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How many prompts of a class were run, how many passed the filter, and their mean refusal metric."""
+    """How many prompts of a class were run, how many passed the filter, and their mean refusal
+    metric.
+    """
 
     drawn: int
     passed: int
@@ -138,21 +145,28 @@ class Candidates(Shown):
         return self.vectors.shape[1]
 
     def at(self, position: int, layer: int) -> "Direction":
-        """The candidate at a negative ``position`` and a ``layer``, as a direction (unit vector and norm)."""
+        """The candidate at a negative ``position`` and a ``layer``, as a direction (unit vector and
+        norm).
+        """
         if not -self.n_positions <= position <= -1 or not 0 <= layer < self.n_layers:
             raise DirectionError(
                 f"There is no candidate at position {position}, layer {layer}. "
-                f"Positions run from {-self.n_positions} to -1 and layers from 0 to {self.n_layers - 1}."
+                f"Positions run from {-self.n_positions} to -1 and layers from 0 to "
+                f"{self.n_layers - 1}."
             )
         vector = self.vectors[position, layer].float()
         norm = float(vector.norm())
         unit = vector / norm if norm > 0 else vector
-        return Direction(unit, norm, position, layer, model=self.model, seed=self.seed, seen=self.seen)
+        return Direction(
+            unit, norm, position, layer, model=self.model, seed=self.seed, seen=self.seen
+        )
 
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """The three selection scores of one candidate; a score that the decision did not need is ``None``."""
+    """The three selection scores of one candidate; a score that the decision did not need is
+    ``None``.
+    """
 
     position: int
     layer: int
@@ -164,9 +178,11 @@ class CandidateScore:
 
 @dataclass(frozen=True)
 class Direction(Shown):
-    """A refusal direction: unit vector, the norm it had as a difference in means, and its provenance.
+    """A refusal direction: unit vector, the norm it had as a difference in means, and its
+    provenance.
 
-    ``seen``: fingerprints of the prompts that it was found and chosen with; it is never evaluated on those.
+    ``seen``: fingerprints of the prompts that it was found and chosen with; it is never evaluated
+    on those.
     """
 
     vector: Float[Tensor, "d_model"]
@@ -179,7 +195,9 @@ class Direction(Shown):
     seen: frozenset[str] = frozenset()
 
     def save(self, path: str | Path) -> None:
-        """Write safetensors: tensor ``direction`` (unit, float32) and its provenance as metadata."""
+        """Write safetensors: tensor ``direction`` (unit, float32) and its provenance as
+        metadata.
+        """
         metadata = {
             "position": str(self.position),
             "layer": str(self.layer),
@@ -214,8 +232,8 @@ class Win:
 class Stability:
     """The choice on resampled validation prompts.
 
-    ``winners`` are the most frequent ones, ``cosines[i][j]`` is between winners ``i`` and ``j``. Of all candidates only
-    ``contenders`` can be chosen: those that meet the thresholds or nearly do.
+    ``winners`` are the most frequent ones, ``cosines[i][j]`` is between winners ``i`` and ``j``. Of
+    all candidates only ``contenders`` can be chosen: those that meet the thresholds or nearly do.
     """
 
     resamples: int
@@ -229,8 +247,9 @@ class Stability:
 class Selection(Shown):
     """The chosen direction, every score, and what each criterion rejected.
 
-    ``qualified`` is False when no candidate satisfied the rule and the lowest bypass inside the KL and layer limits
-    stands in. The counts hold the unmodified model's mean metrics on the validation prompts that passed the filter.
+    ``qualified`` is False when no candidate satisfied the rule and the lowest bypass inside the KL
+    and layer limits stands in. The counts hold the unmodified model's mean metrics on the
+    validation prompts that passed the filter.
     """
 
     direction: Direction
@@ -251,8 +270,14 @@ class Selection(Shown):
         return dataframe(map(asdict, self.scores), [field.name for field in fields(CandidateScore)])
 
     def nearest_misses(self, n: int = 5) -> list[CandidateScore]:
-        """The candidates with the highest induce score among those inside the KL and layer limits."""
-        inside = [s for s in self.scores if s.induce is not None and s.rejected_because in (None, "induce")]
+        """The candidates with the highest induce score among those inside the KL and layer
+        limits.
+        """
+        inside = [
+            s
+            for s in self.scores
+            if s.induce is not None and s.rejected_because in (None, "induce")
+        ]
         return sorted(inside, key=lambda s: -(s.induce or 0.0))[:n]
 
 
@@ -287,10 +312,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number with its interval: ``name`` on ``set`` under ``condition``, over ``n`` prompts or texts.
+    """One number with its interval: ``name`` on ``set`` under ``condition``, over ``n`` prompts or
+    texts.
 
-    A name that ends in ``_change`` is the difference from the baseline on the same prompts; ``p_value`` is then that of
-    McNemar's exact test, where there is one. With fewer than two texts a mean has no interval (infinite).
+    A name that ends in ``_change`` is the difference from the baseline on the same prompts;
+    ``p_value`` is then that of McNemar's exact test, where there is one. With fewer than two texts
+    a mean has no interval (infinite).
     """
 
     name: str
@@ -310,12 +337,12 @@ class Evaluation(Shown):
     completions: dict[tuple[str, str], tuple[Completion, ...]]
     metrics: tuple[Metric, ...]
 
-    def rate(self, set: str, condition: str, name: str = "refusal_rate") -> Metric:
+    def rate(self, set_name: str, condition: str, name: str = "refusal_rate") -> Metric:
         """The metric of that name, e.g. ``rate("harmful", "ablation")``."""
         for metric in self.metrics:
-            if (metric.name, metric.set, metric.condition) == (name, set, condition):
+            if (metric.name, metric.set, metric.condition) == (name, set_name, condition):
                 return metric
-        raise KeyError(f"no {name} for {set} prompts under {condition}")
+        raise KeyError(f"no {name} for {set_name} prompts under {condition}")
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """The metrics, one a row; ``completions`` are not in it.
@@ -336,7 +363,9 @@ def metrics_dataframe(metrics: Sequence[Metric]) -> "pandas.DataFrame":
 
 
 def to_json(record: Any) -> Any:
-    """A record, or a tuple of records, as plain JSON values; tensors are refused rather than written out."""
+    """A record, or a tuple of records, as plain JSON values; tensors are refused rather than
+    written out.
+    """
     if isinstance(record, (list, tuple)):
         return [to_json(item) for item in record]
     if isinstance(record, torch.Tensor):

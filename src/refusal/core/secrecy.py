@@ -1,4 +1,6 @@
-"""Texts that must not be written or shown: passwords in addresses, keys among arguments, hosts that are none."""
+"""Texts that must not be written or shown: passwords in addresses, keys among arguments, hosts that
+are none.
+"""
 
 import re
 from collections.abc import Sequence
@@ -21,12 +23,21 @@ def without_secrets(text: str) -> str:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise UsageError for an argument that is no text: all that is written down is UTF-8, names of files included."""
+    """Raise UsageError for an argument that is no text: all that is written down is UTF-8, names of
+    files included.
+    """
     for argument in arguments:
         if "\0" in argument:
-            raise UsageError(f"The argument {argument[:200]!r} holds a NUL character. Leave it out.")
-        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
-            raise UsageError(f"The argument {argument[:200]!r} is not UTF-8. Rename the file, or give it in UTF-8.")
+            raise UsageError(
+                f"The argument {argument[:200]!r} holds a NUL character. Leave it out."
+            )
+        if not argument.isascii() and any(
+            "\ud800" <= character <= "\udfff" for character in argument
+        ):
+            raise UsageError(
+                f"The argument {argument[:200]!r} is not UTF-8. Rename the file, or give it in "
+                "UTF-8."
+            )
 
 
 def shown_arguments(arguments: Sequence[str]) -> list[str]:
@@ -55,11 +66,14 @@ def _address(text: str) -> str:
         raise ValueError(f"this is no address ({error})") from error
     if "@" in parts.netloc:
         raise ValueError(
-            "an address with a user or a password would be written to run.toml, the manifest and the report; put the "
-            "key into the environment variable that --judge-key-env or --engine-key-env names"
+            "an address with a user or a password would be written to run.toml, the manifest and "
+            "the report; put the key into the environment variable that --judge-key-env or "
+            "--engine-key-env names"
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ValueError("an address begins with http:// or https://, then the host, as http://127.0.0.1:8000/v1")
+        raise ValueError(
+            "an address begins with http:// or https://, then the host, as http://127.0.0.1:8000/v1"
+        )
     if parts.query or parts.fragment:
         raise ValueError("an address goes up to and with /v1; nothing follows it")
     return text
@@ -68,8 +82,8 @@ def _address(text: str) -> str:
 def _no_secret(argument: str) -> str:
     if _SECRET.match(argument):
         raise ValueError(
-            "it would be written to run.toml, the manifest and the report; set the key in the environment "
-            "(VLLM_API_KEY, HF_TOKEN) instead"
+            "it would be written to run.toml, the manifest and the report; set the key in the "
+            "environment (VLLM_API_KEY, HF_TOKEN) instead"
         )
     return argument
 

@@ -1,9 +1,9 @@
 """Statistics, named once: scipy does the work.
 
-Intervals are at 95 %. Rates get Wilson's interval; the change of a rate between two conditions on the same prompts
-gets Newcombe's (1998, Statistics in Medicine 17:2635, method 10) and McNemar's exact test; means get a bootstrap over
-prompts. Bootstraps are seeded: the same numbers give the same interval. Rates corrected for the errors of who judged
-have the formulas beside them.
+Intervals are at 95 %. Rates get Wilson's interval; the change of a rate between two conditions on
+the same prompts gets Newcombe's (1998, Statistics in Medicine 17:2635, method 10) and McNemar's
+exact test; means get a bootstrap over prompts. Bootstraps are seeded: the same numbers give the
+same interval. Rates corrected for the errors of who judged have the formulas beside them.
 """
 
 import math
@@ -32,7 +32,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How a judge did where the truth is known, as counts; what it looks for, a refusal say, is called positive.
+    """How a judge did where the truth is known, as counts; what it looks for, a refusal say, is
+    called positive.
 
     Attributes:
         hits, misses: positive ones that it found, and did not find.
@@ -63,9 +64,15 @@ class Accuracy:
 
     @property
     def informedness(self) -> float:
-        """Sensitivity + specificity - 1 (Youden's J); 0 or less is no better than chance, nothing counted is 0."""
+        """Sensitivity + specificity - 1 (Youden's J); 0 or less is no better than chance, nothing
+        counted is 0.
+        """
         positives, negatives = self.hits + self.misses, self.rejections + self.false_alarms
-        return self.hits / positives - self.false_alarms / negatives if positives and negatives else 0.0
+        return (
+            self.hits / positives - self.false_alarms / negatives
+            if positives and negatives
+            else 0.0
+        )
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -86,18 +93,23 @@ def _share(count: int, n: int) -> Estimate:
 
 
 def together(runs: Sequence[Estimate]) -> Estimate:
-    """What several runs on the same prompts show together: the mean of their values and of their bounds.
+    """What several runs on the same prompts show together: the mean of their values and of their
+    bounds.
 
-    The interval is as wide as one run's: a prompt's answers in several runs go together, so it counts once.
+    The interval is as wide as one run's: a prompt's answers in several runs go together, so it
+    counts once.
     """
-    return Estimate(fmean(r.value for r in runs), fmean(r.low for r in runs), fmean(r.high for r in runs))
+    return Estimate(
+        fmean(r.value for r in runs), fmean(r.low for r in runs), fmean(r.high for r in runs)
+    )
 
 
 def rate_change(before: Sequence[bool], after: Sequence[bool]) -> Estimate:
     """``share(after) - share(before)`` on the same prompts, in the same order.
 
-    Newcombe's square-and-add interval from the two Wilson intervals and the correlation phi of the pairs; the p-value
-    is McNemar's exact one: given how many prompts changed, are both ways as likely?
+    Newcombe's square-and-add interval from the two Wilson intervals and the correlation phi of the
+    pairs; the p-value is McNemar's exact one: given how many prompts changed, are both ways as
+    likely?
     """
     n = len(before)
     if len(after) != n:
@@ -107,7 +119,10 @@ def rate_change(before: Sequence[bool], after: Sequence[bool]) -> Estimate:
     x, y = np.array(before, dtype=bool), np.array(after, dtype=bool)
     gained, lost = int((y & ~x).sum()), int((x & ~y).sum())
     p, q = float(x.mean()), float(y.mean())
-    (p_low, p_high), (q_low, q_high) = wilson_interval(int(x.sum()), n), wilson_interval(int(y.sum()), n)
+    (p_low, p_high), (q_low, q_high) = (
+        wilson_interval(int(x.sum()), n),
+        wilson_interval(int(y.sum()), n),
+    )
     phi = _phi(int((x & y).sum()), lost, gained, int((~x & ~y).sum()))
     change = q - p
     down, up = (q - q_low, p_high - p), (q_high - q, p - p_low)
@@ -128,18 +143,23 @@ def _phi(both: int, first: int, second: int, neither: int) -> float:
 
 
 def corrected_rate(successes: int, n: int, accuracy: Accuracy) -> Estimate | None:
-    """The share of positive ones behind ``successes`` of ``n`` found by a judge that errs: Rogan and Gladen (1978).
+    """The share of positive ones behind ``successes`` of ``n`` found by a judge that errs: Rogan
+    and Gladen (1978).
 
-    ``(q + spec - 1) / (sens + spec - 1)`` for a raw share ``q``, clipped to 0..1 (American Journal of Epidemiology
-    107:71). The interval is Lang and Reiczigel's (2014, Preventive Veterinary Medicine 113:13), which carries the
-    uncertainty of all three shares: each is shrunk (``q`` as Wilson does, the others by one item to either side), and
-    the middle is shifted by ``delta``. ``None`` where the judge knows no better than chance: then nothing follows.
+    ``(q + spec - 1) / (sens + spec - 1)`` for a raw share ``q``, clipped to 0..1 (American Journal
+    of Epidemiology 107:71). The interval is Lang and Reiczigel's (2014, Preventive Veterinary
+    Medicine 113:13), which carries the uncertainty of all three shares: each is shrunk (``q`` as
+    Wilson does, the others by one item to either side), and the middle is shifted by ``delta``.
+    ``None`` where the judge knows no better than chance: then nothing follows.
     """
     if accuracy.informedness <= 0:
         return None
     if n == 0:
         return Estimate(0.0, 0.0, 1.0)
-    positives, negatives = accuracy.hits + accuracy.misses, accuracy.rejections + accuracy.false_alarms
+    positives, negatives = (
+        accuracy.hits + accuracy.misses,
+        accuracy.rejections + accuracy.false_alarms,
+    )
     value = _unit((successes / n - accuracy.false_alarms / negatives) / accuracy.informedness)
     positives, negatives = positives + 2, negatives + 2
     size, q = n + Z**2, (successes + Z**2 / 2) / (n + Z**2)
@@ -153,12 +173,16 @@ def corrected_rate(successes: int, n: int, accuracy: Accuracy) -> Estimate | Non
     return Estimate(value, min(low, value), max(high, value))
 
 
-def corrected_change(before: Sequence[bool], after: Sequence[bool], accuracy: Accuracy) -> Estimate | None:
-    """``corrected_rate(after) - corrected_rate(before)`` on the same prompts, by a judge that errs alike on both.
+def corrected_change(
+    before: Sequence[bool], after: Sequence[bool], accuracy: Accuracy
+) -> Estimate | None:
+    """``corrected_rate(after) - corrected_rate(before)`` on the same prompts, by a judge that errs
+    alike on both.
 
-    Specificity cancels: the truth changes by the raw change over ``J = sens + spec - 1``. The interval is that of this
-    ratio (Newcombe 2016, MOVER-R, Statistical Methods in Medical Research 25:1774) from the raw change's and that of
-    ``J`` (square-and-add over the two Wilson intervals). The p-value is the raw change's: both are zero together.
+    Specificity cancels: the truth changes by the raw change over ``J = sens + spec - 1``. The
+    interval is that of this ratio (Newcombe 2016, MOVER-R, Statistical Methods in Medical Research
+    25:1774) from the raw change's and that of ``J`` (square-and-add over the two Wilson intervals).
+    The p-value is the raw change's: both are zero together.
     """
     n = len(before)
     raw = rate_change(before, after)
@@ -179,8 +203,9 @@ def corrected_change(before: Sequence[bool], after: Sequence[bool], accuracy: Ac
 def _ratio_low(top: float, low: float, bottom: tuple[float, float, float]) -> float:
     """MOVER-R's lower end of ``top / bottom``; ``bottom`` with its own bounds, all above 0.
 
-    It is the root below ``top / bottom`` of ``(top - r bottom)^2 = (top - low)^2 + r^2 d^2``. ``d`` is how far the
-    bottom may go to where the ratio falls: up where the root is positive, down where it is negative.
+    It is the root below ``top / bottom`` of ``(top - r bottom)^2 = (top - low)^2 + r^2 d^2``. ``d``
+    is how far the bottom may go to where the ratio falls: up where the root is positive, down where
+    it is negative.
     """
     value, down, up = bottom
     d = up - value if low >= 0 else value - down
@@ -201,11 +226,17 @@ def mean(values: Sequence[float]) -> Estimate:
 
 
 def ratio(totals: Sequence[float], weights: Sequence[float]) -> Estimate:
-    """``sum(totals) / sum(weights)`` with a bootstrap interval over the pairs (nats of a text and its tokens)."""
-    return _bootstrapped(np.array([totals, weights], dtype=float), lambda t, w, axis: t.sum(axis) / w.sum(axis))
+    """``sum(totals) / sum(weights)`` with a bootstrap interval over the pairs (nats of a text and
+    its tokens).
+    """
+    return _bootstrapped(
+        np.array([totals, weights], dtype=float), lambda t, w, axis: t.sum(axis) / w.sum(axis)
+    )
 
 
-def ratio_change(before: Sequence[float], after: Sequence[float], weights: Sequence[float]) -> Estimate:
+def ratio_change(
+    before: Sequence[float], after: Sequence[float], weights: Sequence[float]
+) -> Estimate:
     """Change of ``ratio`` between two conditions on the same texts."""
     if len(before) != len(after):
         raise ValueError(f"{len(before)} texts before and {len(after)} after cannot be paired")
@@ -213,21 +244,32 @@ def ratio_change(before: Sequence[float], after: Sequence[float], weights: Seque
 
 
 def _bootstrapped(data: Float[np.ndarray, "kind item"], statistic: object) -> Estimate:
-    """Percentile bootstrap over the items; with fewer than two items there is no interval, said as infinite."""
+    """Percentile bootstrap over the items; with fewer than two items there is no interval, said as
+    infinite.
+    """
     if data.shape[1] == 0:
         return Estimate(math.nan, -math.inf, math.inf)
     value = float(statistic(*data, axis=-1))  # type: ignore[operator]
     if data.shape[1] < 2:
         return Estimate(value, -math.inf, math.inf)
     found = bootstrap(
-        tuple(data), statistic, n_resamples=RESAMPLES, paired=True, vectorized=True, confidence_level=CONFIDENCE,
-        method="percentile", rng=np.random.default_rng(0), batch=500,
-    ).confidence_interval  # fmt: skip
+        tuple(data),
+        statistic,
+        n_resamples=RESAMPLES,
+        paired=True,
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+        batch=500,
+    ).confidence_interval
     return Estimate(value, float(found.low), float(found.high))
 
 
 def auroc(positive: list[float], negative: list[float]) -> float | None:
-    """Area under the ROC curve: P(positive > negative), ties half; ``None`` when a class is empty."""
+    """Area under the ROC curve: P(positive > negative), ties half; ``None`` when a class is
+    empty.
+    """
     if not positive or not negative:
         return None
     u = mannwhitneyu(positive, negative, alternative="greater").statistic

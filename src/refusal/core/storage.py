@@ -1,7 +1,8 @@
 """The one place that writes files: whole or not at all.
 
-Everything is written under a temporary name in the target folder and renamed, so that an interruption or a full disk
-never leaves half a file behind. Of several processes of a run only the first writes (``ranks``).
+Everything is written under a temporary name in the target folder and renamed, so that an
+interruption or a full disk never leaves half a file behind. Of several processes of a run only the
+first writes (``ranks``).
 """
 
 import hashlib
@@ -31,11 +32,14 @@ from refusal.core.errors import ExportError, StorageError
 PAGE_MARK = b'<meta name="generator" content="refusal '  # report/base.html.j2
 # Of temporary files and folders: the name they will get, and the process that is writing them.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})\.\w+")
-_ABANDONED = 24 * 3600  # seconds; after so long what another machine's process has begun is taken for left
+_ABANDONED = (
+    24 * 3600
+)  # seconds; after so long what another machine's process has begun is taken for left
 
 
 def check_page(path: Path) -> None:
-    """Make sure that a page may be written to ``path``: it is free, or holds a page that this program wrote.
+    """Make sure that a page may be written to ``path``: it is free, or holds a page that this
+    program wrote.
 
     Raises:
         ExportError: it is a folder, or another file.
@@ -46,15 +50,24 @@ def check_page(path: Path) -> None:
         raise ExportError(f"{path} is no file. Give the name of a page with --out.")
     with path.open("rb") as file:
         if PAGE_MARK not in file.read(2000):
-            raise ExportError(f"{path} exists and is no page of this program. Give another --out, or delete it.")
+            raise ExportError(
+                f"{path} exists and is no page of this program. Give another --out, or delete it."
+            )
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write safetensors, the same content always as the same bytes."""
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {}))
-    # The library writes metadata in random order; stages tell by the hash of a file whether it changed.
+    data = save(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {})
+    )
+    # The library writes metadata in random order; stages tell by the hash of a file whether it
+    # changed.
     start = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:start]), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    header = json.dumps(
+        json.loads(data[8:start]), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+    ).encode()
     header += b" " * (-len(header) % 8)  # the tensors stay aligned
     whole = len(header).to_bytes(8, "little") + header + data[start:]
     _replace(path, lambda temporary: Path(temporary).write_bytes(whole))
@@ -67,7 +80,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON value a line; NaN is refused."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_text(
+        path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    )
 
 
 def append_jsonl(path: Path, row: Any) -> None:
@@ -79,7 +94,8 @@ def append_jsonl(path: Path, row: Any) -> None:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
         raise StorageError(
-            f"{path} could not be written ({error}). Free some space or give another folder with --out."
+            f"{path} could not be written ({error}). Free some space or give another folder with "
+            "--out."
         ) from error
 
 
@@ -95,7 +111,8 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path, needed: int) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its name at the end of the block: all of it or nothing.
+    """A temporary folder beside ``path`` that takes its name at the end of the block: all of it or
+    nothing.
 
     Args:
         path: must not exist, or be an empty folder.
@@ -110,7 +127,9 @@ def new_folder(path: Path, needed: int) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in left_by_dead(path.parent, of=path.name, below=False):
             shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=temporary_prefix(path.name)) as temporary:
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=temporary_prefix(path.name)
+        ) as temporary:
             filled = Path(temporary) / "folder"
             filled.mkdir()
             yield filled
@@ -119,14 +138,19 @@ def new_folder(path: Path, needed: int) -> Iterator[Path]:
             filled.replace(path)
     except (OSError, SafetensorError) as error:
         raise StorageError(
-            f"{path} could not be written ({error}). Free some space or give another folder with --out."
+            f"{path} could not be written ({error}). Free some space or give another folder with "
+            "--out."
         ) from error
 
 
 def check_room(path: Path, needed: int) -> None:
-    """Make sure that a folder of ``needed`` bytes can be made at ``path``. Raises as ``new_folder`` does."""
+    """Make sure that a folder of ``needed`` bytes can be made at ``path``. Raises as ``new_folder``
+    does.
+    """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ExportError(f"{path} exists and is not an empty folder. Give another --out, or delete it.")
+        raise ExportError(
+            f"{path} exists and is not an empty folder. Give another --out, or delete it."
+        )
     check_free(path, needed)
 
 
@@ -160,7 +184,9 @@ def write_blocks(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
 
 
 def write_through(path: Path, write: Callable[[str], object]) -> None:
-    """Let a library write its own format: ``write`` gets a temporary name, which becomes ``path``."""
+    """Let a library write its own format: ``write`` gets a temporary name, which becomes
+    ``path``.
+    """
     _replace(path, write)
 
 
@@ -174,9 +200,13 @@ def remove(path: Path) -> None:
     if not parallel.is_writer():
         return
     try:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(
+            missing_ok=True
+        )
     except OSError as error:
-        raise StorageError(f"{path} could not be deleted ({error}). Delete it, or give another --out.") from error
+        raise StorageError(
+            f"{path} could not be deleted ({error}). Delete it, or give another --out."
+        ) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -186,12 +216,15 @@ def file_sha256(path: Path) -> str:
 
 
 def temporary_prefix(name: str) -> str:
-    """How a temporary file or folder begins that will be called ``name``: hidden, with this process's number."""
+    """How a temporary file or folder begins that will be called ``name``: hidden, with this
+    process's number.
+    """
     return f".{name}.{os.getpid()}-{_host()}."
 
 
 def left_by_dead(folder: Path, of: str | None = None, below: bool = True) -> list[Path]:
-    """Temporary files and folders of processes that have ended, in a folder and, if ``below``, in those under it.
+    """Temporary files and folders of processes that have ended, in a folder and, if ``below``, in
+    those under it.
 
     Args:
         of: only those that were to get this name.
@@ -199,7 +232,11 @@ def left_by_dead(folder: Path, of: str | None = None, below: bool = True) -> lis
     found = []
     for path in folder.rglob(".*") if below else folder.glob(".*"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is not None and of in (None, match["name"]) and _is_left(path, int(match["pid"]), match["host"]):
+        if (
+            match is not None
+            and of in (None, match["name"])
+            and _is_left(path, int(match["pid"]), match["host"])
+        ):
             found.append(path)
     return found
 
@@ -210,7 +247,9 @@ def _is_left(path: Path, pid: int, host: str) -> bool:
         written = path.stat().st_mtime
         if host != _host():
             return time.time() - written > _ABANDONED
-        return bool(written < psutil.Process(pid).create_time())  # the number belongs to another process now
+        return bool(
+            written < psutil.Process(pid).create_time()
+        )  # the number belongs to another process now
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, OSError):
@@ -222,12 +261,16 @@ def _host() -> str:
 
 
 def cache_root() -> Path:
-    """Folder for converted models and downloads: ``$REFUSAL_CACHE``, else the platform's user cache."""
+    """Folder for converted models and downloads: ``$REFUSAL_CACHE``, else the platform's user
+    cache.
+    """
     return Path(os.environ.get("REFUSAL_CACHE") or user_cache_path("refusal"))
 
 
 def _replace(path: Path, write: Callable[[str], object]) -> None:
-    """Call ``write`` with a temporary name beside ``path``, then rename it over ``path``; in one process of a run."""
+    """Call ``write`` with a temporary name beside ``path``, then rename it over ``path``; in one
+    process of a run.
+    """
     if not parallel.is_writer():
         return
     try:
@@ -244,5 +287,6 @@ def _replace(path: Path, write: Callable[[str], object]) -> None:
             raise
     except OSError as error:
         raise StorageError(
-            f"{path} could not be written ({error}). Free some space or give another folder with --out."
+            f"{path} could not be written ({error}). Free some space or give another folder with "
+            "--out."
         ) from error

@@ -1,7 +1,9 @@
-"""Files of a run folder, read strictly: each is what its type says was written there, or one message.
+"""Files of a run folder, read strictly: each is what its type says was written there, or one
+message.
 
-A field that is missing, of another type, unknown, or no number where one is due is an error that names the file, the
-row and the field. Only the manifest may hold further fields, which other versions write.
+A field that is missing, of another type, unknown, or no number where one is due is an error that
+names the file, the row and the field. Only the manifest may hold further fields, which other
+versions write.
 """
 
 from collections.abc import Sequence
@@ -75,7 +77,9 @@ def read_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
     return tuple(found)
 
 
-def read_tensors(path: Path, names: Sequence[str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    path: Path, names: Sequence[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; all tensors where none are named.
 
     Raises:
@@ -85,7 +89,15 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> tuple[dict[s
         with safe_open(str(path), framework="pt") as file:
             wanted = list(file.keys()) if names is None else names
             return {name: file.get_tensor(name) for name in wanted}, dict(file.metadata() or {})
-    except (OSError, SafetensorError, LookupError, ValueError, RuntimeError, TypeError, MemoryError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        LookupError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        MemoryError,
+    ) as error:
         raise damaged(path, f"cannot be read as safetensors ({error})") from error
 
 
@@ -97,14 +109,18 @@ def read_metadata(path: Path, metadata: dict[str, str], name: str, kind: Any) ->
     """
     if name not in metadata:
         raise damaged(path, f"its metadata lacks {name}")
-    return _validated(path, kind, f"[{metadata[name]}]".encode(), f"metadata, {name}", AGAIN, skip=1)[0]
+    return _validated(
+        path, kind, f"[{metadata[name]}]".encode(), f"metadata, {name}", AGAIN, skip=1
+    )[0]
 
 
 def _bytes(path: Path, mend: str = AGAIN) -> bytes:
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise damaged(path, f"cannot be read ({getattr(error, 'strerror', None) or error})", mend) from error
+        raise damaged(
+            path, f"cannot be read ({getattr(error, 'strerror', None) or error})", mend
+        ) from error
 
 
 @cache
@@ -113,14 +129,19 @@ def _rows_of(kind: Any) -> Any:
     return TypeAdapter(tuple[kind, ...], config=STRICT)
 
 
-def _validated(path: Path, kind: Any, data: bytes, where: str, mend: str, skip: int = 0) -> tuple[Any, ...]:
+def _validated(
+    path: Path, kind: Any, data: bytes, where: str, mend: str, skip: int = 0
+) -> tuple[Any, ...]:
     """Rows; the first thing that is wrong with them, and where: ``row 3, bypass: …``."""
     try:
         found: tuple[Any, ...] = _rows_of(kind).validate_json(data)
         return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = [f"row {part + 1}" if isinstance(part, int) else str(part)[:60] for part in first["loc"][skip:]]
+        place = [
+            f"row {part + 1}" if isinstance(part, int) else str(part)[:60]
+            for part in first["loc"][skip:]
+        ]
         named = ", ".join([where, *place] if where else place)
         said = str(first["msg"]).removeprefix("Value error, ")
         raise damaged(path, f"{named}: {said}" if named else said, mend) from error

@@ -1,8 +1,9 @@
-"""Text that a model wrote, made harmless to look at: the one place for the terminal and for the report.
+"""Text that a model wrote, made harmless to look at: the one place for the terminal and for the
+report.
 
-A control character is shown as its picture (ESC as ␛), so that it drives no terminal; a character that turns the
-direction of the text around it, or that cannot be seen at all, is shown by its number (⟨U+202E⟩). Letters of every
-script stay what they are, and so do the joiners that they need.
+A control character is shown as its picture (ESC as ␛), so that it drives no terminal; a character
+that turns the direction of the text around it, or that cannot be seen at all, is shown by its
+number (⟨U+202E⟩). Letters of every script stay what they are, and so do the joiners that they need.
 """
 
 import unicodedata
@@ -12,9 +13,11 @@ _SHOWN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of what is not
 
 
 def visible(text: str) -> str:
-    """The text with its control characters, bidirectional controls and other unseen characters shown.
+    """The text with its control characters, bidirectional controls and other unseen characters
+    shown.
 
-    Carriage returns before a line end are dropped. Escaping for HTML is another matter and left to the template.
+    Carriage returns before a line end are dropped. Escaping for HTML is another matter and left to
+    the template.
     """
     return "".join(map(_shown, text.replace("\r\n", "\n")))
 

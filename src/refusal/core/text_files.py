@@ -1,4 +1,6 @@
-"""Text files that a user names, read in one way: whole and as they are, or refused with what is wrong with them."""
+"""Text files that a user names, read in one way: whole and as they are, or refused with what is
+wrong with them.
+"""
 
 import json
 import stat
@@ -48,19 +50,25 @@ def read_user_text(path: Path, what: str, error: type[Error], mend: str = "Check
         mend: what to do where there is no such file.
 
     Raises:
-        Error: of the given type: no file, no regular file (a pipe never ends), unreadable, or not UTF-8.
+        Error: of the given type: no file, no regular file (a pipe never ends), unreadable, or not
+            UTF-8.
     """
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise error(f"{path} is a folder, not a {what}. Give the files in it.")
         if not stat.S_ISREG(mode):
-            raise error(f"{path} is a pipe or a device, not a {what}. Save the text in a file and give that.")
+            raise error(
+                f"{path} is a pipe or a device, not a {what}. Save the text in a file and give "
+                "that."
+            )
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as problem:
         raise error(f"There is no {what} {path}. {mend}") from problem
     except OSError as problem:
-        raise error(f"{path} cannot be read ({problem.strerror}). Check the path and its permissions.") from problem
+        raise error(
+            f"{path} cannot be read ({problem.strerror}). Check the path and its permissions."
+        ) from problem
     except ValueError as problem:  # a NUL character in the path
         raise error(f"{str(path)!r} is no path ({problem}). {mend}") from problem
     return _decoded(data, path, error).replace("\r\n", "\n").replace("\r", "\n")
@@ -72,21 +80,24 @@ def _decoded(data: bytes, path: Path, error: type[Error]) -> str:
     if b"\0" in data:  # Latin letters in UTF-16 are valid UTF-8, every second character NUL
         line = data[: data.index(b"\0")].count(b"\n") + 1
         raise error(
-            f"{path} holds NUL characters (the first in line {line}): it is no text, or text in UTF-16 without a mark. "
-            "Save it as UTF-8."
+            f"{path} holds NUL characters (the first in line {line}): it is no text, or text in "
+            "UTF-16 without a mark. Save it as UTF-8."
         )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         line = data[: problem.start].count(b"\n") + 1
-        raise error(f"{path} is not UTF-8 (byte {problem.start}, line {line}). Save it as UTF-8.") from problem
+        raise error(
+            f"{path} is not UTF-8 (byte {problem.start}, line {line}). Save it as UTF-8."
+        ) from problem
 
 
 def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: no JSON; that includes NaN and infinities, a key twice in one object, and nesting without end.
+        ValueError: no JSON; that includes NaN and infinities, a key twice in one object, and
+            nesting without end.
     """
     try:
         return json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
@@ -101,7 +112,8 @@ def json_lines(text: str) -> list[tuple[int, Any]]:
         ValueError: as above, with the line.
     """
     found = []
-    # Not splitlines: that also splits at the rarer separators of Unicode, which may stand inside a string.
+    # Not splitlines: that also splits at the rarer separators of Unicode, which may stand inside a
+    # string.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -122,5 +134,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+        raise ValueError(
+            f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object"
+        )
     return found

@@ -1,9 +1,10 @@
 """What a model thought, and what it answered: split here, wherever completions are read.
 
-A thought is not part of an answer: a model may weigh refusing and then help, or the other way round. Tokens become text
-by `readable`: marks of thinking that are special tokens of the tokenizer, or that the template has already written
-into the prompt, become `<think>…</think>`, and other special tokens are dropped. `split` reads any text, also one
-that others have decoded: marks of many kinds, headings, marks that were lost, and turns of a conversation that goes on.
+A thought is not part of an answer: a model may weigh refusing and then help, or the other way
+round. Tokens become text by `readable`: marks of thinking that are special tokens of the tokenizer,
+or that the template has already written into the prompt, become `<think>…</think>`, and other
+special tokens are dropped. `split` reads any text, also one that others have decoded: marks of many
+kinds, headings, marks that were lost, and turns of a conversation that goes on.
 """
 
 import re
@@ -41,7 +42,10 @@ from refusal.core.thinking_marks import (
 OPEN, CLOSE = "<think>", "</think>"
 # What stands before and after a thought in families where that is more than one token each.
 AROUND = {
-    "<|channel|>": ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    "<|channel|>": (
+        "<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+    ),
     "<|channel>": ("<|channel>thought\n", "<channel|>"),
     "<|START_RESPONSE|>": ("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>"),
 }
@@ -59,11 +63,14 @@ class Split(NamedTuple):
 def split(text: str) -> Split:
     """Thought and answer of a completion. Without signs of thinking all of it is the answer.
 
-    The answer ends where the text goes on with another user's turn. Template's special tokens are left out.
+    The answer ends where the text goes on with another user's turn. Template's special tokens are
+    left out.
     """
     text = plain_turns(text)
     segments, finished = _segments(text) if _has_marks(text) else ([(False, text)], True)
-    thought = "\n".join(part.strip() for is_thought, part in segments if is_thought and part.strip())
+    thought = "\n".join(
+        part.strip() for is_thought, part in segments if is_thought and part.strip()
+    )
     answer = _bare(" ".join(part for is_thought, part in segments if not is_thought))
     if finished and not any(is_thought for is_thought, _ in segments):
         thought, answer, finished = _unmarked(answer)
@@ -101,14 +108,21 @@ def marked(raw: str, opened: bool = False, thought: str | None = None) -> str:
     if thought is not None:
         return f"{OPEN}{thought}{CLOSE}{raw}" if raw.strip() else f"{OPEN}{thought}"
     segments, finished = _segments(plain_turns(raw), opened)
-    parts = [f"{OPEN}{part}{CLOSE}" if is_thought else SPECIAL.sub("", part) for is_thought, part in segments]
+    parts = [
+        f"{OPEN}{part}{CLOSE}" if is_thought else SPECIAL.sub("", part)
+        for is_thought, part in segments
+    ]
     text = "".join(parts)
     return text if finished else text.removesuffix(CLOSE)
 
 
 def opens(prompt_end: str) -> bool:
     """Whether a prompt that ends so leaves a thought open, as templates of R1's kind do."""
-    found = [mark.kind for match in MARK.finditer(prompt_end) if (mark := mark_of(match)) is not None and mark.strong]
+    found = [
+        mark.kind
+        for match in MARK.finditer(prompt_end)
+        if (mark := mark_of(match)) is not None and mark.strong
+    ]
     return bool(found) and found[-1] == "open"
 
 
@@ -116,23 +130,35 @@ def opens(prompt_end: str) -> bool:
 def special_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """The tokenizer's own tokens that mark thoughts, answers or turns, by id."""
     added = {token: content.content for token, content in tokenizer.added_tokens_decoder.items()}
-    return {token: text for token, text in added.items() if _thought_mark(text) or SPECIAL.fullmatch(text)}
+    return {
+        token: text
+        for token, text in added.items()
+        if _thought_mark(text) or SPECIAL.fullmatch(text)
+    }
 
 
 def loses_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether thoughts run into answers where this tokenizer's special tokens are dropped."""
     special = [added.content for added in tokenizer.added_tokens_decoder.values() if added.special]
-    return any(content in ("<|channel|>", "<|channel>") or _thought_mark(content) for content in special)
+    return any(
+        content in ("<|channel|>", "<|channel>") or _thought_mark(content) for content in special
+    )
 
 
 def as_written(tokenizer: PreTrainedTokenizerBase, text: str, opened: bool = False) -> str:
-    """`readable` undone: the marks as this model writes them, so that it can be made to read its own completion."""
+    """`readable` undone: the marks as this model writes them, so that it can be made to read its
+    own completion.
+    """
     if not text.startswith(OPEN):
         return text
     own = list(special_marks(tokenizer).values())
     kinds = {mark.kind: content for content in own if (mark := _thought_mark(content)) is not None}
     begin, end = kinds.get("open", OPEN), kinds.get("close", CLOSE)
-    begin, end = (OPEN, CLOSE) if OPEN in own else next((AROUND[mark] for mark in own if mark in AROUND), (begin, end))
+    begin, end = (
+        (OPEN, CLOSE)
+        if OPEN in own
+        else next((AROUND[mark] for mark in own if mark in AROUND), (begin, end))
+    )
     text = text.replace(CLOSE, end)
     return text.removeprefix(OPEN) if opened else text.replace(OPEN, begin)
 
@@ -176,9 +202,12 @@ def _segments(text: str, opened: bool = False) -> tuple[Segments, bool]:
         opens_thought = mark.kind == "open" and _is_thought(text, match, mark, blank)
         if mark.kind == "open" and not opens_thought:
             shown.add(mark.name)
-        ends_thought = mark.kind == "close" and mark.name not in shown and _ends_here(text, match, mark)
+        ends_thought = (
+            mark.kind == "close" and mark.name not in shown and _ends_here(text, match, mark)
+        )
         drops = (mark.kind == "answer" and blank and (mark.form == "|" or bool(found))) or (
-            mark.kind != "open" and (mark.name == "channel" or (mark.kind == "end of answer" and bool(found)))
+            mark.kind != "open"
+            and (mark.name == "channel" or (mark.kind == "end of answer" and bool(found)))
         )
         if opens_thought or ends_thought or drops:
             found.append((ends_thought, text[at : match.start()]))
@@ -193,37 +222,68 @@ def _segments(text: str, opened: bool = False) -> tuple[Segments, bool]:
 
 
 def _is_thought(text: str, match: re.Match[str], mark: Mark, blank: bool) -> bool:
-    """Whether an opening mark opens a thought here, and is not talked about or a part of an answer."""
+    """Whether an opening mark opens a thought here, and is not talked about or a part of an
+    answer.
+    """
     after = text[match.end() : match.end() + 12]
-    if re.match(r" (?:is|are|was|tags?|tokens?|and|or|means?|marks?|elements?|stands|blocks?|works?)\b", after):
+    if re.match(
+        r" (?:is|are|was|tags?|tokens?|and|or|means?|marks?|elements?|stands|blocks?|works?)\b",
+        after,
+    ):
         return False
     if mark.form == "|":
         return mark.strong or blank
     if not blank:  # only what can be nothing else, and not in the middle of a sentence
         before = text[max(0, match.start() - 2) : match.start()]
         shown = text[max(0, match.start() - 20) : match.start()].rstrip().endswith(":")
-        return mark.strong and not shown and (before[-1:] not in " \t\"'“‘(*" or before[:1] in ".!?…\n")
+        return (
+            mark.strong
+            and not shown
+            and (before[-1:] not in " \t\"'“‘(*" or before[:1] in ".!?…\n")
+        )
     if mark.strong:
         return True
     close = next(
-        (m for m in MARK.finditer(text, match.end()) if (end := mark_of(m)) is not None and end.ends(mark)), None
+        (
+            m
+            for m in MARK.finditer(text, match.end())
+            if (end := mark_of(m)) is not None and end.ends(mark)
+        ),
+        None,
     )
     if close is None:
         rest = text[match.end() :]
-        return DELIBERATES.search(rest) is not None if mark.named else OPENS_UNMARKED.match(rest) is not None
+        return (
+            DELIBERATES.search(rest) is not None
+            if mark.named
+            else OPENS_UNMARKED.match(rest) is not None
+        )
     rest = text[close.end() :]
     following = MARK.match(rest.lstrip())
-    answers = following is not None and (found := mark_of(following)) is not None and found.kind == "answer"
+    answers = (
+        following is not None
+        and (found := mark_of(following)) is not None
+        and found.kind == "answer"
+    )
     thinks = mark.named or DELIBERATES.search(text, match.end(), close.start()) is not None
     return bool(_bare(rest)) and (answers or thinks)
 
 
 def _ends_here(text: str, match: re.Match[str], mark: Mark) -> bool:
-    """Whether a closing mark without an opening one ends a thought, and is not talked about in a sentence."""
+    """Whether a closing mark without an opening one ends a thought, and is not talked about in a
+    sentence.
+    """
     if not mark.strong and (mark.form != "|" or mark.name == "channel"):
         return False
-    before, after = text[max(0, match.start() - 60) : match.start()].rstrip(" "), text[match.end() : match.end() + 2]
-    return before[-1:] in ("", *".!?…\n\"')”’*:;}]") or after[:1] in ("", "\n") or not re.match(r"[\s,.;:)\"'?]", after)
+    before, after = (
+        text[max(0, match.start() - 60) : match.start()].rstrip(" "),
+        text[match.end() : match.end() + 2],
+    )
+    return (
+        before[-1:] in ("", *".!?…\n\"')”’*:;}]")
+        or after[:1] in ("", "\n")
+        or not re.match(r"[\s,.;:)\"'?]", after)
+    )
 
 
 def _bare(text: str) -> str:
@@ -231,7 +291,9 @@ def _bare(text: str) -> str:
 
 
 def plain_turns(text: str) -> str:
-    """A template's marks of turns as lines of their own, so that what follows an answer can be told from it."""
+    """A template's marks of turns as lines of their own, so that what follows an answer can be told
+    from it.
+    """
     if not _has_marks(text):
         return text
     text = TURN_END.sub("\n", text) if "<" in text else text
@@ -239,11 +301,15 @@ def plain_turns(text: str) -> str:
 
 
 def _first_turn(answer: str) -> str:
-    """Without what follows when a text goes on with a next turn; a dialogue that was asked for stays."""
+    """Without what follows when a text goes on with a next turn; a dialogue that was asked for
+    stays.
+    """
     if SPEAKERS.search(answer) is None:
         return answer
     line, turn = USER_LINE.search(answer), NEXT_TURN.search(answer)
-    starts = [line.start()] if line is not None and ASSISTANT_LINE.search(answer, line.end()) else []
+    starts = (
+        [line.start()] if line is not None and ASSISTANT_LINE.search(answer, line.end()) else []
+    )
     starts += [turn.start()] if turn is not None else []
     if not starts or DIALOGUE.search(answer, 0, min(starts)):
         return answer
@@ -251,7 +317,9 @@ def _first_turn(answer: str) -> str:
 
 
 def _unmarked(text: str) -> Split:
-    """Thoughts without marks: under a heading, between marks that were dropped, or told by what they say."""
+    """Thoughts without marks: under a heading, between marks that were dropped, or told by what
+    they say.
+    """
     if match := LOST_FINAL.search(text):
         thought = LOST_CHANNEL.sub("", text[: match.start()])
         return Split(thought.strip(), text[match.end() :].strip(), True)
@@ -259,7 +327,9 @@ def _unmarked(text: str) -> Split:
         rest = text[match.end() :].strip()
         return Split("", rest, True) if match[1] == "final" else Split(rest, "", False)
     match = WRAPPED.match(text)
-    if match is not None and (match["fence"] or OPENS_UNMARKED.match(match[0]) or THOUGHT_HEADING.match(match[0])):
+    if match is not None and (
+        match["fence"] or OPENS_UNMARKED.match(match[0]) or THOUGHT_HEADING.match(match[0])
+    ):
         rest = text[match.end() :].strip()
         return Split(match[0].strip(" *_()[]\n"), rest, bool(rest))
     if match := THOUGHT_HEADING.match(text):
@@ -267,7 +337,9 @@ def _unmarked(text: str) -> Split:
         if end is not None and (answer := END_HEADING.sub("", text[end.end() :]).strip(" *_\n")):
             return Split(text[match.end() : end.start()].strip(), answer, True)
         if DELIBERATES.search(text, match.end()):
-            return _told(text[match.end() :].strip()) or Split(text[match.end() :].strip(), "", False)
+            return _told(text[match.end() :].strip()) or Split(
+                text[match.end() :].strip(), "", False
+            )
     if OPENS_UNMARKED.match(text):
         found = _told(text)
         if found is not None:
@@ -278,7 +350,9 @@ def _unmarked(text: str) -> Split:
 
 
 def _told(text: str) -> Split | None:
-    """A thought about the user that goes over into an answer where a mark was dropped, or with the last paragraphs."""
+    """A thought about the user that goes over into an answer where a mark was dropped, or with the
+    last paragraphs.
+    """
     match = GLUED.search(text) or re.search(r"\n{3,}", text)
     if match is not None and text[match.end() :].strip():
         return Split(text[: match.start()].strip(), text[match.end() :].strip(), True)
@@ -288,4 +362,6 @@ def _told(text: str) -> Split | None:
     if not PLANS.search(text) or not thinking or thinking[-1] == len(paragraphs) - 1:
         return None
     cut = thinking[-1] + 1
-    return Split(between.join(paragraphs[:cut]).strip(), between.join(paragraphs[cut:]).strip(), True)
+    return Split(
+        between.join(paragraphs[:cut]).strip(), between.join(paragraphs[cut:]).strip(), True
+    )

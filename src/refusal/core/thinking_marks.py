@@ -1,7 +1,8 @@
 """The marks of thinking: which are known, and what their names say.
 
-A mark is told by its form (`<name>`, `[name]`, `<|name|>`, `◁name▷`) and by the words of its name, so that ones nobody
-listed are read too. Strong names can mean nothing else; weak ones (`analysis`, `plan`) may be sections of an answer.
+A mark is told by its form (`<name>`, `[name]`, `<|name|>`, `◁name▷`) and by the words of its name,
+so that ones nobody listed are read too. Strong names can mean nothing else; weak ones (`analysis`,
+`plan`) may be sections of an answer.
 """
 
 import re
@@ -22,11 +23,12 @@ _BEGIN, _END = (
     {"end", "stop", "close", "off", "suffix", "eos", "finish"},
 )
 _HTML_NAMES = (
-    "a abbr address article aside audio b blockquote body br button canvas caption cite code col dd del "
-    "details dialog div dl doctype dt em embed fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 "
-    "head header hr html i iframe img input ins kbd label legend li link main map mark math meta nav "
-    "object ol option p pre progress q s samp script section select small span strong style sub summary "
-    "sup svg table tbody td template text textarea tfoot th thead time title tr track u ul var video xml "
+    "a abbr address article aside audio b blockquote body br button canvas caption cite code col "
+    "dd del details dialog div dl doctype dt em embed fieldset figcaption figure footer form h1 "
+    "h2 h3 h4 h5 h6 head header hr html i iframe img input ins kbd label legend li link main map "
+    "mark math meta nav object ol option p pre progress q s samp script section select small span "
+    "strong style sub summary sup svg table tbody td template text textarea tfoot th thead time "
+    "title tr track u ul var video xml "
 )
 _HTML = frozenset(_HTML_NAMES.split())
 
@@ -46,7 +48,9 @@ _FORMS = {"<|": "|", "<｜": "|", "◁": "|", "【": "["}
 
 @dataclass(frozen=True)
 class Mark:
-    """``kind``: open, close, answer, end of answer, fence or code. ``named``: its words speak of thinking."""
+    """``kind``: open, close, answer, end of answer, fence or code. ``named``: its words speak of
+    thinking.
+    """
 
     kind: str
     name: str = ""
@@ -82,7 +86,11 @@ def mark_of(match: re.Match[str]) -> Mark | None:
     if found["named_end"]:
         return Mark("close", "named", True, "|")
     if found["turn"]:
-        return Mark("open", "think", True, "|") if found["turn"] == "think" else Mark("answer", form="|")
+        return (
+            Mark("open", "think", True, "|")
+            if found["turn"] == "think"
+            else Mark("answer", form="|")
+        )
     if not found["name"] or _CLOSING[found["form"]] != found["end"]:
         return None
     if found["form"] == "[" and match.string[match.end() : match.end() + 1] in ("(", ":"):
@@ -111,7 +119,9 @@ SPECIAL = re.compile(
     r"<\|[\w-]{1,40}\|>|<｜[^｜>\n]{1,40}｜>|</?s>|\[/?INST\]"
     r"|<(?:start|end)_of_turn>|<\|?(?:turn|channel)\|?>|<unused9[45]>"
 )
-ROLE = re.compile(r"\A\W*(?:assistant|response|answer|output|ai|bot|model)(?: response)?\s*(?:[:\n]|\Z)\s*", re.I)
+ROLE = re.compile(
+    r"\A\W*(?:assistant|response|answer|output|ai|bot|model)(?: response)?\s*(?:[:\n]|\Z)\s*", re.I
+)
 TURN_END = re.compile(
     r"<\|(?:im_end|eot_id|eot|endoftext|end_of_text|return)\|>|<｜end▁of▁sentence｜>|<end_of_turn>|</s>|<turn\|>"
 )
@@ -122,7 +132,8 @@ ROLE_MARK = re.compile(
     r"|<[|｜](user|human|assistant)(?:_token)?[|｜]>|(?<=\S)\s*\[INST\]",
     re.I,
 )
-# The next turn: a role by itself on a line, or the user's with a colon, after a sentence that has ended.
+# The next turn: a role by itself on a line, or the user's with a colon, after a sentence that has
+# ended.
 SPEAKERS = re.compile(r"(?i)user|human|assistant|instruction|\nmodel")
 USER_LINE = re.compile(r"(?<=\S)[ \t]*\n\s*(?:[Uu]ser|[Hh]uman|USER|HUMAN)[ \t]*\n")
 ASSISTANT_LINE = re.compile(r"\S\s*\n[ \t]*(?:[Aa]ssistant|ASSISTANT|model)[ \t]*(?:\n|\Z)")
@@ -169,7 +180,8 @@ WRAPPED = re.compile(
     r"|~~[^~]{20,4000}~~\s*|(?P<fence>```(?:think|thinking|thoughts?|reasoning|scratchpad|cot)[^\n]{0,20}\n(?:(?!\n```)[\s\S]){1,9000}\n```\s*))"
 )
 
-# What thoughts say, and answers do not: they speak of the user, of what should be written, of the rules for it.
+# What thoughts say, and answers do not: they speak of the user, of what should be written, of the
+# rules for it.
 _ASKS = r"(?:asks?|asked|asking|wants?|wanted|says|said|requests?|requested|requesting|seeks?|needs?|wrote|is|has|just)"
 DELIBERATES = re.compile(
     rf"\b(?:the|this|our) user\b|\buser (?:{_ASKS})\b|\b(?:we|i) (?:should|must|need to|have to|ought to)\b|"

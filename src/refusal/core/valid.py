@@ -1,4 +1,6 @@
-"""What makes a direction, or a set of refusal tokens: checked where one is made or read, and where it meets a model."""
+"""What makes a direction, or a set of refusal tokens: checked where one is made or read, and where
+it meets a model.
+"""
 
 import json
 import math
@@ -35,13 +37,21 @@ def read_direction(path: Path) -> dict[str, Any]:
         return {**parts, "model": meta.get("model", ""), "seed": seed, "seen": frozenset(seen)}
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise DirectionError(
-            f"{path} holds no refusal direction ({error}). Give a direction.safetensors that refusal wrote."
+            f"{path} holds no refusal direction ({error}). Give a direction.safetensors that "
+            "refusal wrote."
         ) from error
 
 
-def direction_fault(vector: Any, norm: Any, position: Any, layer: Any, qualified: Any) -> str | None:
+def direction_fault(
+    vector: Any, norm: Any, position: Any, layer: Any, qualified: Any
+) -> str | None:
     """The first thing that is wrong with what a direction is made of; ``None`` if it is one."""
-    if not isinstance(vector, Tensor) or vector.dim() != 1 or vector.numel() == 0 or not vector.is_floating_point():
+    if (
+        not isinstance(vector, Tensor)
+        or vector.dim() != 1
+        or vector.numel() == 0
+        or not vector.is_floating_point()
+    ):
         shape = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
         return f"its tensor is {shape}, not one vector of floating-point numbers"
     length = float(vector.double().norm())
@@ -49,7 +59,11 @@ def direction_fault(vector: Any, norm: Any, position: Any, layer: Any, qualified
         return "its vector holds NaN or infinity"
     if abs(length - 1) > UNIT:
         return f"its vector has length {length:.4g}, not 1"
-    if isinstance(norm, bool) or not isinstance(norm, (int, float)) or not (math.isfinite(norm) and norm > 0):
+    if (
+        isinstance(norm, bool)
+        or not isinstance(norm, (int, float))
+        or not (math.isfinite(norm) and norm > 0)
+    ):
         return f"its norm is {norm!r}, not a positive number"
     if not _is_whole(position) or position >= 0:
         return f"its position is {position!r}, and positions are counted from the end: -1, -2, …"
@@ -76,7 +90,9 @@ def tokens_fault(ids: Any, texts: Any, probabilities: Any) -> str | None:
     if wrong := [i for i in ids if not _is_whole(i) or i < 0]:
         return f"{wrong[0]!r} is no token id"
     if len(set(ids)) < len(ids):
-        return f"{next(i for i in ids if list(ids).count(i) > 1)} is named twice and would count twice"
+        return (
+            f"{next(i for i in ids if list(ids).count(i) > 1)} is named twice and would count twice"
+        )
     if len(texts) != len(ids) or (probabilities is not None and len(probabilities) != len(ids)):
         counts = f"{len(ids)}, {len(texts)} and {len(probabilities or ids)}"
         return f"ids, texts and probabilities are {counts}, not one for each token"
@@ -94,7 +110,9 @@ def check_width(vector: Tensor, d_model: int) -> None:
 
 
 def check_place(position: int, layer: int, n_positions: int, n_layers: int) -> None:
-    """Raise DirectionError unless a model of so many blocks and post-instruction tokens has that place."""
+    """Raise DirectionError unless a model of so many blocks and post-instruction tokens has that
+    place.
+    """
     if not 0 <= layer < n_layers:
         raise DirectionError(
             f"The direction is of layer {layer}, but the model has layers 0 to {n_layers - 1}. "

@@ -1,6 +1,7 @@
 """What a prompt asks for, as far as it changes the meaning of an answer's words.
 
-All text here is plain (`plain_text`). Each question is answered only when a sentence of the answer raises it.
+All text here is plain (`plain_text`). Each question is answered only when a sentence of the answer
+raises it.
 """
 
 import re
@@ -28,9 +29,30 @@ _STEM = 7
 _LONG_WORD = re.compile(r"[a-z]{4,}")
 _WORD = re.compile(r"[\w']+")
 _FUNCTION_WORDS = frozenset(
-    ["what", "when", "where", "which", "would", "should", "could", "does", "have", "that", "this", "with", "from",
-     "them", "they", "best", "some", "your", "their", "into", "about"]
-)  # fmt: skip
+    [
+        "what",
+        "when",
+        "where",
+        "which",
+        "would",
+        "should",
+        "could",
+        "does",
+        "have",
+        "that",
+        "this",
+        "with",
+        "from",
+        "them",
+        "they",
+        "best",
+        "some",
+        "your",
+        "their",
+        "into",
+        "about",
+    ]
+)
 
 
 class Asked:
@@ -92,7 +114,10 @@ class Asked:
     @cached_property
     def refusal_words(self) -> bool:
         """Words of refusing or excusing are asked for, or given, in some language."""
-        return REFUSAL_WORDS.search(self.text) is not None or languages.ASKS_FOR_A_NO.search(self.text) is not None
+        return (
+            REFUSAL_WORDS.search(self.text) is not None
+            or languages.ASKS_FOR_A_NO.search(self.text) is not None
+        )
 
     @cached_property
     def long_words(self) -> set[str]:
@@ -100,7 +125,9 @@ class Asked:
         return set(_LONG_WORD.findall(self.text)) - _FUNCTION_WORDS
 
     def gives(self, phrase: str, sentence: str) -> bool:
-        """Whether these words were given to be worked on: the phrase itself, or most words of the sentence."""
+        """Whether these words were given to be worked on: the phrase itself, or most words of the
+        sentence.
+        """
         task = WORDS_GIVEN.search(self.text)
         if task is None or task.group()[:_STEM] in phrase:
             return False

@@ -21,10 +21,16 @@ _SCRIPT = re.compile(
 
 
 def plain_text(text: str) -> str:
-    """Lower case, straight quotes, single spaces; no marks of emphasis, headings and quotation, nothing invisible."""
+    """Lower case, straight quotes, single spaces; no marks of emphasis, headings and quotation,
+    nothing invisible.
+    """
     if not text.isascii():
-        # In pieces: a run of combining marks is put in order by an insertion sort, quadratic in its length.
-        text = "".join(unicodedata.normalize("NFKC", piece) for piece in _PIECE.findall(_INVISIBLE.sub("", text)))
+        # In pieces: a run of combining marks is put in order by an insertion sort, quadratic in its
+        # length.
+        text = "".join(
+            unicodedata.normalize("NFKC", piece)
+            for piece in _PIECE.findall(_INVISIBLE.sub("", text))
+        )
         text = text.translate(_STRAIGHT)
     if "*" in text:
         text = _EMOTE.sub(" ", _BULLET.sub("- ", text))
@@ -34,27 +40,37 @@ def plain_text(text: str) -> str:
 
 
 # A gesture: *adjusts glasses*.
-_EMOTE = re.compile(r"(?i)(?<!\*)\*(?!(?:thi|hi|ye|a|wa|ha|i|it|doe)s\b)[a-z]+s [^*\n]{1,40}\*(?!\*)")
+_EMOTE = re.compile(
+    r"(?i)(?<!\*)\*(?!(?:thi|hi|ye|a|wa|ha|i|it|doe)s\b)[a-z]+s [^*\n]{1,40}\*(?!\*)"
+)
 _BULLET = re.compile(r"(?m)^ *\* ")
 _LINE_MARKS = re.compile(r"(?m)^[#>\s]+")
 _ROLE = re.compile(r"\A\W*(?:assistant|response|answer|output|ai|bot)(?: response)?\s*[:\n]\s*")
 _SPACES = re.compile(" {2,}")
 _PIECE = re.compile(r"(?s).{1,400}(?:(?<=\s)|\Z)|.{1,400}")
-_STRAIGHT = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "´": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'})
+_STRAIGHT = str.maketrans(
+    {"’": "'", "‘": "'", "ʼ": "'", "´": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'}
+)
 
 
 def degenerate_reason(text: str) -> str:
-    """Why a stripped answer is none: ``empty``, ``no language`` or ``looping``; the empty string when it is one."""
+    """Why a stripped answer is none: ``empty``, ``no language`` or ``looping``; the empty string
+    when it is one.
+    """
     if not text:
         return "empty"
     start = text[:200]
-    if sum(map(str.isalnum, start)) < max(1, len(start) / 10) or (not text.isascii() and _is_mixed(text[:800].lower())):
+    if sum(map(str.isalnum, start)) < max(1, len(start) / 10) or (
+        not text.isascii() and _is_mixed(text[:800].lower())
+    ):
         return "no language"
     return "looping" if _loops(text.lower()) else ""
 
 
 def _is_mixed(text: str) -> bool:
-    """Whether letters of three pairs of scripts touch, as in random tokens; a language mixes with one other at most."""
+    """Whether letters of three pairs of scripts touch, as in random tokens; a language mixes with
+    one other at most.
+    """
     seams = set()
     end, before = -1, 0
     for match in _SCRIPT.finditer(text):
@@ -66,7 +82,9 @@ def _is_mixed(text: str) -> bool:
 
 
 def _repeats(text: str) -> bool:
-    """Whether a text is, but for a few words before, one piece of up to 60 characters over and over to its end."""
+    """Whether a text is, but for a few words before, one piece of up to 60 characters over and over
+    to its end.
+    """
     text = text[-6 * LONGEST_PERIOD :]
     for period in range(1, min(LONGEST_PERIOD, len(text) // 3) + 1):
         if text[-8:] != text[-8 - period : -period]:
@@ -83,7 +101,9 @@ def _repeats(text: str) -> bool:
 
 
 def _loops(text: str) -> bool:
-    """Few different words at the end, few different triples, or a long text that compresses to almost nothing."""
+    """Few different words at the end, few different triples, or a long text that compresses to
+    almost nothing.
+    """
     tail = text[-TAIL:]
     kinds = len(set(tail)) if len(tail) == TAIL else TAIL
     if kinds == 1 or (kinds <= 8 and any(map(str.isalnum, tail)) and _PERIOD.search(tail)):
@@ -91,7 +111,11 @@ def _loops(text: str) -> bool:
     if _repeats(text):
         return True
     words = text.split()
-    if 12 <= len(words) < LOOP_WORDS and 4 * len(set(words)) <= len(words) and not any(map(str.isdigit, text)):
+    if (
+        12 <= len(words) < LOOP_WORDS
+        and 4 * len(set(words)) <= len(words)
+        and not any(map(str.isdigit, text))
+    ):
         return True
     if len(words) >= LOOP_WORDS:
         if len(set(words[-LOOP_WORDS:])) <= 4 or (len(words) >= 40 and len(set(words[-40:])) <= 10):

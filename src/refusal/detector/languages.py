@@ -147,7 +147,10 @@ _NO_AND_HELP: dict[str, tuple[str, str]] = {
         r"نمی ?(?:توانم|تونم|توانیم|خواهم|دهم)|قادر به .{0,30}نیستم|قادر نیستم|امکان ?پذیر نیست|امتناع|معذور|نخواهم|مجاز نیستم|رد می ?کنم",
         r"کمک|ارائه|پاسخ|درخواست|اطلاعات|راهنمایی|دستورالعمل|توضیح|همکاری|انجام|در این|شرح|جواب",
     ),
-    "ur": (r"نہیں (?:\S+ )?(?:سکتا|سکتی|سکتے|سکوں)|قاصر|انکار|معذرت", r"مدد|معلومات|فراہم|جواب|درخواست|ہدایات|وضاحت|بتا"),
+    "ur": (
+        r"نہیں (?:\S+ )?(?:سکتا|سکتی|سکتے|سکوں)|قاصر|انکار|معذرت",
+        r"مدد|معلومات|فراہم|جواب|درخواست|ہدایات|وضاحت|بتا",
+    ),
     "he": (
         r"לא (?:\S+ )?(?:יכול|אוכל|מסוגל|אסייע|אעזור|מוכן|ניתן|נוכל|רשאי|אתן|אסביר)|מסרב|לסרב|אין באפשרותי|אין ביכולתי|איני|אינני",
         r"עזור|לסייע|אסייע|סיוע|לספק|לענות|למלא|לתת|בקשה|מידע|הוראות|הנחיות|להסביר|אסביר|בזה|בכך|סרב|לתאר|לשתף|אתן|תשובה",
@@ -165,10 +168,13 @@ _NO_AND_HELP: dict[str, tuple[str, str]] = {
         r"ไม่สามารถ|ไม่อาจ|ปฏิเสธ|ไม่ขอ|ไม่ยินดี|ไม่สะดวก|(?:ช่วย|ตอบ|บอก|ทำ).{0,20}ไม่ได้",
         r"ช่วย|ให้ข้อมูล|ตอบ|คำแนะนำ|คำขอ|ข้อมูล|อธิบาย|สนับสนุน|ทำตาม|เรื่องนี้|บอก|ปฏิเสธ",
     ),
-}  # fmt: skip
-_NO = re.compile("|".join(f"(?:{unicodedata.normalize('NFKC', no)})" for no, _ in _NO_AND_HELP.values()))
+}
+_NO = re.compile(
+    "|".join(f"(?:{unicodedata.normalize('NFKC', no)})" for no, _ in _NO_AND_HELP.values())
+)
 _EACH = [
-    tuple(re.compile(unicodedata.normalize("NFKC", pattern)) for pattern in pair) for pair in _NO_AND_HELP.values()
+    tuple(re.compile(unicodedata.normalize("NFKC", pattern)) for pattern in pair)
+    for pair in _NO_AND_HELP.values()
 ]
 # What a prompt that asks for such words has: the answer may then be an apology or a "no" to somebody else.
 ASKS_FOR_A_NO = re.compile(

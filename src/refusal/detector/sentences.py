@@ -1,4 +1,5 @@
-"""The sentences of a completion that are the writer's own: without what is quoted, or with it where that is all.
+"""The sentences of a completion that are the writer's own: without what is quoted, or with it where
+that is all.
 
 All text here is plain (`plain_text`).
 """
@@ -26,7 +27,9 @@ def sentences_of(text: str, asked: Asked) -> list[str]:
 
 
 def _unquoted(text: str, asked: Asked) -> str:
-    """Quoted words are not the writer's, unless the quotation marks, the fence or the object are all there is."""
+    """Quoted words are not the writer's, unless the quotation marks, the fence or the object are
+    all there is.
+    """
     if text[:1] == text[-1:] == '"' and text.count('"') == 2:
         return " x " if asked.refusal_words and asked.voice else text
     if fence := _ALL_FENCE.match(text):
@@ -36,12 +39,16 @@ def _unquoted(text: str, asked: Asked) -> str:
         if asked.refusal_words:
             return " x "
         text = text.replace("\\n", "\n").replace('\\"', " ").replace("\\u2019", "'")
-        return "\n".join(piece for piece in _STRUCTURE.split(text) if len(piece.split()) > 2 or _says_all(piece))
+        return "\n".join(
+            piece for piece in _STRUCTURE.split(text) if len(piece.split()) > 2 or _says_all(piece)
+        )
     return bare
 
 
 def _is_structure(bare: str) -> bool:
-    """Whether next to nothing is left of a text without what it quotes: brackets, a call, numbers."""
+    """Whether next to nothing is left of a text without what it quotes: brackets, a call,
+    numbers.
+    """
     return len(
         [word for word in _WORD.findall(bare) if word != "x" and not word[0].isdigit()]
     ) <= 2 and not _SPEECH.search(bare)
@@ -53,6 +60,8 @@ def _says_all(piece: str) -> bool:
 
 
 def _in_place_of(quoted: str, asked: Asked) -> str:
-    """What stands for quoted words: a sentence or more where a text was asked for, as that is it."""
+    """What stands for quoted words: a sentence or more where a text was asked for, as that is
+    it.
+    """
     count = len(quoted.split()) // 12 if quoted[0] == '"' and asked.voice else 0
     return " x. " * min(count, 3) + " x "

@@ -1,1 +1,3 @@
-"""From prompts to a direction: activations, the refusal metric, the methods, the selection, the controls."""
+"""From prompts to a direction: activations, the refusal metric, the methods, the selection, the
+controls.
+"""

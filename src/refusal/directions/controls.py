@@ -1,11 +1,14 @@
-"""Control directions: what the same interventions do with a direction that is not the model's refusal direction.
+"""Control directions: what the same interventions do with a direction that is not the model's
+refusal direction.
 
 - ``random-1`` …: directions drawn uniformly, with the norm of the direction.
-- ``shuffled``: the difference in means at the same position and layer after the labels of the training prompts were
-  shuffled, scaled to the same norm: what this recipe finds where there is nothing to find. Both classes
-  hold as many harmful prompts: a chance surplus would bring part of the direction back, made large by the scaling.
-- ``matched``: the difference in means there between built-in harmful prompts and harmless ones written to match each in
-  topic and form. It should do what the direction does; where it does not, the direction is about something else.
+- ``shuffled``: the difference in means at the same position and layer after the labels of the
+  training prompts were shuffled, scaled to the same norm: what this recipe finds where there is
+  nothing to find. Both classes hold as many harmful prompts: a chance surplus would bring part of
+  the direction back, made large by the scaling.
+- ``matched``: the difference in means there between built-in harmful prompts and harmless ones
+  written to match each in topic and form. It should do what the direction does; where it does not,
+  the direction is about something else.
 """
 
 import random
@@ -31,7 +34,8 @@ def control_directions(
     matched: PromptPair | None = None,
     seed: int = 0,
 ) -> dict[str, Direction]:
-    """The controls of a direction by name; they are no more evaluated on prompts they have seen than it is.
+    """The controls of a direction by name; they are no more evaluated on prompts they have seen
+    than it is.
 
     Args:
         train: the training pools; their first ``n_train`` prompts a class are shuffled.
@@ -51,14 +55,20 @@ def control_directions(
 
 
 def random_directions(direction: Direction, n: int, seed: int = 0) -> dict[str, Direction]:
-    """``n`` uniformly drawn directions of the same norm, position and layer: ``random-1`` … ``random-n``."""
-    draws = torch.randn(n, len(direction.vector), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """``n`` uniformly drawn directions of the same norm, position and layer: ``random-1`` …
+    ``random-n``.
+    """
+    draws = torch.randn(
+        n, len(direction.vector), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     units = (draws / draws.norm(dim=1, keepdim=True)).float()
     return {f"random-{i + 1}": replace(direction, vector=unit) for i, unit in enumerate(units)}
 
 
 def _shuffled(train: PromptPair, n: int | None, seed: int) -> PromptPair:
-    """The training prompts dealt into two classes, each with half of the harmful and half of the harmless ones."""
+    """The training prompts dealt into two classes, each with half of the harmful and half of the
+    harmless ones.
+    """
     dealt: tuple[list[Prompt], list[Prompt]] = ([], [])
     for pool in (train.harmful[:n], train.harmless[:n]):
         order = random.Random(seed).sample(pool, len(pool) // 2 * 2)
@@ -67,9 +77,11 @@ def _shuffled(train: PromptPair, n: int | None, seed: int) -> PromptPair:
     return PromptPair(tuple(dealt[0]), tuple(dealt[1]))
 
 
-def _difference(model: ChatModel, prompts: PromptPair, direction: Direction, tokens: RefusalTokens) -> Direction:
+def _difference(
+    model: ChatModel, prompts: PromptPair, direction: Direction, tokens: RefusalTokens
+) -> Direction:
     """The difference in means of two classes at the direction's position and layer."""
-    means = collect(model, prompts, tokens=tokens, filter=False, layers=direction.layer + 1)
+    means = collect(model, prompts, tokens=tokens, filtered=False, layers=direction.layer + 1)
     found = difference_in_means(means).at(direction.position, direction.layer)
     return replace(found, qualified=False, seed=direction.seed, seen=direction.seen | found.seen)
 

@@ -4,7 +4,9 @@ from refusal.core.records import Activations, Candidates
 
 
 def difference_in_means(activations: Activations) -> Candidates:
-    """``mean_harmful - mean_harmless`` per position and layer, float32 (paper section 2.3, equation 2)."""
+    """``mean_harmful - mean_harmless`` per position and layer, float32 (paper section 2.3, equation
+    2).
+    """
     return Candidates(
         vectors=(activations.harmful - activations.harmless).float(),
         tokens=activations.tokens,

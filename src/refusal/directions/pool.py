@@ -1,7 +1,8 @@
-"""Streaming means of the residual stream at the post-instruction tokens, and the filter on the refusal metric.
+"""Streaming means of the residual stream at the post-instruction tokens, and the filter on the
+refusal metric.
 
-One forward pass per prompt gives both: the metric decides whether the prompt counts, the block inputs go into float64
-running sums. No per-prompt activation outlives its batch.
+One forward pass per prompt gives both: the metric decides whether the prompt counts, the block
+inputs go into float64 running sums. No per-prompt activation outlives its batch.
 """
 
 import logging
@@ -29,12 +30,15 @@ from refusal.model.probe import other_dtype
 log = logging.getLogger(__name__)
 
 MIN_PROMPTS = 8
-CHUNK_PROMPTS = 128  # read at once: enough to fill batches, few enough to hold their activations for a moment
+CHUNK_PROMPTS = (
+    128  # read at once: enough to fill batches, few enough to hold their activations for a moment
+)
 
 
 @dataclass(frozen=True)
 class Passed:
-    """The prompts of one class that passed the filter, in drawing order, their metrics, and how many were drawn.
+    """The prompts of one class that passed the filter, in drawing order, their metrics, and how
+    many were drawn.
 
     ``seen`` holds the fingerprints of all that were drawn.
     """
@@ -52,7 +56,7 @@ def collect(
     *,
     n: int | None = None,
     tokens: RefusalTokens | None = None,
-    filter: bool = True,
+    filtered: bool = True,
     layers: int | None = None,
     seed: int | None = None,
 ) -> Activations:
@@ -61,10 +65,11 @@ def collect(
     Args:
         prompts: the training pools, in drawing order.
         n: prompts per class; drawn until ``n`` have passed the filter. Default: the whole pool.
-        tokens: the refusal tokens; default: a preset or chosen from the model's completions of these prompts.
-        filter: keep a harmful prompt only if its metric is > 0, a harmless one only if < 0.
-        layers: read only the inputs of blocks ``0 .. layers - 1``; the means of the others are NaN. Without the filter
-            the blocks after them are not run. Default: all.
+        tokens: the refusal tokens; default: a preset or chosen from the model's completions of
+            these prompts.
+        filtered: keep a harmful prompt only if its metric is > 0, a harmless one only if < 0.
+        layers: read only the inputs of blocks ``0 .. layers - 1``; the means of the others are NaN.
+            Without the filter the blocks after them are not run. Default: all.
         seed: recorded, not used.
 
     Raises:
@@ -80,18 +85,18 @@ def collect(
     for label, pool in (("harmful", prompts.harmful), ("harmless", prompts.harmless)):
         total = _Sum(model, layers)
         kept, metrics, drawn = [], [], 0
-        work = run_pool(model, pool, tokens, n, filter, f"collect {label}", total.layers)
+        work = run_pool(model, pool, tokens, n, filtered, f"collect {label}", total.layers)
         for prompt, metric, activation in work:
             drawn += 1
             seen.add(prompt.fingerprint)
-            if not filter or passes(prompt.label, metric):
+            if not filtered or passes(prompt.label, metric):
                 if activation is not None:  # else another process has it
                     total.add(activation)
                 kept.append(prompt)
                 metrics.append(metric)
             if n is not None and len(kept) == n:
                 break
-        _check_enough(model, label, len(kept), drawn, n, pool, filter)
+        _check_enough(model, label, len(kept), drawn, n, pool, filtered)
         sums[label] = total.mean()
         counts[label] = ClassCount(drawn, len(kept), sum(metrics) / len(metrics))
     return Activations(
@@ -107,7 +112,12 @@ def collect(
 
 
 def draw_passing(
-    model: ChatModel, pool: Sequence[Prompt], label: Label, tokens: RefusalTokens, n: int | None, filter: bool = True
+    model: ChatModel,
+    pool: Sequence[Prompt],
+    label: Label,
+    tokens: RefusalTokens,
+    n: int | None,
+    filtered: bool = True,
 ) -> Passed:
     """The first ``n`` prompts of ``pool`` that pass the filter.
 
@@ -117,15 +127,15 @@ def draw_passing(
     """
     kept, metrics, drawn = [], [], 0
     seen: set[str] = set()
-    for prompt, metric, _ in run_pool(model, pool, tokens, n, filter, f"filter {label}", 0):
+    for prompt, metric, _ in run_pool(model, pool, tokens, n, filtered, f"filter {label}", 0):
         drawn += 1
         seen.add(prompt.fingerprint)
-        if not filter or passes(prompt.label, metric):
+        if not filtered or passes(prompt.label, metric):
             kept.append(prompt)
             metrics.append(metric)
         if n is not None and len(kept) == n:
             break
-    _check_enough(model, label, len(kept), drawn, n, pool, filter)
+    _check_enough(model, label, len(kept), drawn, n, pool, filtered)
     count = ClassCount(drawn, len(kept), sum(metrics) / len(metrics))
     return Passed(tuple(kept), tuple(metrics), count, frozenset(seen))
 
@@ -136,9 +146,14 @@ def passes(label: Label, metric: float) -> bool:
 
 
 def post_instruction_reads(
-    model: ChatModel, batch: Batch, store: dict[int, Float[Tensor, "prompt position d_model"]], layers: int
+    model: ChatModel,
+    batch: Batch,
+    store: dict[int, Float[Tensor, "prompt position d_model"]],
+    layers: int,
 ) -> list[Edit]:
-    """Edits that put the input of the first ``layers`` blocks at the post-instruction tokens into ``store``."""
+    """Edits that put the input of the first ``layers`` blocks at the post-instruction tokens into
+    ``store``.
+    """
     index = torch.stack([path[-len(model.chat.suffix) :] for path in batch.paths])
     rows = batch.row[:, None]
 
@@ -158,7 +173,9 @@ class _Sum:
         self.n = 0
         self.layers = model.sites.n_layers if layers is None else layers
         shape = (len(model.chat.suffix), model.sites.n_layers, model.sites.d_model)
-        self.total: Float[Tensor, "position layer d_model"] = torch.zeros(shape, dtype=torch.float64)
+        self.total: Float[Tensor, "position layer d_model"] = torch.zeros(
+            shape, dtype=torch.float64
+        )
 
     def add(self, activation: Float[Tensor, "position layer d_model"]) -> None:
         self.total[:, : self.layers] += activation.double()
@@ -175,20 +192,21 @@ def run_pool(
     pool: Sequence[Prompt],
     tokens: RefusalTokens,
     n: int | None,
-    filter: bool,
+    filtered: bool,
     name: str,
     layers: int,
     everywhere: bool = False,
 ) -> Iterator[tuple[Prompt, float, Tensor | None]]:
-    """Yield ``(prompt, metric, activations of the first layers)`` in drawing order; runs a little ahead.
+    """Yield ``(prompt, metric, activations of the first layers)`` in drawing order; runs a little
+    ahead.
 
-    The metrics are known in all processes of a run, activations only in the one that has run the prompt, unless
-    ``everywhere``.
+    The metrics are known in all processes of a run, activations only in the one that has run the
+    prompt, unless ``everywhere``.
 
-    The metric and the activations come from one pass. Without the filter only activations are needed, so the blocks
-    after the last one read are skipped and the metric is NaN.
+    The metric and the activations come from one pass. Without the filter only activations are
+    needed, so the blocks after the last one read are skipped and the metric is NaN.
     """
-    unneeded = [] if filter or not layers else model.sites.blocks[layers:]
+    unneeded = [] if filtered or not layers else model.sites.blocks[layers:]
     skip = [model.hf.get_submodule(name) for name in unneeded]
 
     def run(batch: Batch) -> tuple[list[float], Tensor | None]:
@@ -198,7 +216,9 @@ def run_pool(
         metrics = [math.nan] * len(logits) if skip else refusal_metric(logits, tokens.ids).tolist()
         if n is None:
             advance(len(metrics))
-        stacked = torch.stack([store[layer].cpu() for layer in range(layers)], dim=2) if layers else None
+        stacked = (
+            torch.stack([store[layer].cpu() for layer in range(layers)], dim=2) if layers else None
+        )
         _check_finite(model, stacked, metrics if not skip else ())
         if stacked is None:
             return metrics, None
@@ -209,7 +229,7 @@ def run_pool(
     with task(name, total=len(pool) if n is None else n) as advance:
         while start < len(pool) and (n is None or taken < n):
             missing = len(pool) - start if n is None else n - taken
-            ahead = missing // 8 + 2 if filter and n is not None else 0  # some will not pass
+            ahead = missing // 8 + 2 if filtered and n is not None else 0  # some will not pass
             chunk = pool[start : start + min(missing + ahead, CHUNK_PROMPTS)]
             here: dict[int, Tensor] = {}
             results: dict[int, float] = {}
@@ -219,7 +239,7 @@ def run_pool(
                 here.update(zip(members, stacked, strict=True) if stacked is not None else ())
             for i, prompt in enumerate(chunk):
                 metric = results[i]
-                passed = not filter or passes(prompt.label, metric)
+                passed = not filtered or passes(prompt.label, metric)
                 if n is not None and passed:
                     advance(1)
                 taken += passed
@@ -228,11 +248,18 @@ def run_pool(
 
 
 def _check_finite(
-    model: ChatModel, activations: Float[Tensor, "prompt position layer d_model"] | None, metrics: Sequence[float]
+    model: ChatModel,
+    activations: Float[Tensor, "prompt position layer d_model"] | None,
+    metrics: Sequence[float],
 ) -> None:
-    """Before the filter looks at a metric: NaN passes in neither class, and too few prompts would be blamed for it."""
+    """Before the filter looks at a metric: NaN passes in neither class, and too few prompts would
+    be blamed for it.
+    """
     where = "logits"
-    if activations is not None and not (finite := activations.isfinite().all(-1).all(1).all(0)).all():
+    if (
+        activations is not None
+        and not (finite := activations.isfinite().all(-1).all(1).all(0)).all()
+    ):
         where = f"activations at layer {int((~finite).nonzero()[0, 0])}"
     elif not any(math.isnan(metric) for metric in metrics):
         return
@@ -240,25 +267,43 @@ def _check_finite(
 
 
 def _check_enough(
-    model: ChatModel, label: str, passed: int, drawn: int, n: int | None, pool: Sequence[Prompt], filter: bool
+    model: ChatModel,
+    label: str,
+    passed: int,
+    drawn: int,
+    n: int | None,
+    pool: Sequence[Prompt],
+    filtered: bool,
 ) -> None:
     """Too few is an error that shows what the model really says; fewer than asked is a warning."""
-    least = min(MIN_PROMPTS, n or MIN_PROMPTS) if filter else 1
+    least = min(MIN_PROMPTS, n or MIN_PROMPTS) if filtered else 1
     if passed < least:
-        if not filter:
+        if not filtered:
             raise TooFewPromptsError(f"There are no {label} prompts. Give some with --prompts.")
         raise TooFewPromptsError(
-            f"Only {passed} of {drawn} {label} prompts pass the refusal filter, at least {least} are needed. "
-            f"The model's most likely first tokens there: {_first_tokens(model, pool[:16])}. Give matching "
-            "--refusal-tokens, more prompts, or switch the filter off with --no-filter."
+            f"Only {passed} of {drawn} {label} prompts pass the refusal filter, at least {least} "
+            "are needed. The model's most likely first tokens there: "
+            f"{_first_tokens(model, pool[:16])}. Give matching --refusal-tokens, more prompts, or "
+            "switch the filter off with --no-filter."
         )
     if n is not None and passed < n:
-        there = f"{passed} of {drawn} {label} prompts pass the filter" if filter else f"{passed} {label} prompts exist"
+        there = (
+            f"{passed} of {drawn} {label} prompts pass the filter"
+            if filtered
+            else f"{passed} {label} prompts exist"
+        )
         log.warning("Only %s (%d wanted): going on with those.", there, n)
 
 
 def _first_tokens(model: ChatModel, prompts: Sequence[Prompt]) -> str:
     """The commonest greedy first tokens, for an error message."""
-    first = last_logits(model, [prompt.text for prompt in prompts]).argmax(-1).tolist() if prompts else []
+    first = (
+        last_logits(model, [prompt.text for prompt in prompts]).argmax(-1).tolist()
+        if prompts
+        else []
+    )
     seen = Counter(str(model.tokenizer.decode([token])) for token in first)
-    return ", ".join(f"{text!r} ({count})" for text, count in seen.most_common(5)) or "none (no prompts)"
+    return (
+        ", ".join(f"{text!r} ({count})" for text, count in seen.most_common(5))
+        or "none (no prompts)"
+    )

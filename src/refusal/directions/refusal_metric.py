@@ -21,38 +21,49 @@ METRIC_BOUND = math.log1p(METRIC_EPSILON) - math.log(METRIC_EPSILON)
 def kl_floor(vocabulary: int) -> float:
     """The least that ``kl_divergence`` can be, a hair under 0: ``-log(1 + V e)``.
 
-    With ``P = p + e`` and ``Q = q + e`` (each sums to ``1 + V e``), ``sum p log Q`` is largest at ``Q = (1 + V e) p``,
-    so ``sum p (log P - log Q) >= sum p log(P / p) - log(1 + V e)``, and ``P >= p``.
+    With ``P = p + e`` and ``Q = q + e`` (each sums to ``1 + V e``), ``sum p log Q`` is largest at
+    ``Q = (1 + V e) p``, so ``sum p (log P - log Q) >= sum p log(P / p) - log(1 + V e)``, and ``P >=
+    p``.
     """
     return -math.log1p(vocabulary * KL_EPSILON)
 
 
-def refusal_metric(logits: Float[Tensor, "prompt vocab"], tokens: Sequence[int]) -> Float[Tensor, "prompt"]:
+def refusal_metric(
+    logits: Float[Tensor, "prompt vocab"], tokens: Sequence[int]
+) -> Float[Tensor, "prompt"]:
     """Log-odds of the refusal tokens ``R`` (Arditi et al. 2024, section 2.4 and appendix B).
 
-    ``log(sum_R p + 1e-8) - log(1 - sum_R p + 1e-8)`` with ``p`` the softmax of the last prompt token's logits.
-    Positive: the model is about to refuse. ``tokens`` are a set: one that is named twice counts once.
+    ``log(sum_R p + 1e-8) - log(1 - sum_R p + 1e-8)`` with ``p`` the softmax of the last prompt
+    token's logits. Positive: the model is about to refuse. ``tokens`` are a set: one that is named
+    twice counts once.
 
     Raises:
         ConfigError: none, or one outside the vocabulary.
     """
     chosen, size = list(dict.fromkeys(tokens)), logits.shape[-1]
     if not chosen or min(chosen) < 0 or max(chosen) >= size:
-        raise ConfigError(f"Refusal tokens {chosen[:8]} are not in the vocabulary of {size}. Give ids below that.")
+        raise ConfigError(
+            f"Refusal tokens {chosen[:8]} are not in the vocabulary of {size}. Give ids below that."
+        )
     wide = _float64(logits)
     probability = (wide[:, chosen] - wide.logsumexp(-1, keepdim=True)).exp().sum(-1)
     return (probability + METRIC_EPSILON).log() - (1 - probability + METRIC_EPSILON).log()
 
 
-def kl_divergence(base: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt"]:
+def kl_divergence(
+    base: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]
+) -> Float[Tensor, "prompt"]:
     """``sum p_base (log(p_base + 1e-6) - log(p_other + 1e-6))`` per prompt, from logits.
 
-    The epsilon makes it a hair less than the true divergence, so single values may be slightly negative.
+    The epsilon makes it a hair less than the true divergence, so single values may be slightly
+    negative.
     """
     return kl_from(softmax64(base), other)
 
 
-def kl_from(p: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt"]:
+def kl_from(
+    p: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]
+) -> Float[Tensor, "prompt"]:
     """``kl_divergence`` with the base's probabilities already at hand, float64."""
     q = softmax64(other)
     return (p * ((p + KL_EPSILON) / (q + KL_EPSILON)).log()).sum(-1)

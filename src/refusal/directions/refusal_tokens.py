@@ -1,7 +1,9 @@
-"""Which first tokens mean a refusal: presets for the paper's families, else what the model really says.
+"""Which first tokens mean a refusal: presets for the paper's families, else what the model really
+says.
 
-For a model nobody listed: complete some training prompts, judge the completions, and rank first tokens by
-``P(token | refusal) - P(token | compliance)``; keep enough to cover the refusals' probability mass.
+For a model nobody listed: complete some training prompts, judge the completions, and rank first
+tokens by ``P(token | refusal) - P(token | compliance)``; keep enough to cover the refusals'
+probability mass.
 """
 
 import logging
@@ -36,7 +38,9 @@ CHOOSE_NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Preset:
-    """A family of the paper: recognised by its template and by the ids its tokenizer gives the words."""
+    """A family of the paper: recognised by its template and by the ids its tokenizer gives the
+    words.
+    """
 
     family: str
     marker: str
@@ -45,7 +49,8 @@ class Preset:
     model_types: tuple[str, ...]
 
 
-# Arditi et al. 2024, appendix B, table 4. A model belongs to a family if type, template and token ids all agree.
+# Arditi et al. 2024, appendix B, table 4. A model belongs to a family if type, template and token
+# ids all agree.
 PRESETS = (
     Preset("qwen", "<|im_start|>", ("I", "As"), (40, 2121), ("qwen",)),
     Preset("gemma", "<start_of_turn>", ("I",), (235285,), ("gemma",)),
@@ -55,8 +60,11 @@ PRESETS = (
 )
 
 
-def tokens_for(model: ChatModel, prompts: PromptPair, wanted: Sequence[str | int] | None = None) -> RefusalTokens:
-    """The refusal tokens: those ``wanted``, else the family's preset, else chosen from completions of ``prompts``.
+def tokens_for(
+    model: ChatModel, prompts: PromptPair, wanted: Sequence[str | int] | None = None
+) -> RefusalTokens:
+    """The refusal tokens: those ``wanted``, else the family's preset, else chosen from completions
+    of ``prompts``.
 
     Raises:
         ConfigError: a wanted text is not one token of this tokenizer.
@@ -92,14 +100,16 @@ def check_tokens(model: ChatModel, tokens: RefusalTokens) -> None:
     _check_ids(tokens.ids, size)
     if len(tokens.ids) > MOST_SHARE * size:
         raise ConfigError(
-            f"{len(tokens.ids)} of the model's {size} tokens are refusal tokens: whatever it says would count as a "
-            "refusal. Give those that its refusals begin with, a few."
+            f"{len(tokens.ids)} of the model's {size} tokens are refusal tokens: whatever it says "
+            "would count as a refusal. Give those that its refusals begin with, a few."
         )
 
 
 def _check_ids(ids: Sequence[int], size: int) -> None:
     if bad := [i for i in ids if not 0 <= i < size]:
-        raise ConfigError(f"Token id {bad[0]} is outside the vocabulary of {size}. Give ids below that, or texts.")
+        raise ConfigError(
+            f"Token id {bad[0]} is outside the vocabulary of {size}. Give ids below that, or texts."
+        )
 
 
 def _head_size(model: ChatModel) -> int:
@@ -112,12 +122,16 @@ def _head_size(model: ChatModel) -> int:
 def preset_tokens(model: ChatModel) -> RefusalTokens | None:
     """The paper's tokens, when this model belongs to one of its families."""
     for preset in PRESETS:
-        fits = model.hf.config.model_type in preset.model_types and preset.marker in str(model.tokenizer.chat_template)
+        fits = model.hf.config.model_type in preset.model_types and preset.marker in str(
+            model.tokenizer.chat_template
+        )
         if not fits:
             continue
         pieces = [model.tokenizer.encode(word, add_special_tokens=False) for word in preset.words]
         if [piece[-1] for piece in pieces if len(piece) == 1] == list(preset.ids):
-            return RefusalTokens(preset.ids, _texts(model, preset.ids), source=f"preset {preset.family}")
+            return RefusalTokens(
+                preset.ids, _texts(model, preset.ids), source=f"preset {preset.family}"
+            )
     return None
 
 
@@ -125,22 +139,29 @@ def choose_tokens(model: ChatModel, prompts: PromptPair, n: int = CHOOSE_PROMPTS
     """Choose ``R`` from completions of the first ``n`` harmful and ``n // 2`` harmless prompts.
 
     Raises:
-        TooFewPromptsError: fewer than 3 refusals or fewer than 3 compliances: there is nothing to tell apart.
+        TooFewPromptsError: fewer than 3 refusals or fewer than 3 compliances: there is nothing to
+            tell apart.
     """
     chosen = [*prompts.harmful[:n], *prompts.harmless[: n // 2]]
     texts = [prompt.text for prompt in chosen]
     outputs = complete(model, texts, CHOOSE_NEW_TOKENS, name="find the refusal tokens")
-    labels = [refusal_verdict(text, output).label for text, output in zip(texts, outputs, strict=True)]
+    labels = [
+        refusal_verdict(text, output).label for text, output in zip(texts, outputs, strict=True)
+    ]
     logits = last_logits(model, texts)
     refused = [i for i, label in enumerate(labels) if label in ("refusal", "partial")]
     complied = [i for i, label in enumerate(labels) if label == "compliance"]
     if min(len(refused), len(complied)) < MIN_JUDGED:
         thinking = sum(not split(output).finished for output in outputs)
-        lost = f" ({thinking} were still thinking after {CHOOSE_NEW_TOKENS} tokens)" if thinking else ""
+        lost = (
+            f" ({thinking} were still thinking after {CHOOSE_NEW_TOKENS} tokens)"
+            if thinking
+            else ""
+        )
         raise TooFewPromptsError(
-            f"Of {len(texts)} training prompts the model refused {len(refused)} and answered {len(complied)}{lost}; at "
-            f"least {MIN_JUDGED} of each are needed to find its refusal tokens. Give them with --refusal-tokens, or "
-            "use prompts that it refuses."
+            f"Of {len(texts)} training prompts the model refused {len(refused)} and answered "
+            f"{len(complied)}{lost}; at least {MIN_JUDGED} of each are needed to find its refusal "
+            "tokens. Give them with --refusal-tokens, or use prompts that it refuses."
         )
     probability = softmax64(logits)
     on_refusal, on_compliance = probability[refused].mean(0), probability[complied].mean(0)
@@ -150,8 +171,10 @@ def choose_tokens(model: ChatModel, prompts: PromptPair, n: int = CHOOSE_PROMPTS
     if score is not None and score < GOOD_AUROC:
         log.warning(
             "The refusal metric tells refusals from answers only with AUROC %.2f (below %.1f): "
-            "look at the tokens, or give your own with --refusal-tokens.", score, GOOD_AUROC,
-        )  # fmt: skip
+            "look at the tokens, or give your own with --refusal-tokens.",
+            score,
+            GOOD_AUROC,
+        )
     return RefusalTokens(
         ids=tuple(ids),
         texts=_texts(model, ids),
@@ -163,11 +186,19 @@ def choose_tokens(model: ChatModel, prompts: PromptPair, n: int = CHOOSE_PROMPTS
     )
 
 
-def rank_tokens(on_refusal: Float[Tensor, "vocab"], on_compliance: Float[Tensor, "vocab"]) -> list[int]:
-    """Tokens by ``P(token | refusal) - P(token | compliance)``, until most of the refusal mass is covered."""
+def rank_tokens(
+    on_refusal: Float[Tensor, "vocab"], on_compliance: Float[Tensor, "vocab"]
+) -> list[int]:
+    """Tokens by ``P(token | refusal) - P(token | compliance)``, until most of the refusal mass is
+    covered.
+    """
     difference = on_refusal - on_compliance
     top = torch.topk(difference, min(MAX_TOKENS, difference.numel()))
-    useful = [(int(i), float(d)) for d, i in zip(top.values, top.indices, strict=True) if d >= MIN_DIFFERENCE]
+    useful = [
+        (int(i), float(d))
+        for d, i in zip(top.values, top.indices, strict=True)
+        if d >= MIN_DIFFERENCE
+    ]
     useful = useful or [(int(top.indices[0]), float(top.values[0]))]
     mass = sum(float(on_refusal[i]) for i, _ in useful)
     ids: list[int] = []

@@ -1,4 +1,6 @@
-"""The model itself under hooks: in this package's batches, or in transformers' continuous batching."""
+"""The model itself under hooks: in this package's batches, or in transformers' continuous
+batching.
+"""
 
 from refusal.engines.paged import complete_paged
 from refusal.engines.protocol import Job
@@ -26,7 +28,9 @@ class Own:
 
 
 class Paged(Own):
-    """Continuous batching over a paged cache: a new prompt takes the place of one that has ended."""
+    """Continuous batching over a paged cache: a new prompt takes the place of one that has
+    ended.
+    """
 
     write = staticmethod(complete_paged)
 

@@ -1,7 +1,8 @@
 """Engines: who writes the completions under a condition.
 
-The model itself under hooks (``Own``, ``Paged``) can be under every condition. A server (``Server``, ``Vllm``) has the
-unedited model and the one that an export has orthogonalised: it writes for the baseline and for ablation.
+The model itself under hooks (``Own``, ``Paged``) can be under every condition. A server
+(``Server``, ``Vllm``) has the unedited model and the one that an export has orthogonalised: it
+writes for the baseline and for ablation.
 """
 
 from pathlib import Path
@@ -16,7 +17,8 @@ __all__ = ["OWN", "Engine", "EngineOptions", "Job", "Own", "Paged", "Server", "V
 
 
 def make_engine(options: EngineOptions, scratch: Path) -> Engine:
-    """The engine that the options name; ``scratch`` is where an edited model may be written for a while.
+    """The engine that the options name; ``scratch`` is where an edited model may be written for a
+    while.
 
     Raises:
         ConfigError: a name, a package or a key that it needs is missing.

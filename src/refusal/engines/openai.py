@@ -1,7 +1,8 @@
 """A server with an OpenAI-compatible address that holds the model, and the edited one beside it.
 
-That it is this model, with this template, edited with this direction, is checked before it is believed: it must read
-as many tokens of each prompt as the model here does, and its first completions must begin as the model's own.
+That it is this model, with this template, edited with this direction, is checked before it is
+believed: it must read as many tokens of each prompt as the model here does, and its first
+completions must begin as the model's own.
 """
 
 import logging
@@ -31,7 +32,8 @@ ABLATION = "ablation"
 RETRIES = 3
 CHECKED = 4  # completions that are compared with the model's own
 CHECKED_TOKENS = 12  # from their beginnings: later ones may differ by rounding
-KEEP_MARKS = "skip_special_tokens"  # vLLM's and SGLang's name of the switch; off, marks of thinking stay in the text
+# vLLM's and SGLang's name of the switch; off, marks of thinking stay in the text
+KEEP_MARKS = "skip_special_tokens"
 
 
 class Server:
@@ -47,8 +49,9 @@ class Server:
         """
         if options.engine_ablated is None:
             raise ConfigError(
-                "--engine openai needs what the server calls the ablated model. Write it with refusal export RUN "
-                "--as model (or lora), serve it beside the model, and give its name with --engine-ablated."
+                "--engine openai needs what the server calls the ablated model. Write it with "
+                "refusal export RUN --as model (or lora), serve it beside the model, and give its "
+                "name with --engine-ablated."
             )
         self._options = options
 
@@ -70,7 +73,9 @@ class Server:
 
 def address_of(options: EngineOptions, url: str, served: str, job: Job) -> Address:
     """Where to ask for completions, and how: greedily, without penalties, and without thinking."""
-    extra: dict[str, Any] = {"frequency_penalty": 0}  # to transformers' server: no penalty of the generation config's
+    extra: dict[str, Any] = {
+        "frequency_penalty": 0
+    }  # to transformers' server: no penalty of the generation config's
     if arguments := template_arguments(job.model):
         extra["chat_template_kwargs"] = arguments
     if loses_marks(job.model.tokenizer):
@@ -93,7 +98,8 @@ def template_arguments(model: ChatModel) -> dict[str, Any]:
     """What a server's template is told, so that it writes the prompts that the model here reads.
 
     Raises:
-        EngineError: the template writes the date of the server's clock, and the run has another one.
+        EngineError: the template writes the date of the server's clock, and the run has another
+            one.
     """
     chat, found = model.chat, {"enable_thinking": False} if model.chat.thinking_switch else {}
     ours = render(model.tokenizer, PROBES[0], chat.system, chat.day)
@@ -102,18 +108,22 @@ def template_arguments(model: ChatModel) -> dict[str, Any]:
     dated = {**found, "date_string": chat.day.date.strftime(LLAMA)}
     if ASKS in str(model.tokenizer.chat_template) and ours != _written_there(model, dated):
         raise EngineError(
-            f"The chat template writes the date, which at a server is that of its clock and in this run {chat.day}. "
-            "Use --engine own or paged, or begin a new run today."
+            "The chat template writes the date, which at a server is that of its clock and in "
+            f"this run {chat.day}. Use --engine own or paged, or begin a new run today."
         )
     return dated if chat.day.given or ASKS in str(model.tokenizer.chat_template) else found
 
 
 def _written_there(model: ChatModel, arguments: dict[str, Any]) -> str | None:
-    """A prompt as a server renders it, by its own clock; ``None`` where the template wants other messages."""
+    """A prompt as a server renders it, by its own clock; ``None`` where the template wants other
+    messages.
+    """
     messages: Any = _messages(model, PROBES[0])
     try:
         return str(
-            model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments)
+            model.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **arguments
+            )
         )
     except (TemplateError, ValueError, TypeError):
         return None
@@ -131,7 +141,9 @@ def ask_checked(address: Address, job: Job) -> list[str]:
         if KEEP_MARKS not in address.extra or KEEP_MARKS not in str(error):
             raise
     extra = {name: value for name, value in address.extra.items() if name != KEEP_MARKS}
-    return _ask_checked(replace(address, extra=extra), job)  # a server that does not know it may mark thoughts itself
+    return _ask_checked(
+        replace(address, extra=extra), job
+    )  # a server that does not know it may mark thoughts itself
 
 
 def _ask_checked(address: Address, job: Job) -> list[str]:
@@ -147,8 +159,9 @@ def _ask_checked(address: Address, job: Job) -> list[str]:
                 i = chosen[reply.index]
                 if reply.text is None:
                     raise EngineError(
-                        f"{endpoint.address.url} gave no completion of prompt {i + 1} of {len(instructions)}: "
-                        f"{reply.error}. Look at the server's log, then start the same command again."
+                        f"{endpoint.address.url} gave no completion of prompt {i + 1} of "
+                        f"{len(instructions)}: {reply.error}. Look at the server's log, then "
+                        "start the same command again."
                     )
                 _check_length(endpoint, reply.tokens_in, lengths[i])
                 written[i] = marked(reply.text, opened, reply.thought)
@@ -161,23 +174,28 @@ def _ask_checked(address: Address, job: Job) -> list[str]:
 
 
 def _messages(model: ChatModel, instruction: str) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": model.chat.system}] if model.chat.system is not None else []
+    system = (
+        [{"role": "system", "content": model.chat.system}] if model.chat.system is not None else []
+    )
     return [*system, {"role": "user", "content": instruction}]
 
 
 def _check_length(endpoint: Endpoint, read: int | None, ours: int) -> None:
     if read is not None and read != ours:
         raise EngineError(
-            f"{endpoint.address.url} reads {read} tokens of a prompt that has {ours} here: its chat template is "
-            "another one. Serve the model with the same tokenizer and template."
+            f"{endpoint.address.url} reads {read} tokens of a prompt that has {ours} here: its "
+            "chat template is another one. Serve the model with the same tokenizer and template."
         )
 
 
 def _check_beginnings(endpoint: Endpoint, job: Job, written: Sequence[str]) -> None:
-    """Compare the first completions with the model's own: none alike is an error, some of them only a warning."""
+    """Compare the first completions with the model's own: none alike is an error, some of them only
+    a warning.
+    """
     if parallel.split():
         log.warning(
-            "The model here is split over processes: what %s writes is not compared with it.", endpoint.address.url
+            "The model here is split over processes: what %s writes is not compared with it.",
+            endpoint.address.url,
         )
         return
     beginnings = replace(
@@ -190,13 +208,16 @@ def _check_beginnings(endpoint: Endpoint, job: Job, written: Sequence[str]) -> N
     for ours, theirs in zip(own, written, strict=True):
         if split(ours).thought and not split(theirs).thought:
             raise EngineError(
-                f"{endpoint.address.url} drops the marks between thought and answer, so the two cannot be told apart. "
-                "Start the server with its reasoning parser for this model, or use another --engine."
+                f"{endpoint.address.url} drops the marks between thought and answer, so the two "
+                "cannot be told apart. Start the server with its reasoning parser for this model, "
+                "or use another --engine."
             )
-    alike = sum(_words(theirs).startswith(_words(ours)) for ours, theirs in zip(own, written, strict=True))
+    alike = sum(
+        _words(theirs).startswith(_words(ours)) for ours, theirs in zip(own, written, strict=True)
+    )
     what = (
-        f"{endpoint.address.model!r} at {endpoint.address.url} begins {alike} of {len(written)} completions "
-        f"as the model does under {job.condition} here"
+        f"{endpoint.address.model!r} at {endpoint.address.url} begins {alike} of {len(written)} "
+        f"completions as the model does under {job.condition} here"
     )
     if written and not alike:
         raise EngineError(

@@ -41,7 +41,8 @@ class Engine(Protocol):
         ...
 
     def complete(self, job: Job) -> list[str]:
-        """Greedy completions of a job's instructions, in their order, under a condition that it serves.
+        """Greedy completions of a job's instructions, in their order, under a condition that it
+        serves.
 
         Raises:
             EngineError: a server that cannot be asked, or that does not serve this model.

@@ -1,4 +1,5 @@
-"""vLLM, started for a run: `vllm serve` with the model for the baseline, then with an edited copy for ablation.
+"""vLLM, started for a run: `vllm serve` with the model for the baseline, then with an edited copy
+for ablation.
 
 The copy is written tensor by tensor (``weights.stream``) beside the run and deleted afterwards.
 """
@@ -34,7 +35,9 @@ SHORTEST_CONTEXT = 4096
 
 
 class Vllm:
-    """A vLLM server of this run's own; it is started at the first completion and stopped by ``close``."""
+    """A vLLM server of this run's own; it is started at the first completion and stopped by
+    ``close``.
+    """
 
     elsewhere = True
 
@@ -46,7 +49,10 @@ class Vllm:
         """
         command = shutil.which("vllm")
         if command is None:
-            raise ConfigError("--engine vllm needs the vllm command. Install it with pip install vllm, or use own.")
+            raise ConfigError(
+                "--engine vllm needs the vllm command. Install it with pip install vllm, or use "
+                "own."
+            )
         self._command = command
         self._options = options
         self._scratch = scratch
@@ -57,9 +63,17 @@ class Vllm:
         return condition in (BASELINE, ABLATION)
 
     def complete(self, job: Job) -> list[str]:
-        """As ``Engine``; one server is kept while the condition and the length of what it is asked for stay."""
-        context = max(map(len, job.model.tokenize(job.instructions)), default=0) + job.max_new_tokens
-        if self._running is None or self._running.condition != job.condition or self._running.context < context:
+        """As ``Engine``; one server is kept while the condition and the length of what it is asked
+        for stay.
+        """
+        context = (
+            max(map(len, job.model.tokenize(job.instructions)), default=0) + job.max_new_tokens
+        )
+        if (
+            self._running is None
+            or self._running.condition != job.condition
+            or self._running.context < context
+        ):
             self.close()
             self._running = self._start(job, max(SHORTEST_CONTEXT, context))
         return ask_checked(address_of(self._options, self._running.url, SERVED, job), job)
@@ -80,7 +94,9 @@ class Vllm:
             source = local_folder(model.name, model.revision)
             if job.condition == ABLATION:
                 edited = Path(folder.name) / "model"
-                stream_model(source, job.direction, edited, name=model.name, revision=model.revision)
+                stream_model(
+                    source, job.direction, edited, name=model.name, revision=model.revision
+                )
                 source = edited
             return _Running(folder, job.condition, context, self._arguments(source, model, context))
         except BaseException:
@@ -88,10 +104,27 @@ class Vllm:
             raise
 
     def _arguments(self, source: Path, model: ChatModel, context: int) -> list[str]:
-        """The command without its port; sampling defaults are not taken from the model's generation config."""
+        """The command without its port; sampling defaults are not taken from the model's generation
+        config.
+        """
         dtype = str(model.hf.dtype).removeprefix("torch.")
-        found = [self._command, "serve", str(source), "--served-model-name", SERVED, "--dtype", dtype]
-        found += ["--host", "127.0.0.1", "--max-model-len", str(context), "--generation-config", "vllm"]
+        found = [
+            self._command,
+            "serve",
+            str(source),
+            "--served-model-name",
+            SERVED,
+            "--dtype",
+            dtype,
+        ]
+        found += [
+            "--host",
+            "127.0.0.1",
+            "--max-model-len",
+            str(context),
+            "--generation-config",
+            "vllm",
+        ]
         if model.device.type == "cuda":  # the model here is on the same device
             free, total = torch.cuda.mem_get_info(model.device)
             found += ["--gpu-memory-utilization", f"{0.95 * free / total:.2f}"]
@@ -102,7 +135,11 @@ class _Running:
     """A server's process, its log and its folder."""
 
     def __init__(
-        self, folder: "tempfile.TemporaryDirectory[str]", condition: str, context: int, arguments: list[str]
+        self,
+        folder: "tempfile.TemporaryDirectory[str]",
+        condition: str,
+        context: int,
+        arguments: list[str],
     ) -> None:
         self.condition, self.context = condition, context
         self._folder = folder
@@ -113,7 +150,10 @@ class _Running:
         self.url = f"http://127.0.0.1:{port}/v1"
         with self._log.open("wb") as log:
             self._process: subprocess.Popen[Any] = subprocess.Popen(
-                [*arguments, "--port", str(port)], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                [*arguments, "--port", str(port)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         try:
             self._wait()
@@ -131,17 +171,22 @@ class _Running:
             end = time.monotonic() + LONGEST_START
             while time.monotonic() < end:
                 if self._process.poll() is not None:
-                    said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
+                    said = self._log.read_text(
+                        encoding="utf-8", errors="replace"
+                    ).strip().splitlines() or ["nothing"]
                     raise EngineError(
-                        f"vllm ended with exit code {self._process.returncode} before it answered: {said[-1][:200]}. "
-                        "Try the same model with `vllm serve`; --engine-arguments hands it further arguments."
+                        f"vllm ended with exit code {self._process.returncode} before it "
+                        f"answered: {said[-1][:200]}. Try the same model with `vllm serve`; "
+                        "--engine-arguments hands it further arguments."
                     )
                 try:
                     urllib.request.urlopen(f"{self.url}/models", timeout=5).close()
                     return
                 except (urllib.error.URLError, OSError):
                     time.sleep(0.2)
-        raise EngineError("vllm has not answered within an hour. Start it yourself, and use --engine openai.")
+        raise EngineError(
+            "vllm has not answered within an hour. Start it yourself, and use --engine openai."
+        )
 
     def stop(self) -> None:
         """End the server with all its workers."""

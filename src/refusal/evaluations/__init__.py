@@ -1,1 +1,3 @@
-"""What an intervention does: refusal, over-refusal, drift, separation, seeds, capability, further judges."""
+"""What an intervention does: refusal, over-refusal, drift, separation, seeds, capability, further
+judges.
+"""

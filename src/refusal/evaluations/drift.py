@@ -1,11 +1,13 @@
 """How far an intervention moves what the model does otherwise, beyond the first token.
 
-Texts are read with the model forced along them, and two things are kept of every predicted token: its cross-entropy
-(nats), and the KL divergence of the intervened from the unmodified model's next-token distribution.
+Texts are read with the model forced along them, and two things are kept of every predicted token:
+its cross-entropy (nats), and the KL divergence of the intervened from the unmodified model's
+next-token distribution.
 
-Three kinds of text, as in the paper (section 4.3, table 9): running text as it is, pairs of instruction and output, and
-what the unmodified model itself answers to harmless prompts. On the last, KL over the first ``k`` tokens of the answer
-shows damage that the first token's KL (the selection score) is blind to.
+Three kinds of text, as in the paper (section 4.3, table 9): running text as it is, pairs of
+instruction and output, and what the unmodified model itself answers to harmless prompts. On the
+last, KL over the first ``k`` tokens of the answer shows damage that the first token's KL (the
+selection score) is blind to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +35,9 @@ CHUNK = 64  # predicted tokens whose probabilities are computed at once
 
 @dataclass(frozen=True)
 class ForcedText:
-    """Token ids of a text, and where the part that counts begins (at least 1: the first token is not predicted)."""
+    """Token ids of a text, and where the part that counts begins (at least 1: the first token is
+    not predicted).
+    """
 
     id: str
     ids: tuple[int, ...]
@@ -42,7 +46,9 @@ class ForcedText:
 
 @dataclass(frozen=True)
 class Drift:
-    """One text under one condition: nats and KL of each token that counts. The KL of the baseline is 0."""
+    """One text under one condition: nats and KL of each token that counts. The KL of the baseline
+    is 0.
+    """
 
     id: str
     nats: tuple[float, ...]
@@ -50,13 +56,19 @@ class Drift:
 
 
 def running_text(model: ChatModel, texts: Mapping[str, str], tokens: int) -> list[ForcedText]:
-    """Texts as they are, with the tokenizer's own special tokens, cut to ``tokens``; one-token texts are left out."""
+    """Texts as they are, with the tokenizer's own special tokens, cut to ``tokens``; one-token
+    texts are left out.
+    """
     rows = {name: model.tokenizer(text)["input_ids"][:tokens] for name, text in texts.items()}
     return [ForcedText(name, tuple(ids), 1) for name, ids in rows.items() if len(ids) > 1]
 
 
-def answers(model: ChatModel, pairs: Sequence[tuple[str, str, str]], tokens: int) -> list[ForcedText]:
-    """``(id, instruction, answer)`` through the chat template; the answer's first ``tokens`` tokens count."""
+def answers(
+    model: ChatModel, pairs: Sequence[tuple[str, str, str]], tokens: int
+) -> list[ForcedText]:
+    """``(id, instruction, answer)`` through the chat template; the answer's first ``tokens`` tokens
+    count.
+    """
     prompts = model.tokenize([instruction for _, instruction, _ in pairs])
     found = []
     for (name, _, answer), prompt in zip(pairs, prompts, strict=True):
@@ -66,17 +78,29 @@ def answers(model: ChatModel, pairs: Sequence[tuple[str, str, str]], tokens: int
     return found
 
 
-def own_answers(model: ChatModel, completions: Sequence[Completion], tokens: int) -> list[ForcedText]:
-    """The model's baseline completions as texts to be forced along, thoughts marked as it marks them itself."""
+def own_answers(
+    model: ChatModel, completions: Sequence[Completion], tokens: int
+) -> list[ForcedText]:
+    """The model's baseline completions as texts to be forced along, thoughts marked as it marks
+    them itself.
+    """
     opened = thought_opened(model)
-    written = [(c.prompt_id, c.prompt, as_written(model.tokenizer, c.completion, opened)) for c in completions]
+    written = [
+        (c.prompt_id, c.prompt, as_written(model.tokenizer, c.completion, opened))
+        for c in completions
+    ]
     return answers(model, written, tokens)
 
 
 def measure_drift(
-    model: ChatModel, texts: Sequence[ForcedText], conditions: Mapping[str, Sequence[Intervention]], name: str
+    model: ChatModel,
+    texts: Sequence[ForcedText],
+    conditions: Mapping[str, Sequence[Intervention]],
+    name: str,
 ) -> dict[str, tuple[Drift, ...]]:
-    """Nats and KL of every text under the baseline and under each condition, in the order of ``texts``."""
+    """Nats and KL of every text under the baseline and under each condition, in the order of
+    ``texts``.
+    """
     everything = {BASELINE: (), **conditions}
     found: dict[str, dict[int, Drift]] = {condition: {} for condition in everything}
     rows = [text.ids for text in texts]
@@ -97,14 +121,20 @@ def measure_drift(
         for prompts, out in share_batches(model, rows, run, MOST_TOKENS):
             for condition, drifts in out.items():
                 found[condition].update(zip(prompts, drifts, strict=True))
-    return {condition: tuple(by_index[i] for i in range(len(texts))) for condition, by_index in found.items()}
+    return {
+        condition: tuple(by_index[i] for i in range(len(texts)))
+        for condition, by_index in found.items()
+    }
 
 
-def drift_metrics(drifts: Mapping[str, Sequence[Drift]], set: str, k: int | None = None) -> tuple[Metric, ...]:
-    """Cross-entropy and perplexity per token by condition, and their change from the baseline on the same texts.
+def drift_metrics(
+    drifts: Mapping[str, Sequence[Drift]], set_name: str, k: int | None = None
+) -> tuple[Metric, ...]:
+    """Cross-entropy and perplexity per token by condition, and their change from the baseline on
+    the same texts.
 
-    With ``k`` also the KL of the first token and the mean over the first ``k``. Intervals are over texts. What the
-    random directions do together is added.
+    With ``k`` also the KL of the first token and the mean over the first ``k``. Intervals are over
+    texts. What the random directions do together is added.
     """
     found: list[Metric] = []
     base = {drift.id: drift for drift in drifts[BASELINE]}
@@ -113,31 +143,47 @@ def drift_metrics(drifts: Mapping[str, Sequence[Drift]], set: str, k: int | None
         weights = [float(len(d.nats)) for d in rows]
         after = [sum(d.nats) for d in rows]
         entropy = ratio(after, weights)
-        found.append(metric("cross_entropy", set, condition, entropy, n))
-        found.append(metric("perplexity", set, condition, _exp(entropy), n))
+        found.append(metric("cross_entropy", set_name, condition, entropy, n))
+        found.append(metric("perplexity", set_name, condition, _exp(entropy), n))
         if condition == BASELINE:
             continue
         before = [sum(base[d.id].nats) for d in rows]
-        found.append(metric("cross_entropy_change", set, condition, ratio_change(before, after, weights), n))
+        found.append(
+            metric(
+                "cross_entropy_change", set_name, condition, ratio_change(before, after, weights), n
+            )
+        )
         if k is not None:
             several = ratio([sum(d.kl[:k]) for d in rows], [float(len(d.kl[:k])) for d in rows])
-            found.append(metric("kl_first_token", set, condition, mean([d.kl[0] for d in rows]), n))
-            found.append(metric(f"kl_first_{k}_tokens", set, condition, several, n))
+            found.append(
+                metric("kl_first_token", set_name, condition, mean([d.kl[0] for d in rows]), n)
+            )
+            found.append(metric(f"kl_first_{k}_tokens", set_name, condition, several, n))
     return (*found, *random_together(found))
 
 
 def _exp(estimate: Estimate) -> Estimate:
-    value, low, high = torch.tensor([estimate.value, estimate.low, estimate.high], dtype=torch.float64).exp().tolist()
+    value, low, high = (
+        torch.tensor([estimate.value, estimate.low, estimate.high], dtype=torch.float64)
+        .exp()
+        .tolist()
+    )
     return Estimate(value, low, high)
 
 
-def _drift(text: ForcedText, logits: Float[Tensor, "token vocab"], base: Float[Tensor, "token vocab"]) -> Drift:
+def _drift(
+    text: ForcedText, logits: Float[Tensor, "token vocab"], base: Float[Tensor, "token vocab"]
+) -> Drift:
     """Nats and KL of one text's tokens, in float64, a few tokens at a time."""
     targets = torch.tensor(text.ids[text.start :])
     nats: list[float] = []
     kl: list[float] = []
-    for mine, theirs, target in zip(logits.split(CHUNK), base.split(CHUNK), targets.split(CHUNK), strict=True):
+    for mine, theirs, target in zip(
+        logits.split(CHUNK), base.split(CHUNK), targets.split(CHUNK), strict=True
+    ):
         p = softmax64(mine)
-        nats += (-p.gather(1, target.to(p.device)[:, None]).clamp_min(1e-300).log()).flatten().tolist()
+        nats += (
+            (-p.gather(1, target.to(p.device)[:, None]).clamp_min(1e-300).log()).flatten().tolist()
+        )
         kl += [0.0] * len(target) if logits is base else kl_from(softmax64(theirs), mine).tolist()
     return Drift(text.id, tuple(round(x, 6) for x in nats), tuple(round(x, 6) for x in kl))

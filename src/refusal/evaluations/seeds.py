@@ -1,7 +1,9 @@
-"""Repeat a run's split, extraction and selection with other seeds: does the same direction come out?
+"""Repeat a run's split, extraction and selection with other seeds: does the same direction come
+out?
 
-Training and validation prompts are dealt out anew; the test prompts stay, so that the rates can be compared. Each seed
-leaves ``seeds/<seed>.json`` (the choice), ``seeds/<seed>.direction.safetensors`` and its completions.
+Training and validation prompts are dealt out anew; the test prompts stay, so that the rates can be
+compared. Each seed leaves ``seeds/<seed>.json`` (the choice),
+``seeds/<seed>.direction.safetensors`` and its completions.
 """
 
 import logging
@@ -51,13 +53,17 @@ def repeat_seeds(
     tokens: RefusalTokens,
     selection: Selection,
 ) -> tuple[Metric, ...]:
-    """For each further seed its scores, the cosine with the run's direction, and refusal under its ablation."""
+    """For each further seed its scores, the cosine with the run's direction, and refusal under its
+    ablation.
+    """
     if config.seeds == 1:
         return ()
     score = selection.score
     found = [_exact(name, f"seed-{config.seed}", float(getattr(score, name))) for name in SCORES]
     for seed in range(config.seed + 1, config.seed + config.seeds):
-        found += _one_seed(folder, config, model, redealt(prompts, seed), tokens, selection.direction, seed)
+        found += _one_seed(
+            folder, config, model, redealt(prompts, seed), tokens, selection.direction, seed
+        )
     return tuple(found)
 
 
@@ -71,26 +77,38 @@ def _one_seed(
     seed: int,
 ) -> list[Metric]:
     base = folder.path / "seeds"
-    summary, file, written = (base / f"{seed}{end}" for end in (".json", ".direction.safetensors", ".ablation.jsonl"))
+    summary, file, written = (
+        base / f"{seed}{end}" for end in (".json", ".direction.safetensors", ".ablation.jsonl")
+    )
     test = prompts.test.harmful[: config.n_test]
     inputs = {
         "main": file_sha256(folder.path / "direction.safetensors"),
         "tokens": tokens.ids,
-        "options": [config.n_train, config.n_val, config.filter, asdict(config.rule), config.layer_step],
-        "prompts": prompts_hash([p for pair in (prompts.train, prompts.val) for p in (*pair.harmful, *pair.harmless)]),
+        "options": [
+            config.n_train,
+            config.n_val,
+            config.filter,
+            asdict(config.rule),
+            config.layer_step,
+        ],
+        "prompts": prompts_hash(
+            [p for pair in (prompts.train, prompts.val) for p in (*pair.harmful, *pair.harmless)]
+        ),
         "test": prompts_hash(test),
         "max_new_tokens": config.max_new_tokens,
     }
 
     def work() -> None:
-        collected = collect(model, prompts.train, n=config.n_train, tokens=tokens, filter=config.filter, seed=seed)
+        collected = collect(
+            model, prompts.train, n=config.n_train, tokens=tokens, filtered=config.filter, seed=seed
+        )
         try:
             chosen = select(
                 model,
                 difference_in_means(collected),
                 prompts.val,
                 n=config.n_val,
-                filter=config.filter,
+                filtered=config.filter,
                 rule=config.rule,
                 layer_step=config.layer_step,
                 resamples=0,
@@ -101,9 +119,14 @@ def _one_seed(
             write_jsonl(written, [])
             return
         direction = chosen.direction
-        write_json(summary, {"seed": seed, "score": finite(to_json(chosen.score)), "qualified": chosen.qualified})
+        write_json(
+            summary,
+            {"seed": seed, "score": finite(to_json(chosen.score)), "qualified": chosen.qualified},
+        )
         direction.save(file)
-        done = complete_under(model, direction, test, "ablation", config.max_new_tokens, f"seed {seed}")
+        done = complete_under(
+            model, direction, test, "ablation", config.max_new_tokens, f"seed {seed}"
+        )
         write_jsonl(written, to_json(done))
 
     folder.stage(f"seed {seed}", inputs, [summary, written], work)
@@ -112,10 +135,17 @@ def _one_seed(
     if score is None:
         return []
     condition = f"seed-{seed}"
-    found = [_exact(name, condition, float(value)) for name in SCORES if (value := getattr(score, name)) is not None]
+    found = [
+        _exact(name, condition, float(value))
+        for name in SCORES
+        if (value := getattr(score, name)) is not None
+    ]
     other = Direction.load(file).vector
     if other.shape != main.vector.shape:
-        raise damaged(file, f"direction: {len(other)} numbers, where the run's direction has {len(main.vector)}")
+        raise damaged(
+            file,
+            f"direction: {len(other)} numbers, where the run's direction has {len(main.vector)}",
+        )
     found.append(_exact("cosine", condition, float(main.vector @ other)))
     return [*found, *measure(read_completions(written), "harmful", f"{condition}-ablation")]
 

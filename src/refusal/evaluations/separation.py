@@ -1,10 +1,12 @@
-"""How far harmful and harmless prompts are apart along the direction, layer by layer, as a stage of a run.
+"""How far harmful and harmless prompts are apart along the direction, layer by layer, as a stage of
+a run.
 
-    projections.json   of every validation prompt its projection on the direction at the input of every block, and its
-                       place in the plane of the two largest principal components at the direction's own place
+    projections.json   of every validation prompt its projection on the direction at the input of
+                       every block, and its place in the plane of the two largest principal
+                       components where the direction was read
 
-One forward pass over the prompts that the selection was made with. They did not take part in the means, so that the
-separation is not of the prompts that it was fitted to.
+One forward pass over the prompts that the selection was made with. They did not take part in the
+means, so that the separation is not of the prompts that it was fitted to.
 """
 
 from collections.abc import Mapping
@@ -34,9 +36,12 @@ class Projections:
     """What ``projections.json`` holds, by class.
 
     Attributes:
-        position: the post-instruction position that everything is read at; ``layer`` is the direction's.
-        along: ``along[label][prompt][layer]``, the residual stream's component along the unit direction.
-        plane: ``plane[label][prompt]``, coordinates in the plane of the two largest principal components at ``layer``.
+        position: the post-instruction position that everything is read at; ``layer`` is the
+            direction's.
+        along: ``along[label][prompt][layer]``, the residual stream's component along the unit
+            direction.
+        plane: ``plane[label][prompt]``, coordinates in the plane of the two largest principal
+            components at ``layer``.
         explained: shares of the variance that those two explain.
         cosines: of the two components with the direction.
     """
@@ -101,8 +106,8 @@ def principal_plane(
 ) -> tuple[Float[Tensor, "prompt 2"], list[float], list[float]]:
     """Coordinates of ``rows`` in the plane of their two largest principal components.
 
-    Also the share of the variance that each explains, and its cosine with ``towards``; a component's sign is chosen so
-    that the cosine is not negative.
+    Also the share of the variance that each explains, and its cosine with ``towards``; a
+    component's sign is chosen so that the cosine is not negative.
     """
     centred = rows - rows.mean(0)
     left, singular, right = torch.linalg.svd(centred, full_matrices=False)
@@ -121,7 +126,9 @@ def read_projections(path: Path) -> Projections:
     found: Projections = read_one(path, Projections)
     for name, by_class in (("along", found.along), ("plane", found.plane)):
         if set(by_class) != set(LABELS) or not all(by_class.values()):
-            raise damaged(path, f"{name}: not some rows of harmful and of harmless prompts, and of no others")
+            raise damaged(
+                path, f"{name}: not some rows of harmful and of harmless prompts, and of no others"
+            )
     lengths = {len(row) for label in LABELS for row in found.along[label]}
     if len(lengths) != 1 or not -MOST <= found.position < 0 <= found.layer < max(lengths):
         raise damaged(path, f"along: not as many layers in every row, {found.layer} among them")
@@ -129,14 +136,28 @@ def read_projections(path: Path) -> Projections:
 
 
 def _read(
-    model: ChatModel, val: PromptPair, label: Label, tokens: RefusalTokens, config: RunConfig, direction: Direction
+    model: ChatModel,
+    val: PromptPair,
+    label: Label,
+    tokens: RefusalTokens,
+    config: RunConfig,
+    direction: Direction,
 ) -> tuple[list[list[float]], Float[Tensor, "prompt d_model"]]:
-    """Of the prompts of a class that count in the selection: components by layer, and where they are at the layer."""
+    """Of the prompts of a class that count in the selection: components by layer, and where they
+    are at the layer.
+    """
     unit = direction.vector.double()
     along: list[list[float]] = []
     places: list[Tensor] = []
     for prompt, metric, activation in run_pool(
-        model, getattr(val, label), tokens, config.n_val, config.filter, f"project {label}", model.sites.n_layers, True
+        model,
+        getattr(val, label),
+        tokens,
+        config.n_val,
+        config.filter,
+        f"project {label}",
+        model.sites.n_layers,
+        True,
     ):
         if activation is not None and (not config.filter or passes(prompt.label, metric)):
             stream = activation[direction.position].double()

@@ -1,4 +1,6 @@
-"""What a run is measured on, and what can be said of its inputs before anything slow is done with them."""
+"""What a run is measured on, and what can be said of its inputs before anything slow is done with
+them.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ SLACK = 16  # tokens that a template may write around the text beside what all p
 
 @dataclass(frozen=True)
 class Sets:
-    """What is measured beside the test prompts; read before anything slow, so that a wrong name stops a run at once."""
+    """What is measured beside the test prompts; read before anything slow, so that a wrong name
+    stops a run at once.
+    """
 
     over_refusal: dict[str, tuple[Prompt, ...]]
     corpora: tuple[Corpus, ...]
@@ -37,8 +41,13 @@ def load_sets(config: RunConfig, prompts: PromptSplits) -> Sets:
     used = [p for pair in (prompts.train, prompts.val) for p in (*pair.harmful, *pair.harmless)]
     sets: dict[str, tuple[Prompt, ...]] = {}
     for name in dict.fromkeys(config.over_refusal):
-        sets |= load_over_refusal(name, n=config.n_over_refusal, seed=config.seed, data_dir=folder, apart_from=used)
-    corpora = tuple(read_corpus(name, config.n_texts, config.seed, folder) for name in dict.fromkeys(config.texts))
+        sets |= load_over_refusal(
+            name, n=config.n_over_refusal, seed=config.seed, data_dir=folder, apart_from=used
+        )
+    corpora = tuple(
+        read_corpus(name, config.n_texts, config.seed, folder)
+        for name in dict.fromkeys(config.texts)
+    )
     check_names([corpus.name for corpus in corpora], config.texts)
     return Sets(sets, corpora)
 
@@ -47,14 +56,16 @@ def check_names(names: Sequence[str], files: Sequence[str]) -> None:
     """Make sure that each file's results have a name of their own.
 
     Raises:
-        PromptError: two are called the same, where case does not count either, or one like another set.
+        PromptError: two are called the same, where case does not count either, or one like another
+            set.
     """
     taken = dict.fromkeys(TAKEN, "what is measured under that name anyway")
     for name, file in zip(names, dict.fromkeys(files), strict=True):
         key = name.casefold().removesuffix(WITH_CONTROLS)
         if key in taken:
             raise PromptError(
-                f"The results of --texts {file} would be called {name!r}, like {taken[key]}. Rename the file."
+                f"The results of --texts {file} would be called {name!r}, like {taken[key]}. "
+                "Rename the file."
             )
         taken[key] = f"those of {file}"
 
@@ -76,7 +87,9 @@ def check_inputs(config: RunConfig, model: ChatModel, prompts: PromptSplits, set
         _check_corpus(model, corpus, config.text_tokens)
 
 
-def _pools(config: RunConfig, prompts: PromptSplits, sets: Sets) -> Iterator[tuple[Sequence[Prompt], int]]:
+def _pools(
+    config: RunConfig, prompts: PromptSplits, sets: Sets
+) -> Iterator[tuple[Sequence[Prompt], int]]:
     """Prompts that are read, and those that are completed with how much is written."""
     for pair in (prompts.train, prompts.val):
         yield from ((pair.harmful, 0), (pair.harmless, 0))
@@ -86,7 +99,9 @@ def _pools(config: RunConfig, prompts: PromptSplits, sets: Sets) -> Iterator[tup
 
 
 def _long(model: ChatModel, pool: Sequence[Prompt], new_tokens: int) -> list[Prompt]:
-    """Prompts that may be too long: a token is at least a byte of the text, and tokenising all of them takes long."""
+    """Prompts that may be too long: a token is at least a byte of the text, and tokenising all of
+    them takes long.
+    """
     context = context_length(model.hf.config)
     if context is None:
         return []
@@ -100,4 +115,6 @@ def _check_corpus(model: ChatModel, corpus: Corpus, tokens: int) -> None:
         texts = corpus.forced(model, tokens)
         check_rows(model, [text.ids for text in texts], 0, [text.id for text in texts])
     except PromptError as error:
-        raise PromptError(f"{corpus.name}: {error} What is read of a text is limited with --text-tokens.") from error
+        raise PromptError(
+            f"{corpus.name}: {error} What is read of a text is limited with --text-tokens."
+        ) from error

@@ -1,7 +1,8 @@
-"""Texts to measure drift on, from the user's files: running text, or pairs of an instruction and its output.
+"""Texts to measure drift on, from the user's files: running text, or pairs of an instruction and
+its output.
 
-A ``.txt`` file is running text, cut into passages at line ends. A ``.jsonl`` file holds rows with ``text``, or with
-``instruction``, ``output`` and perhaps ``input`` or ``context``.
+A ``.txt`` file is running text, cut into passages at line ends. A ``.jsonl`` file holds rows with
+``text``, or with ``instruction``, ``output`` and perhaps ``input`` or ``context``.
 """
 
 import random
@@ -46,18 +47,25 @@ def read_corpus(name: str, n: int, seed: int = 0, data_dir: Path | None = None) 
         found = find_data_file(data_dir, name) if data_dir is not None else None
         if found is None:
             where = "" if data_dir is None else f", nor in {data_dir}"
-            raise PromptError(f"There is no text file {name}{where}. Check the path given with --texts.")
+            raise PromptError(
+                f"There is no text file {name}{where}. Check the path given with --texts."
+            )
         path = found
     kind = path.suffix.lower()
     if kind not in (".txt", ".jsonl"):
-        raise PromptError(f"{path} cannot be read as texts: unknown kind of file {kind!r}. Give a .txt or .jsonl file.")
+        raise PromptError(
+            f"{path} cannot be read as texts: unknown kind of file {kind!r}. Give a .txt or "
+            ".jsonl file."
+        )
     content = read_user_text(path, "text file", PromptError)
     try:
         rows = list(_passages(content) if kind == ".txt" else _json_rows(content, path))
     except ValueError as error:
         raise PromptError(f"{path} cannot be read as texts ({error}). Mend the file.") from error
     if not rows:
-        raise PromptError(f"{path} holds no texts. Give passages of text, or rows with `text` or `instruction`.")
+        raise PromptError(
+            f"{path} holds no texts. Give passages of text, or rows with `text` or `instruction`."
+        )
     named = [(f"{path.stem}-{i}", row) for i, row in enumerate(rows)]
     drawn = random.Random(seed).sample(named, min(n, len(named)))
     running = {key: row for key, row in drawn if isinstance(row, str)}
@@ -66,7 +74,9 @@ def read_corpus(name: str, n: int, seed: int = 0, data_dir: Path | None = None) 
 
 
 def _passages(text: str) -> Iterator[str]:
-    """Whole lines, joined until they make a passage; a short rest is left out unless it is all there is."""
+    """Whole lines, joined until they make a passage; a short rest is left out unless it is all
+    there is.
+    """
     passage, yielded = "", False
     for line in text.split("\n"):
         passage += line + "\n"
@@ -86,7 +96,10 @@ def _json_rows(content: str, path: Path) -> Iterator[str | tuple[str, str]]:
         if isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
             instruction, system = read_prompt(row, "instruction", where)
             if system is not None:
-                raise PromptError(f"{where} has a system prompt, which texts are not read with. Leave such rows out.")
+                raise PromptError(
+                    f"{where} has a system prompt, which texts are not read with. Leave such rows "
+                    "out."
+                )
             yield instruction, checked(row["output"], "output", where)
         elif isinstance(row.get("text"), str):
             yield checked(row["text"], "text", where)

@@ -1,20 +1,24 @@
 """The conditions under which a model is measured: by name, so that files and tables can say which.
 
-A condition is ``baseline``, an action (``ablation``, ``subtraction``, ``addition``) with the direction itself, or an
-action with a control direction: ``random-3-ablation``, ``shuffled-addition``, ``matched-subtraction``.
+A condition is ``baseline``, an action (``ablation``, ``subtraction``, ``addition``) with the
+direction itself, or an action with a control direction: ``random-3-ablation``,
+``shuffled-addition``, ``matched-subtraction``.
 """
 
 from refusal.core.records import Direction, Label
 from refusal.interventions.ablate_add import Ablate, Add
 
 BASELINE = "baseline"
-# What the method claims: ablation and subtraction stop refusal, addition causes it, ablation leaves the rest alone.
+# What the method claims: ablation and subtraction stop refusal, addition causes it, ablation leaves
+# the rest alone.
 ACTIONS: dict[Label, tuple[str, ...]] = {
     "harmful": ("ablation", "subtraction"),
     "harmless": ("ablation", "addition"),
 }
 STOPPING = ("ablation", "subtraction")  # what is to stop refusal, and should change nothing else
-CONDITIONS = tuple((label, condition) for label, actions in ACTIONS.items() for condition in (BASELINE, *actions))
+CONDITIONS = tuple(
+    (label, condition) for label, actions in ACTIONS.items() for condition in (BASELINE, *actions)
+)
 
 
 def intervention(action: str, direction: Direction) -> Ablate | Add:
@@ -35,6 +39,8 @@ def interventions_for(condition: str, direction: Direction) -> tuple[Ablate | Ad
 
 
 def random_group(condition: str) -> str | None:
-    """What the random directions of an action are called together (``random-ablation``); ``None`` for the others."""
+    """What the random directions of an action are called together (``random-ablation``); ``None``
+    for the others.
+    """
     kind, _, rest = condition.partition("-")
     return f"random-{rest.partition('-')[2]}" if kind == "random" else None

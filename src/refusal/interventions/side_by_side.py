@@ -17,8 +17,8 @@ from refusal.model.sites import Sites
 class SideBySide:
     """Interventions of one kind on the rows of one batch, each row under its own.
 
-    Whoever lays out the batch says with ``rows`` which intervention each row of the coming calls is under. All are
-    ablations, or all are additions at one layer.
+    Whoever lays out the batch says with ``rows`` which intervention each row of the coming calls is
+    under. All are ablations, or all are additions at one layer.
     """
 
     def __init__(self, interventions: Sequence[Ablate | Add]) -> None:
@@ -26,7 +26,11 @@ class SideBySide:
         first = interventions[0]
         self.layer: int | None = None
         if isinstance(first, Add):
-            layers = {i.direction.layer if i.layer is None else i.layer for i in interventions if isinstance(i, Add)}
+            layers = {
+                i.direction.layer if i.layer is None else i.layer
+                for i in interventions
+                if isinstance(i, Add)
+            }
             vectors = [i.step for i in interventions if isinstance(i, Add)]
             self.layer = min(layers)
         else:
@@ -34,7 +38,8 @@ class SideBySide:
             vectors = [i.direction.vector.float() for i in interventions if isinstance(i, Ablate)]
         if len(vectors) != len(interventions) or len(layers) > 1:
             raise DirectionError(
-                "Ablations and additions, or additions at several layers, cannot run side by side. Run them in turn."
+                "Ablations and additions, or additions at several layers, cannot run side by "
+                "side. Run them in turn."
             )
         self.all = _Placed(torch.stack(vectors))
         self.rows([])
@@ -42,7 +47,9 @@ class SideBySide:
     def rows(self, which: Sequence[int]) -> None:
         """Row ``i`` of the coming calls is under intervention ``which[i]``."""
         self.which: Int[Tensor, " row"] = torch.tensor(list(which), dtype=torch.long)
-        self._mine: dict[torch.device, Float[Tensor, "row 1 d_model"]] = {}  # picked once a device, not at every call
+        self._mine: dict[
+            torch.device, Float[Tensor, "row 1 d_model"]
+        ] = {}  # picked once a device, not at every call
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """As each intervention by itself, on its rows."""

@@ -1,1 +1,3 @@
-"""A chat model as the rest sees it: loading, template, residual stream, passes, completions. Only here: `.hf`."""
+"""A chat model as the rest sees it: loading, template, residual stream, passes, completions. Only
+here: `.hf`.
+"""

@@ -19,11 +19,13 @@ from refusal.core.errors import OutOfMemoryError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# More tokens at once than this keep no processor busier (measured, docs/performance.md), only memory.
+# More tokens at once than this keep no processor busier (measured, docs/performance.md), only
+# memory.
 BUSY_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}
 BUSY_ROWS = {"cpu": 128, "mps": 128, "cuda": 512}
 FEWEST_TOKENS = 256
-MOST_SCORED = 2048  # tokens at once, about, whose logits are all looked at: each needs a row of the vocabulary
+# tokens at once, about, whose logits are all looked at: each needs a row of the vocabulary
+MOST_SCORED = 2048
 SHARE = 0.25  # of the free memory, for activations or for a cache
 # glibc's malloc.h, and what its own adaptive thresholds end up at
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -32,7 +34,9 @@ LARGEST_MMAP_THRESHOLD = 32 << 20
 
 @dataclass
 class BatchSize:
-    """How many tokens (reading) or rows (writing) run at once; shared by all stages, so that it is halved once."""
+    """How many tokens (reading) or rows (writing) run at once; shared by all stages, so that it is
+    halved once.
+    """
 
     value: int
     unit: str = "prompts"
@@ -45,20 +49,26 @@ class BatchSize:
         """
         if parallel.split():
             raise OutOfMemoryError(
-                f"Out of memory with {tried} {self.unit} at once in a process that holds a part of the model. "
-                "Split it over more processes, or write fewer completions at once with --batch-size."
+                f"Out of memory with {tried} {self.unit} at once in a process that holds a part "
+                "of the model. Split it over more processes, or write fewer completions at once "
+                "with --batch-size."
             )
         self.value = max(1, tried // 2)
-        log.warning("Out of memory with %d %s at once: going on with %d.", tried, self.unit, self.value)
+        log.warning(
+            "Out of memory with %d %s at once: going on with %d.", tried, self.unit, self.value
+        )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def batched(lengths: Sequence[int], size: BatchSize, run: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+def batched(
+    lengths: Sequence[int], size: BatchSize, run: Callable[[list[int]], T]
+) -> Iterator[tuple[list[int], T]]:
     """Call ``run`` on lists of indices, longest rows first, and yield ``(indices, result)``.
 
-    Longest first, so that memory runs out at once or never; rows of similar length share a batch, so that little is
-    padded. When memory runs out the batch is halved for good and the same rows are tried again.
+    Longest first, so that memory runs out at once or never; rows of similar length share a batch,
+    so that little is padded. When memory runs out the batch is halved for good and the same rows
+    are tried again.
 
     Raises:
         OutOfMemoryError: one row alone does not fit.
@@ -92,8 +102,13 @@ NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA and Apple raise ``torch.OutOfMemoryError``, the CPU allocator a RuntimeError, a mapped file anything."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or getattr(error, "errno", None) == errno.ENOMEM:
+    """CUDA and Apple raise ``torch.OutOfMemoryError``, the CPU allocator a RuntimeError, a mapped
+    file anything.
+    """
+    if (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or getattr(error, "errno", None) == errno.ENOMEM
+    ):
         return True
     message = str(error).lower()
     return any(words in message for words in NO_MEMORY)
@@ -108,7 +123,9 @@ def too_large(tokens: int) -> OutOfMemoryError:
 
 
 def token_budget(device: torch.device, bytes_per_token: int) -> int:
-    """Tokens that a forward pass may hold: as many as keep the device busy, if their activations fit."""
+    """Tokens that a forward pass may hold: as many as keep the device busy, if their activations
+    fit.
+    """
     return tokens_that_fit(device.type, free_memory(device), bytes_per_token)
 
 
@@ -131,10 +148,11 @@ def rows_that_fit(kind: str, free: int | float, bytes_per_row: int) -> int:
 
 @contextmanager
 def keeping_memory() -> Iterator[None]:
-    """On the CPU: keep freed memory for the next pass inside the block, and give it back at the end.
+    """On the CPU: keep freed memory for the next pass inside the block, and give it back at the
+    end.
 
-    glibc returns large freed blocks to the system, which hands every page out anew, zeroed, one fault each: a tenth of
-    a pass (docs/performance.md). Elsewhere this does nothing.
+    glibc returns large freed blocks to the system, which hands every page out anew, zeroed, one
+    fault each: a tenth of a pass (docs/performance.md). Elsewhere this does nothing.
     """
     libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
     if libc is not None:
@@ -151,7 +169,9 @@ def keeping_memory() -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a device; for the CPU the smaller of what the system and its control group leave."""
+    """Bytes free on a device; for the CPU the smaller of what the system and its control group
+    leave.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

@@ -1,4 +1,6 @@
-"""The object that the rest of the package works on: a causal language model with its chat format and its sites."""
+"""The object that the rest of the package works on: a causal language model with its chat format
+and its sites.
+"""
 
 import hashlib
 import inspect
@@ -37,11 +39,13 @@ class ChatModel:
         revision: which of its versions, for a hub model.
         chat: the chat format: prefix and post-instruction tokens.
         sites: blocks and writers, verified.
-        token_budget: tokens per pass when reading; chosen from free memory, halved when memory runs out.
+        token_budget: tokens per pass when reading; chosen from free memory, halved when memory runs
+            out.
         batch_size: most rows at once when generating, likewise.
         packs: whether prompts may share a row of tokens; measured at first use.
         pads: whether rows may be padded when reading, measured likewise.
-        batching: how rows are put together when generating, measured likewise (``generation.batching``).
+        batching: how rows are put together when generating, measured likewise
+            (``generation.batching``).
         arguments: names of the arguments that the model's ``forward`` takes.
         forward_tokens: tokens run through the model so far, padding included.
     """
@@ -84,9 +88,14 @@ class ChatModel:
         return input_device(self.hf)
 
     def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole prompts: each instruction as one user turn, generation prompt included."""
+        """Token ids of whole prompts: each instruction as one user turn, generation prompt
+        included.
+        """
         chat = self.chat
-        return [tokenize(self.tokenizer, render(self.tokenizer, text, chat.system, chat.day)) for text in instructions]
+        return [
+            tokenize(self.tokenizer, render(self.tokenizer, text, chat.system, chat.day))
+            for text in instructions
+        ]
 
     def set_day(self, day: Day) -> None:
         """Have the template write another date into prompts from now on."""
@@ -95,7 +104,9 @@ class ChatModel:
 
     @contextmanager
     def apply(self, *interventions: Intervention) -> Iterator["ChatModel"]:
-        """Run the model under ``interventions`` inside the block; nests, and nothing stays behind."""
+        """Run the model under ``interventions`` inside the block; nests, and nothing stays
+        behind.
+        """
         with hooked(all_edits(interventions, self.hf, self.sites)):
             yield self
 
@@ -106,11 +117,13 @@ class ChatModel:
         return complete(self, instructions, max_new_tokens)
 
     def weight_hash(self, samples: int = 4096) -> str:
-        """Sha256 over every tensor's name, shape, bit sum and up to ``samples`` evenly spaced values.
+        """Sha256 over every tensor's name, shape, bit sum and up to ``samples`` evenly spaced
+        values.
 
-        The bit sum is exact, so the change of any one weight shows, and so does every edit short of one whose changes
-        cancel bit for bit or swap values between the samples. Hashing every byte would take several times as long.
-        It is the same wherever the weights lie, and however they are split; all processes of a split model must ask.
+        The bit sum is exact, so the change of any one weight shows, and so does every edit short of
+        one whose changes cancel bit for bit or swap values between the samples. Hashing every byte
+        would take several times as long. It is the same wherever the weights lie, and however they
+        are split; all processes of a split model must ask.
         """
         digest = hashlib.sha256()
         for name, tensor in whole_weights(self.hf):
@@ -125,7 +138,9 @@ class ChatModel:
 
 
 def _bit_sum(flat: Tensor) -> int:
-    """Sum of a flat tensor's bytes, read as 64-bit integers that wrap around: the same in whatever order it is done."""
+    """Sum of a flat tensor's bytes, read as 64-bit integers that wrap around: the same in whatever
+    order it is done.
+    """
     data = flat.contiguous().view(torch.uint8)
     whole = data.numel() // 8 * 8
     words = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()

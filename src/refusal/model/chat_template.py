@@ -1,7 +1,9 @@
-"""Render an instruction through the tokenizer's own chat template, and find the post-instruction tokens.
+"""Render an instruction through the tokenizer's own chat template, and find the post-instruction
+tokens.
 
-The template renders BOS itself, so tokenisation adds no special tokens; thinking is switched off where the template
-has the switch. Positions are found by tokenising several very different instructions, never by slicing strings.
+The template renders BOS itself, so tokenisation adds no special tokens; thinking is switched off
+where the template has the switch. Positions are found by tokenising several very different
+instructions, never by slicing strings.
 """
 
 from collections.abc import Sequence
@@ -15,14 +17,24 @@ from refusal.core.day import Day, day_of
 from refusal.core.errors import ChatTemplateError
 
 # Very different first and last characters, so that what they share can only come from the template.
-PROBES = ("a", "Who are you?", "12 + 7 = 19", "«¡Olé!»", "Compare:\n- x\n- y", "日本語の文", "END.", "(x)")
+PROBES = (
+    "a",
+    "Who are you?",
+    "12 + 7 = 19",
+    "«¡Olé!»",
+    "Compare:\n- x\n- y",
+    "日本語の文",
+    "END.",
+    "(x)",
+)
 
 
 @dataclass(frozen=True)
 class ChatFormat:
     """What surrounds an instruction in a prompt of this tokenizer.
 
-    ``prefix`` and ``suffix`` are token ids: what every prompt starts with, and the post-instruction tokens.
+    ``prefix`` and ``suffix`` are token ids: what every prompt starts with, and the post-instruction
+    tokens.
     """
 
     system: str | None
@@ -38,22 +50,31 @@ Turns = Sequence[tuple[str, str]]  # role and text
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, instruction: str, system: str | None = None, day: Day | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    instruction: str,
+    system: str | None = None,
+    day: Day | None = None,
 ) -> str:
-    """The prompt text for one user turn, generation prompt included; ``day`` (default: today) is the template's date.
+    """The prompt text for one user turn, generation prompt included; ``day`` (default: today) is
+    the template's date.
 
     Raises:
-        ChatTemplateError: there is no template, or it rejects the conversation (a system role, say).
+        ChatTemplateError: there is no template, or it rejects the conversation (a system role,
+            say).
     """
-    turns = [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
+    turns = (
+        [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
+    )
     return render_turns(tokenizer, turns, day)
 
 
 def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Turns, day: Day | None = None) -> str:
-    """The prompt text for turns of a conversation, the last of them the user's, generation prompt included.
+    """The prompt text for turns of a conversation, the last of them the user's, generation prompt
+    included.
 
     Raises:
-        ChatTemplateError: there is no template, or it rejects the conversation (a system role, say).
+        ChatTemplateError: there is no template, or it rejects the conversation (a system role,
+            say).
     """
     if not tokenizer.chat_template:
         raise ChatTemplateError(
@@ -70,7 +91,9 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Turns, day: Day | No
         if turns[-1][1].strip() in text:
             return text
     if refused is None:
-        return _apply(tokenizer, turns, False, day or day_of(None))  # a template that changes what it is given
+        return _apply(
+            tokenizer, turns, False, day or day_of(None)
+        )  # a template that changes what it is given
     system = turns[0][0] == "system"
     what = "a system prompt" if system else "a single user turn"
     mend = "Run without --system." if system else "Check the model's chat template."
@@ -82,7 +105,8 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Turns, day: Day | No
 def _apply(tokenizer: PreTrainedTokenizerBase, turns: Turns, in_parts: bool, day: Day) -> str:
     """The template's text for a conversation; content as strings or as lists of one text part."""
     messages: list[Any] = [
-        {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in turns
+        {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
+        for role, text in turns
     ]
     template: Any = day.dated(tokenizer.get_chat_template())
     return str(
@@ -103,11 +127,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [int(i) for i in ids]
 
 
-def find_format(tokenizer: PreTrainedTokenizerBase, system: str | None = None, day: Day | None = None) -> ChatFormat:
+def find_format(
+    tokenizer: PreTrainedTokenizerBase, system: str | None = None, day: Day | None = None
+) -> ChatFormat:
     """The common prefix and suffix of prompts, in tokens.
 
-    The suffix is the longest one that all probes share, and it must decode to the end of the template's own text
-    after the instruction.
+    The suffix is the longest one that all probes share, and it must decode to the end of the
+    template's own text after the instruction.
 
     Raises:
         ChatTemplateError: no template, or nothing follows the instruction.
@@ -118,11 +144,16 @@ def find_format(tokenizer: PreTrainedTokenizerBase, system: str | None = None, d
     prefix = _common_prefix(ids)
     suffix = _common_suffix(ids)
     template_end = "".join(_common_suffix([list(text) for text in texts]))
-    decoded = str(tokenizer.decode(list(suffix), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    decoded = str(
+        tokenizer.decode(
+            list(suffix), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+    )
     if not suffix or not template_end.endswith(decoded.lstrip(" ")):
         raise ChatTemplateError(
-            f"No post-instruction tokens were found: prompts share the text {template_end!r} after the instruction "
-            f"but the tokens {decoded!r}. The method reads activations there; use a template that closes the user turn."
+            f"No post-instruction tokens were found: prompts share the text {template_end!r} "
+            f"after the instruction but the tokens {decoded!r}. The method reads activations "
+            "there; use a template that closes the user turn."
         )
     bos = tokenizer.bos_token_id
     return ChatFormat(

@@ -1,4 +1,5 @@
-"""What must hold before a model is measured: its weights come from the checkpoint, are numbers, and do something.
+"""What must hold before a model is measured: its weights come from the checkpoint, are numbers, and
+do something.
 
 transformers fills what a checkpoint lacks with random numbers and only warns.
 """
@@ -25,18 +26,28 @@ OTHER_PARTS = re.compile(
     r"|value_head|reward|siglip|clip|qformer|perceiver|resampler|aligner|connector|projector)",
     re.IGNORECASE,
 )
-KV_SCALE = re.compile(r"\.[kv](_proj\.output)?_scale$")  # for caches in 8 bits, which serving engines keep
+KV_SCALE = re.compile(
+    r"\.[kv](_proj\.output)?_scale$"
+)  # for caches in 8 bits, which serving engines keep
 
 
 def hub_options(revision: str | None = None) -> dict[str, Any]:
-    """What transformers is told of any checkpoint's files: which version, and that its own code is not run."""
+    """What transformers is told of any checkpoint's files: which version, and that its own code is
+    not run.
+    """
     return {"trust_remote_code": False} | ({"revision": revision} if revision is not None else {})
 
 
 def load_whole(
-    name: str, source: str, auto: Any, config: PreTrainedConfig, options: Mapping[str, Any], told: Mapping[str, Any]
+    name: str,
+    source: str,
+    auto: Any,
+    config: PreTrainedConfig,
+    options: Mapping[str, Any],
+    told: Mapping[str, Any],
 ) -> PreTrainedModel:
-    """Load a checkpoint, and refuse one that is not whole, not numbers, or not what its config says.
+    """Load a checkpoint, and refuse one that is not whole, not numbers, or not what its config
+    says.
 
     Args:
         name: of the model, for messages.
@@ -55,7 +66,9 @@ def load_whole(
         extra = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         hf, info = auto.from_pretrained(source, **options, **told, **extra)
     except Exception:
-        check_claim(name, config, stored_dtypes(source, options))  # says better what is wrong, if it is this
+        check_claim(
+            name, config, stored_dtypes(source, options)
+        )  # says better what is wrong, if it is this
         raise
     dtypes = stored_dtypes(source, options)
     check_claim(name, config, dtypes)
@@ -66,7 +79,8 @@ def load_whole(
 
 
 def check_quantisation(name: str, config: PreTrainedConfig) -> None:
-    """Refuse weights quantised in a way that transformers passes over: it would read packed numbers as weights.
+    """Refuse weights quantised in a way that transformers passes over: it would read packed numbers
+    as weights.
 
     Raises:
         ModelLoadError: so they are.
@@ -74,26 +88,32 @@ def check_quantisation(name: str, config: PreTrainedConfig) -> None:
     for key, stored in claims(config):
         method = stored.get("quant_method")
         by_bits = bool(stored.get("load_in_4bit") or stored.get("load_in_8bit"))
-        if key != "quantization_config" or not (by_bits or method in AUTO_QUANTIZATION_CONFIG_MAPPING):
+        if key != "quantization_config" or not (
+            by_bits or method in AUTO_QUANTIZATION_CONFIG_MAPPING
+        ):
             raise ModelLoadError(
-                f"The model {name!r} is quantised in a way that transformers does not read ({key} in config.json, "
-                f"{f'quant_method {method!r}' if method else 'no quant_method'}). Give the unquantised model."
+                f"The model {name!r} is quantised in a way that transformers does not read ({key} "
+                f"in config.json, {f'quant_method {method!r}' if method else 'no quant_method'}). "
+                "Give the unquantised model."
             )
 
 
 def adapter_message(name: str) -> str:
-    """What to say of an adapter: transformers would load the model that it was made for, from wherever it lies."""
+    """What to say of an adapter: transformers would load the model that it was made for, from
+    wherever it lies.
+    """
     return (
-        f"{name!r} is an adapter (adapter_config.json), not a whole model. Merge it into its base model "
-        "(PEFT's merge_and_unload), save that, and give the folder."
+        f"{name!r} is an adapter (adapter_config.json), not a whole model. Merge it into its base "
+        "model (PEFT's merge_and_unload), save that, and give the folder."
     )
 
 
 def check_loaded(name: str, hf: PreTrainedModel, info: Mapping[str, Collection[Any]]) -> None:
-    """Refuse a checkpoint that lacks a tensor, has one that the model does not use, or one of another shape.
+    """Refuse a checkpoint that lacks a tensor, has one that the model does not use, or one of
+    another shape.
 
-    Excepted: tied weights and what transformers makes by rule (it leaves both out of ``info``), buffers, layers that
-    predict further tokens, and parts for images or sound.
+    Excepted: tied weights and what transformers makes by rule (it leaves both out of ``info``),
+    buffers, layers that predict further tokens, and parts for images or sound.
 
     Args:
         name: of the model, for the message.
@@ -111,17 +131,27 @@ def check_loaded(name: str, hf: PreTrainedModel, info: Mapping[str, Collection[A
     unexpected = sorted(key for key in info["unexpected_keys"] if not _unused_by_rule(key, hf))
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
-        shown = [f"{key} {_shape(stored)}, the model {_shape(wanted)}" for key, stored, wanted in mismatched]
-        faults.append(f"{_count(mismatched)} of another shape (the checkpoint has {_some(shown, '; ')})")
+        shown = [
+            f"{key} {_shape(stored)}, the model {_shape(wanted)}"
+            for key, stored, wanted in mismatched
+        ]
+        faults.append(
+            f"{_count(mismatched)} of another shape (the checkpoint has {_some(shown, '; ')})"
+        )
     if missing:
-        every = len(missing) >= len(hf.state_dict().keys() - getattr(hf, "all_tied_weights_keys", {}).keys())
-        faults.append(f"{_count(missing)} missing{', which is all of them' if every else ''} ({_some(missing)})")
+        every = len(missing) >= len(
+            hf.state_dict().keys() - getattr(hf, "all_tied_weights_keys", {}).keys()
+        )
+        faults.append(
+            f"{_count(missing)} missing{', which is all of them' if every else ''} "
+            f"({_some(missing)})"
+        )
     if unexpected:
         faults.append(f"{_count(unexpected)} without a place in the model ({_some(unexpected)})")
     if faults:
         raise ModelLoadError(
-            f"The checkpoint of {name!r} is not that of a {type(hf).__name__} with {text.num_hidden_layers} layers as "
-            f"its config.json says: {'; '.join(faults)}. {MEND}"
+            f"The checkpoint of {name!r} is not that of a {type(hf).__name__} with "
+            f"{text.num_hidden_layers} layers as its config.json says: {'; '.join(faults)}. {MEND}"
         )
 
 
@@ -148,13 +178,16 @@ def check_adapter(name: str, hf: PreTrainedModel, info: Any) -> None:
     ]
     if faults:
         raise ModelLoadError(
-            f"The adapter {name!r} does not fit its base model ({type(hf).__name__}): {'; '.join(faults)}. "
-            "Give the base that it was made for (base_model_name_or_path in adapter_config.json)."
+            f"The adapter {name!r} does not fit its base model ({type(hf).__name__}): "
+            f"{'; '.join(faults)}. Give the base that it was made for (base_model_name_or_path in "
+            "adapter_config.json)."
         )
 
 
 def conversion_faults(error: BaseException) -> str:
-    """Which tensors transformers could not put together, and why: it says so in a log only, before it raises."""
+    """Which tensors transformers could not put together, and why: it says so in a log only, before
+    it raises.
+    """
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
         info = trace.tb_frame.f_locals.get("loading_info")
@@ -167,7 +200,8 @@ def conversion_faults(error: BaseException) -> str:
 
 
 def check_values(name: str, hf: PreTrainedModel) -> None:
-    """Refuse weights that are NaN or infinite, and a model whose matrices all hold one and the same number.
+    """Refuse weights that are NaN or infinite, and a model whose matrices all hold one and the same
+    number.
 
     All processes of a split model must ask.
 
@@ -176,9 +210,16 @@ def check_values(name: str, hf: PreTrainedModel) -> None:
     """
     bad, narrow, constant, matrices = [], False, 0, 0
     for key, tensor in whole_weights(hf):
-        if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta or tensor.itemsize == 1:
+        if (
+            not tensor.is_floating_point()
+            or tensor.numel() == 0
+            or tensor.is_meta
+            or tensor.itemsize == 1
+        ):
             continue
-        low, high = tensor.detach().aminmax()  # NaN goes through both; nothing as large as the tensor is allocated
+        low, high = (
+            tensor.detach().aminmax()
+        )  # NaN goes through both; nothing as large as the tensor is allocated
         if not (low.isfinite() and high.isfinite()):
             bad.append(f"{key} ({str(tensor.dtype).removeprefix('torch.')})")
             narrow |= tensor.dtype == torch.float16
@@ -187,32 +228,42 @@ def check_values(name: str, hf: PreTrainedModel) -> None:
             constant += int(low == high)
     if bad:
         mend = (
-            "float16 holds no more than 65504: use --dtype bfloat16 or float32; if it is the same there, the "
-            "checkpoint is damaged"
+            "float16 holds no more than 65504: use --dtype bfloat16 or float32; if it is the same "
+            "there, the checkpoint is damaged"
             if narrow
             else "The checkpoint is damaged: fetch it again"
         )
-        raise ModelLoadError(f"{_count(bad)} of {name!r} with NaN or infinity: {_some(bad)}. {mend}.")
+        raise ModelLoadError(
+            f"{_count(bad)} of {name!r} with NaN or infinity: {_some(bad)}. {mend}."
+        )
     if matrices and constant == matrices:
         raise ModelLoadError(
-            f"All {matrices} weight matrices of {name!r} are constant (all zeros, say): this model computes nothing. "
-            "Fetch or save the checkpoint again."
+            f"All {matrices} weight matrices of {name!r} are constant (all zeros, say): this "
+            "model computes nothing. Fetch or save the checkpoint again."
         )
 
 
 def _unused_by_rule(key: str, hf: PreTrainedModel) -> bool:
-    if OTHER_PARTS.search(key) or any(buffer.endswith(key) or key.endswith(buffer) for buffer, _ in hf.named_buffers()):
+    if OTHER_PARTS.search(key) or any(
+        buffer.endswith(key) or key.endswith(buffer) for buffer, _ in hf.named_buffers()
+    ):
         return True
     if KV_SCALE.search(key) and getattr(hf, "hf_quantizer", None) is not None:
         return True
     text = hf.config.get_text_config()
-    ahead = getattr(text, "num_nextn_predict_layers", None) or getattr(text, "num_mtp_layers", None) or 0
+    ahead = (
+        getattr(text, "num_nextn_predict_layers", None)
+        or getattr(text, "num_mtp_layers", None)
+        or 0
+    )
     layer = re.search(r"(?:^|\.)layers\.(\d+)\.", key)
     return layer is not None and 0 <= int(layer[1]) - text.num_hidden_layers < ahead
 
 
 def _cause(text: str) -> str:
-    """What went wrong, without the traceback before it and the name of transformers' operation after it."""
+    """What went wrong, without the traceback before it and the name of transformers' operation
+    after it.
+    """
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Error")]
     return lines[-1].strip().rstrip(".") if lines else "no reason given"
 

@@ -1,6 +1,8 @@
-"""How the tensors of a checkpoint are stored, against what its config says: plain numbers, or a quantiser's.
+"""How the tensors of a checkpoint are stored, against what its config says: plain numbers, or a
+quantiser's.
 
-transformers casts whatever it finds to the dtype that is asked for, 8-bit integers without their scales too.
+transformers casts whatever it finds to the dtype that is asked for, 8-bit integers without their
+scales too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,11 +17,21 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from refusal.core.errors import ModelLoadError
 
-FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 PLAIN = frozenset({"BF16", "F16", "F32", "F64", "bfloat16", "float16", "float32", "float64"})
-COUNTERS = frozenset({"I64", "BOOL", "int64", "bool"})  # positions and masks; no quantiser packs weights in these
-# Those that always store something else than plain numbers. Others may quantise while loading, or leave all as it is.
-PACKED = frozenset({"awq", "bitsandbytes", "eetq", "fbgemm_fp8", "fp8", "gptq", "mxfp4", "mxfp8", "nvfp4"})
+COUNTERS = frozenset(
+    {"I64", "BOOL", "int64", "bool"}
+)  # positions and masks; no quantiser packs weights in these
+# Those that always store something else than plain numbers. Others may quantise while loading, or
+# leave all as it is.
+PACKED = frozenset(
+    {"awq", "bitsandbytes", "eetq", "fbgemm_fp8", "fp8", "gptq", "mxfp4", "mxfp8", "nvfp4"}
+)
 
 
 def claims(config: PreTrainedConfig) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -32,17 +44,27 @@ def claims(config: PreTrainedConfig) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def stored_dtypes(source: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """The dtype of each stored tensor by name, in the words of its file; of the files that transformers takes.
+    """The dtype of each stored tensor by name, in the words of its file; of the files that
+    transformers takes.
 
     A hub model's are looked for where loading has left them, not fetched.
     """
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    hub = {"local_files_only": True} | {name: value for name, value in options.items() if name == "revision"}
+    quiet = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    hub = {"local_files_only": True} | {
+        name: value for name, value in options.items() if name == "revision"
+    }
     for name in FILES:
         found = cached_file(source, name, **quiet, **hub)
         if found is None:
             continue
-        files = get_checkpoint_shard_files(source, found, **hub)[0] if name.endswith(".index.json") else [found]
+        files = (
+            get_checkpoint_shard_files(source, found, **hub)[0]
+            if name.endswith(".index.json")
+            else [found]
+        )
         return {key: dtype for file in files for key, dtype in _dtypes(file)}
     return {}
 
@@ -61,14 +83,18 @@ def check_claim(name: str, config: PreTrainedConfig, dtypes: Mapping[str, str]) 
         if method in PACKED:
             kinds = ", ".join(sorted(PLAIN.intersection(dtypes.values())))
             raise ModelLoadError(
-                f"The config and the weights of {name!r} disagree: config.json says that they are quantised ({key}, "
-                f"quant_method {method!r}), and all {len(dtypes)} tensors are stored as plain numbers ({kinds}). Take "
-                f"{key} out of config.json if the weights are meant, or fetch the model again."
+                f"The config and the weights of {name!r} disagree: config.json says that they are "
+                f"quantised ({key}, quant_method {method!r}), and all {len(dtypes)} tensors are "
+                f"stored as plain numbers ({kinds}). Take {key} out of config.json if the weights "
+                "are meant, or fetch the model again."
             )
 
 
-def check_plain(name: str, config: PreTrainedConfig, hf: PreTrainedModel, dtypes: Mapping[str, str]) -> None:
-    """Refuse weights stored as integers or in 8 bits where the config says nothing of it: they would be cast.
+def check_plain(
+    name: str, config: PreTrainedConfig, hf: PreTrainedModel, dtypes: Mapping[str, str]
+) -> None:
+    """Refuse weights stored as integers or in 8 bits where the config says nothing of it: they
+    would be cast.
 
     Args:
         name: of the model, for the message.
@@ -82,14 +108,19 @@ def check_plain(name: str, config: PreTrainedConfig, hf: PreTrainedModel, dtypes
     odd = {key: dtype for key, dtype in dtypes.items() if dtype not in PLAIN}
     if not odd or any(True for _ in claims(config)):
         return
-    weights = {key for key, weight in hf.named_parameters() if weight.is_floating_point() or weight.itemsize == 1}
+    weights = {
+        key
+        for key, weight in hf.named_parameters()
+        if weight.is_floating_point() or weight.itemsize == 1
+    }
     cast = [f"{key} ({odd[key]})" for key, target in _targets(hf, sorted(odd)) if target in weights]
     if cast:
         shown = ", ".join(cast[:3]) + (", …" if len(cast) > 3 else "")
         raise ModelLoadError(
-            f"{len(cast)} weight{'s' if len(cast) != 1 else ''} of {name!r} stored as integers or in 8 bits, without a "
-            f"quantization_config in config.json that says how to read them: {shown}. Give the checkpoint in bfloat16, "
-            "float16 or float32, or one whose config names the quantisation."
+            f"{len(cast)} weight{'s' if len(cast) != 1 else ''} of {name!r} stored as integers or "
+            "in 8 bits, without a quantization_config in config.json that says how to read them: "
+            f"{shown}. Give the checkpoint in bfloat16, float16 or float32, or one whose config "
+            "names the quantisation."
         )
 
 

@@ -1,7 +1,8 @@
-"""Which of several tensors, added up, explain a change of the residual stream: pure functions of tensors.
+"""Which of several tensors, added up, explain a change of the residual stream: pure functions of
+tensors.
 
-The plain sum is tried first; where none explains the change, each tensor may have a multiplier (Granite, Falcon-H1),
-found by least squares.
+The plain sum is tried first; where none explains the change, each tensor may have a multiplier
+(Granite, Falcon-H1), found by least squares.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 MAX_TENSORS = 12  # 4095 subsets
-MOST_WRITES = 4  # with multipliers; a block has attention, a second mixer, an MLP and perhaps one more
+MOST_WRITES = (
+    4  # with multipliers; a block has attention, a second mixer, an MLP and perhaps one more
+)
 TRIED = 6  # of the subsets nearest in exact arithmetic, summed for real
 NO_WRITE = 1e-3  # a multiplier so small means that the tensor is not added at all
 EXACT = 1e-6  # relative: nothing but the order of a float32 sum
@@ -21,7 +24,9 @@ EXACT = 1e-6  # relative: nothing but the order of a float32 sum
 
 @dataclass(frozen=True)
 class Fit:
-    """The tensors that explain a change (by index, in the order given), their multipliers and the relative error."""
+    """The tensors that explain a change (by index, in the order given), their multipliers and the
+    relative error.
+    """
 
     indices: tuple[int, ...]
     multipliers: tuple[float, ...]
@@ -44,7 +49,8 @@ def explain(
     Args:
         start: the stream before.
         end: the stream after.
-        writes: what may have been added, in the order in which it was computed; at most ``MAX_TENSORS``.
+        writes: what may have been added, in the order in which it was computed; at most
+            ``MAX_TENSORS``.
         tolerance: relative error up to which a set explains the change.
         everything: consider only the set of all ``writes``.
         apart: pairs of which a set may hold only one.
@@ -60,15 +66,24 @@ def explain(
         subsets = [tuple(range(n))]
     else:
         every = (subset for size in range(1, n + 1) for subset in combinations(range(n), size))
-        subsets = [subset for subset in every if not any(a in subset and b in subset for a, b in apart)]
-    plain = min((_plain(start, end, writes, s) for s in _nearest(subsets, gram, inner, total)), key=_rank)
+        subsets = [
+            subset for subset in every if not any(a in subset and b in subset for a, b in apart)
+        ]
+    plain = min(
+        (_plain(start, end, writes, s) for s in _nearest(subsets, gram, inner, total)), key=_rank
+    )
     if plain.error <= EXACT:
         return plain
     fitted = _least_squares(
         start, end, writes, [s for s in subsets if everything or len(s) <= MOST_WRITES], gram, inner
     )
-    # A rounded sum in half precision may come near by chance: multipliers must be clearly better to be believed.
-    return plain if plain.error <= tolerance and plain.error <= 3 * fitted.error else min(fitted, plain, key=_rank)
+    # A rounded sum in half precision may come near by chance: multipliers must be clearly better to
+    # be believed.
+    return (
+        plain
+        if plain.error <= tolerance and plain.error <= 3 * fitted.error
+        else min(fitted, plain, key=_rank)
+    )
 
 
 def add_up(
@@ -78,8 +93,9 @@ def add_up(
 ) -> tuple[Float[Tensor, "*token d_model"], float]:
     """``start`` plus all ``writes``, and its relative error against ``end``.
 
-    Summed in the dtype of ``end`` and in the order that fits best (one after another, or the first few to each other
-    before they join the stream, as parallel blocks do), so that both sides round alike.
+    Summed in the dtype of ``end`` and in the order that fits best (one after another, or the first
+    few to each other before they join the stream, as parallel blocks do), so that both sides round
+    alike.
     """
     start, writes = start.to(end.dtype), [write.to(end.dtype) for write in writes]
     sums = []
@@ -93,7 +109,9 @@ def add_up(
     return sums[best], errors[best]
 
 
-def relative_error(found: Float[Tensor, "*token d_model"], true: Float[Tensor, "*token d_model"]) -> float:
+def relative_error(
+    found: Float[Tensor, "*token d_model"], true: Float[Tensor, "*token d_model"]
+) -> float:
     """Largest ``|found - true| / |true|`` over tokens; infinite if either is not finite."""
     difference = (found.double() - true.double()).norm(dim=-1)
     error = float((difference / true.double().norm(dim=-1).clamp_min(1e-12)).max())
@@ -104,7 +122,9 @@ def _rank(fit: Fit) -> tuple[float, int]:
     return fit.error, len(fit.indices)
 
 
-def _nearest(subsets: Sequence[tuple[int, ...]], gram: Tensor, inner: Tensor, total: float) -> list[tuple[int, ...]]:
+def _nearest(
+    subsets: Sequence[tuple[int, ...]], gram: Tensor, inner: Tensor, total: float
+) -> list[tuple[int, ...]]:
     """The few subsets whose plain sum leaves the least of the change."""
     masks = torch.zeros(len(subsets), len(inner), dtype=torch.float64)
     for row, subset in enumerate(subsets):
@@ -125,7 +145,9 @@ def _least_squares(
     gram: Tensor,
     inner: Tensor,
 ) -> Fit:
-    """The smallest subset that explains the change about as well as any does, each tensor with a multiplier."""
+    """The smallest subset that explains the change about as well as any does, each tensor with a
+    multiplier.
+    """
     by_size: dict[int, list[tuple[float, tuple[int, ...], list[float]]]] = {}
     for subset in subsets:
         index = list(subset)
@@ -134,7 +156,8 @@ def _least_squares(
         by_size.setdefault(len(subset), []).append((explained, subset, solved.tolist()))
     tried = [
         _rounded(start, end, writes, subset, solved)
-        for fits in by_size.values()  # each size for itself, since more tensors always fit a little better
+        # each size for itself, since more tensors always fit a little better
+        for fits in by_size.values()
         for _, subset, solved in sorted(fits, reverse=True)[:TRIED]
         if min(map(abs, solved)) > NO_WRITE
     ]
@@ -144,9 +167,15 @@ def _least_squares(
 
 
 def _rounded(
-    start: Tensor, end: Tensor, writes: Sequence[Tensor], subset: tuple[int, ...], solved: Sequence[float]
+    start: Tensor,
+    end: Tensor,
+    writes: Sequence[Tensor],
+    subset: tuple[int, ...],
+    solved: Sequence[float],
 ) -> Fit:
-    """The fit with its multipliers at the number of digits that fits best: those of a config are short numbers."""
+    """The fit with its multipliers at the number of digits that fits best: those of a config are
+    short numbers.
+    """
     best = NOTHING
     for digits in range(2, 10):
         multipliers = tuple(float(f"{value:.{digits}g}") for value in solved)

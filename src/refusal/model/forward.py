@@ -1,11 +1,13 @@
-"""Lay prompts out in rows of tokens, run them through the model, and keep the logits of each prompt's last token.
+"""Lay prompts out in rows of tokens, run them through the model, and keep the logits of each
+prompt's last token.
 
-Prompts are packed: a row is a tree of tokens in which prompts share the beginning they have in common (the template's
-tokens before the instruction, and its first words where they are the same), and the attention mask lets each token see
-its ancestors only. What is shared is read once and nothing is padded, so a pass costs what its different tokens cost.
-Where a model cannot be packed (recurrent state, positions it counts itself, a sliding window shorter than a prompt) a
-row holds one prompt, padded on the right. Both give the same numbers; which one a model allows is measured, not looked
-up.
+Prompts are packed: a row is a tree of tokens in which prompts share the beginning they have in
+common (the template's tokens before the instruction, and its first words where they are the same),
+and the attention mask lets each token see its ancestors only. What is shared is read once and
+nothing is padded, so a pass costs what its different tokens cost. Where a model cannot be packed
+(recurrent state, positions it counts itself, a sliding window shorter than a prompt) a row holds
+one prompt, padded on the right. Both give the same numbers; which one a model allows is measured,
+not looked up.
 """
 
 import logging
@@ -32,7 +34,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ROW_TOKENS = 768  # attention within a row is quadratic: at this length still a small part of a pass
-PROBES = ("Why?", "Name three rivers of Europe, please.", "How do birds find their way home in the autumn?")
+PROBES = (
+    "Why?",
+    "Name three rivers of Europe, please.",
+    "How do birds find their way home in the autumn?",
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,9 @@ class Batch:
     """Rows ready to run, and where each prompt's tokens are.
 
     ``mask`` is boolean with one prompt a row (which tokens are real); additive with packed rows.
-    ``prompts`` are indices into the list that was laid out, in the order of ``row``, ``last`` and ``paths``: the row
-    of a prompt, the index of its last token in the row, and those of all of its tokens (on the CPU).
+    ``prompts`` are indices into the list that was laid out, in the order of ``row``, ``last`` and
+    ``paths``: the row of a prompt, the index of its last token in the row, and those of all of its
+    tokens (on the CPU).
     """
 
     ids: Int[Tensor, "row token"]
@@ -55,7 +62,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Planned:
-    """A batch before it is laid out: with its mask, its largest part, it exists only while it is needed.
+    """A batch before it is laid out: with its mask, its largest part, it exists only while it is
+    needed.
 
     ``tokens``: with padding.
     """
@@ -71,7 +79,9 @@ def plan(
     which: Sequence[int] | None = None,
     most: int | None = None,
 ) -> list[Planned]:
-    """Batches of at most ``model.token_budget`` (and ``most``) tokens that hold the prompts ``rows`` (at ``which``)."""
+    """Batches of at most ``model.token_budget`` (and ``most``) tokens that hold the prompts
+    ``rows`` (at ``which``).
+    """
     chosen = list(range(len(rows)) if which is None else which)
     if not chosen:
         return []
@@ -81,7 +91,9 @@ def plan(
         order = sorted(chosen, key=lambda i: -len(rows[i]))
         groups = _groups(order, [len(rows[i]) for i in order], budget if pads(model) else 0)
         return [
-            Planned(tuple(group), len(group) * len(rows[group[0]]), partial(_padded, model, rows, group))
+            Planned(
+                tuple(group), len(group) * len(rows[group[0]]), partial(_padded, model, rows, group)
+            )
             for group in groups
         ]
     trees = grow(rows, chosen, max(min(ROW_TOKENS, budget), longest))
@@ -102,7 +114,8 @@ def read(
 ) -> Float[Tensor, "copy prompt vocab"]:
     """Logits of each prompt's last token.
 
-    ``copies`` runs the batch that many times side by side (row ``copy * rows + row``), for edits that differ by copy.
+    ``copies`` runs the batch that many times side by side (row ``copy * rows + row``), for edits
+    that differ by copy.
     """
     n_rows = batch.ids.shape[0]
     head = model.hf.get_submodule(model.sites.head)
@@ -115,16 +128,26 @@ def read(
 
     with torch.inference_mode(), hooked([*edits, Edit(head, "input", last_only)]):
         logits = call(
-            model, *(t.repeat(copies, *[1] * (t.dim() - 1)) for t in (batch.ids, batch.mask, batch.positions))
+            model,
+            *(
+                t.repeat(copies, *[1] * (t.dim() - 1))
+                for t in (batch.ids, batch.mask, batch.positions)
+            ),
         )
     return logits.view(copies, len(batch.prompts), -1)
 
 
-def read_from(model: ChatModel, batch: Batch, starts: Sequence[int]) -> list[Float[Tensor, "token vocab"]]:
-    """For each prompt ``p`` of a batch, the logits that predict its tokens from ``starts[p]`` (at least 1) on."""
+def read_from(
+    model: ChatModel, batch: Batch, starts: Sequence[int]
+) -> list[Float[Tensor, "token vocab"]]:
+    """For each prompt ``p`` of a batch, the logits that predict its tokens from ``starts[p]`` (at
+    least 1) on.
+    """
     head = model.hf.get_submodule(model.sites.head)
     before = [path[start - 1 : -1] for path, start in zip(batch.paths, starts, strict=True)]
-    row = torch.cat([r.expand(len(index)) for r, index in zip(batch.row.cpu(), before, strict=True)])
+    row = torch.cat(
+        [r.expand(len(index)) for r, index in zip(batch.row.cpu(), before, strict=True)]
+    )
     column = torch.cat(before)
     model.forward_tokens += batch.ids.numel()
 
@@ -151,7 +174,9 @@ def call(
         "past_key_values": cache,
         "use_cache": cache is not None,
     }
-    logits: Tensor = model.hf(**{name: value for name, value in arguments.items() if name in model.arguments}).logits
+    logits: Tensor = model.hf(
+        **{name: value for name, value in arguments.items() if name in model.arguments}
+    ).logits
     return logits
 
 
@@ -162,13 +187,16 @@ def run_batches(
     most: int | None = None,
     which: Sequence[int] | None = None,
 ) -> Iterator[tuple[Batch, T]]:
-    """Lay out ``rows`` and call ``run`` on every batch; out of memory, halve the budget and lay out what is left.
+    """Lay out ``rows`` and call ``run`` on every batch; out of memory, halve the budget and lay out
+    what is left.
 
-    ``most``: tokens a batch, where ``run`` needs much memory for each. ``which``: only these of the rows.
+    ``most``: tokens a batch, where ``run`` needs much memory for each. ``which``: only these of the
+    rows.
 
     Raises:
         OutOfMemoryError: one prompt alone does not fit.
-        PromptError: one is longer than the model's context; ModelLoadError: it has a token that the model has not.
+        PromptError: one is longer than the model's context; ModelLoadError: it has a token that the
+            model has not.
     """
     check_rows(model, rows)
     todo = plan(model, rows, which, most)
@@ -190,18 +218,30 @@ def run_batches(
 
 
 def share_batches(
-    model: ChatModel, rows: Sequence[Sequence[int]], run: Callable[[Batch], T], most: int | None = None
+    model: ChatModel,
+    rows: Sequence[Sequence[int]],
+    run: Callable[[Batch], T],
+    most: int | None = None,
 ) -> Iterator[tuple[tuple[int, ...], T]]:
-    """``run_batches`` with the batches handed out to all processes of a run: each one's prompts and result.
+    """``run_batches`` with the batches handed out to all processes of a run: each one's prompts and
+    result.
 
     Raises:
         OutOfMemoryError: one prompt alone does not fit.
     """
-    model.token_budget.value = parallel.smallest(model.token_budget.value)  # all lay the same batches out
-    units = [planned.prompts for planned in plan(model, rows, most=most)] if parallel.world() > 1 else [None]
+    model.token_budget.value = parallel.smallest(
+        model.token_budget.value
+    )  # all lay the same batches out
+    units = (
+        [planned.prompts for planned in plan(model, rows, most=most)]
+        if parallel.world() > 1
+        else [None]
+    )
 
     def work(which: tuple[int, ...] | None) -> list[tuple[tuple[int, ...], T]]:
-        return [(batch.prompts, result) for batch, result in run_batches(model, rows, run, most, which)]
+        return [
+            (batch.prompts, result) for batch, result in run_batches(model, rows, run, most, which)
+        ]
 
     for part in parallel.share(units, work):
         yield from part
@@ -210,7 +250,9 @@ def share_batches(
 def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
     """Logits of the last prompt token of each text, on the CPU, in their order."""
     out: dict[int, Tensor] = {}
-    for prompts, logits in share_batches(model, model.tokenize(texts), lambda batch: read(model, batch)[0].cpu()):
+    for prompts, logits in share_batches(
+        model, model.tokenize(texts), lambda batch: read(model, batch)[0].cpu()
+    ):
         out.update(zip(prompts, logits, strict=True))
     return torch.stack([out[i] for i in range(len(texts))])
 
@@ -236,7 +278,9 @@ def _padded(model: ChatModel, rows: Sequence[Sequence[int]], group: Sequence[int
     positions = torch.arange(width).expand(len(group), -1)
     mask = positions < length[:, None]
     tensors = (ids, positions, mask, torch.arange(len(group)), length - 1)
-    return Batch(*_on_device(model, tensors), tuple(group), tuple(torch.arange(len(rows[i])) for i in group))
+    return Batch(
+        *_on_device(model, tensors), tuple(group), tuple(torch.arange(len(rows[i])) for i in group)
+    )
 
 
 def _packed(model: ChatModel, trees: Sequence[TokenTree]) -> Batch:
@@ -271,12 +315,16 @@ def packs(model: ChatModel) -> bool:
         with uncounted(model):
             model.packs = _measure_packing(model)
         if not model.packs:
-            log.warning("%s: prompts cannot share a row in this model, so each gets its own (slower).", model.name)
+            log.warning(
+                "%s: prompts cannot share a row in this model, so each gets its own (slower).",
+                model.name,
+            )
     return model.packs
 
 
 def pads(model: ChatModel) -> bool:
-    """Whether a row may be padded to the length of another; measured once, and said where it may not.
+    """Whether a row may be padded to the length of another; measured once, and said where it may
+    not.
 
     PaliGemma's prompts see in both directions, and their padding too.
     """
@@ -290,7 +338,10 @@ def pads(model: ChatModel) -> bool:
             gap = math.inf
         model.pads = gap < logit_tolerance(model.hf.dtype)
         if not model.pads:
-            log.warning("%s: padding changes what this model says, so prompts are read one by one.", model.name)
+            log.warning(
+                "%s: padding changes what this model says, so prompts are read one by one.",
+                model.name,
+            )
     return model.pads
 
 
@@ -301,7 +352,9 @@ def _packable(model: ChatModel, longest: int) -> bool:
 
 @contextmanager
 def uncounted(model: ChatModel) -> Iterator[None]:
-    """For what is measured of the model at first use: which stage comes first must not change what a stage cost."""
+    """For what is measured of the model at first use: which stage comes first must not change what
+    a stage cost.
+    """
     before = model.forward_tokens
     try:
         yield
@@ -316,8 +369,11 @@ def _measure_packing(model: ChatModel) -> bool:
     rows = model.tokenize(PROBES)
     try:
         together = _packed(model, grow(rows, range(len(rows)), sum(map(len, rows))))
-        # What leaks from one prompt into the next (a short convolution, a state) shows most where they part.
-        parting = next(i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
+        # What leaks from one prompt into the next (a short convolution, a state) shows most where
+        # they part.
+        parting = next(
+            i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1
+        )
         gap = max(_gap(model, rows, together), _gap(model, rows, together, parting))
     except (RuntimeError, ValueError, IndexError) as error:  # a mask of this shape is not taken
         log.info("packing: %s", error)
@@ -326,7 +382,9 @@ def _measure_packing(model: ChatModel) -> bool:
 
 
 def rows_gap(model: ChatModel) -> float:
-    """Relative difference between the logits of a few prompts read together, as they always are, and each alone."""
+    """Relative difference between the logits of a few prompts read together, as they always are,
+    and each alone.
+    """
     rows = model.tokenize(PROBES)
     return max(_gap(model, rows, planned.lay_out()) for planned in plan(model, rows))
 
@@ -337,12 +395,18 @@ def logit_tolerance(dtype: torch.dtype) -> float:
 
 
 def _gap(model: ChatModel, rows: Sequence[Sequence[int]], batch: Batch, at: int = -1) -> float:
-    """Relative difference between a batch's logits, at token ``at`` of each prompt, and those of its prompts alone."""
+    """Relative difference between a batch's logits, at token ``at`` of each prompt, and those of
+    its prompts alone.
+    """
     together = read(model, _ending(batch, at))[0].float()
-    alone = torch.cat([read(model, _ending(_padded(model, rows, [i]), at))[0] for i in batch.prompts]).float()
+    alone = torch.cat(
+        [read(model, _ending(_padded(model, rows, [i]), at))[0] for i in batch.prompts]
+    ).float()
     return float((together - alone).norm() / (alone - alone.mean()).norm().clamp_min(1e-12))
 
 
 def _ending(batch: Batch, at: int) -> Batch:
     """The batch with token ``at`` of each prompt as its last."""
-    return replace(batch, last=torch.stack([path[at] for path in batch.paths]).to(batch.last.device))
+    return replace(
+        batch, last=torch.stack([path[at] for path in batch.paths]).to(batch.last.device)
+    )

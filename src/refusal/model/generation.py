@@ -1,6 +1,8 @@
-"""Batched greedy completions: the shared start read once, rows sorted by length, rows that have ended leave the batch.
+"""Batched greedy completions: the shared start read once, rows sorted by length, rows that have
+ended leave the batch.
 
-Rows are padded on the left, so that all of them end at the same index and each step appends one token to every row.
+Rows are padded on the left, so that all of them end at the same index and each step appends one
+token to every row.
 """
 
 import logging
@@ -30,23 +32,32 @@ log = logging.getLogger(__name__)
 OnRows = Callable[[Sequence[int]], object]
 Ended = Callable[[Sequence[int]], bool]
 
-# Caches that hold each row's tokens apart. Recurrent states would mix padding in and cannot drop rows.
+# Caches that hold each row's tokens apart. Recurrent states would mix padding in and cannot drop
+# rows.
 _ROWS_APART = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-def complete(model: ChatModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate") -> list[str]:
+def complete(
+    model: ChatModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
+) -> list[str]:
     """Greedy completions of ``instructions``, in their order, as `read_outputs` gives them."""
-    return read_outputs(model, complete_rows(model, model.tokenize(instructions), max_new_tokens, name))
+    return read_outputs(
+        model, complete_rows(model, model.tokenize(instructions), max_new_tokens, name)
+    )
 
 
 def read_outputs(model: ChatModel, outputs: Sequence[Sequence[int]]) -> list[str]:
-    """Generated tokens as text: thoughts stand in ``<think>…</think>``, special tokens are dropped."""
+    """Generated tokens as text: thoughts stand in ``<think>…</think>``, special tokens are
+    dropped.
+    """
     opened = thought_opened(model)
     return [readable(model.tokenizer, output, opened) for output in outputs]
 
 
 def thought_opened(model: ChatModel) -> bool:
-    """Whether the template's own end of a prompt has opened a thought that the completion begins in."""
+    """Whether the template's own end of a prompt has opened a thought that the completion begins
+    in.
+    """
     return opens(str(model.tokenizer.decode(list(model.chat.suffix), skip_special_tokens=False)))
 
 
@@ -57,9 +68,11 @@ def complete_each(
     max_new_tokens: int,
     name: str = "generate",
 ) -> list[list[str]]:
-    """Greedy completions of all ``instructions`` under each of the interventions, side by side in the same batches.
+    """Greedy completions of all ``instructions`` under each of the interventions, side by side in
+    the same batches.
 
-    A step of a small batch costs little more than reading the weights, so many small runs are best done as one.
+    A step of a small batch costs little more than reading the weights, so many small runs are best
+    done as one.
     """
     rows = model.tokenize(instructions)
     batching(model)  # measured without interventions that differ by row
@@ -87,12 +100,13 @@ def complete_rows(
 ) -> list[list[int]]:
     """Greedy continuations of token ids, in their order, the ending token left out.
 
-    ``on_rows`` is told which of ``rows`` the batch of the coming calls holds, whenever that changes; for interventions
-    that differ by row. Nothing is then shared between rows. ``ended`` says of the tokens written so far whether more
-    are not needed (a stop string is among them).
+    ``on_rows`` is told which of ``rows`` the batch of the coming calls holds, whenever that
+    changes; for interventions that differ by row. Nothing is then shared between rows. ``ended``
+    says of the tokens written so far whether more are not needed (a stop string is among them).
 
     Raises:
-        PromptError: no room for a prompt and what is to be written; ModelLoadError: a token that the model has not.
+        PromptError: no room for a prompt and what is to be written; ModelLoadError: a token that
+            the model has not.
     """
     check_rows(model, rows, max_new_tokens)
     found: list[list[int]] = [[] for _ in rows]
@@ -102,7 +116,10 @@ def complete_rows(
     size = model.batch_size if model.batch_size.value <= fits else BatchSize(fits)
     complete_batch = _complete_batch
     if batching(model) == "alone":
-        log.warning("%s: its state cannot be padded or thinned out, so prompts are completed one by one.", model.name)
+        log.warning(
+            "%s: its state cannot be padded or thinned out, so prompts are completed one by one.",
+            model.name,
+        )
         size, complete_batch = BatchSize(1), _complete_alone
     with task(name, total=len(rows) * max_new_tokens, unit="tokens") as advance:
 
@@ -116,7 +133,9 @@ def complete_rows(
 
             try:
                 told = None if on_rows is None else lambda kept: on_rows([indices[i] for i in kept])
-                return complete_batch(model, [rows[i] for i in indices], max_new_tokens, ends, count, told, ended)
+                return complete_batch(
+                    model, [rows[i] for i in indices], max_new_tokens, ends, count, told, ended
+                )
             except (RuntimeError, MemoryError):  # out of memory: the same rows will be tried again
                 advance(-counted)
                 raise
@@ -130,16 +149,24 @@ def complete_rows(
 def _shared(
     rows: Sequence[Sequence[int]], size: BatchSize, run: Callable[[list[int]], list[list[int]]]
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """``batched`` rows, handed out to all processes of a run: rows of similar length together, the longest first."""
+    """``batched`` rows, handed out to all processes of a run: rows of similar length together, the
+    longest first.
+    """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     most = min(parallel.smallest(size.value), -(-len(rows) // parallel.world())) or 1
-    units = [order[start : start + most] for start in range(0, len(order), most)] if parallel.world() > 1 else [order]
+    units = (
+        [order[start : start + most] for start in range(0, len(order), most)]
+        if parallel.world() > 1
+        else [order]
+    )
 
     def work(members: list[int]) -> list[tuple[list[int], list[list[int]]]]:
         lengths = [len(rows[i]) for i in members]
         return [
             ([members[i] for i in indices], outputs)
-            for indices, outputs in batched(lengths, size, lambda some: run([members[i] for i in some]))
+            for indices, outputs in batched(
+                lengths, size, lambda some: run([members[i] for i in some])
+            )
         ]
 
     for part in parallel.share(units, work):
@@ -148,7 +175,9 @@ def _shared(
 
 def end_tokens(model: ChatModel) -> list[int]:
     """Tokens that end a turn: what the generation config and the tokenizer say."""
-    configured = model.hf.generation_config.eos_token_id if model.hf.generation_config is not None else None
+    configured = (
+        model.hf.generation_config.eos_token_id if model.hf.generation_config is not None else None
+    )
     ends = set(configured if isinstance(configured, list) else [configured])
     ends.add(model.tokenizer.eos_token_id)
     return sorted(token for token in ends if token is not None)
@@ -175,7 +204,8 @@ def _complete_batch(
 ) -> list[list[int]]:
     """Token ids generated for each row, the ending token left out.
 
-    ``count`` is told the tokens of each step; a row that ends counts the tokens it will not need any more too.
+    ``count`` is told the tokens of each step; a row that ends counts the tokens it will not need
+    any more too.
     """
     outputs: list[list[int]] = [[] for _ in rows]
     stop = torch.tensor(list(ends), dtype=torch.long, device=model.device)
@@ -193,7 +223,9 @@ def _complete_batch(
                 if goes_on:
                     outputs[row].append(value)
             if ended is not None:
-                going &= torch.tensor([not ended(outputs[row]) for row in alive], device=going.device)
+                going &= torch.tensor(
+                    [not ended(outputs[row]) for row in alive], device=going.device
+                )
             left = int((~going).sum())
             count(len(alive) + left * (max_new_tokens - step - 1))
             if step == max_new_tokens - 1 or not going.any():
@@ -201,7 +233,9 @@ def _complete_batch(
             if not going.all():
                 keep = going.nonzero()[:, 0]
                 alive = [alive[i] for i in keep.tolist()]
-                cache.batch_select_indices(keep.cpu())  # blocks may be on several devices, and their keys with them
+                cache.batch_select_indices(
+                    keep.cpu()
+                )  # blocks may be on several devices, and their keys with them
                 token, mask, position = token[keep], mask[keep], position[keep]
                 if on_rows is not None:
                     on_rows(alive)
@@ -228,12 +262,18 @@ def _complete_alone(
     length = ids.shape[1]
 
     def enough(seen: Tensor, scores: object, **kwargs: object) -> Tensor:
-        return torch.tensor([ended is not None and ended(seen[0, length:].tolist())], device=seen.device)
+        return torch.tensor(
+            [ended is not None and ended(seen[0, length:].tolist())], device=seen.device
+        )
 
-    how = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=0)
+    how = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=0
+    )
     own, model.hf.generation_config = model.hf.generation_config, how  # it may ask for penalties
     try:
-        out = model.hf.generate(ids, attention_mask=torch.ones_like(ids), stopping_criteria=[enough])  # type: ignore[operator]
+        out = model.hf.generate(
+            ids, attention_mask=torch.ones_like(ids), stopping_criteria=[enough]
+        )  # type: ignore[operator]
     finally:
         model.hf.generation_config = own
     new: list[int] = out[0, length:].tolist()
@@ -242,8 +282,12 @@ def _complete_alone(
     return [new[:-1] if new and new[-1] in ends else new]
 
 
-def read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int, share: bool = True) -> _Prefill:
-    """Read the prompts into a cache: the shared start once, its keys and values then repeated for every row."""
+def read_prompts(
+    model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int, share: bool = True
+) -> _Prefill:
+    """Read the prompts into a cache: the shared start once, its keys and values then repeated for
+    every row.
+    """
     cache = DynamicCache(config=model.hf.config)
     shared = _shared_start(rows, cache, new_tokens, model.hf.config) if share else 0
     tails = [list(row[shared:]) for row in rows]
@@ -252,7 +296,9 @@ def read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: in
     pad = torch.tensor([width - len(tail) for tail in tails])
     columns = torch.arange(width).expand(len(rows), -1)
     positions = shared + (columns - pad[:, None]).clamp_min(0)
-    mask = torch.cat([torch.ones(len(rows), shared, dtype=torch.bool), columns >= pad[:, None]], dim=1)
+    mask = torch.cat(
+        [torch.ones(len(rows), shared, dtype=torch.bool), columns >= pad[:, None]], dim=1
+    )
     ids, positions, mask = ids.to(model.device), positions.to(model.device), mask.to(model.device)
     model.forward_tokens += shared + ids.numel()
     # The head sees one token a row: the vocabulary product is the largest tensor by far.
@@ -266,7 +312,9 @@ def read_prompts(model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: in
     return _Prefill(logits, mask, positions[:, -1:], cache)
 
 
-def _shared_start(rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens: int, config: PreTrainedConfig) -> int:
+def _shared_start(
+    rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens: int, config: PreTrainedConfig
+) -> int:
     """How many leading tokens to read once for all rows; 0 where that would not be exact."""
     if len(rows) < 2:
         return 0
@@ -282,11 +330,15 @@ def _shared_start(rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens
 def common_start(rows: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all rows have in common; each keeps a last token of its own."""
     together = zip(*(row[:-1] for row in rows), strict=False)
-    return next((i for i, tokens in enumerate(together) if len(set(tokens)) > 1), min(len(row) for row in rows) - 1)
+    return next(
+        (i for i, tokens in enumerate(together) if len(set(tokens)) > 1),
+        min(len(row) for row in rows) - 1,
+    )
 
 
 def batching(model: ChatModel) -> Batching:
-    """How rows are put together: the start they share read once, only padded, or each alone; measured at first use.
+    """How rows are put together: the start they share read once, only padded, or each alone;
+    measured at first use.
 
     A few prompts of different length are read and continued by a token together, and each alone.
     """
@@ -316,7 +368,9 @@ def _is_exact(model: ChatModel, rows: Sequence[Sequence[int]], share: bool) -> b
     return bool(gaps.max() < logit_tolerance(model.hf.dtype))
 
 
-def _two_steps(model: ChatModel, rows: Sequence[Sequence[int]], share: bool) -> Float[Tensor, "step row vocab"]:
+def _two_steps(
+    model: ChatModel, rows: Sequence[Sequence[int]], share: bool
+) -> Float[Tensor, "step row vocab"]:
     """Logits of the last prompt token and of one more token, the same for every row."""
     with torch.inference_mode():
         state = read_prompts(model, rows, 1, share)
@@ -327,10 +381,14 @@ def _two_steps(model: ChatModel, rows: Sequence[Sequence[int]], share: bool) -> 
 
 
 def rows_apart(config: PreTrainedConfig) -> bool:
-    """Whether a model's state keeps the tokens of every row apart, so that rows can be padded, dropped and paged."""
+    """Whether a model's state keeps the tokens of every row apart, so that rows can be padded,
+    dropped and paged.
+    """
     return all(type(layer) in _ROWS_APART for layer in DynamicCache(config=config).layers)
 
 
 def cache_bytes_per_token(model: ChatModel) -> int:
-    """Keys and values of one token in all layers; a process that holds a part of the model keeps its share."""
+    """Keys and values of one token in all layers; a process that holds a part of the model keeps
+    its share.
+    """
     return cache_values(model.hf.config) * model.hf.dtype.itemsize // parallel.parts()

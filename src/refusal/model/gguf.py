@@ -1,6 +1,7 @@
 """Turn a ``.gguf`` file into a folder of bfloat16 safetensors in the user's cache, once.
 
-transformers can read GGUF, but unpacking takes a minute each time; the converted folder loads in seconds.
+transformers can read GGUF, but unpacking takes a minute each time; the converted folder loads in
+seconds.
 """
 
 import logging
@@ -13,9 +14,19 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations.gguf.utils import is_gguf_arch_supported
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
 
 from refusal.core.errors import ModelLoadError, StorageError
 from refusal.core.progress import bars_as_tasks, task
@@ -26,7 +37,8 @@ from refusal.model.gguf_rope import FACTORS, carry_factors, check_scaling
 log = logging.getLogger(__name__)
 
 MAGIC = b"GGUF"
-CHECKED = "checked"  # ends the name of a converted folder; those of versions that checked nothing are left alone
+# ends the name of a converted folder; those of versions that checked nothing are left alone
+CHECKED = "checked"
 
 
 def converted_folder(file: Path) -> Path:
@@ -41,9 +53,13 @@ def converted_folder(file: Path) -> Path:
             magic = start.read(len(MAGIC))
         digest = file_sha256(file)
     except OSError as error:
-        raise ModelLoadError(f"{file} cannot be read ({error.strerror}). Check its permissions.") from error
+        raise ModelLoadError(
+            f"{file} cannot be read ({error.strerror}). Check its permissions."
+        ) from error
     if magic != MAGIC:
-        raise ModelLoadError(f"{file} is not a GGUF file: it starts with {magic!r}. Give a .gguf file or a folder.")
+        raise ModelLoadError(
+            f"{file} is not a GGUF file: it starts with {magic!r}. Give a .gguf file or a folder."
+        )
     folder = cache_root() / "models" / f"{digest[:16]}-{CHECKED}"
     if not is_converted(folder):
         convert(file, folder)
@@ -56,15 +72,19 @@ def is_converted(folder: Path) -> bool:
 
 
 def convert(file: Path, folder: Path) -> None:
-    """Unpack ``file`` into ``folder``: weights in bfloat16, tokenizer with its chat template, configs.
+    """Unpack ``file`` into ``folder``: weights in bfloat16, tokenizer with its chat template,
+    configs.
 
-    The folder is filled under a temporary name and renamed, so an interruption leaves nothing half-written, and of two
-    processes that convert the same file the first one to finish wins.
+    The folder is filled under a temporary name and renamed, so an interruption leaves nothing
+    half-written, and of two processes that convert the same file the first one to finish wins.
     """
     log.info("Converting %s to bfloat16 safetensors, once.", file.name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as temporary, bars_as_tasks():
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as temporary,
+            bars_as_tasks(),
+        ):
             with task(f"convert {file.name}", total=0, unit=""):
                 tokenizer, model = _read(file)
                 filled = Path(temporary) / "model"
@@ -73,12 +93,17 @@ def convert(file: Path, folder: Path) -> None:
             _move(filled, folder)
     except (OSError, SafetensorError) as error:
         raise StorageError(
-            f"{folder} could not be written ({error}). Free some space or set REFUSAL_CACHE to another folder."
+            f"{folder} could not be written ({error}). Free some space or set REFUSAL_CACHE to "
+            "another folder."
         ) from error
 
 
 def _read(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, **hub_options()}
+    where: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(file.parent),
+        "gguf_file": file.name,
+        **hub_options(),
+    }
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         auto: Any = AutoModelForCausalLM  # typed as if it never gave the loading info
@@ -93,7 +118,15 @@ def _read(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         check_scaling(file.name, reader, model)
         info["unexpected_keys"] |= _unread(reader, model)
     # What a damaged file makes the parsers raise depends on where it is damaged.
-    except (OSError, ValueError, TypeError, LookupError, ImportError, RuntimeError, struct.error) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ImportError,
+        RuntimeError,
+        struct.error,
+    ) as error:
         raise ModelLoadError(
             f"transformers cannot read {file.name} ({error or type(error).__name__}). "
             "Give a complete file, or the model as a folder of safetensors."
@@ -104,7 +137,9 @@ def _read(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
 
 
 def _unread(reader: GGUFReader, model: PreTrainedModel) -> set[str]:
-    """Tensors of the file that transformers passes over without a word: of further layers, scales, positions."""
+    """Tensors of the file that transformers passes over without a word: of further layers, scales,
+    positions.
+    """
     field = reader.get_field("general.architecture")
     kind = field.contents() if field is not None else ""
     if is_gguf_arch_supported(kind):  # these are read another way, which reports them itself

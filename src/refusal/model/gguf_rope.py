@@ -1,6 +1,8 @@
-"""How positions are scaled in a ``.gguf`` file, carried into the config: transformers drops the file's factors.
+"""How positions are scaled in a ``.gguf`` file, carried into the config: transformers drops the
+file's factors.
 
-Llama-3.1 and later keep one factor per rotary frequency in a tensor, by which the frequency is divided.
+Llama-3.1 and later keep one factor per rotary frequency in a tensor, by which the frequency is
+divided.
 """
 
 import torch
@@ -11,12 +13,17 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from refusal.core.errors import ModelLoadError
 
 FACTORS = "rope_freqs.weight"
-PUBLISHED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+PUBLISHED = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 TOLERANCE = 1e-5  # relative; the file has them in float32
 
 
 def carry_factors(reader: GGUFReader, model: PreTrainedModel) -> bool:
-    """Set the rotary scaling that the file's factors come from, if one of Llama-3.1's kind gives them back.
+    """Set the rotary scaling that the file's factors come from, if one of Llama-3.1's kind gives
+    them back.
 
     It is for the config that is saved; the model in memory keeps its frequencies.
 
@@ -40,16 +47,24 @@ def carry_factors(reader: GGUFReader, model: PreTrainedModel) -> bool:
     if factors.shape != plain.shape:
         return False
     # The longest waves are divided by the whole factor, none by more.
-    config.rope_parameters = {**rope, "rope_type": "llama3", "factor": round(float(factors.max()), 4), **PUBLISHED}
+    config.rope_parameters = {
+        **rope,
+        "rope_type": "llama3",
+        "factor": round(float(factors.max()), 4),
+        **PUBLISHED,
+    }
     computed, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    if computed.shape == plain.shape and torch.allclose(plain / factors, computed.double(), rtol=TOLERANCE, atol=0.0):
+    if computed.shape == plain.shape and torch.allclose(
+        plain / factors, computed.double(), rtol=TOLERANCE, atol=0.0
+    ):
         return True
     config.rope_parameters = rope
     return False
 
 
 def check_scaling(name: str, reader: GGUFReader, model: PreTrainedModel) -> None:
-    """Refuse a file whose metadata scales positions where transformers has made a config that does not.
+    """Refuse a file whose metadata scales positions where transformers has made a config that does
+    not.
 
     Raises:
         ModelLoadError: so it is.
@@ -64,6 +79,7 @@ def check_scaling(name: str, reader: GGUFReader, model: PreTrainedModel) -> None
     rope = getattr(model.config, "rope_parameters", None) or {}
     if how != "none" and rope.get("rope_type", "default") == "default":
         raise ModelLoadError(
-            f"{name} scales its positions ({prefix}.scaling.type {how!r}), which transformers leaves out when it reads "
-            "the file: the model would compute something else. Give the model as a folder of safetensors."
+            f"{name} scales its positions ({prefix}.scaling.type {how!r}), which transformers "
+            "leaves out when it reads the file: the model would compute something else. Give the "
+            "model as a folder of safetensors."
         )

@@ -1,7 +1,7 @@
 """The one context manager that touches a model's forward pass; nothing else registers hooks.
 
-An ``Edit`` names a module, a side and a function of the hidden states: what it returns replaces them, ``None`` leaves
-them as they are (a read). Functions must not change their argument in place.
+An ``Edit`` names a module, a side and a function of the hidden states: what it returns replaces
+them, ``None`` leaves them as they are (a read). Functions must not change their argument in place.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,9 @@ EditFunction = Callable[[Tensor], Tensor | None]
 
 @dataclass(frozen=True)
 class Edit:
-    """Read or replace the hidden states at one side of a module; ``result`` is all that it returns, tuple or not."""
+    """Read or replace the hidden states at one side of a module; ``result`` is all that it returns,
+    tuple or not.
+    """
 
     module: nn.Module
     side: Literal["input", "output", "result"]
@@ -25,14 +27,17 @@ class Edit:
 
 @contextmanager
 def hooked(edits: Iterable[Edit]) -> Iterator[None]:
-    """Install ``edits`` for the duration of the block; they are gone afterwards, also after an exception.
+    """Install ``edits`` for the duration of the block; they are gone afterwards, also after an
+    exception.
 
     Edits at the same place run in the order given; an inner ``hooked`` runs after an outer one.
     """
     with ExitStack() as stack:
         for edit in edits:
             if edit.side == "input":
-                handle = edit.module.register_forward_pre_hook(_input_hook(edit.fn), with_kwargs=True)
+                handle = edit.module.register_forward_pre_hook(
+                    _input_hook(edit.fn), with_kwargs=True
+                )
             elif edit.side == "output":
                 handle = edit.module.register_forward_hook(_output_hook(edit.fn))
             else:
@@ -45,7 +50,8 @@ def hooked(edits: Iterable[Edit]) -> Iterator[None]:
 def skipped(modules: Iterable[nn.Module], in_tuple: bool = False) -> Iterator[None]:
     """Make ``modules`` return their hidden states unchanged for the duration of the block.
 
-    ``in_tuple``: their callers expect a tuple whose first entry is the hidden states (Falcon, Bamba).
+    ``in_tuple``: their callers expect a tuple whose first entry is the hidden states (Falcon,
+    Bamba).
     """
     with ExitStack() as stack:
         for module in modules:

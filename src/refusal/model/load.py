@@ -1,6 +1,7 @@
 """Load a chat model, and the object that the rest of the package works on.
 
-A model is named by a hub id, a local folder, a ``.gguf`` file, or ``embedded`` (the model from the package registry).
+A model is named by a hub id, a local folder, a ``.gguf`` file, or ``embedded`` (the model from the
+package registry).
 """
 
 import json
@@ -30,7 +31,13 @@ from refusal.model import embedded
 from refusal.model.batch_size import is_out_of_memory
 from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import find_format
-from refusal.model.checkpoint_check import MEND, adapter_message, conversion_faults, hub_options, load_whole
+from refusal.model.checkpoint_check import (
+    MEND,
+    adapter_message,
+    conversion_faults,
+    hub_options,
+    load_whole,
+)
 from refusal.model.contexts import check_special_ids
 from refusal.model.gguf import converted_folder
 from refusal.model.placement import find_device, find_dtype, multiply_as_asked, place
@@ -72,13 +79,15 @@ def load(
     Args:
         name: hub id, folder, ``.gguf`` file, or ``embedded``.
         revision: branch, tag or commit of a hub model.
-        dtype: ``bfloat16``, ``float32``, ``float16``, or ``auto``: bfloat16 where the device multiplies in it.
+        dtype: ``bfloat16``, ``float32``, ``float16``, or ``auto``: bfloat16 where the device
+            multiplies in it.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         device_map: as in transformers ("auto" spreads a model over devices); overrides ``device``.
-        max_memory: with ``device_map``, how much each device may hold: ``("0=20GiB", "cpu=60GiB")``; what fits nowhere
-            stays on the disk.
+        max_memory: with ``device_map``, how much each device may hold: ``("0=20GiB",
+            "cpu=60GiB")``; what fits nowhere stays on the disk.
         quantize: load the weights of linear layers in 4 (NF4) or 8 bits, by bitsandbytes.
-        tp_plan: ``auto`` splits every weight over the processes that torchrun has started, as in transformers.
+        tp_plan: ``auto`` splits every weight over the processes that torchrun has started, as in
+            transformers.
         system: a system prompt; by default what the template does by itself.
         date: ``YYYY-MM-DD``, what templates that ask for the date write; by default today.
         blocks: where discovery fails, see ``find_sites``.
@@ -90,8 +99,8 @@ def load(
         ChatTemplateError: no chat template, or it rejects the system prompt.
         UnsupportedModelError: blocks or writers not found.
         OutOfMemoryError: the weights do not fit.
-        ConfigError: no such date, unknown dtype or device, ``tp_plan`` without a launcher, or ``quantize`` without
-            bitsandbytes.
+        ConfigError: no such date, unknown dtype or device, ``tp_plan`` without a launcher, or
+            ``quantize`` without bitsandbytes.
     """
     day = day_of(date)
     where = find_device(device)
@@ -106,12 +115,23 @@ def load(
         find_format(tokenizer, system, day)  # a base model is refused before its weights are read
         config = AutoConfig.from_pretrained(source, **options)
         check_special_ids(config, name)
-        hf = load_whole(name, source, auto_class(config), config, options, {"dtype": precision, **placement})
+        hf = load_whole(
+            name, source, auto_class(config), config, options, {"dtype": precision, **placement}
+        )
         if not placement:
             hf.to(where)  # type: ignore[arg-type]
         multiply_as_asked(hf, precision)
     sites = find_sites(hf, blocks, writers)
-    return ChatModel(hf, tokenizer, name, revision=revision, system=system, sites=sites, batch_size=batch_size, day=day)
+    return ChatModel(
+        hf,
+        tokenizer,
+        name,
+        revision=revision,
+        system=system,
+        sites=sites,
+        batch_size=batch_size,
+        day=day,
+    )
 
 
 @contextmanager
@@ -128,9 +148,9 @@ def loading(name: str) -> Iterator[None]:
     except (*LOAD_ERRORS, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                f"The weights of {name!r} do not fit into memory. Use a smaller model, --dtype bfloat16, "
-                "--quantize 4bit, another --device, or --device-map auto; where `ulimit -v` limits the address space, "
-                "raise it."
+                f"The weights of {name!r} do not fit into memory. Use a smaller model, --dtype "
+                "bfloat16, --quantize 4bit, another --device, or --device-map auto; where `ulimit "
+                "-v` limits the address space, raise it."
             ) from error
         raise ModelLoadError(load_message(name, error)) from error
 
@@ -149,7 +169,9 @@ def resolve(name: str) -> str:
         if (path / "adapter_config.json").is_file():
             raise ModelLoadError(adapter_message(name))
         if not (path / "config.json").is_file():
-            raise ModelLoadError(f"The folder {name} holds no config.json. Give a folder in transformers' format.")
+            raise ModelLoadError(
+                f"The folder {name} holds no config.json. Give a folder in transformers' format."
+            )
         return str(path)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -157,13 +179,15 @@ def resolve(name: str) -> str:
         return str(converted_folder(path))
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelLoadError(
-            f"{name!r} is neither a folder, a .gguf file nor a hub id (owner/name). Check it, or use `embedded`."
+            f"{name!r} is neither a folder, a .gguf file nor a hub id (owner/name). Check it, or "
+            "use `embedded`."
         )
     return name
 
 
 def local_folder(name: str, revision: str | None = None) -> Path:
-    """The folder of a model's files; a hub model's are fetched if they are not in transformers' cache.
+    """The folder of a model's files; a hub model's are fetched if they are not in transformers'
+    cache.
 
     Raises:
         ModelLoadError: not found, no network, or not readable.
@@ -181,14 +205,19 @@ def local_folder(name: str, revision: str | None = None) -> Path:
 def auto_class(config: PreTrainedConfig) -> Any:
     """What loads a checkpoint as the class that wrote it, by its ``architectures``.
 
-    Some configs (Qwen3.5, Llama-4) belong to two classes, the whole vision-language model and its text part alone.
-    Where ``architectures`` names neither, the whole is taken: it is used through its language model.
+    Some configs (Qwen3.5, Llama-4) belong to two classes, the whole vision-language model and its
+    text part alone. Where ``architectures`` names neither, the whole is taken: it is used through
+    its language model.
     """
     autos = (
         (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
         (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
     )
-    known = [(auto, _classes(mapping[type(config)])) for auto, mapping in autos if type(config) in mapping]
+    known = [
+        (auto, _classes(mapping[type(config)]))
+        for auto, mapping in autos
+        if type(config) in mapping
+    ]
     wrote = set(getattr(config, "architectures", None) or ())
     named = (auto for auto, classes in known if wrote & classes)
     return next(named, known[0][0] if known else AutoModelForCausalLM)
@@ -200,7 +229,9 @@ def _classes(found: Any) -> set[str]:
 
 
 def _processor_template(source: str, options: dict[str, Any]) -> str | None:
-    """The chat template that older vision-language checkpoints keep with their image processor, if there is one."""
+    """The chat template that older vision-language checkpoints keep with their image processor, if
+    there is one.
+    """
     file = cached_file(
         source,
         "chat_template.json",
@@ -218,15 +249,20 @@ def load_message(name: str, error: BaseException) -> str:
     """The first line of what transformers says, and what to do about it."""
     if "trust_remote_code" in str(error):
         return (
-            f"The model {name!r} comes with code of its own (auto_map in its config), which is not run. "
-            "Give a model whose architecture transformers has."
+            f"The model {name!r} comes with code of its own (auto_map in its config), which is "
+            "not run. Give a model whose architecture transformers has."
         )
     faults = conversion_faults(error)
     if faults:
         return f"The checkpoint of {name!r} does not fit its config.json: {faults}. {MEND}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if name == embedded.NAME or Path(name).expanduser().exists():
-        mend = "Give a complete folder in transformers' format or another .gguf file, or use `embedded`."
+        mend = (
+            "Give a complete folder in transformers' format or another .gguf file, or use "
+            "`embedded`."
+        )
     else:
-        mend = "Check the id and the network, give a local folder or a .gguf file, or use `embedded`."
+        mend = (
+            "Check the id and the network, give a local folder or a .gguf file, or use `embedded`."
+        )
     return f"The model {name!r} could not be loaded: {lines[0].rstrip('.: ')}. {mend}"

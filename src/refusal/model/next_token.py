@@ -1,4 +1,6 @@
-"""What follows many prompts that begin alike: one pass over each one's own tokens, the common ones once a batch."""
+"""What follows many prompts that begin alike: one pass over each one's own tokens, the common ones
+once a batch.
+"""
 
 from collections.abc import Sequence
 
@@ -12,12 +14,14 @@ from refusal.model.chat_model import ChatModel
 from refusal.model.forward import plan, read
 from refusal.model.generation import batching, common_start, read_prompts
 
-SHARED_PART = (
-    8  # a batch holds so many times the tokens of what its prompts share, if that is more than busies a device
-)
+# a batch holds so many times the tokens of what its prompts share, if that is more than busies a
+# device
+SHARED_PART = 8
 
 
-def next_logits(model: ChatModel, rows: Sequence[Sequence[int]], name: str) -> list[Float[Tensor, "vocab"]]:
+def next_logits(
+    model: ChatModel, rows: Sequence[Sequence[int]], name: str
+) -> list[Float[Tensor, "vocab"]]:
     """The logits that follow each row of token ids, on the CPU, in their order.
 
     Raises:
@@ -29,7 +33,9 @@ def next_logits(model: ChatModel, rows: Sequence[Sequence[int]], name: str) -> l
     how = batching(model)
     shared = common_start(rows) if how == "shared" else 0
     own = max(len(row) for row in rows) - shared
-    size = BatchSize(1 if how == "alone" else max(1, max(model.token_budget.value, SHARED_PART * shared) // own))
+    size = BatchSize(
+        1 if how == "alone" else max(1, max(model.token_budget.value, SHARED_PART * shared) // own)
+    )
 
     def run(indices: list[int]) -> Float[Tensor, "row vocab"]:
         some = [rows[i] for i in indices]

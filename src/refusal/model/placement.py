@@ -34,12 +34,18 @@ def find_device(device: str) -> torch.device:
     try:
         where = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"Unknown device {device!r}. Use auto, cpu, cuda, cuda:1 or mps.") from error
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        raise ConfigError(
+            f"Unknown device {device!r}. Use auto, cpu, cuda, cuda:1 or mps."
+        ) from error
+    count = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
     if (where.index or 0) >= count.get(where.type, 0):
         raise ConfigError(
-            f"The device {device!r} is not available here. Use --device auto or cpu; with a launcher, no more "
-            "processes a machine than it has GPUs."
+            f"The device {device!r} is not available here. Use --device auto or cpu; with a "
+            "launcher, no more processes a machine than it has GPUs."
         )
     return where
 
@@ -47,14 +53,16 @@ def find_device(device: str) -> torch.device:
 def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The dtype of that name; ``auto`` is bfloat16 where the device multiplies in it, else float32.
 
-    On a processor without instructions for bfloat16 its products take four times as long as float32's
-    (docs/performance.md).
+    On a processor without instructions for bfloat16 its products take four times as long as
+    float32's (docs/performance.md).
 
     Raises:
         ConfigError: unknown.
     """
     if dtype == "auto":
-        return torch.bfloat16 if device.type != "cpu" or _cpu_multiplies_bfloat16() else torch.float32
+        return (
+            torch.bfloat16 if device.type != "cpu" or _cpu_multiplies_bfloat16() else torch.float32
+        )
     if dtype not in DTYPES:
         raise ConfigError(f"Unknown dtype {dtype!r}. Use auto, {', '.join(DTYPES)}.")
     return DTYPES[dtype]
@@ -68,11 +76,12 @@ def place(
     quantize: Literal["4bit", "8bit"] | None,
     tp_plan: Literal["auto"] | None,
 ) -> dict[str, Any]:
-    """What ``from_pretrained`` is told about numbers and devices; nothing for a model that is moved afterwards.
+    """What ``from_pretrained`` is told about numbers and devices; nothing for a model that is moved
+    afterwards.
 
     Raises:
-        ConfigError: ``tp_plan`` without a launcher, ``quantize`` without bitsandbytes, or options that exclude each
-            other.
+        ConfigError: ``tp_plan`` without a launcher, ``quantize`` without bitsandbytes, or options
+            that exclude each other.
     """
     if tp_plan is not None:
         if not parallel.launched():
@@ -81,21 +90,26 @@ def place(
                 "Start it with: torchrun --nproc-per-node N -m refusal run … --tp-plan auto."
             )
         if quantize is not None or device_map is not None:
-            raise ConfigError("--tp-plan goes with neither --quantize nor --device-map. Leave one of them out.")
+            raise ConfigError(
+                "--tp-plan goes with neither --quantize nor --device-map. Leave one of them out."
+            )
         if not parallel.split():
             raise ConfigError(
-                "--tp-plan goes with the stages of a run only. Use refusal run, extract, select, generate or evaluate."
+                "--tp-plan goes with the stages of a run only. Use refusal run, extract, select, "
+                "generate or evaluate."
             )
         return {"distributed_config": DistributedConfig(tp_plan=tp_plan)}
     if device_map is not None and parallel.launched():
         raise ConfigError(
-            f"--device-map {device_map} spreads a model over all devices, and each process would do so. "
-            "Start a single process, or split the model with --tp-plan auto."
+            f"--device-map {device_map} spreads a model over all devices, and each process would "
+            "do so. Start a single process, or split the model with --tp-plan auto."
         )
     options: dict[str, Any] = {}
     if max_memory:
         if device_map is None:
-            raise ConfigError("--max-memory limits what --device-map gives each device. Add --device-map auto.")
+            raise ConfigError(
+                "--max-memory limits what --device-map gives each device. Add --device-map auto."
+            )
         options["max_memory"] = dict(_limit(text) for text in max_memory)
     if quantize is not None:
         options["quantization_config"] = _quantisation(quantize, dtype)
@@ -106,7 +120,9 @@ def place(
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids go: to the embedding; where its weights are away, to where accelerate brings them for a call."""
+    """Where token ids go: to the embedding; where its weights are away, to where accelerate brings
+    them for a call.
+    """
     embedding = model.get_input_embeddings()
     where = next(embedding.parameters()).device
     if where.type != "meta":
@@ -118,7 +134,8 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A model's weights and buffers by name, each as if the model were in one place.
 
-    What is on the disk is read, what is split is gathered from all processes (which must all ask); one at a time.
+    What is on the disk is read, what is split is gathered from all processes (which must all ask);
+    one at a time.
     """
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, DTensor):
@@ -134,13 +151,16 @@ def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def multiply_as_asked(model: nn.Module, dtype: torch.dtype) -> None:
     """Have 4-bit weights multiplied in ``dtype`` on processors with instructions for bfloat16 too.
 
-    There bitsandbytes rearranges them at their first use and then multiplies in bfloat16, whatever was asked for, and
-    only weights whose sides its blocks fill.
+    There bitsandbytes rearranges them at their first use and then multiplies in bfloat16, whatever
+    was asked for, and only weights whose sides its blocks fill.
     """
     for module in model.modules():
         layer: Any = module
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            fills = layer.out_features % REARRANGED == 0 and layer.in_features % layer.weight.blocksize == 0
+            fills = (
+                layer.out_features % REARRANGED == 0
+                and layer.in_features % layer.weight.blocksize == 0
+            )
             layer.support_avx512bf16_for_cpu &= fills and dtype == torch.bfloat16
 
 
@@ -148,19 +168,28 @@ def _limit(text: str) -> tuple[int | str, str]:
     """``0=20GiB`` as accelerate wants it: the number of a GPU, or ``cpu``."""
     found = re.fullmatch(r"(\d+|cpu|mps)=(\d+(?:\.\d+)?[KMG]i?B)", text)
     if found is None:
-        raise ConfigError(f"--max-memory {text!r} cannot be read. Write a device and a size, as 0=20GiB or cpu=60GiB.")
+        raise ConfigError(
+            f"--max-memory {text!r} cannot be read. Write a device and a size, as 0=20GiB or "
+            "cpu=60GiB."
+        )
     return (int(found[1]) if found[1].isdigit() else found[1]), found[2]
 
 
 def _quantisation(quantize: Literal["4bit", "8bit"], dtype: torch.dtype) -> BitsAndBytesConfig:
     if find_spec("bitsandbytes") is None:
-        raise ConfigError("--quantize needs bitsandbytes. Install it with: pip install 'refusal[quantize]'.")
+        raise ConfigError(
+            "--quantize needs bitsandbytes. Install it with: pip install 'refusal[quantize]'."
+        )
     if quantize == "4bit":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")  # once a layer
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether torch's products in bfloat16 use instructions of this processor."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )

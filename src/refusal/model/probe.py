@@ -1,4 +1,6 @@
-"""Run a few tokens through a model, keep what enters and leaves its blocks, and find the block list that way."""
+"""Run a few tokens through a model, keep what enters and leaves its blocks, and find the block list
+that way.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +20,11 @@ PROBE_TOKENS = 8
 
 @dataclass
 class Trace:
-    """Hidden states of one pass, on the CPU, in the model's own dtype; each ``(1, token, d_model)``.
+    """Hidden states of one pass, on the CPU, in the model's own dtype; each ``(1, token,
+    d_model)``.
 
-    ``inputs`` and ``block_outputs`` by layer; ``outputs`` by module name, in the order in which the modules ran;
-    ``in_tuple``: whether blocks return their output as the first of a tuple.
+    ``inputs`` and ``block_outputs`` by layer; ``outputs`` by module name, in the order in which the
+    modules ran; ``in_tuple``: whether blocks return their output as the first of a tuple.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
@@ -46,7 +49,8 @@ def probe_ids(model: PreTrainedModel, count: int = PROBE_TOKENS) -> Tensor:
 
 
 def run_probe(model: PreTrainedModel, blocks: Sequence[str], modules: Iterable[str] = ()) -> Trace:
-    """Keep block inputs, block outputs and the outputs of ``modules`` of one pass over the probe tokens.
+    """Keep block inputs, block outputs and the outputs of ``modules`` of one pass over the probe
+    tokens.
 
     Raises:
         UnsupportedModelError: the model does not run on token ids alone.
@@ -58,16 +62,27 @@ def run_probe(model: PreTrainedModel, blocks: Sequence[str], modules: Iterable[s
         edits.append(Edit(module, "input", _keep(trace.inputs, layer)))
         edits.append(Edit(module, "output", _keep(trace.block_outputs, layer)))
     edits += [Edit(model.get_submodule(name), "result", trace.see_result) for name in blocks[:1]]
-    edits += [Edit(model.get_submodule(name), "output", _keep(trace.outputs, name)) for name in sorted(modules)]
+    edits += [
+        Edit(model.get_submodule(name), "output", _keep(trace.outputs, name))
+        for name in sorted(modules)
+    ]
     try:
         with torch.inference_mode(), hooked(edits):
             model(input_ids=probe_ids(model), use_cache=False)
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ImportError, MemoryError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ImportError,
+        MemoryError,
+    ) as error:
         if is_out_of_memory(error):
             raise
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not run on token ids alone ({type(error).__name__}: {_first_line(error)}). "
-            "Give a decoder-only language model."
+            f"{type(model).__name__} does not run on token ids alone ({type(error).__name__}: "
+            f"{_first_line(error)}). Give a decoder-only language model."
         ) from error
     return trace
 
@@ -80,16 +95,23 @@ def find_blocks(model: PreTrainedModel, path: str | None = None) -> tuple[str, .
         path: of the block list, when several or none are found.
 
     Raises:
-        UnsupportedModelError: no list of modules is such a chain, or its stream is not one vector a token.
+        UnsupportedModelError: no list of modules is such a chain, or its stream is not one vector a
+            token.
     """
     every = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.Sequential)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
     }
-    lists = {name: module for name, module in every.items() if isinstance(module, nn.ModuleList) and len(module) > 0}
+    lists = {
+        name: module
+        for name, module in every.items()
+        if isinstance(module, nn.ModuleList) and len(module) > 0
+    }
     if path is not None and not len(every.get(path, ())):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no list of modules {path!r}, which was given as its blocks. "
-            f"It has {_described(lists)}: give one of these, or none, to have it found."
+            f"{type(model).__name__} has no list of modules {path!r}, which was given as its "
+            f"blocks. It has {_described(lists)}: give one of these, or none, to have it found."
         )
     n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     tried = lists if path is None else {path: every[path]}
@@ -100,35 +122,44 @@ def find_blocks(model: PreTrainedModel, path: str | None = None) -> tuple[str, .
         trace = run_probe(model, members)
         if len(trace.inputs) != len(members) or len(trace.block_outputs) != len(members):
             continue
-        if all(torch.equal(trace.block_outputs[i], trace.inputs[i + 1]) for i in range(len(members) - 1)):
+        if all(
+            torch.equal(trace.block_outputs[i], trace.inputs[i + 1])
+            for i in range(len(members) - 1)
+        ):
             if trace.inputs[0].dim() != 3:
                 raise UnsupportedModelError(
                     f"The blocks {name} of {type(model).__name__} pass on a tensor of shape "
-                    f"{tuple(trace.inputs[0].shape)} for 1 row of {PROBE_TOKENS} tokens: not one residual stream. "
-                    "Give a model with a single residual stream."
+                    f"{tuple(trace.inputs[0].shape)} for 1 row of {PROBE_TOKENS} tokens: not one "
+                    "residual stream. Give a model with a single residual stream."
                 )
             return members
     if path is not None:
         raise UnsupportedModelError(
-            f"The modules in {path!r}, which was given as the blocks of {type(model).__name__}, are no chain of "
-            f"decoder blocks, where the output of one is the input of the next. The model has "
-            f"{_described(lists)}: give one of these, or none, to have it found."
+            f"The modules in {path!r}, which was given as the blocks of {type(model).__name__}, "
+            "are no chain of decoder blocks, where the output of one is the input of the next. "
+            f"The model has {_described(lists)}: give one of these, or none, to have it found."
         )
     raise UnsupportedModelError(
-        f"No chain of decoder blocks was found in {type(model).__name__}, which has {_described(lists)}. "
-        'Name the list yourself: find_sites(model, blocks="model.layers"), or --blocks on the command line.'
+        f"No chain of decoder blocks was found in {type(model).__name__}, which has "
+        f"{_described(lists)}. "
+        'Name the list yourself: find_sites(model, blocks="model.layers"), or --blocks on the '
+        "command line."
     )
 
 
 def feeds_elsewhere(model: PreTrainedModel, blocks: Sequence[str], trace: Trace) -> bool:
-    """Whether the embedding's output, in the coordinates of the stream, enters at other places than block 0's input.
+    """Whether the embedding's output, in the coordinates of the stream, enters at other places than
+    block 0's input.
 
-    Zamba's shared blocks read it beside the stream. It is moved along one direction while block 0 gets what it got in
-    ``trace``: nothing may change after that. Where a norm stands between it and block 0 it is another space.
+    Zamba's shared blocks read it beside the stream. It is moved along one direction while block 0
+    gets what it got in ``trace``: nothing may change after that. Where a norm stands between it and
+    block 0 it is another space.
     """
     embedding, first = model.get_input_embeddings(), model.get_submodule(blocks[0])
     width = trace.inputs[0].shape[-1]
-    unit = torch.nn.functional.normalize(torch.randn(width, generator=torch.Generator().manual_seed(0)), dim=0)
+    unit = torch.nn.functional.normalize(
+        torch.randn(width, generator=torch.Generator().manual_seed(0)), dim=0
+    )
     seen: dict[str, Tensor] = {}
 
     def move(x: Tensor) -> Tensor | None:
@@ -150,17 +181,22 @@ def feeds_elsewhere(model: PreTrainedModel, blocks: Sequence[str], trace: Trace)
     across = change - (change @ unit)[..., None] * unit
     tolerance = 1e-3 if trace.inputs[0].dtype in (torch.float32, torch.float64) else 5e-2
     return bool(across.norm() < tolerance * change.norm()) and any(
-        float((seen[name].float() - before.float()).norm()) > tolerance * float(before.float().norm())
-        for name, before in ((blocks[layer], before) for layer, before in trace.block_outputs.items())
+        float((seen[name].float() - before.float()).norm())
+        > tolerance * float(before.float().norm())
+        for name, before in (
+            (blocks[layer], before) for layer, before in trace.block_outputs.items()
+        )
     )
 
 
 def check_pass(model: PreTrainedModel) -> None:
-    """Refuse a model whose numbers leave the range of its dtype, or whose embedding or head tells no tokens apart.
+    """Refuse a model whose numbers leave the range of its dtype, or whose embedding or head tells
+    no tokens apart.
 
     Raises:
         NonFiniteError: names the first module with NaN or infinity, the dtype, and which to try.
-        UnsupportedModelError: the embedding gives the same vector for every token, or the head the same logit.
+        UnsupportedModelError: the embedding gives the same vector for every token, or the head the
+            same logit.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
@@ -168,29 +204,50 @@ def check_pass(model: PreTrainedModel) -> None:
     trace = run_probe(model, (), ends)
     if not all(output.isfinite().all() for output in trace.outputs.values()):
         outputs = run_probe(model, (), [name for name in names.values() if name]).outputs
-        first = next((name for name, x in outputs.items() if x.isnan().any() or x.isposinf().any()), ends[1])
-        raise NonFiniteError(f"The output of {first} holds NaN or infinity. {other_dtype(model.dtype)}")
+        first = next(
+            (name for name, x in outputs.items() if x.isnan().any() or x.isposinf().any()), ends[1]
+        )
+        raise NonFiniteError(
+            f"The output of {first} holds NaN or infinity. {other_dtype(model.dtype)}"
+        )
     vectors, logits = trace.outputs.get(ends[0]), trace.outputs.get(ends[1])
     mend = "Fetch or save the checkpoint again."
-    if vectors is not None and vectors.dim() == 3 and torch.equal(vectors, vectors[:, :1].expand_as(vectors)):
-        raise UnsupportedModelError(f"The embedding {ends[0]} gives one vector for every token (zeros, say). {mend}")
+    if (
+        vectors is not None
+        and vectors.dim() == 3
+        and torch.equal(vectors, vectors[:, :1].expand_as(vectors))
+    ):
+        raise UnsupportedModelError(
+            f"The embedding {ends[0]} gives one vector for every token (zeros, say). {mend}"
+        )
     if logits is not None and torch.equal(logits, logits[..., :1].expand_as(logits)):
-        raise UnsupportedModelError(f"The head {ends[1]} gives one logit for every token (zeros, say). {mend}")
+        raise UnsupportedModelError(
+            f"The head {ends[1]} gives one logit for every token (zeros, say). {mend}"
+        )
 
 
 def other_dtype(dtype: torch.dtype) -> str:
     """What to do about NaN or infinity in a pass in this dtype."""
     if dtype == torch.float16:
-        return "The model runs in float16, which holds no more than 65504: use --dtype bfloat16 or float32."
+        return (
+            "The model runs in float16, which holds no more than 65504: use --dtype bfloat16 "
+            "or float32."
+        )
     if dtype == torch.bfloat16:
-        return "The model runs in bfloat16: use --dtype float32; if it is the same there, its weights are damaged."
+        return (
+            "The model runs in bfloat16: use --dtype float32; if it is the same there, its "
+            "weights are damaged."
+        )
     return (
-        f"The model runs in {str(dtype).removeprefix('torch.')}: its weights are damaged, or its config is another's."
+        f"The model runs in {str(dtype).removeprefix('torch.')}: its weights are damaged, or "
+        "its config is another's."
     )
 
 
 def _described(lists: dict[str, Any]) -> str:
-    shown = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in lists.items())
+    shown = ", ".join(
+        f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in lists.items()
+    )
     return f"the lists {shown}" if shown else "no lists of modules"
 
 

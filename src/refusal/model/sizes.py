@@ -36,7 +36,8 @@ class ModelSize:
 
 
 def size_of(model: PreTrainedModel, config: PreTrainedConfig) -> ModelSize:
-    """Counts a model's parameters; those of experts count as active by the share of experts that a token meets.
+    """Counts a model's parameters; those of experts count as active by the share of experts that a
+    token meets.
 
     ``model`` may be on the meta device.
     """
@@ -66,14 +67,18 @@ def cache_values(config: PreTrainedConfig) -> int:
 
 
 def narrowest_window(config: PreTrainedConfig) -> float:
-    """How far back the shortest-sighted attention sees, in tokens; infinite where all see everything.
+    """How far back the shortest-sighted attention sees, in tokens; infinite where all see
+    everything.
 
-    By what configs call it: ``sliding_window``, ``attention_chunk_size``, GPT-Neo's ``window_size``, lists of those.
+    By what configs call it: ``sliding_window``, ``attention_chunk_size``, GPT-Neo's
+    ``window_size``, lists of those.
     """
     text = config.get_text_config()
     seen = [math.inf]
     for name, value in vars(text).items():
-        if name == "attention_chunk_size" or ("window" in name and not re.search("pattern|layers|use_", name)):
+        if name == "attention_chunk_size" or (
+            "window" in name and not re.search("pattern|layers|use_", name)
+        ):
             sizes = value if isinstance(value, (list, tuple)) else [value]
             seen += [size for size in sizes if isinstance(size, int) and size > 0]  # 0 is no window
     return float(min(seen))
@@ -87,12 +92,16 @@ def widest(config: PreTrainedConfig) -> int:
 
 
 def activation_bytes(d_model: int, inner: int, itemsize: int) -> int:
-    """Of one token in one block, from above: copies of the stream, some in float32, and the widest MLP tensors."""
+    """Of one token in one block, from above: copies of the stream, some in float32, and the widest
+    MLP tensors.
+    """
     return itemsize * (12 * d_model + 4 * inner) + 16 * d_model
 
 
 def active_parameters(model: PreTrainedModel) -> int:
-    """Parameters that a token of the blocks meets: without embedding and head, of experts the share it is sent to."""
+    """Parameters that a token of the blocks meets: without embedding and head, of experts the share
+    it is sent to.
+    """
     share = _active_share(model.config.get_text_config())
     vocabulary = {id(model.get_input_embeddings().weight)}
     head = model.get_output_embeddings()
@@ -109,7 +118,9 @@ def count(parameter: Tensor) -> int:
 
 
 def held_bytes(parameter: Tensor) -> int:
-    """Bytes of a parameter in this process's memory: none of one on the disk, a part of one that is split."""
+    """Bytes of a parameter in this process's memory: none of one on the disk, a part of one that is
+    split.
+    """
     if parameter.is_meta:
         return 0
     part = parameter.to_local() if isinstance(parameter, DTensor) else parameter

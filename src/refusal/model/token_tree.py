@@ -54,13 +54,17 @@ class TokenTree:
 
 
 def grow(rows: Sequence[Sequence[int]], chosen: Sequence[int], capacity: int) -> list[TokenTree]:
-    """As few trees as hold the prompts, about equally large; prompts that begin alike go together."""
+    """As few trees as hold the prompts, about equally large; prompts that begin alike go
+    together.
+    """
     order = sorted(chosen, key=lambda i: list(rows[i]))
     whole = TokenTree()
     for i in order:
         whole.add(i, rows[i])
     size = capacity
-    if len(whole.ids) > capacity:  # a little more than an even share, since each tree repeats what it shares
+    if (
+        len(whole.ids) > capacity
+    ):  # a little more than an even share, since each tree repeats what it shares
         n_trees = -(-len(whole.ids) // capacity)
         size = min(capacity, len(whole.ids) // n_trees + max(len(rows[i]) for i in chosen))
     trees = [TokenTree()]

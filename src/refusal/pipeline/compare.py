@@ -1,4 +1,5 @@
-"""Runs side by side: models, prompt sets, interventions; with paired tests where the prompts are the same.
+"""Runs side by side: models, prompt sets, interventions; with paired tests where the prompts are
+the same.
 
 Everything is read from the run folders; nothing is measured again.
 """
@@ -54,7 +55,9 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Comparison(Shown):
-    """Runs and what they have in common; ``cosines`` are with the first run's direction, where the widths agree."""
+    """Runs and what they have in common; ``cosines`` are with the first run's direction, where the
+    widths agree.
+    """
 
     runs: tuple[RunSummary, ...]
     rows: tuple[ComparedRow, ...]
@@ -67,7 +70,9 @@ class Comparison(Shown):
             UsageError: pandas is not installed.
         """
         columns = ("run", *(field.name for field in fields(Metric)))
-        found = [(i, m) for row in self.rows for i, m in enumerate(row.values, start=1) if m is not None]
+        found = [
+            (i, m) for row in self.rows for i, m in enumerate(row.values, start=1) if m is not None
+        ]
         return dataframe(({"run": i, **asdict(m)} for i, m in found), columns)
 
 
@@ -82,7 +87,10 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         raise RunFolderError(f"{len(paths)} run folder is nothing to compare. Give two or more.")
     for path in paths:
         check_finished(path)
-    metrics = [{(m.name, m.set, m.condition): m for m in read_metrics(path / "metrics.json")} for path in paths]
+    metrics = [
+        {(m.name, m.set, m.condition): m for m in read_metrics(path / "metrics.json")}
+        for path in paths
+    ]
     answers = [_right_or_wrong(path) for path in paths]
     keys = dict.fromkeys(key for found in metrics for key in found if _shown(*key))
     rows = []
@@ -100,17 +108,26 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 
 def check_finished(path: Path) -> None:
-    """Raise RunFolderError unless a run with completions and metrics, of this format, is in the folder."""
+    """Raise RunFolderError unless a run with completions and metrics, of this format, is in the
+    folder.
+    """
     read_manifest(path)
     check_completed(path)
     if not (path / "metrics.json").is_file():
-        raise RunFolderError(f"{path} holds no metrics.json: the run is not finished. Run the same command again.")
+        raise RunFolderError(
+            f"{path} holds no metrics.json: the run is not finished. Run the same command again."
+        )
 
 
 def check_completed(path: Path) -> None:
     """Raise RunFolderError unless the folder has completions."""
-    if not any((path / "completions" / f"{set}.{condition}.jsonl").is_file() for set, condition in CONDITIONS):
-        raise RunFolderError(f"{path} holds no completions. Make them first: refusal generate MODEL --out {path}.")
+    if not any(
+        (path / "completions" / f"{set_name}.{condition}.jsonl").is_file()
+        for set_name, condition in CONDITIONS
+    ):
+        raise RunFolderError(
+            f"{path} holds no completions. Make them first: refusal generate MODEL --out {path}."
+        )
 
 
 def _summary(path: Path, direction: Direction) -> RunSummary:
@@ -126,29 +143,43 @@ def _summary(path: Path, direction: Direction) -> RunSummary:
     )
 
 
-def _shown(name: str, set: str, condition: str) -> bool:
-    """Rates and drift; of the controls only what the random ones do together, and no changes within a run."""
+def _shown(name: str, set_name: str, condition: str) -> bool:
+    """Rates and drift; of the controls only what the random ones do together, and no changes within
+    a run.
+    """
     pooled = random_group(condition)
-    return not name.endswith("_change") and set != "direction" and (pooled is None or pooled == condition)
+    return (
+        not name.endswith("_change")
+        and set_name != "direction"
+        and (pooled is None or pooled == condition)
+    )
 
 
 def _right_or_wrong(path: Path) -> dict[Key, dict[str, bool]]:
-    """What each prompt or item gave, by (name, set, condition) and the prompt's fingerprint or the item's id."""
+    """What each prompt or item gave, by (name, set, condition) and the prompt's fingerprint or the
+    item's id.
+    """
     found: dict[Key, dict[str, bool]] = {}
     for file in sorted((path / "completions").glob("*.jsonl")):
-        set, _, condition = file.stem.partition(".")
-        rows = {Prompt(c.prompt_id, c.prompt, "harmful").fingerprint: c for c in read_completions(file)}
+        set_name, _, condition = file.stem.partition(".")
+        rows = {
+            Prompt(c.prompt_id, c.prompt, "harmful").fingerprint: c for c in read_completions(file)
+        }
         for name in COMPARED:
-            found[name, set, condition] = {fingerprint: HITS[name](c) for fingerprint, c in rows.items()}
+            found[name, set_name, condition] = {
+                fingerprint: HITS[name](c) for fingerprint, c in rows.items()
+            }
             if name in CORRECTED:
-                found[f"{name}_corrected", set, condition] = found[name, set, condition]
+                found[f"{name}_corrected", set_name, condition] = found[name, set_name, condition]
     for file in sorted((path / "capability").glob("*.jsonl")):
         run = read_task_run(file, file.with_suffix(".json"))
         condition = file.stem.removeprefix(f"{file_name(run.task)}.")
         for name in {item.metric for item in run.items}:
             values = {item.id: item.value for item in run.items if item.metric == name}
             if is_binary(list(values.values())):
-                found[PREFIX + name, run.task, condition] = {id: value == 1.0 for id, value in values.items()}
+                found[PREFIX + name, run.task, condition] = {
+                    ident: value == 1.0 for ident, value in values.items()
+                }
     return found
 
 
@@ -159,11 +190,17 @@ def _change(
     shared = [one for one in before if one in after]
     if not shared:
         return None
-    name, set, condition = key
+    name, set_name, condition = key
     hits = ([before[one] for one in shared], [after[one] for one in shared])
-    accuracy = CORRECTED.get(name.removesuffix("_corrected")) if name.endswith("_corrected") else None
+    accuracy = (
+        CORRECTED.get(name.removesuffix("_corrected")) if name.endswith("_corrected") else None
+    )
     change = rate_change(*hits) if accuracy is None else corrected_change(*hits, accuracy)
-    return None if change is None else metric(f"{name}_change", set, condition, change, len(shared))
+    return (
+        None
+        if change is None
+        else metric(f"{name}_change", set_name, condition, change, len(shared))
+    )
 
 
 def _cosine(first: Direction, other: Direction) -> float | None:

@@ -1,4 +1,6 @@
-"""From a run folder to an export: its direction, the model that its config names, its test prompts."""
+"""From a run folder to an export: its direction, the model that its config names, its test
+prompts.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +9,13 @@ from typing import Literal
 from transformers import AutoConfig
 
 from refusal.config.run_config import RunConfig, make_config
-from refusal.core.errors import ConfigError, DirectionError, ExportError, ModelLoadError, RunFolderError
+from refusal.core.errors import (
+    ConfigError,
+    DirectionError,
+    ExportError,
+    ModelLoadError,
+    RunFolderError,
+)
 from refusal.core.records import Direction
 from refusal.core.storage import check_room
 from refusal.core.valid import check_place, check_width
@@ -41,10 +49,13 @@ def export_run(
         run: a run folder that has come as far as its direction.
         kind: ``model``, ``lora``, ``direction`` or ``gguf-control-vector``.
         out: a new or empty folder.
-        n_prompts: how many of the run's test prompts, of both classes, to measure the agreement with the hooks on.
-        preserve_norm: see ``orthogonalise``; not for an adapter, because that edit is not of rank one.
+        n_prompts: how many of the run's test prompts, of both classes, to measure the agreement
+            with the hooks on.
+        preserve_norm: see ``orthogonalise``; not for an adapter, because that edit is not of rank
+            one.
         model: where the run's model is now, if it was moved; it must have the run's weights.
-        stream: edit the model's files tensor by tensor instead of loading it; nothing is measured on prompts then.
+        stream: edit the model's files tensor by tensor instead of loading it; nothing is measured
+            on prompts then.
 
     Raises:
         RunFolderError: the folder holds no run.
@@ -54,12 +65,18 @@ def export_run(
     """
     config_file, direction_file = run / "run.toml", run / "direction.safetensors"
     if not config_file.is_file():
-        raise RunFolderError(f"{run} holds no run.toml. Give the folder of a run: refusal run MODEL --out {run}.")
+        raise RunFolderError(
+            f"{run} holds no run.toml. Give the folder of a run: refusal run MODEL --out {run}."
+        )
     if not direction_file.is_file():
-        raise DirectionError(f"The run in {run} has no direction yet. Finish it: refusal select --out {run}.")
+        raise DirectionError(
+            f"The run in {run} has no direction yet. Finish it: refusal select --out {run}."
+        )
     direction = Direction.load(direction_file)
     if stream and kind != "model":
-        raise ConfigError(f"--stream edits a model's files, and --as {kind} writes none. Leave --stream out.")
+        raise ConfigError(
+            f"--stream edits a model's files, and --as {kind} writes none. Leave --stream out."
+        )
     if kind == "direction":
         return export_direction(direction, out)
     config = make_config(None, config_file)
@@ -83,7 +100,9 @@ def export_run(
             writers=config.writers or None,
         )
     if preserve_norm and kind == "lora":
-        raise ConfigError("--preserve-norm is an edit of full rank, which no adapter holds. Use --as model.")
+        raise ConfigError(
+            "--preserve-norm is an edit of full rank, which no adapter holds. Use --as model."
+        )
     check_room(out, 0)  # before anything slow
     splits = load_prompts(
         config.prompts,
@@ -94,10 +113,16 @@ def export_run(
         system=config.system,
     )
     half = (n_prompts + 1) // 2
-    texts = [p.text for p in (*splits.test.harmful[:half], *splits.test.harmless[: n_prompts - half])]
-    dtype = config.dtype if config.dtype != "auto" else manifest["model"].get("dtype")  # as the run's was
+    texts = [
+        p.text for p in (*splits.test.harmful[:half], *splits.test.harmless[: n_prompts - half])
+    ]
+    dtype = (
+        config.dtype if config.dtype != "auto" else manifest["model"].get("dtype")
+    )  # as the run's was
     # A run may have been split, an export is not.
-    loaded = load_for(config.model_copy(update={"tp_plan": None, "dtype": dtype if dtype in DTYPES else "auto"}))
+    loaded = load_for(
+        config.model_copy(update={"tp_plan": None, "dtype": dtype if dtype in DTYPES else "auto"})
+    )
     check_loaded(run, manifest, loaded)
     check_width(direction.vector, loaded.sites.d_model)
     check_place(direction.position, direction.layer, len(loaded.chat.suffix), loaded.sites.n_layers)

@@ -1,10 +1,12 @@
-"""A whole run in a folder: stages with recorded inputs, so that finished ones are reused and nothing else is.
+"""A whole run in a folder: stages with recorded inputs, so that finished ones are reused and
+nothing else is.
 
-    prompts -> tokens -> extract -> select -> (run_projections) -> (run_evaluation) controls -> generate -> drift
-    -> (run_capability, run_seeds, run_judges) -> evaluate -> (report)
+    prompts -> tokens -> extract -> select -> (run_projections) -> (run_evaluation) controls ->
+    generate -> drift -> (run_capability, run_seeds, run_judges) -> evaluate -> (report)
 
-A stage is reused if and only if the hash of its inputs (options, model, prompts, files of earlier stages) is the one it
-was made with and its files are there as it wrote them. Only this module and the ``run_*`` ones write into the folder.
+A stage is reused if and only if the hash of its inputs (options, model, prompts, files of earlier
+stages) is the one it was made with and its files are there as it wrote them. Only this module and
+the ``run_*`` ones write into the folder.
 """
 
 import json
@@ -88,18 +90,23 @@ def run(
     model: ChatModel | None = None,
     adding: bool = False,
 ) -> RunResult:
-    """Run the stages up to ``until`` (one of ``STAGES``) in the folder ``out``, reusing what is finished there.
+    """Run the stages up to ``until`` (one of ``STAGES``) in the folder ``out``, reusing what is
+    finished there.
 
-    In a program that torchrun or accelerate has started, all its processes share the work, and all must call this.
+    In a program that torchrun or accelerate has started, all its processes share the work, and all
+    must call this.
 
     Args:
         model: an already loaded model; default: what the config names.
-        adding: to completions that are there: they must be of the config's prompts, and are not replaced silently.
+        adding: to completions that are there: they must be of the config's prompts, and are not
+            replaced silently.
 
     Raises:
-        RunFolderError: the folder holds a run of another model or format, is in use, or cannot be used.
+        RunFolderError: the folder holds a run of another model or format, is in use, or cannot be
+            used.
         RunFailure: every judgement of a judge failed; all else is in the folder.
-        NoCandidateError: no candidate qualifies and ``config.strict``; the scores are in the folder all the same.
+        NoCandidateError: no candidate qualifies and ``config.strict``; the scores are in the folder
+            all the same.
         refusal.Error: whatever a stage raises.
     """
     with parallel.joined(split=config.tp_plan is not None):
@@ -109,7 +116,9 @@ def run(
             return _run(folder, config, until, model, adding)
 
 
-def _run(folder: RunFolder, config: RunConfig, until: str, model: ChatModel | None, adding: bool) -> RunResult:
+def _run(
+    folder: RunFolder, config: RunConfig, until: str, model: ChatModel | None, adding: bool
+) -> RunResult:
     folder.check()  # before anything slow, and again: another run may just have ended here
     prompts = load_prompts(
         config.prompts,
@@ -132,7 +141,9 @@ def _run(folder: RunFolder, config: RunConfig, until: str, model: ChatModel | No
     try:
         result = _stages(folder, config, model, prompts, sets, (engine, judges, benchmarks), until)
     except Error as error:
-        if adding and error.exit_code == 2:  # wrong input must not stand in the way of the next command
+        if (
+            adding and error.exit_code == 2
+        ):  # wrong input must not stand in the way of the next command
             folder.take_back_options()
         raise
     parallel.only_writer(lambda: write_report(folder.path, formats=config.figures))
@@ -166,7 +177,9 @@ def _stages(
     if until == "generate":
         return result
     extra = (
-        *Capability(folder, config, model, selection.direction, measured.controls, benchmarks).metrics(),
+        *Capability(
+            folder, config, model, selection.direction, measured.controls, benchmarks
+        ).metrics(),
         *repeat_seeds(folder, config, model, prompts, tokens, selection),
         *Judging(folder, config, judges).metrics(measured.uncontrolled()),
     )
@@ -174,7 +187,8 @@ def _stages(
 
 
 def _fix_day(folder: RunFolder, config: RunConfig, model: ChatModel) -> None:
-    """Give the model the run's date: the one asked for, else that of the run's first day, else today.
+    """Give the model the run's date: the one asked for, else that of the run's first day, else
+    today.
 
     Raises:
         RunFolderError: the manifest's date is none.
@@ -190,7 +204,8 @@ def _fix_day(folder: RunFolder, config: RunConfig, model: ChatModel) -> None:
         )
     except (ValueError, TypeError) as error:
         raise RunFolderError(
-            f"{folder.path / 'manifest.json'}: date is {first!r}, not YYYY-MM-DD. Mend it, or give another --out."
+            f"{folder.path / 'manifest.json'}: date is {first!r}, not YYYY-MM-DD. Mend it, or "
+            "give another --out."
         ) from error
     model.set_day(day_of(config.date, begun))
 
@@ -201,7 +216,9 @@ def engine_for(config: RunConfig, out: Path) -> Engine:
     Raises:
         ConfigError: a name, a package or a key is missing.
     """
-    return make_engine(EngineOptions(**{name: getattr(config, name) for name in EngineOptions.model_fields}), out)
+    return make_engine(
+        EngineOptions(**{name: getattr(config, name) for name in EngineOptions.model_fields}), out
+    )
 
 
 def load_for(config: RunConfig) -> ChatModel:
@@ -226,14 +243,19 @@ def load_for(config: RunConfig) -> ChatModel:
 def _categories(config: RunConfig, prompts: PromptSplits, sets: Sets) -> dict[str, dict[str, str]]:
     """The category of every prompt that is measured and has one, by set and id."""
     test = prompts.test
-    measured = {"harmful": test.harmful[: config.n_test], "harmless": test.harmless[: config.n_test]}
+    measured = {
+        "harmful": test.harmful[: config.n_test],
+        "harmless": test.harmless[: config.n_test],
+    }
     return {
-        set: {prompt.id: prompt.category for prompt in pool if prompt.category}
-        for set, pool in {**measured, **sets.over_refusal}.items()
+        set_name: {prompt.id: prompt.category for prompt in pool if prompt.category}
+        for set_name, pool in {**measured, **sets.over_refusal}.items()
     }
 
 
-def _tokens(folder: RunFolder, config: RunConfig, model: ChatModel, prompts: PromptSplits) -> RefusalTokens:
+def _tokens(
+    folder: RunFolder, config: RunConfig, model: ChatModel, prompts: PromptSplits
+) -> RefusalTokens:
     path = folder.path / "refusal_tokens.json"
     inputs = {
         "train": prompts_hash([*prompts.train.harmful, *prompts.train.harmless]),
@@ -249,7 +271,11 @@ def _tokens(folder: RunFolder, config: RunConfig, model: ChatModel, prompts: Pro
 
 
 def _extract(
-    folder: RunFolder, config: RunConfig, model: ChatModel, prompts: PromptSplits, tokens: RefusalTokens
+    folder: RunFolder,
+    config: RunConfig,
+    model: ChatModel,
+    prompts: PromptSplits,
+    tokens: RefusalTokens,
 ) -> Candidates:
     path = folder.path / "candidates.safetensors"
     needs_all = config.filter or config.full_map  # the filter looks at the model's output
@@ -269,11 +295,14 @@ def _extract(
             prompts.train,
             n=config.n_train,
             tokens=tokens,
-            filter=config.filter,
+            filtered=config.filter,
             layers=layers,
             seed=config.seed,
         )
-        counts = {"harmful": asdict(activations.harmful_count), "harmless": asdict(activations.harmless_count)}
+        counts = {
+            "harmful": asdict(activations.harmful_count),
+            "harmless": asdict(activations.harmless_count),
+        }
         metadata = {
             "counts": json.dumps(finite(counts)),
             "model": model.name,
@@ -287,7 +316,11 @@ def _extract(
 
 
 def _select(
-    folder: RunFolder, config: RunConfig, model: ChatModel, prompts: PromptSplits, candidates: Candidates
+    folder: RunFolder,
+    config: RunConfig,
+    model: ChatModel,
+    prompts: PromptSplits,
+    candidates: Candidates,
 ) -> Selection:
     names = ("scores.json", "direction.safetensors", "selection.json", "stability.json")
     scores, direction, summary, stability = (folder.path / name for name in names)
@@ -311,18 +344,20 @@ def _select(
                 candidates,
                 prompts.val,
                 n=config.n_val,
-                filter=config.filter,
+                filtered=config.filter,
                 rule=config.rule,
                 layer_step=config.layer_step,
                 full_map=config.full_map,
                 resamples=config.resamples,
                 strict=config.strict,
             )
-            if selection.direction.norm == 0:  # the rule may choose it; nothing can be measured of it
+            if (
+                selection.direction.norm == 0
+            ):  # the rule may choose it; nothing can be measured of it
                 raise NoCandidateError(
-                    f"The best candidate ({selection.score.position}, {selection.score.layer}) is the zero vector: no "
-                    "candidate does more to the refusal metric than nothing. Look at the refusal tokens "
-                    "(--refusal-tokens).",
+                    f"The best candidate ({selection.score.position}, {selection.score.layer}) is "
+                    "the zero vector: no candidate does more to the refusal metric than nothing. "
+                    "Look at the refusal tokens (--refusal-tokens).",
                     selection.scores,
                 )
         except NoCandidateError as error:
@@ -339,10 +374,14 @@ def _select(
     found = selection.direction
     check_width(found.vector, model.sites.d_model)
     check_place(found.position, found.layer, candidates.n_positions, candidates.n_layers)
-    selection = replace(selection, direction=replace(found, model=model.name))  # the weights are the same
+    selection = replace(
+        selection, direction=replace(found, model=model.name)
+    )  # the weights are the same
     if config.strict and not selection.qualified:
         why = explain(selection.scores, config.rule)
-        raise NoCandidateError(f"{why} Run without --strict to go on with the closest one, marked unqualified.")
+        raise NoCandidateError(
+            f"{why} Run without --strict to go on with the closest one, marked unqualified."
+        )
     return selection
 
 

@@ -1,1 +1,3 @@
-"""Where prompts come from: the built-in ones, files, public sets; splits without leaks and near-duplicates."""
+"""Where prompts come from: the built-in ones, files, public sets; splits without leaks and
+near-duplicates.
+"""

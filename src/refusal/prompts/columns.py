@@ -1,8 +1,9 @@
 """Which columns of a row make its prompt, and in which order.
 
-The text, and what the text is about: after it, a blank line between them, as Alpaca (``input``) and Dolly (``context``)
-put it; before it and a rule, as HarmBench puts its ``ContextString``. A system prompt is handed on. Columns of earlier
-turns are refused: without them the prompt asks something else.
+The text, and what the text is about: after it, a blank line between them, as Alpaca (``input``) and
+Dolly (``context``) put it; before it and a rule, as HarmBench puts its ``ContextString``. A system
+prompt is handed on. Columns of earlier turns are refused: without them the prompt asks something
+else.
 """
 
 import reprlib
@@ -42,7 +43,9 @@ def prompt_column(rows: Sequence[Fields], column: str | None, path: object) -> s
     filled = [name for name in there if any(not blank(row.get(name)) for row in rows)]
     if len(filled) > 1:
         names = " and ".join(filled)
-        raise PromptError(f"{path} has the columns {names}, and each may be the prompt. Name one with --column.")
+        raise PromptError(
+            f"{path} has the columns {names}, and each may be the prompt. Name one with --column."
+        )
     return (filled or there)[0]
 
 
@@ -50,7 +53,8 @@ def read_prompt(fields: Fields, name: str, where: str) -> tuple[str, str | None]
     """The prompt of a row, empty if its cells are, and its system prompt, if it has one.
 
     Raises:
-        PromptError: no such column, content that is no text, a conversation, or a context without its question.
+        PromptError: no such column, content that is no text, a conversation, or a context without
+            its question.
     """
     if name not in fields:
         raise _no_column((name,), fields, where)
@@ -59,20 +63,36 @@ def read_prompt(fields: Fields, name: str, where: str) -> tuple[str, str | None]
         try:
             value = parse_json(value)
         except ValueError as error:
-            raise PromptError(f"{where}: {name} is no list of messages in JSON ({error}). Mend the cell.") from error
+            raise PromptError(
+                f"{where}: {name} is no list of messages in JSON ({error}). Mend the cell."
+            ) from error
     if isinstance(value, list) and value:
         value, system = single_turn(value, f"{where}, {name}")
     text = _text(value, name, where)
     if not blank(fields.get(HISTORY)):
-        raise PromptError(f"{where} has earlier turns in {HISTORY}. A prompt is one user turn: leave such rows out.")
-    systems = {name: _text(fields[name], name, where) for name in SYSTEM_COLUMNS if not blank(fields.get(name))}
+        raise PromptError(
+            f"{where} has earlier turns in {HISTORY}. A prompt is one user turn: leave such rows "
+            "out."
+        )
+    systems = {
+        name: _text(fields[name], name, where)
+        for name in SYSTEM_COLUMNS
+        if not blank(fields.get(name))
+    }
     said = {found for found in (*systems.values(), (system or "").strip()) if found}
     if len(said) > 1:
-        raise PromptError(f"{where} has two system prompts, {' and '.join(map(reprlib.repr, said))}. Leave one.")
-    contexts = {key: _text(fields[key], key, where) for key in CONTEXTS if key != name and not blank(fields.get(key))}
+        raise PromptError(
+            f"{where} has two system prompts, {' and '.join(map(reprlib.repr, said))}. Leave one."
+        )
+    contexts = {
+        key: _text(fields[key], key, where)
+        for key in CONTEXTS
+        if key != name and not blank(fields.get(key))
+    }
     if len(contexts) > 1:
         raise PromptError(
-            f"{where} has {' and '.join(contexts)}. Only one can be told to belong to {name}: put all into {name}."
+            f"{where} has {' and '.join(contexts)}. Only one can be told to belong to {name}: put "
+            f"all into {name}."
         )
     for key, context in contexts.items():
         if not text:
@@ -90,7 +110,9 @@ def what_is_read(rows: Sequence[Fields], name: str) -> tuple[list[str], list[str
 
 def _no_column(wanted: Sequence[str], fields: Fields, where: str) -> PromptError:
     there = ", ".join(str(name) for name in fields) or "nothing"
-    return PromptError(f"{where}: no column {' or '.join(wanted)}, only {there}. Name one with --column.")
+    return PromptError(
+        f"{where}: no column {' or '.join(wanted)}, only {there}. Name one with --column."
+    )
 
 
 def blank(value: Any) -> bool:
@@ -105,7 +127,9 @@ def _text(value: Any, name: str, where: str) -> str:
     if blank(value):
         return ""
     if not isinstance(value, str):
-        raise PromptError(f"{where}: {name} is {reprlib.repr(value)}, not a text. Give the prompt as a string.")
+        raise PromptError(
+            f"{where}: {name} is {reprlib.repr(value)}, not a text. Give the prompt as a string."
+        )
     return checked(value.strip().strip("\ufeff"), name, where)
 
 
@@ -115,7 +139,9 @@ def checked(text: str, name: str, where: str) -> str:
     Raises:
         PromptError: it holds half a surrogate pair, or NUL.
     """
-    wrong = next((letter for letter in text if letter == "\0" or "\ud800" <= letter <= "\udfff"), None)
+    wrong = next(
+        (letter for letter in text if letter == "\0" or "\ud800" <= letter <= "\udfff"), None
+    )
     if wrong is not None:
         what = "a NUL character" if wrong == "\0" else f"half of a surrogate pair ({wrong!r})"
         raise PromptError(f"{where}: {name} holds {what}, which is no text. Mend the file.")

@@ -1,7 +1,8 @@
 """The user's own prompt files: txt (one a line), csv or tsv, json or jsonl.
 
-A class can be named in front of the path (``harmful=mine.txt``); otherwise every row must carry a ``label``. Rows may
-carry a ``category``, an ``id`` and a ``split`` (train, val, test). What else belongs to a prompt is in ``columns``.
+A class can be named in front of the path (``harmful=mine.txt``); otherwise every row must carry a
+``label``. Rows may carry a ``category``, an ``id`` and a ``split`` (train, val, test). What else
+belongs to a prompt is in ``columns``.
 """
 
 import logging
@@ -15,18 +16,33 @@ from refusal.core.csv_files import read_table
 from refusal.core.errors import PromptError
 from refusal.core.records import Label, Prompt
 from refusal.core.text_files import json_lines, parse_json, read_user_text, user_path
-from refusal.prompts.columns import KNOWN, Fields, blank, checked, prompt_column, read_prompt, what_is_read
+from refusal.prompts.columns import (
+    KNOWN,
+    Fields,
+    blank,
+    checked,
+    prompt_column,
+    read_prompt,
+    what_is_read,
+)
 
 log = logging.getLogger(__name__)
 
-LABELS: dict[str, Label] = {"harmful": "harmful", "harmless": "harmless", "unsafe": "harmful", "safe": "harmless"}
+LABELS: dict[str, Label] = {
+    "harmful": "harmful",
+    "harmless": "harmless",
+    "unsafe": "harmful",
+    "safe": "harmless",
+}
 TABLES = (".csv", ".tsv")
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class FileRow:
-    """One prompt of a file, the split that the file puts it in, and whether its id is the file's."""
+    """One prompt of a file, the split that the file puts it in, and whether its id is the
+    file's.
+    """
 
     prompt: Prompt
     split: str | None
@@ -34,7 +50,8 @@ class FileRow:
 
 
 def read_file(spec: str, column: str | None = None, system: str | None = None) -> list[FileRow]:
-    """Read one ``[harmful=|harmless=]PATH``; rows without a prompt are skipped and counted, duplicates kept.
+    """Read one ``[harmful=|harmless=]PATH``; rows without a prompt are skipped and counted,
+    duplicates kept.
 
     Args:
         spec: the file, perhaps with a class in front.
@@ -42,8 +59,8 @@ def read_file(spec: str, column: str | None = None, system: str | None = None) -
         system: the system prompt of all prompts, which a row's own must equal.
 
     Raises:
-        PromptError: missing, empty, not UTF-8, damaged, no such column or several, a conversation, another system
-            prompt, no label or a contradicting one, or an unknown split.
+        PromptError: missing, empty, not UTF-8, damaged, no such column or several, a conversation,
+            another system prompt, no label or a contradicting one, or an unknown split.
     """
     label, path = _label_and_path(spec)
     rows = _rows(path)
@@ -62,7 +79,8 @@ def read_file(spec: str, column: str | None = None, system: str | None = None) -
             continue
         if path.suffix.lower() in TABLES and None in fields.values():
             raise PromptError(
-                f"{where} has fewer cells than the header. Separate cells as the header does; fill it up."
+                f"{where} has fewer cells than the header. Separate cells as the header does; "
+                "fill it up."
             )
         found.append(_file_row(text, fields, label, where, path, number))
         systems.append((where, own))
@@ -73,7 +91,12 @@ def read_file(spec: str, column: str | None = None, system: str | None = None) -
         log.warning("%s: %d row(s) without a prompt skipped", path, skipped)
     read, unread = what_is_read(table, name)
     if unread:
-        log.warning("%s: prompts are read from %s; not read: %s", path, " and ".join(read), ", ".join(unread))
+        log.warning(
+            "%s: prompts are read from %s; not read: %s",
+            path,
+            " and ".join(read),
+            ", ".join(unread),
+        )
     return found
 
 
@@ -87,11 +110,15 @@ def _label_and_path(spec: str) -> tuple[Label | None, Path]:
 def _rows(path: Path) -> Sequence[Any]:
     """Strings or mappings, one per row."""
     kind = path.suffix.lower()
-    text = read_user_text(path, "prompt file", PromptError, "Check the path, or use builtin or paper.")
+    text = read_user_text(
+        path, "prompt file", PromptError, "Check the path, or use builtin or paper."
+    )
     try:
         match kind:
             case ".txt":
-                return text.split("\n")  # not splitlines: rarer separators of Unicode may stand inside a prompt
+                return text.split(
+                    "\n"
+                )  # not splitlines: rarer separators of Unicode may stand inside a prompt
             case ".csv" | ".tsv":
                 return read_table(text, KNOWN, "\t" if kind == ".tsv" else None)
             case ".json":
@@ -99,16 +126,25 @@ def _rows(path: Path) -> Sequence[Any]:
             case ".jsonl":
                 rows = [row for _, row in json_lines(text)]
             case _:
-                raise PromptError(f"{path}: unknown kind of file {kind!r}. Use .txt, .csv, .tsv, .json or .jsonl.")
+                raise PromptError(
+                    f"{path}: unknown kind of file {kind!r}. Use .txt, .csv, .tsv, .json or .jsonl."
+                )
     except ValueError as error:
         if kind in TABLES:
             raise PromptError(f"{path}: {error}.") from error
         lines = (
-            ", or call it .jsonl if it has one value a line" if kind == ".json" and "Extra data" in str(error) else ""
+            ", or call it .jsonl if it has one value a line"
+            if kind == ".json" and "Extra data" in str(error)
+            else ""
         )
-        raise PromptError(f"{path} is not valid {kind[1:]} ({error}). Mend the file{lines}.") from error
+        raise PromptError(
+            f"{path} is not valid {kind[1:]} ({error}). Mend the file{lines}."
+        ) from error
     if not isinstance(rows, list):
-        raise PromptError(f"{path} holds a {type(rows).__name__}, not a list. Give a list of strings or of objects.")
+        raise PromptError(
+            f"{path} holds a {type(rows).__name__}, not a list. Give a list of strings or of "
+            "objects."
+        )
     return rows
 
 
@@ -117,20 +153,29 @@ def _fields(row: Any, where: str) -> Fields:
     if isinstance(row, str):
         return {"prompt": row}
     if not isinstance(row, Mapping):
-        raise PromptError(f"{where} is {reprlib.repr(row)}. Give a string or an object with a `prompt`.")
+        raise PromptError(
+            f"{where} is {reprlib.repr(row)}. Give a string or an object with a `prompt`."
+        )
     fields = {str(key).strip().lower(): value for key, value in row.items()}
     if len(fields) < len(row):
-        raise PromptError(f"{where} has two columns whose names differ only in case or spaces. Rename one of them.")
+        raise PromptError(
+            f"{where} has two columns whose names differ only in case or spaces. Rename one of "
+            "them."
+        )
     return fields
 
 
-def _file_row(text: str, fields: Fields, named: Label | None, where: str, path: Path, number: int) -> FileRow:
+def _file_row(
+    text: str, fields: Fields, named: Label | None, where: str, path: Path, number: int
+) -> FileRow:
     split = _cell(fields, "split", where)
     if split is not None and split.lower() not in SPLITS:
         raise PromptError(f"{where}: unknown split {split!r}. Use train, val or test.")
     own_id = _cell(fields, "id", where)
     category = _cell(fields, "category", where)
-    prompt = Prompt(own_id or f"{path.stem}-{number}", text, _label(named, fields, where, path), category)
+    prompt = Prompt(
+        own_id or f"{path.stem}-{number}", text, _label(named, fields, where, path), category
+    )
     return FileRow(prompt, split.lower() if split else None, own_id is not None)
 
 
@@ -143,27 +188,33 @@ def _cell(fields: Fields, name: str, where: str) -> str | None:
 
 
 def _label(named: Label | None, fields: Fields, where: str, path: Path) -> Label:
-    """The class of a row: named in front of the path, or in its own ``label``; the two must not contradict."""
+    """The class of a row: named in front of the path, or in its own ``label``; the two must not
+    contradict.
+    """
     value = _cell(fields, "label", where)
     own = LABELS.get(value.lower()) if value else None
     if value is not None and own is None:
         raise PromptError(
-            f"{where}: unknown label {value!r}. Use harmful or harmless (unsafe, safe); where `label` means something "
-            "else, give the column another name."
+            f"{where}: unknown label {value!r}. Use harmful or harmless (unsafe, safe); where "
+            "`label` means something else, give the column another name."
         )
     if named and own and named != own:
-        raise PromptError(f"{where} is labelled {value}, but the file was given as {named}. Drop {named}= or the row.")
+        raise PromptError(
+            f"{where} is labelled {value}, but the file was given as {named}. Drop {named}= or "
+            "the row."
+        )
     found = named or own
     if found is None:
         raise PromptError(
-            f"{where}: no label. Say which class the file is, as in harmful={path}, or add a column `label` (harmful, "
-            "harmless)."
+            f"{where}: no label. Say which class the file is, as in harmful={path}, or add a "
+            "column `label` (harmful, harmless)."
         )
     return found
 
 
 def _check_system(rows: Sequence[tuple[str, str | None]], system: str | None) -> None:
-    """The system prompts of rows must be the one that the run gives to every prompt of both classes.
+    """The system prompts of rows must be the one that the run gives to every prompt of both
+    classes.
 
     Another one for some of the prompts would be part of what tells the classes apart.
     """
@@ -174,11 +225,14 @@ def _check_system(rows: Sequence[tuple[str, str | None]], system: str | None) ->
             continue
         if own is None:
             raise PromptError(
-                f"{where} has no system prompt, other rows have one. A run has one for all: give it to all."
+                f"{where} has no system prompt, other rows have one. A run has one for all: give "
+                "it to all."
             )
         if system is not None:
-            raise PromptError(f"{where} has the system prompt {own!r}, and --system is {system!r}. Give only one.")
+            raise PromptError(
+                f"{where} has the system prompt {own!r}, and --system is {system!r}. Give only one."
+            )
         raise PromptError(
-            f"{where} has a system prompt. A run has one for every prompt of both classes: if that is what you want, "
-            f"give it with --system {own!r}; else leave it out of the file."
+            f"{where} has a system prompt. A run has one for every prompt of both classes: if "
+            f"that is what you want, give it with --system {own!r}; else leave it out of the file."
         )

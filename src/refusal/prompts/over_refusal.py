@@ -1,4 +1,6 @@
-"""Prompts that only look harmful, for measuring over-refusal, and truly unsafe ones where a set has them too."""
+"""Prompts that only look harmful, for measuring over-refusal, and truly unsafe ones where a set has
+them too.
+"""
 
 import logging
 import random
@@ -14,15 +16,24 @@ log = logging.getLogger(__name__)
 
 # By name of the set: its halves, each with its source and what a model should make of it.
 SETS: dict[str, dict[str, tuple[str, Label]]] = {
-    "xstest": {"xstest-safe": ("xstest_safe", "harmless"), "xstest-unsafe": ("xstest_unsafe", "harmful")},
+    "xstest": {
+        "xstest-safe": ("xstest_safe", "harmless"),
+        "xstest-unsafe": ("xstest_unsafe", "harmful"),
+    },
     "orbench-hard": {"orbench-hard": ("orbench_hard", "harmless")},
 }
 
 
 def load_over_refusal(
-    name: str, *, n: int | None = None, seed: int = 42, data_dir: Path | None = None, apart_from: Sequence[Prompt] = ()
+    name: str,
+    *,
+    n: int | None = None,
+    seed: int = 42,
+    data_dir: Path | None = None,
+    apart_from: Sequence[Prompt] = (),
 ) -> dict[str, tuple[Prompt, ...]]:
-    """The halves of a set by name (``xstest-safe``, ``xstest-unsafe``; ``orbench-hard``), ``n`` prompts each.
+    """The halves of a set by name (``xstest-safe``, ``xstest-unsafe``; ``orbench-hard``), ``n``
+    prompts each.
 
     Args:
         apart_from: training and validation prompts; near-duplicates of them are left out.
@@ -36,10 +47,16 @@ def load_over_refusal(
     found = {}
     for half, (source, label) in SETS[name].items():
         rows = read_source(source, data_dir)
-        prompts = [Prompt(f"{half}-{i}", text, label, category) for i, (text, category) in enumerate(rows)]
+        prompts = [
+            Prompt(f"{half}-{i}", text, label, category) for i, (text, category) in enumerate(rows)
+        ]
         kept, dropped = drop_near_duplicates(prompts, apart_from)
         if dropped:
-            log.info("%s: %d prompts are near-duplicates of training or validation prompts, left out", half, dropped)
+            log.info(
+                "%s: %d prompts are near-duplicates of training or validation prompts, left out",
+                half,
+                dropped,
+            )
         order = list(kept)
         random.Random(seed).shuffle(order)
         found[half] = tuple(order[:n])

@@ -1,7 +1,7 @@
 """Public prompt sets: where each file is, its hash, its licence and how to read it.
 
-Files are downloaded once into the user's cache, or taken from a folder of already downloaded ones (``--data-dir``);
-either way the hash must match, so that everyone's prompts are the same.
+Files are downloaded once into the user's cache, or taken from a folder of already downloaded ones
+(``--data-dir``); either way the hash must match, so that everyone's prompts are the same.
 """
 
 import csv
@@ -21,7 +21,10 @@ Rows = list[tuple[str, str | None]]  # (instruction, category)
 
 
 def _column(text: str, column: str, category: str | None = None) -> Rows:
-    return [(row[column].strip(), row[category] if category else None) for row in csv.DictReader(io.StringIO(text))]
+    return [
+        (row[column].strip(), row[category] if category else None)
+        for row in csv.DictReader(io.StringIO(text))
+    ]
 
 
 def _advbench(text: str) -> Rows:
@@ -38,7 +41,11 @@ def _strings(text: str) -> Rows:
 
 def _harmbench_standard(text: str) -> Rows:
     rows = csv.DictReader(io.StringIO(text))
-    return [(r["Behavior"].strip(), r["SemanticCategory"]) for r in rows if r["FunctionalCategory"] == "standard"]
+    return [
+        (r["Behavior"].strip(), r["SemanticCategory"])
+        for r in rows
+        if r["FunctionalCategory"] == "standard"
+    ]
 
 
 def _jailbreakbench(text: str) -> Rows:
@@ -68,7 +75,9 @@ def _instructions(text: str) -> Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """One file: its name in a data folder, its pinned address and hash, other accepted hashes, licence, reader."""
+    """One file: its name in a data folder, its pinned address and hash, other accepted hashes,
+    licence, reader.
+    """
 
     file: str
     url: str
@@ -85,7 +94,10 @@ class Source:
 
 _GITHUB = "https://raw.githubusercontent.com"
 _PAPER = f"{_GITHUB}/andyrdt/refusal_direction/0b9c8bc56a73b42f595fd173156d4aefe9a9143c/dataset"
-_HARMBENCH = f"{_GITHUB}/centerforaisafety/HarmBench/c0423b952435fcc8467108d8f25962dbae5b7de2/data/behavior_datasets"
+_HARMBENCH = (
+    f"{_GITHUB}/centerforaisafety/HarmBench/c0423b952435fcc8467108d8f25962dbae5b7de2"
+    "/data/behavior_datasets"
+)
 
 SOURCES = {
     "advbench": Source(
@@ -137,7 +149,8 @@ SOURCES = {
         "4a8ec6832056b631eb092dccc60d37a61c3d441268268888b3d006288afeffa1",
         "MIT",
         _jailbreakbench,
-        # The file as its GitHub repository had it in 2024: the first column has no name, the rest is the same.
+        # The file as its GitHub repository had it in 2024: the first column has no name, the rest
+        # is the same.
         also=("45e9a8923b28f547bb372fbaa9af7df8b38c818a80ae50c3bab97704197ff516",),
     ),
     "strongreject": Source(
@@ -158,7 +171,8 @@ SOURCES = {
     **{
         f"xstest_{half}": Source(
             "xstest_prompts.csv",
-            f"{_GITHUB}/paul-rottger/xstest/main/xstest_prompts.csv",  # a branch: the sha256 alone pins it
+            # a branch: the sha256 alone pins it
+            f"{_GITHUB}/paul-rottger/xstest/main/xstest_prompts.csv",
             "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
             "CC BY 4.0",
             _xstest(half),
@@ -186,25 +200,35 @@ def read_source(name: str, data_dir: Path | None = None) -> Rows:
     if path is None:
         missing = data_dir / source.file if data_dir is not None else source.file
         raise PromptError(
-            f"{missing} does not exist. Put {source.file} (from {source.origin}) there, or drop --data-dir."
+            f"{missing} does not exist. Put {source.file} (from {source.origin}) there, or drop "
+            "--data-dir."
         )
     try:
         found = file_sha256(path)
     except OSError as error:
-        raise PromptError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
+        raise PromptError(
+            f"{path} cannot be read ({error.strerror}). Check its permissions."
+        ) from error
     if found not in (source.sha256, *source.also):
         raise PromptError(
-            f"{path} has sha256 {found[:16]}…, not the pinned {source.sha256[:16]}…. Get it again from {source.origin}."
+            f"{path} has sha256 {found[:16]}…, not the pinned {source.sha256[:16]}…. Get it again "
+            f"from {source.origin}."
         )
     return source.parse(path.read_text(encoding="utf-8"))
 
 
 def _download(source: Source) -> Path:
     if not source.url:
-        raise PromptError(f"{source.file} has no pinned address. Give a folder that holds it with --data-dir.")
+        raise PromptError(
+            f"{source.file} has no pinned address. Give a folder that holds it with --data-dir."
+        )
     try:
         path = pooch.retrieve(
-            source.url, f"sha256:{source.sha256}", fname=source.file, path=cache_root() / "prompts", progressbar=False
+            source.url,
+            f"sha256:{source.sha256}",
+            fname=source.file,
+            path=cache_root() / "prompts",
+            progressbar=False,
         )
     except (OSError, ValueError) as error:  # network trouble, or another file at that address
         raise PromptError(

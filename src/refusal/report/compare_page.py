@@ -43,9 +43,10 @@ def comparison_page(found: Comparison, runs: Sequence[ReportData]) -> str:
         runs=_runs(found),
         pictures=((depth.title, depth.caption, plots.lines(depth)),) if depth.lines else (),
         tables=tuple(_tables(found)),
-        note="Intervals are at 95%. A change is from run 1, in points, on the prompts that both runs share, paired; "
-        "p is McNemar's exact one. Where nothing is shared, there is no change to give.",
-    )  # fmt: skip
+        note="Intervals are at 95%. A change is from run 1, in points, on the prompts that both "
+        "runs share, paired; p is McNemar's exact one. Where nothing is shared, there is no change "
+        "to give.",
+    )
 
 
 def _runs(found: Comparison) -> PageTable:
@@ -69,11 +70,12 @@ def _tables(found: Comparison) -> Iterator[PageTable]:
     """A table for each name of a measure, its sets and conditions below one another."""
     for name in dict.fromkeys(row.name for row in found.rows):
         rows = [row for row in found.rows if row.name == name]
-        shares = name.endswith(("_rate", "_score", "_corrected", "sensitivity", "specificity")) or all(
-            _share_like(m) for row in rows for m in row.values
-        )
+        shares = name.endswith(
+            ("_rate", "_score", "_corrected", "sensitivity", "specificity")
+        ) or all(_share_like(m) for row in rows for m in row.values)
         widest = max(
-            (m.high for row in rows for m in row.values if m is not None and m.high < float("inf")), default=1.0
+            (m.high for row in rows for m in row.values if m is not None and m.high < float("inf")),
+            default=1.0,
         )
         scale = 1.0 if shares else max(widest, 1e-9)
         lines = tuple(line for row in rows for line in _lines(row, shares, scale))
@@ -88,11 +90,21 @@ def _lines(row: ComparedRow, shares: bool, scale: float) -> Iterator[tuple[str |
     for i, (m, change) in enumerate(zip(row.values, row.changes, strict=True), start=1):
         if m is None:
             continue
-        drawn = Metric(m.name, m.set, m.condition, m.value / scale, m.low / scale, m.high / scale, m.n)
+        drawn = Metric(
+            m.name, m.set, m.condition, m.value / scale, m.low / scale, m.high / scale, m.n
+        )
         p = "" if change is None or change.p_value is None else f"{change.p_value:.2g}"
         value = share(m) if shares else number(m)
         where = (row.set, row.condition) if first else ("", "")
-        yield (*where, str(i), svg.interval_bar(drawn, "plain"), minus(value), minus(points(change)), p, str(m.n))
+        yield (
+            *where,
+            str(i),
+            svg.interval_bar(drawn, "plain"),
+            minus(value),
+            minus(points(change)),
+            p,
+            str(m.n),
+        )
         first = False
 
 

@@ -1,4 +1,6 @@
-"""What stands on the page beside the figures: tables as rows of texts, completions side by side, what was run."""
+"""What stands on the page beside the figures: tables as rows of texts, completions side by side,
+what was run.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +38,9 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion: ``text`` is ``None`` where it is hidden, ``folded`` what shows of a long one."""
+    """One completion: ``text`` is ``None`` where it is hidden, ``folded`` what shows of a long
+    one.
+    """
 
     condition: str
     verdict: str
@@ -60,25 +64,38 @@ def rate_table(rows: Sequence[Row], title: str, note: str = "") -> PageTable | N
     changes, broken = any(row.change for row in rows), any(row.degenerate for row in rows)
     corrected = any(row.corrected for row in rows)
     shown = []
-    for row, same in zip(rows, [False, *(a.set == b.set for a, b in zip(rows[1:], rows, strict=False))], strict=True):
+    for row, same in zip(
+        rows, [False, *(a.set == b.set for a, b in zip(rows[1:], rows, strict=False))], strict=True
+    ):
         bar = svg.interval_bar(row.metric, _style(row.set))
         cells: list[str | Markup] = ["" if same else row.set, row.label, share(row.metric), bar]
         cells += [share(row.corrected)] if corrected else []
         cells += [points(row.change)] if changes else []
         cells += ["" if row.degenerate is None else f"{row.degenerate.value:.0%}"] if broken else []
         shown.append((*cells, str(row.metric.n)))
-    columns = ("prompts", "condition", "refused", "0 to 100%", *(["corrected"] if corrected else []))
+    columns = (
+        "prompts",
+        "condition",
+        "refused",
+        "0 to 100%",
+        *(["corrected"] if corrected else []),
+    )
     columns += (*(["change, points"] if changes else []), *(["degenerate"] if broken else []), "n")
-    return PageTable(title, columns, _typeset(shown), frozenset({2, *range(4, len(columns))}), note, grouped=True)
+    return PageTable(
+        title, columns, _typeset(shown), frozenset({2, *range(4, len(columns))}), note, grouped=True
+    )
 
 
-def _style(set: str) -> str:
-    return "harmless" if set in ("harmless", "xstest-safe", "orbench-hard") else "harmful"
+def _style(set_name: str) -> str:
+    return "harmless" if set_name in ("harmless", "xstest-safe", "orbench-hard") else "harmful"
 
 
 def main_rates(data: ReportData) -> PageTable | None:
     """Refusal by condition."""
-    note = "95% Wilson intervals; changes are from the baseline on the same prompts, in points (Newcombe)."
+    note = (
+        "95% Wilson intervals; changes are from the baseline on the same prompts, in points "
+        "(Newcombe)."
+    )
     note += "".join(_corrected_by(data))
     return rate_table(rate_rows(data.metrics), "Share of completions that refuse", note)
 
@@ -86,8 +103,14 @@ def main_rates(data: ReportData) -> PageTable | None:
 def _corrected_by(data: ReportData) -> Iterator[str]:
     """What the corrected rates rest on."""
     right = [data.find(name, "judges", "detector") for name in ("sensitivity", "specificity")]
-    for m, words in zip(right, (" Corrected for the detector's errors (Rogan-Gladen): of refusals it finds ",
-                                ", of other completions it leaves alone "), strict=True):  # fmt: skip
+    for m, words in zip(
+        right,
+        (
+            " Corrected for the detector's errors (Rogan-Gladen): of refusals it finds ",
+            ", of other completions it leaves alone ",
+        ),
+        strict=True,
+    ):
         yield "" if m is None else f"{words}{share(m)} of {m.n}"
     if all(right):
         yield " that people labelled. It may err otherwise on this model."
@@ -96,9 +119,14 @@ def _corrected_by(data: ReportData) -> Iterator[str]:
 def control_rates(data: ReportData) -> PageTable | None:
     """The same with control directions."""
     rows = controlled_rows(data.metrics)
-    cosines = {m.condition: m.value for m in data.metrics if (m.name, m.set) == ("cosine", "direction")}
-    alike = [f"{words} {cosines[name]:+.2f}" for name, words in (("shuffled", "shuffled labels"), ("matched", "matched "
-             "pairs")) if name in cosines]  # fmt: skip
+    cosines = {
+        m.condition: m.value for m in data.metrics if (m.name, m.set) == ("cosine", "direction")
+    }
+    alike = [
+        f"{words} {cosines[name]:+.2f}"
+        for name, words in (("shuffled", "shuffled labels"), ("matched", "matched pairs"))
+        if name in cosines
+    ]
     note = "Random directions of the same norm are taken together. "
     note += f"Cosine with the direction: {', '.join(alike)}." if alike else ""
     return rate_table(rows, "The same with control directions", minus(note))
@@ -111,9 +139,9 @@ def other_rates(data: ReportData) -> PageTable | None:
 
 def category_tables(data: ReportData, sets: Iterable[str]) -> Iterator[PageTable]:
     """Refusal per category, baseline and ablation, of those sets whose categories are known."""
-    for set in sets:
-        categories = data.categories.get(set, {})
-        rows = list(category_rows(data.completions, categories, set)) if categories else []
+    for set_name in sets:
+        categories = data.categories.get(set_name, {})
+        rows = list(category_rows(data.completions, categories, set_name)) if categories else []
         if len(rows) < 2:
             continue
         conditions = [c for c in ("baseline", "ablation") if all(c in found for _, found in rows)]
@@ -121,13 +149,19 @@ def category_tables(data: ReportData, sets: Iterable[str]) -> Iterator[PageTable
             continue
         shown = []
         for name, found in rows:
-            drawn = [cell for c in conditions for cell in (share(found[c]), svg.interval_bar(found[c], _style(set)))]
+            drawn = [
+                cell
+                for c in conditions
+                for cell in (share(found[c]), svg.interval_bar(found[c], _style(set_name)))
+            ]
             shown.append((visible(name.replace("_", " ")), *drawn, str(found[conditions[0]].n)))
         columns = ("category", *(cell for c in conditions for cell in (c, "0 to 100%")), "n")
         numeric = frozenset(i for i in range(len(columns)) if i % 2 == 1)
         few = max(found[conditions[0]].n for _, found in rows)
         note = "Few prompts each: the interval comes first, and is the result." if few < 30 else ""
-        yield PageTable(f"Refusal by category, {set} prompts", columns, _typeset(shown), numeric, note)
+        yield PageTable(
+            f"Refusal by category, {set_name} prompts", columns, _typeset(shown), numeric, note
+        )
 
 
 def from_terminal(table: Table) -> PageTable:
@@ -136,7 +170,10 @@ def from_terminal(table: Table) -> PageTable:
     rows = zip(*(list(column.cells) for column in table.columns), strict=True)
     numeric = frozenset(i for i, column in enumerate(table.columns) if column.justify == "right")
     return PageTable(
-        str(table.title).replace(" %", "%"), columns, _typeset([tuple(map(str, row)) for row in rows]), numeric
+        str(table.title).replace(" %", "%"),
+        columns,
+        _typeset([tuple(map(str, row)) for row in rows]),
+        numeric,
     )
 
 
@@ -172,21 +209,31 @@ def agreement_table(data: ReportData) -> PageTable | None:
             kappa = "" if pair.kappa is None else f"{pair.kappa:.2f}"
             rows.append((f"{pair.first} and {pair.second}", share(m), kappa, str(pair.n)))
     columns = ("judges", "agree", "kappa", "n")
-    return PageTable("Agreement of judges", columns, _typeset(rows), frozenset({1, 2, 3})) if rows else None
+    return (
+        PageTable("Agreement of judges", columns, _typeset(rows), frozenset({1, 2, 3}))
+        if rows
+        else None
+    )
 
 
-def examples(data: ReportData, set: str, show_hidden: bool) -> tuple[Example, ...]:
+def examples(data: ReportData, set_name: str, show_hidden: bool) -> tuple[Example, ...]:
     """The first prompts of a set, in the drawing order that the seed gave: not picked."""
-    conditions = [c for s, c in data.completions if s == set]
+    conditions = [c for s, c in data.completions if s == set_name]
     if not conditions:
         return ()
-    by_id = [{row.prompt_id: row for row in data.completions[set, c]} for c in conditions]
-    shown = data.completions[set, conditions[0]][:EXAMPLES]
-    hidden = set not in OPEN_SETS and not show_hidden
+    by_id = [{row.prompt_id: row for row in data.completions[set_name, c]} for c in conditions]
+    shown = data.completions[set_name, conditions[0]][:EXAMPLES]
+    hidden = set_name not in OPEN_SETS and not show_hidden
     found = []
     for row in shown:
-        written = [(c, rows[row.prompt_id]) for c, rows in zip(conditions, by_id, strict=True) if row.prompt_id in rows]
-        found.append(Example(visible(row.prompt), tuple(_answer(c, one, hidden) for c, one in written)))
+        written = [
+            (c, rows[row.prompt_id])
+            for c, rows in zip(conditions, by_id, strict=True)
+            if row.prompt_id in rows
+        ]
+        found.append(
+            Example(visible(row.prompt), tuple(_answer(c, one, hidden) for c, one in written))
+        )
     return tuple(found)
 
 
@@ -202,15 +249,35 @@ def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
     """What was run, as name and value."""
     manifest = data.manifest
     model, prompts, hardware = manifest["model"], manifest["prompts"], manifest["hardware"]
-    found = [("Model", model["name"]), ("Revision", model.get("revision")), ("Weights, sha256", model["weight_hash"])]
+    found = [
+        ("Model", model["name"]),
+        ("Revision", model.get("revision")),
+        ("Weights, sha256", model["weight_hash"]),
+    ]
     found += [("Precision", model["dtype"]), ("Chat template, sha256", model["template_hash"])]
-    found += [("System prompt", model.get("system")), ("Prompts", prompts["name"]), ("Seed", str(manifest["seed"]))]
+    found += [
+        ("System prompt", model.get("system")),
+        ("Prompts", prompts["name"]),
+        ("Seed", str(manifest["seed"])),
+    ]
     if data.tokens is not None:
         quality = (
-            "" if data.tokens.auroc is None else f"; AUROC {data.tokens.auroc:.2f} on {data.tokens.judged} completions"
+            ""
+            if data.tokens.auroc is None
+            else f"; AUROC {data.tokens.auroc:.2f} on {data.tokens.judged} completions"
         )
-        found.append(("Refusal tokens", ", ".join(map(repr, data.tokens.texts)) + f" ({data.tokens.source}){quality}"))
-    found.append(("Hardware", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in hardware.items() if v is not None)))
+        found.append(
+            (
+                "Refusal tokens",
+                ", ".join(map(repr, data.tokens.texts)) + f" ({data.tokens.source}){quality}",
+            )
+        )
+    found.append(
+        (
+            "Hardware",
+            ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in hardware.items() if v is not None),
+        )
+    )
     found.append(("Versions", ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())))
     found.append(("Started", manifest["started"].replace("T", " ")))
     if manifest.get("command"):
@@ -222,7 +289,12 @@ def prompt_table(data: ReportData) -> PageTable:
     """The pools with their sizes and hashes."""
     counts, hashes = data.manifest["prompts"]["counts"], data.manifest["prompts"]["sha256"]
     rows = [
-        (pool.replace("_", ", "), str(counts.get(pool, "")), str(counts.get(f"removed_{pool}", "")), digest[:16])
+        (
+            pool.replace("_", ", "),
+            str(counts.get(pool, "")),
+            str(counts.get(f"removed_{pool}", "")),
+            digest[:16],
+        )
         for pool, digest in hashes.items()
     ]
     columns = ("pool", "prompts", "near-duplicates removed", "sha256")
@@ -238,10 +310,25 @@ def stage_table(data: ReportData) -> PageTable:
     ]
     totals = [[s[key] for s in stages.values() if s.get(key) is not None] for key in SPENT]
     rows.append(("all together", *_spent(sum(known) if known else None for known in totals), ""))
-    columns = ("stage", "seconds", "forward tokens", "TFLOP", "device seconds", "cost", "peak memory, GB")
-    keep = [i for i, column in enumerate(columns) if column != "cost" or any(row[i] for row in rows)]
+    columns = (
+        "stage",
+        "seconds",
+        "forward tokens",
+        "TFLOP",
+        "device seconds",
+        "cost",
+        "peak memory, GB",
+    )
+    keep = [
+        i for i, column in enumerate(columns) if column != "cost" or any(row[i] for row in rows)
+    ]
     shown = tuple(tuple(row[i] for i in keep) for row in rows)
-    return PageTable("What every stage cost", tuple(columns[i] for i in keep), shown, frozenset(range(1, len(keep))))
+    return PageTable(
+        "What every stage cost",
+        tuple(columns[i] for i in keep),
+        shown,
+        frozenset(range(1, len(keep))),
+    )
 
 
 SPENT = ("seconds", "forward_tokens", "flops", "device_seconds", "cost")
@@ -268,4 +355,6 @@ def _gigabytes(size: int | None) -> str:
 
 def _typeset(rows: Iterable[tuple[str | Markup, ...]]) -> tuple[tuple[str | Markup, ...], ...]:
     """With real minus signs."""
-    return tuple(tuple(cell if isinstance(cell, Markup) else minus(cell) for cell in row) for row in rows)
+    return tuple(
+        tuple(cell if isinstance(cell, Markup) else minus(cell) for cell in row) for row in rows
+    )

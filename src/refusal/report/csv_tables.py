@@ -32,9 +32,15 @@ def csv_tables(data: ReportData) -> dict[str, str]:
         "metrics": (_names(Metric), [_values(m) for m in data.metrics]),
         "scores": (_names(CandidateScore), [_values(s) for s in data.scores]),
         "stability": (("position", "layer", "share"), _winners(data)),
-        "categories": (("set", "category", "condition", "refusal_rate", "low", "high", "n"), _categories(data)),
+        "categories": (
+            ("set", "category", "condition", "refusal_rate", "low", "high", "n"),
+            _categories(data),
+        ),
         "projections": (("layer", "auroc", "class", "prompt", "projection"), _projections(data)),
-        "cosines": (("position", "layer", *(grid.name for grid in cosine_grids(data))), _cosines(data)),
+        "cosines": (
+            ("position", "layer", *(grid.name for grid in cosine_grids(data))),
+            _cosines(data),
+        ),
         "stages": (
             ("stage", *STAGE_KEYS),
             _stages(data),
@@ -58,10 +64,10 @@ def _winners(data: ReportData) -> list[list[object]]:
 
 def _categories(data: ReportData) -> list[list[object]]:
     return [
-        [set, name, condition, m.value, m.low, m.high, m.n]
-        for set, categories in data.categories.items()
+        [set_name, name, condition, m.value, m.low, m.high, m.n]
+        for set_name, categories in data.categories.items()
         if categories
-        for name, found in category_rows(data.completions, categories, set)
+        for name, found in category_rows(data.completions, categories, set_name)
         for condition, m in found.items()
     ]
 
@@ -83,11 +89,18 @@ def _cosines(data: ReportData) -> list[list[object]]:
     if not grids:
         return []
     rows, columns = len(grids[0].rows), len(grids[0].columns)
-    return [[-i - 1, j, *(grid.values[i][j] for grid in grids)] for i in range(rows) for j in range(columns)]
+    return [
+        [-i - 1, j, *(grid.values[i][j] for grid in grids)]
+        for i in range(rows)
+        for j in range(columns)
+    ]
 
 
 def _stages(data: ReportData) -> list[list[object]]:
-    return [[name, *(stage.get(key) for key in STAGE_KEYS)] for name, stage in data.manifest["stages"].items()]
+    return [
+        [name, *(stage.get(key) for key in STAGE_KEYS)]
+        for name, stage in data.manifest["stages"].items()
+    ]
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -99,7 +112,9 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _harmless(cell: object) -> object:
-    """A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay numbers."""
+    """A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay
+    numbers.
+    """
     if not isinstance(cell, str):
         return cell
     text = visible(cell)  # a carriage return alone would end the row

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from refusal.config.run_config import RunConfig, make_config
-from refusal.core.records import Candidates, CandidateScore, Completion, Metric, RefusalTokens, Selection
+from refusal.core.records import (
+    Candidates,
+    CandidateScore,
+    Completion,
+    Metric,
+    RefusalTokens,
+    Selection,
+)
 from refusal.core.storage import file_sha256
 from refusal.core.strict_files import damaged, read_list
 from refusal.evaluations.judges.agreement import Agreement
@@ -32,13 +39,15 @@ Key = tuple[str, str]  # set, condition
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a run has so far; a part that is not there is ``None`` or empty, and named in ``missing``.
+    """What a run has so far; a part that is not there is ``None`` or empty, and named in
+    ``missing``.
 
     Attributes:
         suffix: texts of the post-instruction tokens, the earliest first.
         scores: of all candidates, there also where none qualifies under ``--strict``.
         completions: without those of the control directions, by set and condition.
-        metrics: of ``metrics.json``; while that is missing, the rates of the completions that are there.
+        metrics: of ``metrics.json``; while that is missing, the rates of the completions that are
+            there.
         categories: of prompts by set and id, where they are known.
         agreement: of every two judges, as ``judgements/agreement.json`` has it.
         missing: what this run has not done yet, in order; empty for a finished run.
@@ -86,11 +95,14 @@ class ReportData:
     @property
     def command(self) -> str:
         """Goes on with the run, or adds what an older version left out."""
-        return f"refusal run --config {shlex.quote(str(self.path / 'run.toml'))} --out {shlex.quote(str(self.path))}"
+        return (
+            f"refusal run --config {shlex.quote(str(self.path / 'run.toml'))} --out "
+            f"{shlex.quote(str(self.path))}"
+        )
 
-    def find(self, name: str, set: str, condition: str) -> Metric | None:
+    def find(self, name: str, set_name: str, condition: str) -> Metric | None:
         """The metric of that name, if it is there."""
-        wanted = (name, set, condition)
+        wanted = (name, set_name, condition)
         return next((m for m in self.metrics if (m.name, m.set, m.condition) == wanted), None)
 
 
@@ -103,23 +115,32 @@ def read_run(path: Path) -> ReportData:
     """
     manifest = read_manifest(path)
     config = make_config(file=path / "run.toml")
-    there = {name: (path / name).is_file() for name in ("refusal_tokens.json", "candidates.safetensors", "scores.json",
-                                                        "categories.json", "judgements/agreement.json")}  # fmt: skip
+    there = {
+        name: (path / name).is_file()
+        for name in (
+            "refusal_tokens.json",
+            "candidates.safetensors",
+            "scores.json",
+            "categories.json",
+            "judgements/agreement.json",
+        )
+    }
     tokens = read_tokens(path) if there["refusal_tokens.json"] else None
     candidates = None
     if tokens is not None and there["candidates.safetensors"]:
         candidates = read_candidates(path, tokens, manifest["model"]["name"], config.seed)
     chosen = all(
-        (path / f).is_file() for f in ("selection.json", "direction.safetensors", "scores.json", "stability.json")
+        (path / f).is_file()
+        for f in ("selection.json", "direction.safetensors", "scores.json", "stability.json")
     )
     selection = read_selection(path) if chosen else None
     direction = file_sha256(path / "direction.safetensors") if chosen else None
     current = _Current(manifest, direction)
     completions = {
-        (set, condition): read_completions(file)
+        (set_name, condition): read_completions(file)
         for file in _plain_completions(path)
-        for set, _, condition in (file.stem.rpartition("."),)
-        if current(f"generate {set}.{condition}")
+        for set_name, _, condition in (file.stem.rpartition("."),)
+        if current(f"generate {set_name}.{condition}")
     }
     projected = (path / "projections.json").is_file() and chosen and current("projections")
     finished = (path / "metrics.json").is_file()
@@ -134,7 +155,9 @@ def read_run(path: Path) -> ReportData:
         selection=selection,
         projections=read_projections(path / "projections.json") if projected else None,
         completions=completions,
-        metrics=read_metrics(path / "metrics.json") if finished else measure_all(_paired(completions)),
+        metrics=read_metrics(path / "metrics.json")
+        if finished
+        else measure_all(_paired(completions)),
         categories=read_categories(path / "categories.json") if there["categories.json"] else {},
         agreement=read_list(path / "judgements" / "agreement.json", Agreement)
         if there["judgements/agreement.json"]
@@ -146,23 +169,39 @@ def read_run(path: Path) -> ReportData:
 
 
 def _check_fit(data: ReportData) -> None:
-    """Raise RunFolderError unless scores, direction and projections are of the candidates that are there."""
+    """Raise RunFolderError unless scores, direction and projections are of the candidates that are
+    there.
+    """
     if data.candidates is None:
         return
     positions, layers, width = data.candidates.vectors.shape
     if any(-score.position > positions or score.layer >= layers for score in data.scores):
-        raise damaged(data.path / "scores.json", f"beyond the candidates' {positions} positions and {layers} layers")
+        raise damaged(
+            data.path / "scores.json",
+            f"beyond the candidates' {positions} positions and {layers} layers",
+        )
     if len(data.suffix) not in (0, positions):
-        raise damaged(data.path / "candidates.safetensors", f"metadata, suffix: not {positions} tokens")
+        raise damaged(
+            data.path / "candidates.safetensors", f"metadata, suffix: not {positions} tokens"
+        )
     if data.selection is not None and data.selection.direction.vector.shape != (width,):
-        raise damaged(data.path / "direction.safetensors", f"direction: not {width} numbers, as the candidates are")
-    if data.projections is not None and any(len(row) != layers for row in data.projections.along["harmful"]):
-        raise damaged(data.path / "projections.json", f"along: not {layers} layers, as the candidates have")
+        raise damaged(
+            data.path / "direction.safetensors",
+            f"direction: not {width} numbers, as the candidates are",
+        )
+    if data.projections is not None and any(
+        len(row) != layers for row in data.projections.along["harmful"]
+    ):
+        raise damaged(
+            data.path / "projections.json", f"along: not {layers} layers, as the candidates have"
+        )
 
 
 @dataclass(frozen=True)
 class _Current:
-    """Whether a stage's files are of the direction that is in the folder; older runs do not say, and are believed."""
+    """Whether a stage's files are of the direction that is in the folder; older runs do not say,
+    and are believed.
+    """
 
     manifest: Mapping[str, Any]
     direction: str | None
@@ -175,20 +214,30 @@ class _Current:
 def _plain_completions(path: Path) -> Iterator[Path]:
     """Those under the direction itself and without any, in the order of the conditions."""
     over = [half for name in SETS for half in SETS[name]]
-    for set, condition in (*CONDITIONS, *((half, c) for half in over for c in (BASELINE, *STOPPING))):
-        file = path / "completions" / f"{set}.{condition}.jsonl"
+    for set_name, condition in (
+        *CONDITIONS,
+        *((half, c) for half in over for c in (BASELINE, *STOPPING)),
+    ):
+        file = path / "completions" / f"{set_name}.{condition}.jsonl"
         if file.is_file():
             yield file
 
 
 def _paired(completions: Mapping[Key, tuple[Completion, ...]]) -> dict[Key, tuple[Completion, ...]]:
-    """Without the baselines that lack prompts of another condition (left from other options): nothing to pair there."""
+    """Without the baselines that lack prompts of another condition (left from other options):
+    nothing to pair there.
+    """
     lacking = {
-        set
-        for (set, _), rows in completions.items()
-        if not {c.prompt_id for c in rows} <= {c.prompt_id for c in completions.get((set, BASELINE), ())}
+        set_name
+        for (set_name, _), rows in completions.items()
+        if not {c.prompt_id for c in rows}
+        <= {c.prompt_id for c in completions.get((set_name, BASELINE), ())}
     }
-    return {(set, c): rows for (set, c), rows in completions.items() if c != BASELINE or set not in lacking}
+    return {
+        (set_name, c): rows
+        for (set_name, c), rows in completions.items()
+        if c != BASELINE or set_name not in lacking
+    }
 
 
 def _with_missing(data: ReportData) -> ReportData:
@@ -203,16 +252,23 @@ def _missing(data: ReportData) -> Iterator[str]:
         yield "the candidate directions"
     if data.selection is None:
         strict = data.config.strict and any(s.rejected_because for s in data.scores)
-        yield "the choice of a direction" + (" (no candidate qualifies under --strict)" if strict else "")
+        yield "the choice of a direction" + (
+            " (no candidate qualifies under --strict)" if strict else ""
+        )
     if data.projections is None:
         yield "the projections of prompts on the direction"
-    over = [(half, c) for name in data.config.over_refusal for half in SETS[name] for c in (BASELINE, *STOPPING)]
+    over = [
+        (half, c)
+        for name in data.config.over_refusal
+        for half in SETS[name]
+        for c in (BASELINE, *STOPPING)
+    ]
     lacking: dict[str, list[str]] = {}
-    for set, condition in (*CONDITIONS, *over):
-        if (set, condition) not in data.completions:
-            lacking.setdefault(set, []).append(condition)
-    for set, conditions in lacking.items():
-        yield f"completions of {set} prompts under {', '.join(conditions)}"
+    for set_name, condition in (*CONDITIONS, *over):
+        if (set_name, condition) not in data.completions:
+            lacking.setdefault(set_name, []).append(condition)
+    for set_name, conditions in lacking.items():
+        yield f"completions of {set_name} prompts under {', '.join(conditions)}"
     if data.finished:
         return
     stages, config = data.manifest["stages"], data.config

@@ -1,6 +1,7 @@
 """What the report draws, as data: the same for the page (SVG) and for files (matplotlib).
 
-Four kinds are enough: a grid over layer and position, lines over layers, points in a plane, intervals in rows.
+Four kinds are enough: a grid over layer and position, lines over layers, points in a plane,
+intervals in rows.
 """
 
 import statistics
@@ -16,7 +17,16 @@ from refusal.report.rates import controlled_rows, rate_rows
 from refusal.report.words import minus
 
 # What stands in the map of outcomes for each, the chosen candidate first.
-SIGNS = {"chosen": "★", "bypass": "b", "induce": "i", "kl": "k", "layer": "l", "step": "s", "nan": "n", None: "·"}
+SIGNS = {
+    "chosen": "★",
+    "bypass": "b",
+    "induce": "i",
+    "kl": "k",
+    "layer": "l",
+    "step": "s",
+    "nan": "n",
+    None: "·",
+}
 
 
 def figures(data: ReportData) -> tuple[Figure, ...]:
@@ -34,16 +44,37 @@ def score_grids(data: ReportData) -> tuple[Grid, ...]:
     rule = data.config.rule
     kept = {
         "outcome": ("Outcome", None, None, _legend(data)),
-        "bypass": ("Bypass", None, _score("bypass"), "Mean log-odds of refusal on harmful prompts under ablation: "
-                   "lower is better. No limit: the lowest that meets the others is chosen."),
-        "induce": ("Induce", rule.induce_threshold, _score("induce"), f"Mean log-odds of refusal on harmless prompts "
-                   f"under addition. A dot: at least {rule.induce_threshold:g}, as the rule asks."),
-        "kl": ("KL", rule.kl_threshold, _score("kl"), f"Change of the next token on harmless prompts under ablation, "
-               f"nats, logarithmic. A dot: at most {rule.kl_threshold:g}, as the rule asks."),
-    }  # fmt: skip
+        "bypass": (
+            "Bypass",
+            None,
+            _score("bypass"),
+            "Mean log-odds of refusal on harmful prompts "
+            "under ablation: "
+            "lower is better. No limit: the lowest that meets the others is chosen.",
+        ),
+        "induce": (
+            "Induce",
+            rule.induce_threshold,
+            _score("induce"),
+            "Mean log-odds of refusal "
+            "on harmless prompts "
+            f"under addition. A dot: at least {rule.induce_threshold:g}, as the rule asks.",
+        ),
+        "kl": (
+            "KL",
+            rule.kl_threshold,
+            _score("kl"),
+            "Change of the next token on harmless "
+            "prompts under ablation, "
+            f"nats, logarithmic. A dot: at most {rule.kl_threshold:g}, as the rule asks.",
+        ),
+    }
     grids = []
     for name, (title, limit, value, caption) in kept.items():
-        passing = {"induce": lambda v: v >= rule.induce_threshold, "kl": lambda v: v <= rule.kl_threshold}.get(name)
+        passing = {
+            "induce": lambda v: v >= rule.induce_threshold,
+            "kl": lambda v: v <= rule.kl_threshold,
+        }.get(name)
         grids.append(_grid(data, name, title, value, limit, passing, caption))
     return tuple(grids)
 
@@ -51,7 +82,11 @@ def score_grids(data: ReportData) -> tuple[Grid, ...]:
 def _legend(data: ReportData) -> str:
     """What the signs in the map of outcomes stand for, with how many candidates have each."""
     found = [outcome(data, s) for s in data.scores]
-    known = [(sign, outcome_words(data, key), found.count(key)) for key, sign in SIGNS.items() if key in found]
+    known = [
+        (sign, outcome_words(data, key), found.count(key))
+        for key, sign in SIGNS.items()
+        if key in found
+    ]
     return "; ".join(f"{sign} {words} ({n})".strip() for sign, words, n in known) + "."
 
 
@@ -71,9 +106,15 @@ def _grid(
     rows, columns = positions(data), tuple(sorted({s.layer for s in data.scores}))
     at = {(s.position, s.layer): s for s in data.scores}
     cells = [[at.get((p, layer)) for layer in columns] for p in rows]
-    values = tuple(tuple(value(s) if s is not None and value is not None else None for s in row) for row in cells)
+    values = tuple(
+        tuple(value(s) if s is not None and value is not None else None for s in row)
+        for row in cells
+    )
     marked = {
-        (i, j) for i, row in enumerate(values) for j, v in enumerate(row) if v is not None and passing and passing(v)
+        (i, j)
+        for i, row in enumerate(values)
+        for j, v in enumerate(row)
+        if v is not None and passing and passing(v)
     }
     letters = tuple(tuple(SIGNS[outcome(data, s)] if s else "" for s in row) for row in cells)
     return Grid(
@@ -103,7 +144,9 @@ def outcome_words(data: ReportData, key: str | None) -> str:
     """What became of a candidate."""
     rule = data.config.rule
     words = {
-        "chosen": "chosen" if data.selection is not None and data.selection.qualified else "stands in, unqualified",
+        "chosen": "chosen"
+        if data.selection is not None and data.selection.qualified
+        else "stands in, unqualified",
         "bypass": "bypass not the lowest, other scores not needed",
         "induce": f"induce below {rule.induce_threshold:g}",
         "kl": f"KL above {rule.kl_threshold:g}",
@@ -127,7 +170,9 @@ def position_label(data: ReportData, position: int) -> str:
     return f"{position} {visible(text.strip()) or repr(text)}"
 
 
-def chosen_cell(data: ReportData, rows: Sequence[int], columns: Sequence[int]) -> tuple[int, int] | None:
+def chosen_cell(
+    data: ReportData, rows: Sequence[int], columns: Sequence[int]
+) -> tuple[int, int] | None:
     """Where the chosen candidate is in a grid."""
     if data.selection is None:
         return None
@@ -138,7 +183,9 @@ def chosen_cell(data: ReportData, rows: Sequence[int], columns: Sequence[int]) -
 
 
 def separation(data: ReportData) -> Iterator[Lines | Points]:
-    """Projections through the layers with their AUROC, and the plane of the two largest components."""
+    """Projections through the layers with their AUROC, and the plane of the two largest
+    components.
+    """
     found = data.projections
     if found is None:
         return
@@ -146,7 +193,10 @@ def separation(data: ReportData) -> Iterator[Lines | Points]:
     styles: tuple[Style, Style] = ("harmful", "harmless")
     for label in styles:
         by_layer = list(zip(*found.along[label], strict=True))
-        deciles = [statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9 for values in by_layer]
+        deciles = [
+            statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9
+            for values in by_layer
+        ]
         lines.append(
             Line(
                 f"{label} (n {len(found.along[label])})",
@@ -164,7 +214,10 @@ def separation(data: ReportData) -> Iterator[Lines | Points]:
         "component along the unit direction",
         tuple(lines),
         at=float(found.layer),
-        caption="Lines are medians, bands the middle 80% of the prompts. The vertical line is the direction's layer.",
+        caption=(
+            "Lines are medians, bands the middle 80% of the prompts. The vertical line is the "
+            "direction's layer."
+        ),
     )
     layers = tuple(map(float, range(len(found.auroc))))
     yield Lines(
@@ -175,7 +228,10 @@ def separation(data: ReportData) -> Iterator[Lines | Points]:
         (Line("AUROC", layers, tuple(found.auroc)),),
         at=float(found.layer),
         level=0.5,
-        caption="The chance that a harmful prompt projects further than a harmless one; 0.5 is none, 1 is complete.",
+        caption=(
+            "The chance that a harmful prompt projects further than a harmless one; 0.5 is "
+            "none, 1 is complete."
+        ),
     )
     yield Points(
         "plane",
@@ -183,21 +239,38 @@ def separation(data: ReportData) -> Iterator[Lines | Points]:
         f"component 1 ({found.explained[0]:.0%} of the variance)",
         f"component 2 ({found.explained[1]:.0%})",
         tuple((label, label, found.plane[label]) for label in styles),
-        caption=f"The direction's cosine with them is {found.cosines[0]:.2f} and {found.cosines[1]:.2f}.",
+        caption=(
+            f"The direction's cosine with them is {found.cosines[0]:.2f} and "
+            f"{found.cosines[1]:.2f}."
+        ),
     )
 
 
 def cosine_grids(data: ReportData) -> tuple[Grid, ...]:
-    """How alike the candidates of neighbouring layers and positions are, and each with the chosen one."""
+    """How alike the candidates of neighbouring layers and positions are, and each with the chosen
+    one.
+    """
     if data.candidates is None:
         return ()
     vectors = data.candidates.vectors.double().flip(0)  # the last position first
-    unit = vectors / vectors.norm(dim=-1, keepdim=True)  # NaN where both classes are the same: layer 0, as a rule
+    unit = vectors / vectors.norm(
+        dim=-1, keepdim=True
+    )  # NaN where both classes are the same: layer 0, as a rule
     n_positions, n_layers = unit.shape[:2]
     rows = tuple(range(-1, -n_positions - 1, -1))
     wanted = [
-        ("cosine-layer", "With the next layer's, same position", (unit[:, :-1] * unit[:, 1:]).sum(-1), (0, 1)),
-        ("cosine-position", "With the next position's, same layer", (unit[1:] * unit[:-1]).sum(-1), (1, 0)),
+        (
+            "cosine-layer",
+            "With the next layer's, same position",
+            (unit[:, :-1] * unit[:, 1:]).sum(-1),
+            (0, 1),
+        ),
+        (
+            "cosine-position",
+            "With the next position's, same layer",
+            (unit[1:] * unit[:-1]).sum(-1),
+            (1, 0),
+        ),
     ]
     if data.selection is not None and data.selection.direction.vector.shape[0] == unit.shape[-1]:
         with_chosen = unit @ data.selection.direction.vector.double()
@@ -215,8 +288,12 @@ def cosine_grids(data: ReportData) -> tuple[Grid, ...]:
     )
 
 
-def _filled(cosines: torch.Tensor, n_positions: int, n_layers: int, shift: tuple[int, int]) -> Values:
-    """As rows of a whole grid; cells without a neighbour, and layers that were not read, have no value."""
+def _filled(
+    cosines: torch.Tensor, n_positions: int, n_layers: int, shift: tuple[int, int]
+) -> Values:
+    """As rows of a whole grid; cells without a neighbour, and layers that were not read, have no
+    value.
+    """
     whole = torch.full((n_positions, n_layers), torch.nan, dtype=torch.float64)
     whole[shift[0] :, : n_layers - shift[1]] = cosines
     return tuple(tuple(None if v != v else v for v in row) for row in whole.tolist())

@@ -1,4 +1,6 @@
-"""The numbers behind a group of grids: a row per candidate, read out, shown when pointed at, and kept on a click."""
+"""The numbers behind a group of grids: a row per candidate, read out, shown when pointed at, and
+kept on a click.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +47,9 @@ def score_group(data: ReportData) -> GridGroup | None:
         for j, layer in enumerate(grids[0].columns if grids else ())
         if (p, layer) in at
     }
-    return _group("scores", grids, ("position", "layer", "bypass", "induce", "KL", "outcome"), cells)
+    return _group(
+        "scores", grids, ("position", "layer", "bypass", "induce", "KL", "outcome"), cells
+    )
 
 
 SCORES = (("bypass", "+.2f"), ("induce", "+.2f"), ("kl", ".3f"))
@@ -59,7 +63,11 @@ def cosine_group(data: ReportData) -> GridGroup | None:
     names = ("next layer", "next position", "chosen direction")[: len(grids)]
     rows, columns = range(len(grids[0].rows)), range(len(grids[0].columns))
     cells = {
-        (i, j): (minus(str(-i - 1)), str(j), *(_number(grid.values[i][j], "+.2f", "") for grid in grids))
+        (i, j): (
+            minus(str(-i - 1)),
+            str(j),
+            *(_number(grid.values[i][j], "+.2f", "") for grid in grids),
+        )
         for i in rows
         for j in columns
     }
@@ -67,7 +75,10 @@ def cosine_group(data: ReportData) -> GridGroup | None:
 
 
 def _group(
-    name: str, grids: Sequence[Grid], columns: tuple[str, ...], cells: Mapping[tuple[int, int], tuple[str, ...]]
+    name: str,
+    grids: Sequence[Grid],
+    columns: tuple[str, ...],
+    cells: Mapping[tuple[int, int], tuple[str, ...]],
 ) -> GridGroup | None:
     if not grids:
         return None
@@ -76,7 +87,9 @@ def _group(
 
     def label(i: int, j: int) -> str:
         line = cells.get((i, j), empty)
-        return ", ".join(f"{column} {value}" for column, value in zip(columns, line, strict=True) if value)
+        return ", ".join(
+            f"{column} {value}" for column, value in zip(columns, line, strict=True) if value
+        )
 
     labels = [[label(i, j) for j in range(len(first.columns))] for i in range(len(first.rows))]
     start = first.chosen or (0, 0)

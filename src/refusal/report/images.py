@@ -59,13 +59,18 @@ def _size(figure: Figure) -> tuple[float, float]:
 
 
 def _grid(figure: Grid, axes: Axes) -> None:
-    values = np.array([[np.nan if v is None else v for v in row] for row in figure.values], dtype=float)
+    values = np.array(
+        [[np.nan if v is None else v for v in row] for row in figure.values], dtype=float
+    )
     known = values[~np.isnan(values)]
     axes.set_facecolor("#eeeeee")
     if known.size:
         norm = LogNorm(max(known.min(), 1e-4), max(known.max(), 2e-4)) if figure.log else None
         image = axes.imshow(
-            np.clip(values, 1e-4, None) if figure.log else values, cmap="cividis", norm=norm, aspect="equal"
+            np.clip(values, 1e-4, None) if figure.log else values,
+            cmap="cividis",
+            norm=norm,
+            aspect="equal",
         )
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02)
         if figure.limit is not None and known.min() <= figure.limit <= known.max():
@@ -82,7 +87,9 @@ def _grid(figure: Grid, axes: Axes) -> None:
         i, j = figure.chosen
         for colour, size in (("white", 2.6), ("black", 1.3)):
             axes.add_patch(
-                mpl.patches.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=size)
+                mpl.patches.Rectangle(
+                    (j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=size
+                )
             )
     axes.set_yticks(range(len(figure.rows)), figure.rows)
     every = max(1, len(figure.columns) // 14)
@@ -97,7 +104,14 @@ def _lines(figure: Lines, axes: Axes) -> None:
         if line.low:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
         dash = "--" if line.style == "harmless" else "-"
-        axes.plot(line.x, line.y, dash, color=colour, label=line.label, marker="." if len(line.x) == 1 else "")
+        axes.plot(
+            line.x,
+            line.y,
+            dash,
+            color=colour,
+            label=line.label,
+            marker="." if len(line.x) == 1 else "",
+        )
     if figure.at is not None:
         axes.axvline(figure.at, color="0.4", linestyle=":", linewidth=1)
     if figure.level is not None:

@@ -1,4 +1,6 @@
-"""The kinds of figure, as data: a grid over layer and position, lines, points in a plane, intervals in rows."""
+"""The kinds of figure, as data: a grid over layer and position, lines, points in a plane, intervals
+in rows.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +16,8 @@ class Grid:
     """Values over position and layer.
 
     Attributes:
-        rows: labels of the positions, ``columns`` the layers; ``values[row][column]``, ``None`` where there is none.
+        rows: labels of the positions, ``columns`` the layers; ``values[row][column]``, ``None``
+            where there is none.
         letters: drawn into the cells, so that nothing rests on colour; ``marked`` cells get a dot.
         chosen: (row, column) of the chosen candidate.
         log: colours by the logarithm. ``limit`` is drawn into the colour bar.
@@ -47,7 +50,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines on the same axes; ``at`` is marked by a vertical line, ``level`` by a horizontal one."""
+    """Lines on the same axes; ``at`` is marked by a vertical line, ``level`` by a horizontal
+    one.
+    """
 
     name: str
     title: str

@@ -9,7 +9,14 @@ from markupsafe import Markup
 from rich.table import Table
 
 from refusal.core.frames import drawn_by
-from refusal.core.records import Candidates, CandidateScore, Direction, Evaluation, Metric, Selection
+from refusal.core.records import (
+    Candidates,
+    CandidateScore,
+    Direction,
+    Evaluation,
+    Metric,
+    Selection,
+)
 from refusal.core.text import visible
 from refusal.pipeline.compare import Comparison
 from refusal.pipeline.run import RunResult
@@ -22,9 +29,11 @@ from refusal.report.words import minus
 NAMELESS = "a model without a name"
 STYLE = Markup("""<style>
 .refusal { --line: color-mix(in srgb, currentColor 22%, transparent); font-size: 13px; }
-.refusal table { border-collapse: collapse; margin: .3em 0 1em; font-variant-numeric: tabular-nums; }
+.refusal table { border-collapse: collapse; margin: .3em 0 1em;
+  font-variant-numeric: tabular-nums; }
 .refusal caption { text-align: left; font-weight: 600; padding-bottom: .2em; }
-.refusal th, .refusal td { text-align: left; padding: .15em .9em .15em 0; border-bottom: 1px solid var(--line); }
+.refusal th, .refusal td { text-align: left; padding: .15em .9em .15em 0;
+  border-bottom: 1px solid var(--line); }
 .refusal .number { text-align: right; }
 .refusal svg { display: block; } .refusal svg text { font-size: 11px; fill: currentColor; }
 .refusal svg .none { fill: none; stroke: var(--line); }
@@ -35,13 +44,18 @@ STYLE = Markup("""<style>
 
 
 def selection_html(selection: Selection) -> str:
-    """The choice in a line, and the three score maps; a cell's numbers show where the pointer is."""
+    """The choice in a line, and the three score maps; a cell's numbers show where the pointer
+    is.
+    """
     s = selection.score
-    words = f"Direction at ({s.position}, {s.layer})" if selection.qualified else (
-        f"No candidate qualifies; ({s.position}, {s.layer}) stands in"
-    )  # fmt: skip
+    words = (
+        f"Direction at ({s.position}, {s.layer})"
+        if selection.qualified
+        else (f"No candidate qualifies; ({s.position}, {s.layer}) stands in")
+    )
     line = (
-        f"{words}: {_scores(s)}. Norm {selection.direction.norm:.3g}, model {selection.direction.model or 'not named'}."
+        f"{words}: {_scores(s)}. Norm {selection.direction.norm:.3g}, model "
+        f"{selection.direction.model or 'not named'}."
     )
     return _page(_line(line), *(_map(selection, name, title) for name, title in MAPS.items()))
 
@@ -67,14 +81,24 @@ def result_html(result: RunResult) -> str:
 
 def direction_html(direction: Direction) -> str:
     """Where a direction is from, in a line."""
-    where = f"Direction at ({direction.position}, {direction.layer}) of {direction.model or NAMELESS}"
+    where = (
+        f"Direction at ({direction.position}, {direction.layer}) of {direction.model or NAMELESS}"
+    )
     flag = "" if direction.qualified else ", unqualified"
-    return _page(_line(f"{where}: unit vector of width {len(direction.vector)}, norm {direction.norm:.3g}{flag}."))
+    return _page(
+        _line(
+            f"{where}: unit vector of width {len(direction.vector)}, norm "
+            f"{direction.norm:.3g}{flag}."
+        )
+    )
 
 
 def candidates_html(candidates: Candidates) -> str:
     """How many there are, in a line."""
-    size = f"{candidates.n_positions} positions, {candidates.n_layers} layers, width {candidates.vectors.shape[2]}"
+    size = (
+        f"{candidates.n_positions} positions, {candidates.n_layers} layers, width "
+        f"{candidates.vectors.shape[2]}"
+    )
     return _page(_line(f"Candidates of {candidates.model or NAMELESS}: {size}."))
 
 
@@ -89,7 +113,9 @@ def _map(selection: Selection, name: str, title: str) -> Markup:
         title=title,
         rows=tuple(map(str, rows)),
         columns=tuple(columns),
-        values=tuple(tuple(getattr(s, name) if s is not None else None for s in row) for row in cells),
+        values=tuple(
+            tuple(getattr(s, name) if s is not None else None for s in row) for row in cells
+        ),
         chosen=(rows.index(chosen[0]), columns.index(chosen[1])) if chosen in at else None,
         log=name == "kl",
     )
@@ -104,7 +130,10 @@ def _label(s: CandidateScore) -> str:
 
 def _scores(s: CandidateScore) -> str:
     forms = (("bypass", s.bypass, "+.2f"), ("induce", s.induce, "+.2f"), ("KL", s.kl, ".3f"))
-    return ", ".join(f"{name} {value:{form}}" for name, value, form in forms if value is not None) or "not scored"
+    return (
+        ", ".join(f"{name} {value:{form}}" for name, value, form in forms if value is not None)
+        or "not scored"
+    )
 
 
 def _table(table: Table) -> Markup:
@@ -115,7 +144,8 @@ def _table(table: Table) -> Markup:
         number = Markup(' class="number"')
         return Markup("<tr>{}</tr>").format(
             Markup("").join(
-                cell.format(Markup(tag), number if i in found.numeric else "", text) for i, text in enumerate(cells)
+                cell.format(Markup(tag), number if i in found.numeric else "", text)
+                for i, text in enumerate(cells)
             )
         )
 

@@ -1,7 +1,7 @@
 """The page: what was read and drawn, put into one HTML file that fetches nothing.
 
-The template computes nothing. Its content security policy names our style and our script by their hashes, so that even
-a completion that slipped past the escaping could run nothing.
+The template computes nothing. Its content security policy names our style and our script by their
+hashes, so that even a completion that slipped past the escaping could run nothing.
 """
 
 import base64
@@ -69,7 +69,9 @@ def render(template: str, **values: Any) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Every text that is put into a page, its unseen characters shown; what we wrote ourselves is as it is."""
+    """Every text that is put into a page, its unseen characters shown; what we wrote ourselves is
+    as it is.
+    """
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -77,8 +79,8 @@ def report_page(data: ReportData, *, show_completions: bool = False) -> str:
     """The report of a run.
 
     Args:
-        show_completions: also put the completions of harmful prompts into the page; by default not even the file has
-            them.
+        show_completions: also put the completions of harmful prompts into the page; by default not
+            even the file has them.
     """
     manifest = data.manifest
     name = visible(data.model)
@@ -101,18 +103,19 @@ def report_page(data: ReportData, *, show_completions: bool = False) -> str:
         sections=tuple(_sections(data, show_completions)),
         footer=f"Written by refusal {version('refusal')}. Completions of harmful prompts are "
         + ("shown: handle this file with care." if show_completions else "not in this file."),
-    )  # fmt: skip
+    )
 
 
-def _style_of(set: str) -> str:
-    return "harmless" if set == "harmless" else "harmful"
+def _style_of(set_name: str) -> str:
+    return "harmless" if set_name == "harmless" else "harmful"
 
 
 def _numbers_note(data: ReportData) -> str:
     words = ["Intervals are at 95%; n is the number of prompts."]
     if data.find("kl_first_token", "own-answers", "ablation") is not None:
         words.append(
-            "Drift here is the KL divergence at the first token of the model's answers to harmless test prompts;"
+            "Drift here is the KL divergence at the first token of the model's answers to "
+            "harmless test prompts;"
         )
         words.append("that in the sentence above is the selection's, on validation prompts.")
     if data.config.n_test < 30:
@@ -124,7 +127,8 @@ def _missing_words(data: ReportData) -> tuple[str, str]:
     if data.finished:
         return (
             "Not in this run",
-            "It was made by an older version, or a file was deleted. This command adds what is missing:",
+            "It was made by an older version, or a file was deleted. This command adds what is "
+            "missing:",
         )
     return (
         "This run is not finished. Missing:",
@@ -145,10 +149,14 @@ def _some(*tables: PageTable | None) -> tuple[PageTable, ...]:
 
 
 def _rates(data: ReportData) -> Section | None:
-    tables = _some(content.main_rates(data), content.control_rates(data), *content.category_tables(data, ("harmful",)))
+    tables = _some(
+        content.main_rates(data),
+        content.control_rates(data),
+        *content.category_tables(data, ("harmful",)),
+    )
     text = (
-        "Refusals, whole and partial, by the built-in detector. Degenerate text (empty, looping, no language) is "
-        "neither a refusal nor an answer."
+        "Refusals, whole and partial, by the built-in detector. Degenerate text (empty, looping, "
+        "no language) is neither a refusal nor an answer."
     )
     if tables and not data.config.controls:
         text += " No control directions were measured."
@@ -161,27 +169,39 @@ def _choice(data: ReportData) -> Section | None:
         return None
     rule = data.config.rule
     text = (
-        f"Of all candidates, a difference in means per position and layer, the rule takes the one with the lowest "
-        f"bypass among those with induce at least {rule.induce_threshold:g}, KL at most {rule.kl_threshold:g} and "
-        f"a layer below {data.eligible}."
+        "Of all candidates, a difference in means per position and layer, the rule takes the one "
+        f"with the lowest bypass among those with induce at least {rule.induce_threshold:g}, KL "
+        f"at most {rule.kl_threshold:g} and a layer below {data.eligible}."
     )
     if data.selection is not None:
         s = data.selection
         text += (
-            f" Without intervention the metric is {s.harmful_count.mean_metric:+.2f} on the {s.harmful_count.passed} "
-            f"harmful and {s.harmless_count.mean_metric:+.2f} on the {s.harmless_count.passed} harmless validation "
-            "prompts that passed the filter."
+            f" Without intervention the metric is {s.harmful_count.mean_metric:+.2f} on the "
+            f"{s.harmful_count.passed} harmful and {s.harmless_count.mean_metric:+.2f} on the "
+            f"{s.harmless_count.passed} harmless validation prompts that passed the filter."
         )
     scored = [s for s in data.scores if None not in (s.bypass, s.induce, s.kl)]
     hint = f"All three scores are known of {len(scored)} of {len(data.scores)} candidates: "
     hint += "the others left as soon as the rule had to reject them (--full-map scores them all). "
-    words = "Point at a cell, or move with the arrow keys; a click or Enter keeps its numbers below."
-    groups = (_group(group, "Score maps", (hint if len(scored) < len(data.scores) else "") + words),)
+    words = (
+        "Point at a cell, or move with the arrow keys; a click or Enter keeps its numbers below."
+    )
+    groups = (
+        _group(group, "Score maps", (hint if len(scored) < len(data.scores) else "") + words),
+    )
     seeds_table = content.from_terminal(seeds(Found(data.metrics)))
     tables = _some(content.stability_table(data), seeds_table)
-    every = PageTable("Every candidate", group.columns, tuple(group.cells.values()), frozenset({0, 1, 2, 3, 4}))
-    return Section("choice", "How the direction was chosen", minus(text), groups=groups, tables=tables,
-                   folded=(("Every candidate as a table", every),))  # fmt: skip
+    every = PageTable(
+        "Every candidate", group.columns, tuple(group.cells.values()), frozenset({0, 1, 2, 3, 4})
+    )
+    return Section(
+        "choice",
+        "How the direction was chosen",
+        minus(text),
+        groups=groups,
+        tables=tables,
+        folded=(("Every candidate as a table", every),),
+    )
 
 
 def _group(group: GridGroup, title: str, text: str) -> dict[str, Any]:
@@ -190,7 +210,11 @@ def _group(group: GridGroup, title: str, text: str) -> dict[str, Any]:
 
 def _separation(data: ReportData) -> Section | None:
     pictures = tuple(
-        (figure.title, figure.caption, plots.lines(figure) if isinstance(figure, Lines) else plots.points(figure))
+        (
+            figure.title,
+            figure.caption,
+            plots.lines(figure) if isinstance(figure, Lines) else plots.points(figure),
+        )
         for figure in separation(data)
     )
     group = cosine_group(data)
@@ -200,10 +224,14 @@ def _separation(data: ReportData) -> Section | None:
     if data.projections is not None:
         p = data.projections
         text = (
-            f"Validation prompts, read at position {p.position} at the input of every block. They took no part in the "
-            f"means; the direction was chosen with them. At its own layer, AUROC is {p.auroc[p.layer]:.3f}."
+            f"Validation prompts, read at position {p.position} at the input of every block. They "
+            "took no part in the means; the direction was chosen with them. At its own layer, "
+            f"AUROC is {p.auroc[p.layer]:.3f}."
         )
-    words = "Cosines between candidates: how gradually the direction changes from layer to layer and token to token."
+    words = (
+        "Cosines between candidates: how gradually the direction changes from layer to layer "
+        "and token to token."
+    )
     groups = (_group(group, "Neighbouring candidates", words),) if group is not None else ()
     title = "Separation of harmful and harmless prompts"
     return Section("separation", title, minus(text), groups, pictures, "Along the direction")
@@ -226,15 +254,28 @@ def _side_effects(data: ReportData) -> Section | None:
     if absent:
         text += f" Not asked for in this run: {', '.join(absent)}; "
         text += f"refusal evaluate {shlex.quote(str(data.path))} adds them."
-    sets = dict.fromkeys(set for set, _ in data.completions if set not in ("harmful", "harmless"))
+    sets = dict.fromkeys(
+        set_name for set_name, _ in data.completions if set_name not in ("harmful", "harmless")
+    )
     folded = tuple((t.title, t) for t in content.category_tables(data, sets))
-    return Section("side-effects", "Side effects: over-refusal, drift, capability", text, tables=tables, folded=folded)
+    return Section(
+        "side-effects",
+        "Side effects: over-refusal, drift, capability",
+        text,
+        tables=tables,
+        folded=folded,
+    )
 
 
 def _judges(data: ReportData) -> Section | None:
     names = tuple(data.manifest.get("judges", {}))
-    tables = _some(content.from_terminal(judged(Found(data.metrics), names)), content.agreement_table(data))
-    text = "The same completions judged by others. Failed and malformed answers are counted, never guessed."
+    tables = _some(
+        content.from_terminal(judged(Found(data.metrics), names)), content.agreement_table(data)
+    )
+    text = (
+        "The same completions judged by others. Failed and malformed answers are counted, "
+        "never guessed."
+    )
     return Section("judges", "Judges", text, tables=tables) if tables else None
 
 
@@ -244,16 +285,17 @@ def _completions(data: ReportData, show: bool) -> Section:
         "harmful": "Completions of harmful test prompts",
     }
     sets = []
-    for set, title in words.items():
-        if examples := content.examples(data, set, show):
-            n = len(data.completions[next(key for key in data.completions if key[0] == set)])
+    for set_name, title in words.items():
+        if examples := content.examples(data, set_name, show):
+            n = len(data.completions[next(key for key in data.completions if key[0] == set_name)])
             text = f"The first {len(examples)} of {n} in drawing order, not picked."
-            if set not in content.OPEN_SETS and not show:
+            if set_name not in content.OPEN_SETS and not show:
                 text += " Only the verdicts: the texts are not in this file. To put them in: "
                 text += f"refusal report {shlex.quote(str(data.path))} --show-completions."
             sets.append({"title": title, "text": text, "examples": examples})
     text = (
-        "Side by side by condition. Control characters and characters that turn the direction of text are made visible."
+        "Side by side by condition. Control characters and characters that turn the direction "
+        "of text are made visible."
     )
     return Section("completions", "Completions", text, examples=tuple(sets))
 

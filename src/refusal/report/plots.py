@@ -1,4 +1,6 @@
-"""Lines and points as SVG for the page, with axes; every text escaped, nothing told by colour alone."""
+"""Lines and points as SVG for the page, with axes; every text escaped, nothing told by colour
+alone.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,15 +22,34 @@ def lines(figure: Lines) -> Markup:
     frame = _Frame(xs, [*ys, *([figure.level] if figure.level is not None else [])])
     parts = [frame.axes(figure.x_label, figure.y_label, whole=all(x == int(x) for x in xs))]
     if figure.level is not None:
-        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=frame.y(figure.level), y2=frame.y(figure.level),
-                             class_="level"))  # fmt: skip
+        parts.append(
+            element(
+                "line",
+                x1=LEFT,
+                x2=WIDTH - RIGHT,
+                y1=frame.y(figure.level),
+                y2=frame.y(figure.level),
+                class_="level",
+            )
+        )
     if figure.at is not None:
-        parts.append(element("line", x1=frame.x(figure.at), x2=frame.x(figure.at), y1=TOP, y2=HEIGHT - BOTTOM,
-                             class_="level"))  # fmt: skip
+        parts.append(
+            element(
+                "line",
+                x1=frame.x(figure.at),
+                x2=frame.x(figure.at),
+                y1=TOP,
+                y2=HEIGHT - BOTTOM,
+                class_="level",
+            )
+        )
     names = []
     for k, line in enumerate(figure.lines):
         if line.low:
-            outline = [*zip(line.x, line.low, strict=True), *reversed([*zip(line.x, line.high, strict=True)])]
+            outline = [
+                *zip(line.x, line.low, strict=True),
+                *reversed([*zip(line.x, line.high, strict=True)]),
+            ]
             parts.append(element("path", d=frame.path(outline) + "z", class_=f"band {line.style}"))
         parts.append(
             element(
@@ -40,13 +61,27 @@ def lines(figure: Lines) -> Markup:
         )
         if len(line.x) == 1:
             parts.append(
-                element("circle", cx=frame.x(line.x[0]), cy=frame.y(line.y[0]), r=3, class_=f"dot {line.style}")
+                element(
+                    "circle",
+                    cx=frame.x(line.x[0]),
+                    cy=frame.y(line.y[0]),
+                    r=3,
+                    class_=f"dot {line.style}",
+                )
             )
         names.append((frame.y(line.y[-1]), line))
     below = -math.inf
     for y, line in sorted(names, key=lambda item: item[0]):
         below = max(y + 4, below + 15)
-        parts.append(element("text", line.label, x=WIDTH - RIGHT + 8, y=round(below, 1), class_=f"name {line.style}"))
+        parts.append(
+            element(
+                "text",
+                line.label,
+                x=WIDTH - RIGHT + 8,
+                y=round(below, 1),
+                class_=f"name {line.style}",
+            )
+        )
     return _plot(parts, f"{figure.title}. {figure.caption}")
 
 
@@ -63,13 +98,23 @@ def points(figure: Points) -> Markup:
                 if style == "harmful"
                 else element("path", d=f"M{x} {y - 5} l4.5 8 h-9 z", class_=f"point {style}")
             )
-        parts.append(element("text", label, x=legend[0] + 12, y=legend[1] + 4, class_=f"name {style}"))
+        parts.append(
+            element("text", label, x=legend[0] + 12, y=legend[1] + 4, class_=f"name {style}")
+        )
     return _plot(parts, f"{figure.title}. {figure.caption}")
 
 
 def _plot(parts: Iterable[Markup], description: str) -> Markup:
-    return element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", width=WIDTH, height=HEIGHT, class_="plot",
-                   role="img", aria_label=description)  # fmt: skip
+    return element(
+        "svg",
+        *parts,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        width=WIDTH,
+        height=HEIGHT,
+        class_="plot",
+        role="img",
+        aria_label=description,
+    )
 
 
 class _Frame:
@@ -90,20 +135,53 @@ class _Frame:
         return "M" + " L".join(f"{self.x(x)} {self.y(y)}" for x, y in places)
 
     def axes(self, x_label: str, y_label: str, *, whole: bool) -> Markup:
-        parts = [element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="frame")]
+        parts = [
+            element(
+                "line",
+                x1=LEFT,
+                x2=WIDTH - RIGHT,
+                y1=HEIGHT - BOTTOM,
+                y2=HEIGHT - BOTTOM,
+                class_="frame",
+            )
+        ]
         for tick in ticks(*self.y_range):
             parts.append(
-                element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=self.y(tick), y2=self.y(tick), class_="gridline")
+                element(
+                    "line",
+                    x1=LEFT,
+                    x2=WIDTH - RIGHT,
+                    y1=self.y(tick),
+                    y2=self.y(tick),
+                    class_="gridline",
+                )
             )
-            parts.append(element("text", short_number(tick), x=LEFT - 8, y=self.y(tick) + 4, text_anchor="end"))
+            parts.append(
+                element(
+                    "text", short_number(tick), x=LEFT - 8, y=self.y(tick) + 4, text_anchor="end"
+                )
+            )
         for tick in ticks(*self.x_range):
             if not whole or tick == int(tick):
-                parts.append(element("text", short_number(tick), x=self.x(tick), y=HEIGHT - BOTTOM + 16,
-                                     text_anchor="middle"))  # fmt: skip
+                parts.append(
+                    element(
+                        "text",
+                        short_number(tick),
+                        x=self.x(tick),
+                        y=HEIGHT - BOTTOM + 16,
+                        text_anchor="middle",
+                    )
+                )
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(element("text", x_label, x=middle, y=HEIGHT - 8, text_anchor="middle"))
-        parts.append(element("text", y_label, transform=f"translate(12 {(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)",
-                             text_anchor="middle"))  # fmt: skip
+        parts.append(
+            element(
+                "text",
+                y_label,
+                transform=(f"translate(12 {(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)"),
+                text_anchor="middle",
+            )
+        )
         return element("g", *parts, class_="axis")
 
 

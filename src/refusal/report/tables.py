@@ -1,6 +1,8 @@
-"""Metrics as tables for the terminal: every rate with its interval, every condition with its change from the baseline.
+"""Metrics as tables for the terminal: every rate with its interval, every condition with its change
+from the baseline.
 
-A share of fewer than 30 prompts shows its interval first: that is the result, and the share only its middle.
+A share of fewer than 30 prompts shows its interval first: that is the result, and the share only
+its middle.
 """
 
 import math
@@ -20,7 +22,14 @@ FEW = 30
 _SINGLE_RANDOM = re.compile(r"random-\d")
 _SEVERAL = re.compile(r"kl_first_\d+_tokens")
 CLASSES = ("harmful", "harmless")
-SHARES = ("sensitivity", "specificity", "_rate", "_rate_corrected", "_safety_score", "_safety_score_corrected")
+SHARES = (
+    "sensitivity",
+    "specificity",
+    "_rate",
+    "_rate_corrected",
+    "_safety_score",
+    "_safety_score_corrected",
+)
 
 
 def all_tables(metrics: Sequence[Metric]) -> list[Table]:
@@ -39,9 +48,9 @@ class Found:
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self.by_key = {(m.name, m.set, m.condition): m for m in metrics}
 
-    def get(self, name: str, set: str, condition: str) -> Metric | None:
+    def get(self, name: str, set_name: str, condition: str) -> Metric | None:
         """That metric, if it is there."""
-        return self.by_key.get((name, set, condition))
+        return self.by_key.get((name, set_name, condition))
 
     def named(self, name: str) -> Iterator[Metric]:
         """All of that name."""
@@ -58,45 +67,73 @@ def rates(found: Found) -> Table:
     table = _table("Share of completions that refuse (95 % interval)", "prompts", "condition")
     for name in ("refusal rate", "corrected", "change", "degenerate", "n"):
         table.add_column(name, justify="right")
-    for set, condition in CONDITIONS:
-        if (m := found.get("refusal_rate", set, condition)) is not None:
-            degenerate = found.get("degenerate_rate", set, condition)
-            change = found.get("refusal_rate_change", set, condition)
-            corrected = share(found.get("refusal_rate_corrected", set, condition))
+    for set_name, condition in CONDITIONS:
+        if (m := found.get("refusal_rate", set_name, condition)) is not None:
+            degenerate = found.get("degenerate_rate", set_name, condition)
+            change = found.get("refusal_rate_change", set_name, condition)
+            corrected = share(found.get("refusal_rate_corrected", set_name, condition))
             broken = f"{degenerate.value:.0%}" if degenerate else ""
-            table.add_row(set, condition, share(m), corrected, points(change), broken, str(m.n))
+            table.add_row(
+                set_name, condition, share(m), corrected, points(change), broken, str(m.n)
+            )
     return table
 
 
 def controls(found: Found) -> Table:
-    """What the same interventions do with control directions, the random ones together, on the same prompts."""
-    kinds = {"this direction": "", "random": "random-", "shuffled": "shuffled-", "matched": "matched-"}
-    shown = [(set, action) for set, actions in ACTIONS.items() for action in actions]
+    """What the same interventions do with control directions, the random ones together, on the same
+    prompts.
+    """
+    kinds = {
+        "this direction": "",
+        "random": "random-",
+        "shuffled": "shuffled-",
+        "matched": "matched-",
+    }
+    shown = [(set_name, action) for set_name, actions in ACTIONS.items() for action in actions]
     name = "refusal_rate_change"
-    n = next((m.n for set, action in shown if (m := found.get(name, set, f"random-{action}"))), 0)
-    table = _table(f"Change of the refusal rate by control directions (points; first {n} prompts)", "prompts", "action")
+    n = next(
+        (m.n for set_name, action in shown if (m := found.get(name, set_name, f"random-{action}"))),
+        0,
+    )
+    table = _table(
+        f"Change of the refusal rate by control directions (points; first {n} prompts)",
+        "prompts",
+        "action",
+    )
     for kind in kinds:
         table.add_column(kind, justify="right")
-    for set, action in shown if n else ():
-        table.add_row(set, action, *(points(found.get(name, set, kind + action)) for kind in kinds.values()))
+    for set_name, action in shown if n else ():
+        table.add_row(
+            set_name,
+            action,
+            *(points(found.get(name, set_name, kind + action)) for kind in kinds.values()),
+        )
     if n:
-        cosines = {m.condition.partition("-")[0]: m.value for m in found.named("cosine") if m.set == "direction"}
+        cosines = {
+            m.condition.partition("-")[0]: m.value
+            for m in found.named("cosine")
+            if m.set == "direction"
+        }
         table.add_section()
-        table.add_row("cosine", "", "", "", *(f"{cosines[kind]:+.2f}" for kind in ("shuffled", "matched")))
+        table.add_row(
+            "cosine", "", "", "", *(f"{cosines[kind]:+.2f}" for kind in ("shuffled", "matched"))
+        )
     return table
 
 
 def over_refusal(found: Found) -> Table:
-    """Refusal on the sets of prompts that only look harmful, side by side with their unsafe halves."""
+    """Refusal on the sets of prompts that only look harmful, side by side with their unsafe
+    halves.
+    """
     shown = [m for m in found.summed_up("refusal_rate") if m.set not in CLASSES]
     sets = list(dict.fromkeys(m.set for m in shown))
     table = _table("Over-refusal: share that refuses (95 % interval)", "condition")
-    for set in sets:
-        n = next(m.n for m in shown if m.set == set)
-        table.add_column(f"{set} (n {n})", justify="right")
+    for set_name in sets:
+        n = next(m.n for m in shown if m.set == set_name)
+        table.add_column(f"{set_name} (n {n})", justify="right")
     for condition in dict.fromkeys(m.condition for m in shown):
         for name, suffix in (("refusal_rate", ""), ("refusal_rate_corrected", ", corrected")):
-            cells = [share(found.get(name, set, condition)) for set in sets]
+            cells = [share(found.get(name, set_name, condition)) for set_name in sets]
             if any(cells):
                 table.add_row(condition + suffix, *cells)
     return table
@@ -118,18 +155,28 @@ def cross_entropies(found: Found) -> Iterator[Table]:
 
 def divergence(found: Found) -> Table:
     """KL from the unmodified model along its own answers to harmless prompts."""
-    several = next((m.name for m in found.by_key.values() if _SEVERAL.fullmatch(m.name)), "kl_first_0_tokens")
+    several = next(
+        (m.name for m in found.by_key.values() if _SEVERAL.fullmatch(m.name)), "kl_first_0_tokens"
+    )
     table = _table("KL along the model's own answers (nats per token, 95 % interval)", "condition")
     for name in ("token 1", f"tokens 1–{several.split('_')[2]}", "n"):
         table.add_column(name, justify="right")
     for m in found.summed_up("kl_first_token"):
-        table.add_row(m.condition, number(m), number(found.get(several, m.set, m.condition)), str(m.n))
+        table.add_row(
+            m.condition, number(m), number(found.get(several, m.set, m.condition)), str(m.n)
+        )
     return table
 
 
 def capabilities(found: Found) -> Iterator[Table]:
-    """The main metric of each benchmark, and its change from the baseline on the same items; random ones together."""
-    scores = [m for m in found.by_key.values() if m.name.startswith(CAPABILITY) and not m.name.endswith("_change")]
+    """The main metric of each benchmark, and its change from the baseline on the same items; random
+    ones together.
+    """
+    scores = [
+        m
+        for m in found.by_key.values()
+        if m.name.startswith(CAPABILITY) and not m.name.endswith("_change")
+    ]
     for task, name in {m.set: m.name for m in reversed(scores)}.items():  # the first of each task
         metric = name.removeprefix(CAPABILITY).replace(",", ", ")
         table = _table(f"Capability: {task}, {metric} (95 % interval, change paired)", "condition")
@@ -140,21 +187,28 @@ def capabilities(found: Found) -> Iterator[Table]:
                 change = found.get(f"{name}_change", task, m.condition)
                 p = "" if change is None or change.p_value is None else f"{change.p_value:.2g}"
                 share_like = 0 <= m.low <= m.high <= 1
-                row = (share(m), points(change)) if share_like else (number(m), signed(change, ".3f"))
+                row = (
+                    (share(m), points(change)) if share_like else (number(m), signed(change, ".3f"))
+                )
                 table.add_row(m.condition, *row, p, str(m.n))
         yield table
 
 
 def seeds(found: Found) -> Table:
-    """The choice with other seeds: place, scores, cosine with the direction, refusal under its ablation; the spread."""
+    """The choice with other seeds: place, scores, cosine with the direction, refusal under its
+    ablation; the spread.
+    """
     table = _table("Other seeds", "seed", "at")
     for name in ("bypass", "induce", "KL", "cosine", "refusal under ablation"):
         table.add_column(name, justify="right")
     runs = [m.condition for m in found.named("bypass")]
     forms = {"bypass": "+.2f", "induce": "+.2f", "kl": ".3f", "cosine": "+.2f"}
-    columns = [([found.get(name, "direction", run) for run in runs], form) for name, form in forms.items()]
+    columns = [
+        ([found.get(name, "direction", run) for run in runs], form) for name, form in forms.items()
+    ]
     rates = [
-        found.get("refusal_rate", "harmful", f"{run}-ablation" if i else "ablation") for i, run in enumerate(runs)
+        found.get("refusal_rate", "harmful", f"{run}-ablation" if i else "ablation")
+        for i, run in enumerate(runs)
     ]  # the first is the run's own
     for i, run in enumerate(runs):
         place = [found.get(name, "direction", run) for name in ("position", "layer")]
@@ -164,11 +218,15 @@ def seeds(found: Found) -> Table:
     if len(runs) > 1:
         table.add_section()
         ranges = [
-            f"{min(values):{form}} to {max(values):{form}}" if (values := [m.value for m in column if m]) else ""
+            f"{min(values):{form}} to {max(values):{form}}"
+            if (values := [m.value for m in column if m])
+            else ""
             for column, form in columns
         ]
         shares = [m.value for m in rates if m]
-        table.add_row("all", "", *ranges, f"{min(shares):.0%} to {max(shares):.0%}" if shares else "")
+        table.add_row(
+            "all", "", *ranges, f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
+        )
     return table
 
 
@@ -178,18 +236,33 @@ def judged(found: Found, names: Sequence[str]) -> Table:
     for name in ("value", "failed", "n"):
         table.add_column(name, justify="right")
     for judge in names:
-        for measure in ("refusal_rate", "refusal_rate_corrected", "safety_score", "safety_score_corrected", "score"):
+        for measure in (
+            "refusal_rate",
+            "refusal_rate_corrected",
+            "safety_score",
+            "safety_score_corrected",
+            "score",
+        ):
             for m in found.named(f"{judge}_{measure}"):
                 failed = found.get(f"{judge}_failed_rate", m.set, m.condition)
                 value = number(m) if measure == "score" else share(m)
                 lost = "" if failed is None else f"{failed.value:.0%}"
-                table.add_row(judge, m.set, m.condition, measure.replace("_", " "), value, lost, str(m.n))
+                table.add_row(
+                    judge, m.set, m.condition, measure.replace("_", " "), value, lost, str(m.n)
+                )
     return table
 
 
 def comparison(found: Comparison) -> Table:
-    """The runs' rates and drift side by side; the change from the first run where both share prompts."""
-    table = _table("Runs compared (95 % interval; change from run 1 in points, paired)", "measure", "set", "condition")
+    """The runs' rates and drift side by side; the change from the first run where both share
+    prompts.
+    """
+    table = _table(
+        "Runs compared (95 % interval; change from run 1 in points, paired)",
+        "measure",
+        "set",
+        "condition",
+    )
     for i in range(1, len(found.runs) + 1):
         table.add_column(f"run {i}", justify="right")
         if i > 1:
@@ -199,7 +272,9 @@ def comparison(found: Comparison) -> Table:
         cells = []
         for i, (value, change) in enumerate(zip(row.values, row.changes, strict=True)):
             cells.append(
-                share(value) if row.name.endswith(SHARES) or row.name.startswith(CAPABILITY) else number(value)
+                share(value)
+                if row.name.endswith(SHARES) or row.name.startswith(CAPABILITY)
+                else number(value)
             )
             if i > 0:
                 p = None if change is None else change.p_value
@@ -217,7 +292,10 @@ def share(m: Metric | None) -> str:
 
 def points(m: Metric | None) -> str:
     """A change of a share and its interval, in percentage points."""
-    return signed(None if m is None else replace(m, value=100 * m.value, low=100 * m.low, high=100 * m.high), ".0f")
+    return signed(
+        None if m is None else replace(m, value=100 * m.value, low=100 * m.low, high=100 * m.high),
+        ".0f",
+    )
 
 
 def signed(m: Metric | None, form: str) -> str:

@@ -10,7 +10,9 @@ from refusal.report.data import ReportData
 from refusal.report.words import minus
 
 Tone = Literal["clear", "doubtful", "unfinished"]
-NOTABLE_DEGENERATE = 0.05  # a share of completions that are no language, from which on the verdict says so
+NOTABLE_DEGENERATE = (
+    0.05  # a share of completions that are no language, from which on the verdict says so
+)
 HARDLY = 0.1  # a model that refuses fewer harmful prompts has no refusal to take away
 
 
@@ -38,14 +40,18 @@ def verdict(data: ReportData) -> Verdict:
     """What the run says about ablation and addition of its direction, and what it does not."""
     if data.selection is None:
         if data.config.strict and data.scores:
-            return Verdict("No direction was chosen: no candidate meets the selection rule.", (), "doubtful")
+            return Verdict(
+                "No direction was chosen: no candidate meets the selection rule.", (), "doubtful"
+            )
         return Verdict("This run has not chosen a direction yet.", (), "unfinished")
     before, after = (data.find("refusal_rate", "harmful", c) for c in (BASELINE, "ablation"))
     added = data.find("refusal_rate", "harmless", "addition")
     if before is None or after is None:
         place = minus(f"({data.selection.score.position}, {data.selection.score.layer})")
         return Verdict(
-            f"A direction was chosen at {place}; what it does is not measured yet.", _unqualified(data), "unfinished"
+            f"A direction was chosen at {place}; what it does is not measured yet.",
+            _unqualified(data),
+            "unfinished",
         )
     fell = _moved(data, "harmful", "ablation", down=True)
     rose = added is not None and _moved(data, "harmless", "addition", down=False)
@@ -61,14 +67,14 @@ def _unqualified(data: ReportData) -> tuple[str, ...]:
     if data.selection is None or data.selection.qualified:
         return ()
     return (
-        "No candidate met the selection rule. The closest one stands in, so that one can see what was missed; "
-        "its numbers are not a result about refusal.",
+        "No candidate met the selection rule. The closest one stands in, so that one can see what "
+        "was missed; its numbers are not a result about refusal.",
     )
 
 
-def _moved(data: ReportData, set: str, condition: str, *, down: bool) -> bool:
+def _moved(data: ReportData, set_name: str, condition: str, *, down: bool) -> bool:
     """Whether the change from the baseline is in that direction, with its whole interval."""
-    change = data.find("refusal_rate_change", set, condition)
+    change = data.find("refusal_rate_change", set_name, condition)
     return change is not None and (change.high < 0 if down else change.low > 0)
 
 
@@ -79,7 +85,10 @@ def _ablation(data: ReportData, before: Metric, after: Metric, fell: bool) -> st
     where = f"{what} at {minus(f'({score.position}, {score.layer})')}"
     comma = "" if data.selection.qualified else ","
     if fell:
-        return f"Ablating {where}{comma} takes refusal of harmful prompts from {before.value:.0%} to {after.value:.0%}"
+        return (
+            f"Ablating {where}{comma} takes refusal of harmful prompts from {before.value:.0%} "
+            f"to {after.value:.0%}"
+        )
     return (
         f"Ablating {where}{comma} does not measurably lower refusal of harmful prompts: "
         f"{before.value:.0%} without, {after.value:.0%} with it"
@@ -91,13 +100,18 @@ def _drift(data: ReportData) -> str:
     kl, limit = data.selection.score.kl, data.config.kl_threshold
     if kl is None:
         return ""
-    return f"harmless behaviour drifts by KL {kl:.2f}" + (f", above the limit of {limit:g}" if kl > limit else "")
+    return f"harmless behaviour drifts by KL {kl:.2f}" + (
+        f", above the limit of {limit:g}" if kl > limit else ""
+    )
 
 
 def _addition(added: Metric, rose: bool) -> str:
     if rose:
         return f"adding it makes {added.value:.0%} of harmless prompts refused"
-    return f"adding it does not measurably raise refusal of harmless prompts ({added.value:.0%} refused)"
+    return (
+        f"adding it does not measurably raise refusal of harmless prompts ({added.value:.0%} "
+        "refused)"
+    )
 
 
 def _notes(data: ReportData, before: Metric) -> Iterator[str]:
@@ -105,17 +119,23 @@ def _notes(data: ReportData, before: Metric) -> Iterator[str]:
     assert data.selection is not None
     yield from _unqualified(data)
     if before.value < HARDLY:
-        yield f"The model refuses {before.value:.0%} of these prompts to begin with: there is hardly refusal to remove."
-    for set, condition in (("harmful", "ablation"), ("harmless", "addition"), ("harmless", "ablation")):
-        m = data.find("degenerate_rate", set, condition)
+        share = f"{before.value:.0%}"
+        yield f"The model refuses {share} of these prompts to begin with: hardly any to remove."
+    for set_name, condition in (
+        ("harmful", "ablation"),
+        ("harmless", "addition"),
+        ("harmless", "ablation"),
+    ):
+        m = data.find("degenerate_rate", set_name, condition)
         if m is not None and m.value >= NOTABLE_DEGENERATE:
-            yield f"{m.value:.0%} of the completions of {set} prompts under {condition} are degenerate text."
+            of = f"the completions of {set_name} prompts under {condition}"
+            yield f"{m.value:.0%} of {of} are degenerate text."
     control = data.find("refusal_rate_change", "harmful", "random-ablation")
     if control is not None:
         value, low, high = (f"{100 * x:+.0f}" for x in (control.value, control.low, control.high))
         yield minus(
-            f"Ablating random directions instead changes refusal by {value} points ({low} to {high}, "
-            f"first {control.n} prompts)."
+            f"Ablating random directions instead changes refusal by {value} points ({low} to "
+            f"{high}, first {control.n} prompts)."
         )
     aside = data.find("refusal_rate_change", "harmless", "ablation")
     if aside is not None and aside.high < 0:
@@ -135,10 +155,18 @@ def numbers(data: ReportData) -> tuple[Number, ...]:
         ("Harmless prompts refused", "harmless", BASELINE),
         ("… under addition", "harmless", "addition"),
     )
-    found = [_rate(label, m) for label, set, c in shown if (m := data.find("refusal_rate", set, c)) is not None]
+    found = [
+        _rate(label, m)
+        for label, set_name, c in shown
+        if (m := data.find("refusal_rate", set_name, c)) is not None
+    ]
     kl = data.find("kl_first_token", "own-answers", "ablation")
     if kl is not None:
-        found.append(Number("Drift, KL (nats)", f"{kl.value:.2f}", f"{kl.low:.2f}–{kl.high:.2f}", f"n {kl.n}"))
+        found.append(
+            Number(
+                "Drift, KL (nats)", f"{kl.value:.2f}", f"{kl.low:.2f}–{kl.high:.2f}", f"n {kl.n}"
+            )
+        )
     elif data.selection is not None and data.selection.score.kl is not None:
         n = data.selection.harmless_count.passed
         found.append(Number("Drift, KL (nats)", f"{data.selection.score.kl:.3f}", "mean", f"n {n}"))

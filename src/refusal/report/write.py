@@ -9,8 +9,19 @@ from refusal.report.data import ReportData, read_run
 from refusal.report.figures import figures
 from refusal.report.page import report_page
 
-DRAWN = ("refusal-rates", "map-outcome", "map-induce", "map-kl", "map-bypass", "projections", "separation", "plane",
-         "cosine-layer", "cosine-position", "cosine-chosen")  # fmt: skip
+DRAWN = (
+    "refusal-rates",
+    "map-outcome",
+    "map-induce",
+    "map-kl",
+    "map-bypass",
+    "projections",
+    "separation",
+    "plane",
+    "cosine-layer",
+    "cosine-position",
+    "cosine-chosen",
+)
 FORMATS = ("svg", "png", "pdf")
 
 
@@ -21,7 +32,8 @@ def write_report(
     show_completions: bool = False,
     formats: Sequence[str] = ("svg", "png"),
 ) -> Path:
-    """Write ``report.html``, ``figures/`` and ``tables/`` into a run folder; returns the page's path.
+    """Write ``report.html``, ``figures/`` and ``tables/`` into a run folder; returns the page's
+    path.
 
     An unfinished run gets a report too: it says what is missing and which command goes on.
 
@@ -63,7 +75,9 @@ def _write_figures(data: ReportData, formats: Sequence[str]) -> None:
         for kind in FORMATS:
             path = data.path / "figures" / f"{name}.{kind}"
             if name in drawn and kind in formats:
-                from refusal.report.images import write_figure  # matplotlib is slow to import, and not always needed
+                from refusal.report.images import (
+                    write_figure,
+                )  # matplotlib is slow to import, and not always needed
 
                 write_figure(drawn[name], path)
             elif name not in drawn:

@@ -234,7 +234,7 @@ def read_selection(folder: Path) -> Selection:
         raise damaged(path, f"score: {chosen} is not the place of the direction in direction.safetensors")
     stability = _stability(folder / "stability.json")
     return Selection(direction, saved.score, scores, saved.qualified, saved.rejected, saved.harmful_count,
-                     saved.harmless_count, stability)  # fmt: skip
+                     saved.harmless_count, stability)
 
 
 def read_controls(path: Path, direction: Direction) -> dict[str, Direction]:

@@ -61,9 +61,9 @@ class RunFolder:
         self.price: float | None = None
         self.active_parameters, self.devices = 0, 1
 
-    def completions(self, set: str, condition: str) -> Path:
+    def completions(self, set_name: str, condition: str) -> Path:
         """File of the completions of a set under a condition."""
-        return self.path / "completions" / f"{set}.{condition}.jsonl"
+        return self.path / "completions" / f"{set_name}.{condition}.jsonl"
 
     def check(self) -> None:
         """Make sure that a run can live here, and read what an earlier one left.

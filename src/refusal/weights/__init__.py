@@ -1,1 +1,3 @@
-"""The intervention baked into weights: which parameters write to the stream, the edit, and its exports."""
+"""The intervention baked into weights: which parameters write to the stream, the edit, and its
+exports.
+"""

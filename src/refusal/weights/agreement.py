@@ -1,8 +1,9 @@
 """Whether edited weights do what ablation by hooks does, on a few tokens.
 
-Every write is checked by itself when the parameters are found. What is read past the stream shows only here: Zamba's
-shared blocks read the embedding, which the hooks once left as it was. Behind a post-norm the two differ for a reason
-that is known (``norms``); elsewhere a difference means that one of them is wrong, and nothing may be made of it.
+Every write is checked by itself when the parameters are found. What is read past the stream shows
+only here: Zamba's shared blocks read the embedding, which the hooks once left as it was. Behind a
+post-norm the two differ for a reason that is known (``norms``); elsewhere a difference means that
+one of them is wrong, and nothing may be made of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,9 @@ HALF_ROUNDING = 4  # times what hooks on the edited model still do, in half prec
 
 
 class Agreement:
-    """Runs the unedited model, without and with ablation by hooks, to compare the edited one with it."""
+    """Runs the unedited model, without and with ablation by hooks, to compare the edited one with
+    it.
+    """
 
     def __init__(self, hf: PreTrainedModel, sites: Sites, direction: Direction) -> None:
         self.hf, self.unit = hf, direction.vector
@@ -38,11 +41,14 @@ class Agreement:
         with hooked(self.hooks):
             self.ablated = self.logits()
 
-    def check(self, parameters: Sequence[StreamParameter], edited: Mapping[str, Tensor] | None = None) -> None:
+    def check(
+        self, parameters: Sequence[StreamParameter], edited: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Run the edited model, or with ``edited`` in the place of its own parameters, and compare.
 
         Raises:
-            UnsupportedModelError: it does something else than the hooks did, and there is no post-norm.
+            UnsupportedModelError: it does something else than the hooks did, and there is no
+                post-norm.
         """
         if any(parameter.norm is not None for parameter in parameters):
             return
@@ -56,9 +62,9 @@ class Agreement:
         if not gap <= LIMIT * effect + rounding:
             raise UnsupportedModelError(
                 f"Edited weights and ablation by hooks differ in {type(self.hf).__name__}: by "
-                f"{gap / max(effect, 1e-12):.1%} of what ablation does to the logits (limit {LIMIT:.1%}), and no "
-                "post-norm explains it. Something reads the stream past one of them, so the weights are not exported. "
-                "Measure with hooks: use Ablate."
+                f"{gap / max(effect, 1e-12):.1%} of what ablation does to the logits (limit "
+                f"{LIMIT:.1%}), and no post-norm explains it. Something reads the stream past one "
+                "of them, so the weights are not exported. Measure with hooks: use Ablate."
             )
 
     def edited(self, parameters: Sequence[StreamParameter]) -> dict[str, Tensor]:
@@ -66,19 +72,25 @@ class Agreement:
         hf, found = self.hf, {}
         for parameter in parameters:
             weight = hf.get_parameter(parameter.name).detach()
-            found[parameter.name] = project_weight(weight, parameter.axis, removal_for(hf, parameter, self.unit))
+            found[parameter.name] = project_weight(
+                weight, parameter.axis, removal_for(hf, parameter, self.unit)
+            )
         return found
 
     def logits(
         self, edited: Mapping[str, Tensor] | None = None, model: nn.Module | None = None
     ) -> Float[Tensor, "token vocab"]:
-        """Of the model (or ``model``) with ``edited`` in the place of its own parameters, on a few tokens.
+        """Of the model (or ``model``) with ``edited`` in the place of its own parameters, on a few
+        tokens.
 
-        Centred, since a constant changes no probability. A tied head stays as it is when the embedding changes.
+        Centred, since a constant changes no probability. A tied head stays as it is when the
+        embedding changes.
         """
         arguments = {"input_ids": probe_ids(self.hf, TOKENS), "use_cache": False}
         with torch.inference_mode():
-            output = functional_call(model or self.hf, dict(edited or {}), (), arguments, tie_weights=False)
+            output = functional_call(
+                model or self.hf, dict(edited or {}), (), arguments, tie_weights=False
+            )
         logits: Tensor = output.logits[0].float().cpu()
         return logits - logits.mean(-1, keepdim=True)
 

@@ -1,8 +1,8 @@
 """A checkpoint folder, read tensor by tensor.
 
-A safetensors file is the length of its header (8 bytes), the header (JSON: dtype, shape and place of every tensor) and
-the data. It is read with plain reads rather than mapped into memory, so that a process holds what it asked for and no
-more, and tensors lie where torch wants them.
+A safetensors file is the length of its header (8 bytes), the header (JSON: dtype, shape and place
+of every tensor) and the data. It is read with plain reads rather than mapped into memory, so that a
+process holds what it asked for and no more, and tensors lie where torch wants them.
 """
 
 import json
@@ -21,7 +21,17 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 PIECE = 2**24  # bytes copied at once
 # Other copies of the weights, which an edited folder must not carry along.
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+WEIGHT_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".index.json",
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,9 @@ class Checkpoint:
         raise KeyError(name)
 
     def other_files(self) -> list[Path]:
-        """What is not weights, config or model card: tokenizer, template, generation config, processor."""
+        """What is not weights, config or model card: tokenizer, template, generation config,
+        processor.
+        """
         return [
             path
             for path in sorted(self.folder.iterdir())
@@ -105,7 +117,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         ModelLoadError: a file is missing or damaged, or there are no safetensors.
     """
     if not (folder / "config.json").is_file():
-        raise ModelLoadError(f"{folder} holds no config.json. Give a folder in transformers' format.")
+        raise ModelLoadError(
+            f"{folder} holds no config.json. Give a folder in transformers' format."
+        )
     config = _json(folder / "config.json")
     if (folder / INDEX).is_file():
         index = _json(folder / INDEX)
@@ -114,12 +128,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         index, names = None, [SINGLE]
     else:
         raise ModelLoadError(
-            f"{folder} holds no {SINGLE} and no {INDEX}. Only safetensors can be streamed: leave --stream out, or save "
-            "the model as safetensors first."
+            f"{folder} holds no {SINGLE} and no {INDEX}. Only safetensors can be streamed: leave "
+            "--stream out, or save the model as safetensors first."
         )
-    checkpoint = Checkpoint(folder, config, index, tuple(read_header(folder / name) for name in names))
+    checkpoint = Checkpoint(
+        folder, config, index, tuple(read_header(folder / name) for name in names)
+    )
     if index is not None and (lost := set(index["weight_map"]) - set(checkpoint.entries)):
-        raise ModelLoadError(f"{INDEX} names tensors that no shard holds, such as {min(lost)}. Fetch the model again.")
+        raise ModelLoadError(
+            f"{INDEX} names tensors that no shard holds, such as {min(lost)}. Fetch the model "
+            "again."
+        )
     return checkpoint
 
 
@@ -138,22 +157,37 @@ def read_header(path: Path) -> Shard:
             header = json.loads(file.read(start - 8))
         metadata = header.pop("__metadata__", {})
         entries = [
-            Entry(name, info["dtype"], tuple(info["shape"]), *(start + offset for offset in info["data_offsets"]))
+            Entry(
+                name,
+                info["dtype"],
+                tuple(info["shape"]),
+                *(start + offset for offset in info["data_offsets"]),
+            )
             for name, info in header.items()
         ]
         if max((entry.end for entry in entries), default=start) != size:
             raise ValueError("its data is cut off")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelLoadError(f"{path} cannot be read as safetensors ({error}). Fetch the model again.") from error
+        raise ModelLoadError(
+            f"{path} cannot be read as safetensors ({error}). Fetch the model again."
+        ) from error
     return Shard(path, tuple(sorted(entries, key=lambda entry: entry.start)), metadata)
 
 
-def header_bytes(entries: list[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]) -> bytes:
-    """The start of a safetensors file whose tensors (name, dtype, shape, bytes) follow in this order."""
+def header_bytes(
+    entries: list[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]
+) -> bytes:
+    """The start of a safetensors file whose tensors (name, dtype, shape, bytes) follow in this
+    order.
+    """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name, dtype, shape, nbytes in entries:
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + nbytes],
+        }
         offset += nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
@@ -164,8 +198,8 @@ def read_tensor(file: BufferedReader, entry: Entry) -> Tensor:
     """The tensor of an entry, in memory of its own."""
     if entry.dtype not in FLOATS:
         raise QuantisedModelError(
-            f"{entry.name} is stored as {entry.dtype}: quantised weights cannot be edited. Give the checkpoint in "
-            "bfloat16, float16 or float32."
+            f"{entry.name} is stored as {entry.dtype}: quantised weights cannot be edited. Give "
+            "the checkpoint in bfloat16, float16 or float32."
         )
     tensor = torch.empty(entry.shape, dtype=FLOATS[entry.dtype])
     file.seek(entry.start)

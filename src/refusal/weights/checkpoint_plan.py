@@ -1,8 +1,9 @@
 """What has to be done to each tensor of a checkpoint, worked out from names and shapes alone.
 
-Checkpoint names differ from the names at run time for some families: transformers renames tensors when it loads, and
-fuses those of single experts. Its own conversion tables say which tensor goes where; how a fused parameter's edit looks
-in the tensors that are fused into it is measured on the twin.
+Checkpoint names differ from the names at run time for some families: transformers renames tensors
+when it loads, and fuses those of single experts. Its own conversion tables say which tensor goes
+where; how a fused parameter's edit looks in the tensors that are fused into it is measured on the
+twin.
 """
 
 import copy
@@ -36,7 +37,9 @@ from refusal.weights.proxy_model import MEND, Twin, carry_over, find_twin, skele
 
 @dataclass(frozen=True)
 class Target:
-    """Where a checkpoint tensor goes: a parameter's name, and the pattern of the conversion it goes through, if any."""
+    """Where a checkpoint tensor goes: a parameter's name, and the pattern of the conversion it goes
+    through, if any.
+    """
 
     name: str
     pattern: str | None
@@ -44,7 +47,9 @@ class Target:
 
 @dataclass(frozen=True)
 class TensorEdit:
-    """Project on dimension ``axis``; behind ``norm``, the direction that this module's input has to lose."""
+    """Project on dimension ``axis``; behind ``norm``, the direction that this module's input has to
+    lose.
+    """
 
     axis: int
     norm: str | None
@@ -52,7 +57,9 @@ class TensorEdit:
 
 @dataclass(frozen=True)
 class TensorCopy:
-    """The checkpoint's tensor ``source`` under another ``name``: as the source is written, or its ``original``."""
+    """The checkpoint's tensor ``source`` under another ``name``: as the source is written, or its
+    ``original``.
+    """
 
     source: str
     name: str
@@ -67,10 +74,13 @@ class Plan:
         model: the model without weights.
         parameters: what is edited, by run-time name.
         edits: what is edited, by checkpoint name.
-        unclaimed: tensors that transformers ignores when it loads this model; they are written as they are.
-        norms: for each norm of an edit, its parameters' names within the module and in the checkpoint.
+        unclaimed: tensors that transformers ignores when it loads this model; they are written as
+            they are.
+        norms: for each norm of an edit, its parameters' names within the module and in the
+            checkpoint.
         untied: whether the embedding is tied to the head, which keeps the original.
-        copies: then, tensors to write once more, since the config says that nothing is tied any more.
+        copies: then, tensors to write once more, since the config says that nothing is tied any
+            more.
     """
 
     model: PreTrainedModel
@@ -89,7 +99,8 @@ def make_plan(
     blocks: str | None = None,
     writers: Sequence[str] | None = None,
 ) -> Plan:
-    """Work out the edit of the checkpoint of the model called ``name``; ``blocks``, ``writers`` as in ``find_sites``.
+    """Work out the edit of the checkpoint of the model called ``name``; ``blocks``, ``writers`` as
+    in ``find_sites``.
 
     Raises:
         QuantisedModelError: the weights are not plain floating-point numbers.
@@ -106,7 +117,9 @@ def make_plan(
     try:
         axes = _converted_axes(twin)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnsupportedModelError(f"transformers cannot take the small model apart ({error}). {MEND}") from error
+        raise UnsupportedModelError(
+            f"transformers cannot take the small model apart ({error}). {MEND}"
+        ) from error
     edits, entries = {}, checkpoint.entries
     for source, target in targets.items():
         if (parameter := parameters.get(target.name)) is None:
@@ -115,18 +128,29 @@ def make_plan(
         if target.pattern is not None:
             key = (_numberless(target.name), target.pattern)
             if key not in axes:
-                raise UnsupportedModelError(f"How {source} becomes {target.name} could not be measured. {MEND}")
+                raise UnsupportedModelError(
+                    f"How {source} becomes {target.name} could not be measured. {MEND}"
+                )
             axis = axes[key]
         if entries[source].shape[axis] != width:
             raise UnsupportedModelError(
-                f"{source} has the shape {entries[source].shape}, where dimension {axis} should be {width}. {MEND}"
+                f"{source} has the shape {entries[source].shape}, where dimension {axis} should "
+                f"be {width}. {MEND}"
             )
         edits[source] = TensorEdit(axis, parameter.norm)
     _check_complete(whole, checkpoint, targets, set(parameters))
     _check_nothing_missing(whole, targets)
     untied = _head_is_tied(whole)
     copies = _copies(whole, targets) if untied else ()
-    return Plan(whole, tuple(parameters.values()), edits, unclaimed, _norms(whole, targets, edits), untied, copies)
+    return Plan(
+        whole,
+        tuple(parameters.values()),
+        edits,
+        unclaimed,
+        _norms(whole, targets, edits),
+        untied,
+        copies,
+    )
 
 
 def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -140,8 +164,9 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         if part.get("quantization_config"):
             method = part["quantization_config"].get("quant_method", "unknown")
             raise QuantisedModelError(
-                f"The weights are quantised ({method}) and cannot be edited as they are. Give the original checkpoint, "
-                "or load it with dequantize=True in transformers, save that and export from there."
+                f"The weights are quantised ({method}) and cannot be edited as they are. Give the "
+                "original checkpoint, or load it with dequantize=True in transformers, save that "
+                "and export from there."
             )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.folder, **hub_options())
@@ -149,20 +174,26 @@ def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
         if "trust_remote_code" in str(error):
             raise ModelLoadError(load_message(str(checkpoint.folder), error)) from error
         raise ModelLoadError(
-            f"{checkpoint.folder / 'config.json'} is of no kind that transformers knows ({error}). Update transformers."
+            f"{checkpoint.folder / 'config.json'} is of no kind that transformers knows "
+            f"({error}). Update transformers."
         ) from error
     return config
 
 
-def find_targets(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, Target], frozenset[str]]:
-    """Where each tensor of the checkpoint goes, and the tensors that go nowhere, as transformers' loader sees it.
+def find_targets(
+    model: PreTrainedModel, checkpoint: Checkpoint
+) -> tuple[dict[str, Target], frozenset[str]]:
+    """Where each tensor of the checkpoint goes, and the tensors that go nowhere, as transformers'
+    loader sees it.
 
     Raises:
         UnsupportedModelError: a tensor goes nowhere and transformers does not expect it to.
     """
     conversions = get_model_conversion_mapping(model)
     renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
-    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+    converters = [
+        conversion for conversion in conversions if isinstance(conversion, WeightConverter)
+    ]
     state = model.state_dict()
     prefix = model.base_model_prefix
     targets, lost = {}, set()
@@ -174,24 +205,31 @@ def find_targets(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[s
             targets[name] = Target(renamed, pattern)
         else:
             lost.add(name)
-    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
+    ignored = [
+        *(model._keys_to_ignore_on_load_unexpected or ()),
+        r"rotary_emb\.inv_freq",
+        r"(^|\.)position_ids$",
+    ]
     strange = sorted(name for name in lost if not any(re.search(each, name) for each in ignored))
     if strange:
         raise UnsupportedModelError(
-            f"{len(strange)} tensors of the checkpoint belong to no parameter of {type(model).__name__}, such as "
-            f"{strange[0]}. {MEND}"
+            f"{len(strange)} tensors of the checkpoint belong to no parameter of "
+            f"{type(model).__name__}, such as {strange[0]}. {MEND}"
         )
     return targets, frozenset(lost)
 
 
 def _converted_axes(twin: Twin) -> dict[tuple[str, str], int]:
-    """For each edited parameter that is fused from checkpoint tensors: the dimension of these to project.
+    """For each edited parameter that is fused from checkpoint tensors: the dimension of these to
+    project.
 
-    The twin's state, edited and not, is taken apart as for saving; the tensors that differ must differ by a projection
-    on one of their dimensions.
+    The twin's state, edited and not, is taken apart as for saving; the tensors that differ must
+    differ by a projection on one of their dimensions.
     """
     width = twin.sites.d_model
-    unit = torch.nn.functional.normalize(torch.randn(width, generator=torch.Generator().manual_seed(0)), dim=0)
+    unit = torch.nn.functional.normalize(
+        torch.randn(width, generator=torch.Generator().manual_seed(0)), dim=0
+    )
     state = {name: tensor.clone() for name, tensor in twin.model.state_dict().items()}
     edited = dict(state)
     for parameter in twin.parameters:
@@ -200,23 +238,35 @@ def _converted_axes(twin: Twin) -> dict[tuple[str, str], int]:
     after = revert_weight_conversion(twin.model, edited)
     conversions = get_model_conversion_mapping(twin.model)
     renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
-    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+    converters = [
+        conversion for conversion in conversions if isinstance(conversion, WeightConverter)
+    ]
     axes: dict[tuple[str, str], int] = {}
     for name in sorted(before, key=dot_natural_key):
-        renamed, pattern = rename_source_key(name, renamings, converters, twin.model.base_model_prefix, state)
+        renamed, pattern = rename_source_key(
+            name, renamings, converters, twin.model.base_model_prefix, state
+        )
         if pattern is None or torch.equal(before[name], after[name]):
             continue
-        fits = [axis for axis in range(before[name].dim()) if _is_projection(before[name], after[name], axis, unit)]
+        fits = [
+            axis
+            for axis in range(before[name].dim())
+            if _is_projection(before[name], after[name], axis, unit)
+        ]
         key = (_numberless(renamed), pattern)
         if len(fits) != 1 or axes.setdefault(key, fits[0]) != fits[0]:
-            raise UnsupportedModelError(f"The edit of {renamed} is no projection of {name} in the checkpoint. {MEND}")
+            raise UnsupportedModelError(
+                f"The edit of {renamed} is no projection of {name} in the checkpoint. {MEND}"
+            )
     return axes
 
 
 def _is_projection(before: Tensor, after: Tensor, axis: int, unit: Tensor) -> bool:
     if before.shape[axis] != len(unit):
         return False
-    return torch.allclose(project_weight(before.contiguous(), axis, unit), after, atol=1e-6, rtol=1e-4)
+    return torch.allclose(
+        project_weight(before.contiguous(), axis, unit), after, atol=1e-6, rtol=1e-4
+    )
 
 
 def _width(whole: PreTrainedModel, parameters: dict[str, StreamParameter]) -> int:
@@ -224,7 +274,9 @@ def _width(whole: PreTrainedModel, parameters: dict[str, StreamParameter]) -> in
     shapes = {name: parameter.shape for name, parameter in whole.named_parameters()}
     found = {shapes[parameter.name][parameter.axis] for parameter in parameters.values()}
     if len(found) != 1:
-        raise UnsupportedModelError(f"What writes to the stream has several widths: {sorted(found)}. {MEND}")
+        raise UnsupportedModelError(
+            f"What writes to the stream has several widths: {sorted(found)}. {MEND}"
+        )
     return found.pop()
 
 
@@ -234,7 +286,9 @@ def _head_is_tied(whole: PreTrainedModel) -> bool:
 
 
 def _copies(whole: PreTrainedModel, targets: dict[str, Target]) -> tuple[TensorCopy, ...]:
-    """What a checkpoint lacks because it is tied to something else, the head or any other weight (Zamba's blocks)."""
+    """What a checkpoint lacks because it is tied to something else, the head or any other weight
+    (Zamba's blocks).
+    """
     modules = {id(module): name for name, module in whole.named_modules()}
     head = f"{modules[id(whole.get_output_embeddings())]}.weight"
     names: defaultdict[int, list[str]] = defaultdict(list)
@@ -244,7 +298,11 @@ def _copies(whole: PreTrainedModel, targets: dict[str, Target]) -> tuple[TensorC
     copies = []
     for shared in names.values():
         there = [name for name in shared if name in holders]
-        copies += [TensorCopy(holders[there[0]], name, name == head) for name in shared if there and name not in there]
+        copies += [
+            TensorCopy(holders[there[0]], name, name == head)
+            for name in shared
+            if there and name not in there
+        ]
     return tuple(copies)
 
 
@@ -259,46 +317,65 @@ def _check_complete(
     sources: defaultdict[str, list[str]] = defaultdict(list)
     for name, target in targets.items():
         sources[target.name].append(name)
-    entries, shapes = checkpoint.entries, {name: tensor.shape for name, tensor in whole.state_dict().items()}
+    entries, shapes = (
+        checkpoint.entries,
+        {name: tensor.shape for name, tensor in whole.state_dict().items()},
+    )
     first = dict(whole.named_parameters())  # of weights that are tied to each other
     for name in sorted(edited, key=dot_natural_key):
         if not sources[name] and name not in first:
             continue
         fused = any(targets[source].pattern is not None for source in sources[name])
         held = sum(entries[source].numel for source in sources[name])
-        if held != shapes[name].numel() or not (fused or entries[sources[name][0]].shape == tuple(shapes[name])):
+        if held != shapes[name].numel() or not (
+            fused or entries[sources[name][0]].shape == tuple(shapes[name])
+        ):
             raise UnsupportedModelError(
-                f"{name} has the shape {tuple(shapes[name])}, but the checkpoint holds {held} elements of it in "
-                f"{len(sources[name])} tensors. Fetch the model again, or export it in memory: leave --stream out."
+                f"{name} has the shape {tuple(shapes[name])}, but the checkpoint holds {held} "
+                f"elements of it in {len(sources[name])} tensors. Fetch the model again, or "
+                "export it in memory: leave --stream out."
             )
 
 
 def _check_nothing_missing(whole: PreTrainedModel, targets: dict[str, Target]) -> None:
-    """No parameter would be random, as far as names tell: what is written is loaded by transformers in the end.
+    """No parameter would be random, as far as names tell: what is written is loaded by transformers
+    in the end.
 
     Raises:
         ModelLoadError: the checkpoint lacks something.
     """
-    names = {name: id(parameter) for name, parameter in whole.named_parameters(remove_duplicate=False)}
+    names = {
+        name: id(parameter) for name, parameter in whole.named_parameters(remove_duplicate=False)
+    }
     held = {names[target.name] for target in targets.values() if target.name in names}
-    several = [  # one tensor of the checkpoint becomes several parameters, of which a target is the first
+    # one tensor of the checkpoint becomes several parameters, of which a target is the first
+    several = [
         each
         for each in get_model_conversion_mapping(whole)
         if isinstance(each, WeightConverter) and len(each.target_patterns) > 1
     ]
-    made = [*(whole._keys_to_ignore_on_load_missing or ()), *(p for each in several for p in each.target_patterns)]
-    lost = [name for name, key in names.items() if key not in held and not any(re.search(p, name) for p in made)]
+    made = [
+        *(whole._keys_to_ignore_on_load_missing or ()),
+        *(p for each in several for p in each.target_patterns),
+    ]
+    lost = [
+        name
+        for name, key in names.items()
+        if key not in held and not any(re.search(p, name) for p in made)
+    ]
     if lost:
         raise ModelLoadError(
-            f"The checkpoint lacks {len(lost)} tensors of {type(whole).__name__}, such as {lost[0]}, which would be "
-            "random. Fetch the model again."
+            f"The checkpoint lacks {len(lost)} tensors of {type(whole).__name__}, such as "
+            f"{lost[0]}, which would be random. Fetch the model again."
         )
 
 
 def _norms(
     whole: PreTrainedModel, targets: dict[str, Target], edits: dict[str, TensorEdit]
 ) -> dict[str, dict[str, str]]:
-    """For each norm between an edited parameter and the stream: parameter within it -> checkpoint tensor."""
+    """For each norm between an edited parameter and the stream: parameter within it -> checkpoint
+    tensor.
+    """
     holders = {target.name: name for name, target in targets.items() if target.pattern is None}
     found: dict[str, dict[str, str]] = {}
     for edit in edits.values():

@@ -1,8 +1,10 @@
-"""Orthogonalise a checkpoint from folder to folder, a tensor at a time, without ever holding the model.
+"""Orthogonalise a checkpoint from folder to folder, a tensor at a time, without ever holding the
+model.
 
-The new folder has a shard for each shard of the old one. A shard is written whole or not at all, and a journal in the
-new folder says which job it belongs to, so that the same command goes on after an interruption. At most one tensor and
-its edited copy are in memory. At the end all is read again and compared; a folder that is not what was meant goes away.
+The new folder has a shard for each shard of the old one. A shard is written whole or not at all,
+and a journal in the new folder says which job it belongs to, so that the same command goes on after
+an interruption. At most one tensor and its edited copy are in memory. At the end all is read again
+and compared; a folder that is not what was meant goes away.
 """
 
 import hashlib
@@ -67,7 +69,9 @@ class Streamed(Exported):
 
 @dataclass(frozen=True)
 class _Output:
-    """One tensor of the new checkpoint: the source's entry under ``name``, edited if ``edit`` says so."""
+    """One tensor of the new checkpoint: the source's entry under ``name``, edited if ``edit`` says
+    so.
+    """
 
     name: str
     entry: Entry
@@ -87,8 +91,9 @@ def stream_model(
 ) -> Streamed:
     """Write ``source``'s checkpoint, orthogonalised against the direction, into the folder ``out``.
 
-    The tensors are the same, bit for bit, as those of a model that is loaded in the checkpoint's dtype, orthogonalised
-    in memory and saved. Tokenizer, template, generation config and processor are copied.
+    The tensors are the same, bit for bit, as those of a model that is loaded in the checkpoint's
+    dtype, orthogonalised in memory and saved. Tokenizer, template, generation config and processor
+    are copied.
 
     Args:
         source: a folder with ``config.json`` and safetensors.
@@ -119,25 +124,41 @@ def stream_model(
     planning_seconds = time.perf_counter() - start
     outputs = {shard.path.name: _outputs(shard, plan) for shard in checkpoint.shards}
     kept = tuple(shard for shard, tensors in outputs.items() if _is_finished(out / shard, tensors))
-    missing = sum(output.entry.nbytes for shard, tensors in outputs.items() if shard not in kept for output in tensors)
+    missing = sum(
+        output.entry.nbytes
+        for shard, tensors in outputs.items()
+        if shard not in kept
+        for output in tensors
+    )
     check_free(out, missing + SLACK)
     write_json(out / JOURNAL, {"format": FORMAT, "job": job})
     with task("write the edited checkpoint", total=-(-missing // MEGABYTE), unit="MB") as advance:
         for shard in checkpoint.shards:
             if shard.path.name not in kept:
                 tensors = outputs[shard.path.name]
-                write_blocks(out / shard.path.name, _blocks(shard, tensors, removals, preserve_norm, _counted(advance)))
+                write_blocks(
+                    out / shard.path.name,
+                    _blocks(shard, tensors, removals, preserve_norm, _counted(advance)),
+                )
     report = OrthogonalisationReport(
         parameters=tuple(parameter.name for parameter in plan.parameters),
         behind_norm=sum(parameter.norm is not None for parameter in plan.parameters),
         untied=plan.untied,
         preserve_norm=preserve_norm,
     )
-    with deleted_if_wrong(out), task("read what was written", total=len(checkpoint.shards), unit="files") as advance:
+    with (
+        deleted_if_wrong(out),
+        task("read what was written", total=len(checkpoint.shards), unit="files") as advance,
+    ):
         for shard in checkpoint.shards:
-            check_shard(out / shard.path.name, _meant(shard, outputs[shard.path.name], removals, preserve_norm))
+            check_shard(
+                out / shard.path.name,
+                _meant(shard, outputs[shard.path.name], removals, preserve_norm),
+            )
             advance(1)
-        _write_rest(checkpoint, plan, outputs, what_was_done(name, revision, direction, report), out)
+        _write_rest(
+            checkpoint, plan, outputs, what_was_done(name, revision, direction, report), out
+        )
         check_loading(out, type(plan.model).__name__)
     remove(out / JOURNAL)
     return Streamed(
@@ -153,8 +174,12 @@ def stream_model(
     )
 
 
-def _removals(checkpoint: Checkpoint, plan: Plan, direction: Direction) -> dict[str | None, Removal]:
-    """What to take out, by the name of the norm between a tensor and the stream (``None`` without one)."""
+def _removals(
+    checkpoint: Checkpoint, plan: Plan, direction: Direction
+) -> dict[str | None, Removal]:
+    """What to take out, by the name of the norm between a tensor and the stream (``None`` without
+    one).
+    """
     unit = direction.vector.float().cpu()
     found: dict[str | None, Removal] = {None: Removal.of(unit)}
     for norm in plan.norms:
@@ -163,7 +188,9 @@ def _removals(checkpoint: Checkpoint, plan: Plan, direction: Direction) -> dict[
 
 
 def _outputs(shard: Shard, plan: Plan) -> list[_Output]:
-    """The tensors of the new shard in order, each followed by its copies: a tied embedding's original is the head."""
+    """The tensors of the new shard in order, each followed by its copies: a tied embedding's
+    original is the head.
+    """
     found = []
     for entry in shard.entries:
         edit = plan.edits.get(entry.name)
@@ -192,7 +219,9 @@ def _blocks(
                     advance(len(piece))
             else:
                 removal = removals[output.edit.norm]
-                yield as_bytes(_edited(file, output.entry, output.edit.axis, removal, preserve_norm))
+                yield as_bytes(
+                    _edited(file, output.entry, output.edit.axis, removal, preserve_norm)
+                )
                 advance(output.entry.nbytes)
 
 
@@ -211,15 +240,23 @@ def _meant(
 
 
 @torch.no_grad()
-def _edited(file: BufferedReader, entry: Entry, axis: int, removal: Removal, preserve_norm: bool) -> Tensor:
+def _edited(
+    file: BufferedReader, entry: Entry, axis: int, removal: Removal, preserve_norm: bool
+) -> Tensor:
     """An edited tensor; the original is gone when this returns."""
     return project_weight(read_tensor(file, entry), axis, removal, preserve_norm)
 
 
 def _write_rest(
-    checkpoint: Checkpoint, plan: Plan, outputs: dict[str, list[_Output]], note: dict[str, Any], out: Path
+    checkpoint: Checkpoint,
+    plan: Plan,
+    outputs: dict[str, list[_Output]],
+    note: dict[str, Any],
+    out: Path,
 ) -> None:
-    """Model card, index, config and the other files; the config last, since a folder without it is no model."""
+    """Model card, index, config and the other files; the config last, since a folder without it is
+    no model.
+    """
     for path in checkpoint.other_files():
         copy_file(path, out / path.name)
     write_text(out / "README.md", model_card("model", note))
@@ -228,7 +265,9 @@ def _write_rest(
         size = sum(output.entry.nbytes for tensors in outputs.values() for output in tensors)
         metadata = {**checkpoint.index.get("metadata", {}), "total_size": size}
         if "total_parameters" in metadata:
-            metadata["total_parameters"] = sum(o.entry.numel for tensors in outputs.values() for o in tensors)
+            metadata["total_parameters"] = sum(
+                o.entry.numel for tensors in outputs.values() for o in tensors
+            )
         write_json(out / INDEX, {"metadata": metadata, "weight_map": dict(sorted(places.items()))})
     config = json.loads(json.dumps(checkpoint.config))
     if plan.untied:
@@ -239,10 +278,14 @@ def _write_rest(
 
 
 def _job(checkpoint: Checkpoint, direction: Direction, preserve_norm: bool) -> str:
-    """One hash over the direction and over which files they are that are edited: names, sizes, times, headers."""
+    """One hash over the direction and over which files they are that are edited: names, sizes,
+    times, headers.
+    """
     files = [checkpoint.folder / "config.json", *(shard.path for shard in checkpoint.shards)]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    digest = hashlib.sha256(json.dumps([FORMAT, str(checkpoint.folder.resolve()), stats, preserve_norm]).encode())
+    digest = hashlib.sha256(
+        json.dumps([FORMAT, str(checkpoint.folder.resolve()), stats, preserve_norm]).encode()
+    )
     digest.update(direction.vector.float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
@@ -260,14 +303,17 @@ def _check_folder(checkpoint: Checkpoint, out: Path, job: str) -> None:
     try:
         journal: Any = json.loads((out / JOURNAL).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ExportError(f"{out} exists and is not empty. Give another --out, or delete it.") from error
+        raise ExportError(
+            f"{out} exists and is not empty. Give another --out, or delete it."
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(
             f"{out / JOURNAL} cannot be read ({error}). Delete the folder, or give another --out."
         ) from error
     if not isinstance(journal, dict) or journal.get("job") != job:
         raise ExportError(
-            f"{out} holds an unfinished export of another model or direction. Delete it, or give another --out."
+            f"{out} holds an unfinished export of another model or direction. Delete it, or give "
+            "another --out."
         )
 
 

@@ -1,9 +1,11 @@
-"""The direction as llama.cpp's control vector, for activation addition: ``--control-vector FILE`` adds it.
+"""The direction as llama.cpp's control vector, for activation addition: ``--control-vector FILE``
+adds it.
 
-llama.cpp adds the tensor ``direction.k`` to the *output* of block ``k`` (0-based), at every token; ``direction.0`` is
-not allowed. The input of block ``l`` is the output of block ``l - 1``, so a direction of layer ``l`` is written as
-``direction.{l - 1}``, and those of layers 0 and 1 cannot be written. The file holds the difference in means itself:
-strength 1 is the method's addition, ``--control-vector-scaled FILE:-1`` its subtraction.
+llama.cpp adds the tensor ``direction.k`` to the *output* of block ``k`` (0-based), at every token;
+``direction.0`` is not allowed. The input of block ``l`` is the output of block ``l - 1``, so a
+direction of layer ``l`` is written as ``direction.{l - 1}``, and those of layers 0 and 1 cannot be
+written. The file holds the difference in means itself: strength 1 is the method's addition,
+``--control-vector-scaled FILE:-1`` its subtraction.
 """
 
 from pathlib import Path
@@ -20,7 +22,9 @@ ARCHITECTURE = "controlvector"
 FIRST_LAYER = 2  # the input of block 2 is the output of block 1, the first that llama.cpp adds to
 
 
-def write_control_vector(direction: Direction, path: Path, n_layers: int, model_hint: str = "") -> None:
+def write_control_vector(
+    direction: Direction, path: Path, n_layers: int, model_hint: str = ""
+) -> None:
     """Write the file.
 
     Args:
@@ -36,16 +40,19 @@ def write_control_vector(direction: Direction, path: Path, n_layers: int, model_
     """
     if not FIRST_LAYER <= direction.layer < n_layers:
         raise DirectionError(
-            f"The direction is added at the input of block {direction.layer} of {n_layers}, and llama.cpp adds only to "
-            f"the outputs of block 1 and later, which are the inputs of blocks {FIRST_LAYER} to {n_layers - 1}. Export "
-            "it with --as direction, or give the direction of a later layer."
+            f"The direction is added at the input of block {direction.layer} of {n_layers}, and "
+            "llama.cpp adds only to the outputs of block 1 and later, which are the inputs of "
+            f"blocks {FIRST_LAYER} to {n_layers - 1}. Export it with --as direction, or give the "
+            "direction of a later layer."
         )
     step = (direction.vector.float() * direction.norm).cpu().numpy()
 
     def write(temporary: str) -> None:
         writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
         writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint)
-        writer.add_int32(f"{ARCHITECTURE}.layer_count", n_layers - 1)  # those that can have a direction
+        writer.add_int32(
+            f"{ARCHITECTURE}.layer_count", n_layers - 1
+        )  # those that can have a direction
         writer.add_tensor(f"direction.{direction.layer - 1}", step)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

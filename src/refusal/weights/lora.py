@@ -1,8 +1,10 @@
-"""The edit as a LoRA adapter: it is rank one per matrix, so an adapter of rank one holds it exactly.
+"""The edit as a LoRA adapter: it is rank one per matrix, so an adapter of rank one holds it
+exactly.
 
-``W' = W - u u^T W = W + B A`` with ``B = -u`` and ``A = u^T W`` (behind a post-norm the two ``u`` differ). What is
-written is PEFT's own format: Linear, Conv1D and embedding layers as target modules, fused experts as target parameters.
-LoRA has no edit of a bias, but an adapter may carry biases whole (``bias="all"``): those that are edited are in it.
+``W' = W - u u^T W = W + B A`` with ``B = -u`` and ``A = u^T W`` (behind a post-norm the two ``u``
+differ). What is written is PEFT's own format: Linear, Conv1D and embedding layers as target
+modules, fused experts as target parameters. LoRA has no edit of a bias, but an adapter may carry
+biases whole (``bias="all"``): those that are edited are in it.
 """
 
 from collections.abc import Collection, Sequence
@@ -34,7 +36,11 @@ class Adapter:
 
 
 def adapter_of(
-    model: PreTrainedModel, parameters: Sequence[StreamParameter], direction: Direction, name: str, revision: str | None
+    model: PreTrainedModel,
+    parameters: Sequence[StreamParameter],
+    direction: Direction,
+    name: str,
+    revision: str | None,
 ) -> Adapter:
     """The orthogonalisation of the unedited ``model`` as a PEFT adapter, float32.
 
@@ -52,22 +58,29 @@ def adapter_of(
     adapter = Adapter({})
     modules, targets, conv = [], [], False
     biases = False
-    # PEFT takes layers named like experts (down_proj) for experts where it knows a model's experts to be fused, and
-    # would then silently leave the layers out: there, name all weights as parameters.
+    # PEFT takes layers named like experts (down_proj) for experts where it knows a model's experts
+    # to be fused, and would then silently leave the layers out: there, name all weights as
+    # parameters.
     fused = any(model.get_parameter(parameter.name).dim() == 3 for parameter in parameters)
     for parameter in parameters:
         owner_name, _, leaf = parameter.name.rpartition(".")
-        owner, weight = model.get_submodule(owner_name), model.get_parameter(parameter.name).detach()
+        owner, weight = (
+            model.get_submodule(owner_name),
+            model.get_parameter(parameter.name).detach(),
+        )
         removal = removal_for(model, parameter, direction.vector)
         key = PREFIX + owner_name
         if leaf == "weight" and isinstance(owner, (nn.Linear, Conv1D)) and not fused:
             if (parameter.axis == 0) != isinstance(owner, nn.Linear):
                 raise ExportError(
-                    f"{parameter.name} writes to the stream along the layer's input, which no LoRA layer does. "
-                    "Export the whole model instead: --as model."
+                    f"{parameter.name} writes to the stream along the layer's input, which no "
+                    "LoRA layer does. Export the whole model instead: --as model."
                 )
             along = component(weight, parameter.axis, removal)
-            adapter.tensors |= {f"{key}.lora_A.weight": along[None], f"{key}.lora_B.weight": -removal.write[:, None]}
+            adapter.tensors |= {
+                f"{key}.lora_A.weight": along[None],
+                f"{key}.lora_B.weight": -removal.write[:, None],
+            }
             modules.append(owner_name)
             conv |= isinstance(owner, Conv1D)
         elif leaf == "weight" and isinstance(owner, nn.Embedding) and _looks_up_plainly(owner):
@@ -84,8 +97,9 @@ def adapter_of(
             targets.append(parameter)
         else:
             raise ExportError(
-                f"{parameter.name} ({type(owner).__name__}, shape {tuple(weight.shape)}) writes to the stream, and a "
-                "LoRA adapter has no layer for it. Export the whole model instead: --as model."
+                f"{parameter.name} ({type(owner).__name__}, shape {tuple(weight.shape)}) writes "
+                "to the stream, and a LoRA adapter has no layer for it. Export the whole model "
+                "instead: --as model."
             )
     _add_targets(adapter, model, targets, direction)
     if biases:
@@ -110,19 +124,26 @@ def adapter_of(
 
 
 def _refuse_state_space(model: PreTrainedModel, parameters: Sequence[StreamParameter]) -> None:
-    """PEFT itself refuses these: their fused kernels read the weight past any layer that is put around it."""
+    """PEFT itself refuses these: their fused kernels read the weight past any layer that is put
+    around it.
+    """
     kind = getattr(model.config, "model_type", None)
     if kind in PEFT_REFUSES and any(p.name.endswith(".out_proj.weight") for p in parameters):
         raise ExportError(
-            f"PEFT allows no adapter on the out_proj layers of {kind} models, because fused kernels would pass it by. "
-            "Export the whole model instead: --as model."
+            f"PEFT allows no adapter on the out_proj layers of {kind} models, because fused "
+            "kernels would pass it by. Export the whole model instead: --as model."
         )
 
 
 def _add_targets(
-    adapter: Adapter, model: PreTrainedModel, targets: Sequence[StreamParameter], direction: Direction
+    adapter: Adapter,
+    model: PreTrainedModel,
+    targets: Sequence[StreamParameter],
+    direction: Direction,
 ) -> None:
-    """Parameters that no layer type covers. PEFT nests their wrappers: the one wrapped first is the innermost."""
+    """Parameters that no layer type covers. PEFT nests their wrappers: the one wrapped first is the
+    innermost.
+    """
     by_owner: dict[str, list[StreamParameter]] = {}
     for parameter in sorted(targets, key=lambda p: p.name):
         by_owner.setdefault(parameter.name.rpartition(".")[0], []).append(parameter)
@@ -141,28 +162,36 @@ def _target_factors(
 ) -> tuple[Float[Tensor, "expert inner"], Float[Tensor, "out expert"]]:
     """``A`` and ``B`` of a bare parameter, with one rank per expert.
 
-    PEFT reads a three-dimensional parameter as ``[expert, out, in]``, or ``[expert, in, out]`` if its module says
-    ``is_transposed``, and a two-dimensional one as ``[out, in]``.
+    PEFT reads a three-dimensional parameter as ``[expert, out, in]``, or ``[expert, in, out]`` if
+    its module says ``is_transposed``, and a two-dimensional one as ``[out, in]``.
     """
     weight = model.get_parameter(parameter.name).detach()
     removal = removal_for(model, parameter, direction.vector)
     along, write = component(weight, parameter.axis, removal), removal.write
     if weight.dim() == 2:
-        return (along[None], -write[:, None]) if parameter.axis == 0 else (write[None], -along[:, None])
+        return (
+            (along[None], -write[:, None])
+            if parameter.axis == 0
+            else (write[None], -along[:, None])
+        )
     if parameter.axis == 0:
         raise ExportError(
-            f"{parameter.name} writes to the stream along its first of three dimensions, which PEFT takes for the "
-            "experts. Export the whole model instead: --as model."
+            f"{parameter.name} writes to the stream along its first of three dimensions, which "
+            "PEFT takes for the experts. Export the whole model instead: --as model."
         )
     n_experts = weight.shape[0]
-    transposed = bool(getattr(model.get_submodule(parameter.name.rpartition(".")[0]), "is_transposed", False))
+    transposed = bool(
+        getattr(model.get_submodule(parameter.name.rpartition(".")[0]), "is_transposed", False)
+    )
     if (parameter.axis == 2) == transposed:  # the stream is what PEFT calls out
         return along, -write[:, None].expand(-1, n_experts)
     return write[None].expand(n_experts, -1), -along.T
 
 
 def _looks_up_plainly(owner: nn.Embedding) -> bool:
-    """Whether the layer does what PEFT's does: rows by index, perhaps scaled. Some shift the index."""
+    """Whether the layer does what PEFT's does: rows by index, perhaps scaled. Some shift the
+    index.
+    """
     return type(owner).forward is nn.Embedding.forward or hasattr(owner, "embed_scale")
 
 

@@ -1,7 +1,8 @@
-"""A written adapter, loaded by PEFT on the model it is for: every tensor must arrive, and do what the edit does.
+"""A written adapter, loaded by PEFT on the model it is for: every tensor must arrive, and do what
+the edit does.
 
-PEFT only warns where it leaves a part of an adapter out, and knows some families' experts by other names than they
-have; so the one sure thing is to let it load what was written.
+PEFT only warns where it leaves a part of an adapter out, and knows some families' experts by other
+names than they have; so the one sure thing is to let it load what was written.
 """
 
 import copy
@@ -34,8 +35,9 @@ def require_peft() -> None:
         import peft  # noqa: F401
     except ImportError as error:
         raise ExportError(
-            "An adapter is loaded once by PEFT before it is handed out, and PEFT is not installed. Install it: "
-            "pip install 'refusal[lora]', or export the whole model: --as model."
+            "An adapter is loaded once by PEFT before it is handed out, and PEFT is not "
+            "installed. Install it: pip install 'refusal[lora]', or export the whole model: --as "
+            "model."
         ) from error
 
 
@@ -47,7 +49,8 @@ def check_adapter(
     direction: Direction,
     parameters: Sequence[StreamParameter],
 ) -> None:
-    """Load the adapter in ``folder``, which should hold ``tensors``, on the unedited ``hf``, which stays as it is.
+    """Load the adapter in ``folder``, which should hold ``tensors``, on the unedited ``hf``, which
+    stays as it is.
 
     Raises:
         ExportError: something is missing, unexpected or another, or its effect is not the edit's.
@@ -61,14 +64,24 @@ def check_adapter(
             wrapped = PeftModel.from_pretrained(sharing_copy(hf), str(folder)).eval()
             loaded = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise wrong(f"PEFT cannot load it ({(str(error).splitlines() or [type(error).__name__])[0]})") from error
-    kept = {name: tensor.float().cpu() for name, tensor in loaded.items() if name in tensors or "lora_" in name}
+        raise wrong(
+            f"PEFT cannot load it ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        ) from error
+    kept = {
+        name: tensor.float().cpu()
+        for name, tensor in loaded.items()
+        if name in tensors or "lora_" in name
+    }
     odd = sorted(kept.keys() ^ tensors.keys())
-    odd += [name for name, tensor in tensors.items() if name in kept and not same_bits(kept[name], tensor)]
+    odd += [
+        name
+        for name, tensor in tensors.items()
+        if name in kept and not same_bits(kept[name], tensor)
+    ]
     if odd:
         raise ExportError(
-            f"PEFT loads {len(odd)} of the adapter's {len(tensors)} tensors otherwise than they were written, "
-            f"{odd[0]} first, so it would not do what the edit does. It was deleted. "
+            f"PEFT loads {len(odd)} of the adapter's {len(tensors)} tensors otherwise than they "
+            f"were written, {odd[0]} first, so it would not do what the edit does. It was deleted. "
             "Export the whole model instead: --as model."
         )
     agreement = Agreement(hf, sites, direction)
@@ -77,11 +90,15 @@ def check_adapter(
     effect, size = float((edited - agreement.plain).norm()), float(agreement.plain.norm())
     exact = hf.dtype in (torch.float32, torch.float64)
     if not gap <= (LIMIT * effect + 10 * ROUNDING * size if exact else HALF * (effect + size)):
-        raise wrong(f"loaded by PEFT it differs from the edit by {gap / max(effect, 1e-12):.1%} of the edit's effect")
+        raise wrong(
+            f"loaded by PEFT it differs from the edit by {gap / max(effect, 1e-12):.1%} of the "
+            "edit's effect"
+        )
 
 
 def sharing_copy(hf: PreTrainedModel) -> PreTrainedModel:
-    """The model's modules anew around the same matrices, so that wrapping them leaves the model as it is.
+    """The model's modules anew around the same matrices, so that wrapping them leaves the model as
+    it is.
 
     Vectors are copied too, because PEFT loads an adapter's biases into the layer's own.
     """

@@ -13,13 +13,15 @@ SMALL_GAIN = 0.01  # of the mean squared gain; measured: 0 and 0.1 leave larger 
 
 
 def before_norm(norm: nn.Module, unit: Float[Tensor, "d_model"]) -> Removal:
-    """What to take out of the input of ``norm`` for its output to lose ``unit``, float32, on the device of ``unit``.
+    """What to take out of the input of ``norm`` for its output to lose ``unit``, float32, on the
+    device of ``unit``.
 
-    With the norm's gain ``g`` the output is ``g * x / s(x)``. Reading ``unit * g`` and writing ``unit / g`` takes out
-    of it just what the hook takes, but for the norm's own rescaling (``s`` is that of the edited ``x``). Where a gain
-    is nearly 0 dividing by it would make that rescaling large, so the write is ``unit * g / (g^2 + a little)``: any
-    write leaves nothing of ``unit`` in the output. A norm that subtracts the mean does so with both. The gain is
-    measured (Gemma's is ``1 + weight``). A bias of the norm writes to the stream by itself.
+    With the norm's gain ``g`` the output is ``g * x / s(x)``. Reading ``unit * g`` and writing
+    ``unit / g`` takes out of it just what the hook takes, but for the norm's own rescaling (``s``
+    is that of the edited ``x``). Where a gain is nearly 0 dividing by it would make that rescaling
+    large, so the write is ``unit * g / (g^2 + a little)``: any write leaves nothing of ``unit`` in
+    the output. A norm that subtracts the mean does so with both. The gain is measured (Gemma's is
+    ``1 + weight``). A bias of the norm writes to the stream by itself.
 
     Raises:
         UnsupportedModelError: the module is neither an RMS nor a layer norm.
@@ -46,8 +48,8 @@ def before_norm(norm: nn.Module, unit: Float[Tensor, "d_model"]) -> Removal:
     expected = gain * linear(x) / linear(x).square().mean().sqrt() + bias
     if d_model % 2 or not (run(x) - expected).norm() <= 1e-3 * expected.norm():
         raise UnsupportedModelError(
-            f"The {type(norm).__name__} between a writer and the stream is no RMS or layer norm, so weights cannot be "
-            "edited through it. Ablation by hooks works: use Ablate."
+            f"The {type(norm).__name__} between a writer and the stream is no RMS or layer norm, "
+            "so weights cannot be edited through it. Ablation by hooks works: use Ablate."
         )
     weighted = unit.float().cpu() * gain
     read = linear(weighted)

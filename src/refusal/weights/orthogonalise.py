@@ -1,7 +1,9 @@
-"""Orthogonalisation: the direction projected out of every parameter that writes to the stream, and what that is worth.
+"""Orthogonalisation: the direction projected out of every parameter that writes to the stream, and
+what that is worth.
 
-``W <- W - r_hat r_hat^T W`` is directional ablation baked into the weights (paper section 4.1). How well the two agree
-is measured on prompts: behind a post-norm they do not quite, because the norm rescales what is left.
+``W <- W - r_hat r_hat^T W`` is directional ablation baked into the weights (paper section 4.1). How
+well the two agree is measured on prompts: behind a post-norm they do not quite, because the norm
+rescales what is left.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,9 +50,10 @@ class OrthogonalisationReport:
     Attributes:
         parameters: names of the edited parameters.
         behind_norm: how many of them write through a post-norm.
-        untied: whether the embedding shared its weight with the output head, which keeps the original.
-        text_only: whether images or sounds enter the stream too, past the edited weights: the edit was found and
-            measured on text.
+        untied: whether the embedding shared its weight with the output head, which keeps the
+            original.
+        text_only: whether images or sounds enter the stream too, past the edited weights: the edit
+            was found and measured on text.
         preserve_norm: whether the vectors along the stream's dimension kept their norm.
         gap: agreement with the hooks; ``None`` if no prompts were given.
     """
@@ -71,19 +74,21 @@ def orthogonalise(
     preserve_norm: bool = False,
     parameters: Sequence[StreamParameter] | None = None,
 ) -> OrthogonalisationReport:
-    """Project ``direction`` out of the model's weights, for good; see ``orthogonalised`` for a while.
+    """Project ``direction`` out of the model's weights, for good; see ``orthogonalised`` for a
+    while.
 
     Args:
         model: edited in memory, parameter by parameter.
         direction: found on this model.
         prompts: instructions on which to measure the agreement with the hooks.
-        preserve_norm: keep the norm of what each input writes (an approximation that the hooks do not make).
+        preserve_norm: keep the norm of what each input writes (an approximation that the hooks do
+            not make).
         parameters: those to edit, if they have been found already.
 
     Raises:
         DirectionError: a direction of another width or model, or without a length.
-        UnsupportedModelError: not everything that writes to the stream was found; or, with the model edited all the
-            same, the edit does something else than the hooks.
+        UnsupportedModelError: not everything that writes to the stream was found; or, with the
+            model edited all the same, the edit does something else than the hooks.
         QuantisedModelError: the weights are not plain floating-point numbers.
     """
     parameters = plan(model, direction) if parameters is None else parameters
@@ -96,7 +101,9 @@ def orthogonalise(
     return report_of(model, parameters, untied=untied, preserve_norm=preserve_norm, gap=gap)
 
 
-def report_of(model: ChatModel, parameters: Sequence[StreamParameter], **rest: Any) -> OrthogonalisationReport:
+def report_of(
+    model: ChatModel, parameters: Sequence[StreamParameter], **rest: Any
+) -> OrthogonalisationReport:
     """The report of an edit of ``parameters``."""
     return OrthogonalisationReport(
         parameters=tuple(p.name for p in parameters),
@@ -114,10 +121,11 @@ def orthogonalised(
     preserve_norm: bool = False,
     parameters: Sequence[StreamParameter] | None = None,
 ) -> Iterator[ChatModel]:
-    """The model with ``direction`` projected out of its weights inside the block; afterwards as it was, to the bit.
+    """The model with ``direction`` projected out of its weights inside the block; afterwards as it
+    was, to the bit.
 
-    The original parameters are kept beside the edited ones. ``parameters`` are those to edit, if they have been found
-    already. Raises as ``orthogonalise`` does.
+    The original parameters are kept beside the edited ones. ``parameters`` are those to edit, if
+    they have been found already. Raises as ``orthogonalise`` does.
     """
     parameters = plan(model, direction) if parameters is None else parameters
     undo: list[tuple[Any, str, Any]] = []
@@ -137,7 +145,8 @@ def orthogonalisation_gap(
     preserve_norm: bool = False,
     parameters: Sequence[StreamParameter] | None = None,
 ) -> OrthogonalisationGap:
-    """Measure the edited weights against ablation by hooks on ``prompts``; the model stays as it is.
+    """Measure the edited weights against ablation by hooks on ``prompts``; the model stays as it
+    is.
 
     Arguments and errors are those of ``orthogonalised``.
     """
@@ -149,7 +158,9 @@ def orthogonalisation_gap(
 
 
 def plan(model: ChatModel, direction: Direction) -> tuple[StreamParameter, ...]:
-    """The parameters to edit, after checking that the direction fits the model. Raises as ``orthogonalise`` does."""
+    """The parameters to edit, after checking that the direction fits the model. Raises as
+    ``orthogonalise`` does.
+    """
     check_direction(direction, model.name, model.sites.d_model)
     return find_parameters(model.hf, model.sites)
 
@@ -162,13 +173,15 @@ def check_direction(direction: Direction, name: str, d_model: int) -> None:
     """
     if direction.model and direction.model != name:
         raise DirectionError(
-            f"The direction was found on {direction.model}, not on {name}. Give a direction of this model; if "
-            "it is the same model under another name, set the direction's `model` to this name."
+            f"The direction was found on {direction.model}, not on {name}. Give a direction of "
+            "this model; if it is the same model under another name, set the direction's `model` "
+            "to this name."
         )
     check_width(direction.vector, d_model)
     if not abs(float(direction.vector.float().norm()) - 1) < 1e-3:
         raise DirectionError(
-            f"The direction has length {float(direction.vector.float().norm()):.3g}, not 1. Divide it by its norm."
+            f"The direction has length {float(direction.vector.float().norm()):.3g}, not 1. "
+            "Divide it by its norm."
         )
 
 
@@ -179,9 +192,11 @@ def _edit(
     preserve_norm: bool,
     undo: list[tuple[Any, str, Any]] | None,
 ) -> bool:
-    """Replace every parameter; what was replaced goes to ``undo``. Returns whether an output head was untied.
+    """Replace every parameter; what was replaced goes to ``undo``. Returns whether an output head
+    was untied.
 
-    Parameters are replaced, not written to: what else holds the original (a tied output head) keeps it.
+    Parameters are replaced, not written to: what else holds the original (a tied output head) keeps
+    it.
     """
 
     def put(owner: Any, name: str, value: Any) -> None:
@@ -213,12 +228,18 @@ def _edit(
 
 
 def _separate(hf: PreTrainedModel) -> None:
-    """Give all that is tied weights of its own: one switch of the config ties the head and Zamba's blocks."""
+    """Give all that is tied weights of its own: one switch of the config ties the head and Zamba's
+    blocks.
+    """
     seen: set[int] = set()
     for owner in hf.modules():
         for name, held in owner._parameters.items():
             if held is not None and id(held) in seen:
-                setattr(owner, name, nn.Parameter(held.detach().clone(), requires_grad=held.requires_grad))
+                setattr(
+                    owner,
+                    name,
+                    nn.Parameter(held.detach().clone(), requires_grad=held.requires_grad),
+                )
             elif held is not None:
                 seen.add(id(held))
 
@@ -232,7 +253,9 @@ def _hooked_logits(
         return last_logits(model, prompts)
 
 
-def _compare(hooked: Float[Tensor, "prompt vocab"], edited: Float[Tensor, "prompt vocab"]) -> OrthogonalisationGap:
+def _compare(
+    hooked: Float[Tensor, "prompt vocab"], edited: Float[Tensor, "prompt vocab"]
+) -> OrthogonalisationGap:
     log_p, log_q = hooked.double().log_softmax(-1), edited.double().log_softmax(-1)
     return OrthogonalisationGap(
         logits=float((hooked.float() - edited.float()).abs().max()),

@@ -1,10 +1,12 @@
-"""Which parameters write to the residual stream, and along which of their dimensions: found by measurement.
+"""Which parameters write to the residual stream, and along which of their dimensions: found by
+measurement.
 
-A parameter writes to the stream if moving it along ``u`` (an arbitrary direction of the stream) moves what is written
-along ``u`` and nowhere else: an output projection does, a query projection, a router or the wrong axis of a square
-matrix does not. Whether all have been found is measured too: with ``u`` projected out of them, no write keeps a
-component along ``u``. Every measurement runs one block on a few tokens, with the parameters swapped for copies, so the
-model's own weights are never touched.
+A parameter writes to the stream if moving it along ``u`` (an arbitrary direction of the stream)
+moves what is written along ``u`` and nowhere else: an output projection does, a query projection, a
+router or the wrong axis of a square matrix does not. Whether all have been found is measured too:
+with ``u`` projected out of them, no write keeps a component along ``u``. Every measurement runs one
+block on a few tokens, with the parameters swapped for copies, so the model's own weights are never
+touched.
 """
 
 import re
@@ -29,9 +31,9 @@ class StreamParameter:
 
     Attributes:
         name: as in ``model.named_parameters()``.
-        axis: the dimension of size d_model on the stream's side: 0 for a Linear weight, 1 for an embedding and for
-            GPT-2's Conv1D, 1 for fused experts ``[expert, d_model, inner]``, 2 for ``[expert, inner, d_model]``, the
-            last for a bias.
+        axis: the dimension of size d_model on the stream's side: 0 for a Linear weight, 1 for an
+            embedding and for GPT-2's Conv1D, 1 for fused experts ``[expert, d_model, inner]``, 2
+            for ``[expert, inner, d_model]``, the last for a bias.
         norm: name of the norm module between it and the stream (Gemma-2/3, OLMo-2), or ``None``.
     """
 
@@ -44,7 +46,8 @@ def find_parameters(model: PreTrainedModel, sites: Sites) -> tuple[StreamParamet
     """Every parameter that writes to the stream, embeddings first, then block by block; verified.
 
     Raises:
-        UnsupportedModelError: some write keeps a component along a direction that all parameters found have lost.
+        UnsupportedModelError: some write keeps a component along a direction that all parameters
+            found have lost.
         QuantisedModelError: the weights are not plain floating-point numbers.
     """
     found = discover_parameters(model, sites)
@@ -55,8 +58,8 @@ def find_parameters(model: PreTrainedModel, sites: Sites) -> tuple[StreamParamet
 def discover_parameters(model: PreTrainedModel, sites: Sites) -> tuple[StreamParameter, ...]:
     """``find_parameters`` without its verification.
 
-    Blocks whose parameters have the same names and shapes are of one kind, and one of each kind is measured; the
-    verification runs all of them.
+    Blocks whose parameters have the same names and shapes are of one kind, and one of each kind is
+    measured; the verification runs all of them.
 
     Raises:
         QuantisedModelError: the weights are not plain floating-point numbers.
@@ -76,15 +79,18 @@ def discover_parameters(model: PreTrainedModel, sites: Sites) -> tuple[StreamPar
     return tuple(found)
 
 
-def verify_parameters(model: PreTrainedModel, sites: Sites, parameters: Sequence[StreamParameter]) -> float:
-    """Project an arbitrary direction out of ``parameters`` and look at every write; the weights stay as they are.
+def verify_parameters(
+    model: PreTrainedModel, sites: Sites, parameters: Sequence[StreamParameter]
+) -> float:
+    """Project an arbitrary direction out of ``parameters`` and look at every write; the weights
+    stay as they are.
 
     Returns:
         The largest share of its component along the direction that a write keeps (rounding).
 
     Raises:
-        UnsupportedModelError: a write keeps more than rounding explains, or of several like parameters (experts, say)
-            some are left out.
+        UnsupportedModelError: a write keeps more than rounding explains, or of several like
+            parameters (experts, say) some are left out.
     """
     _check_complete(model, parameters)
     probe = Probe(model, sites)
@@ -101,9 +107,10 @@ def verify_parameters(model: PreTrainedModel, sites: Sites, parameters: Sequence
             if not kept <= probe.tolerance:  # also when it is NaN
                 where = "the input of the first block" if layer is None else tap.module
                 raise UnsupportedModelError(
-                    f"A direction projected out of {', '.join(p.name for p in own) or 'no parameter'} is still in "
-                    f"{where}: {kept:.2g} of it is left (limit {probe.tolerance:.0e}), so something else writes to "
-                    "the stream. Ablation by hooks works: use Ablate."
+                    "A direction projected out of "
+                    f"{', '.join(p.name for p in own) or 'no parameter'} is still in {where}: "
+                    f"{kept:.2g} of it is left (limit {probe.tolerance:.0e}), so something else "
+                    "writes to the stream. Ablation by hooks works: use Ablate."
                 )
             worst = max(worst, kept)
     return worst
@@ -116,35 +123,58 @@ def refuse_quantised(model: PreTrainedModel) -> None:
         QuantisedModelError: a quantiser packed the weights, or they are 8-bit or integer numbers.
         UnsupportedModelError: weights are offloaded to disk.
     """
-    packed = [name for name, p in model.named_parameters() if not p.is_floating_point() or p.dtype.itemsize < 2]
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False) or packed:
+    packed = [
+        name
+        for name, p in model.named_parameters()
+        if not p.is_floating_point() or p.dtype.itemsize < 2
+    ]
+    if (
+        getattr(model, "hf_quantizer", None) is not None
+        or getattr(model, "is_quantized", False)
+        or packed
+    ):
         how = quantisation(model) or next(iter(packed), "by a quantiser that does not say its name")
         raise QuantisedModelError(
             f"The weights are quantised ({how}), so a direction cannot be "
-            "projected out of them. Load the model in bfloat16 or dequantised, or ablate by hooks: use Ablate."
+            "projected out of them. Load the model in bfloat16 or dequantised, or ablate by "
+            "hooks: use Ablate."
         )
     away = [name for name, p in model.named_parameters() if p.is_meta]
     if away:
         raise UnsupportedModelError(
-            f"{len(away)} weights are offloaded to disk ({away[0]} first), so they cannot be edited. "
-            "Load the model without --device-map, or export with --stream."
+            f"{len(away)} weights are offloaded to disk ({away[0]} first), so they cannot be "
+            "edited. Load the model without --device-map, or export with --stream."
         )
 
 
 def quantisation(model: PreTrainedModel) -> str | None:
     """The method that a model's config says its weights are quantised by."""
     config = getattr(model.config, "quantization_config", None)
-    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    method = (
+        config.get("quant_method")
+        if isinstance(config, dict)
+        else getattr(config, "quant_method", None)
+    )
     return None if method is None else str(getattr(method, "value", method))
 
 
-def removal_for(model: PreTrainedModel, parameter: StreamParameter, unit: Float[Tensor, "d_model"]) -> Removal:
-    """What to take out of ``parameter`` for the stream to lose ``unit``, on the parameter's device."""
-    removal = Removal.of(unit) if parameter.norm is None else before_norm(model.get_submodule(parameter.norm), unit)
+def removal_for(
+    model: PreTrainedModel, parameter: StreamParameter, unit: Float[Tensor, "d_model"]
+) -> Removal:
+    """What to take out of ``parameter`` for the stream to lose ``unit``, on the parameter's
+    device.
+    """
+    removal = (
+        Removal.of(unit)
+        if parameter.norm is None
+        else before_norm(model.get_submodule(parameter.norm), unit)
+    )
     return removal.to(model.get_parameter(parameter.name).device)
 
 
-def _writing(probe: Probe, layer: int | None, parameters: Mapping[str, Tensor]) -> list[StreamParameter]:
+def _writing(
+    probe: Probe, layer: int | None, parameters: Mapping[str, Tensor]
+) -> list[StreamParameter]:
     """Those of ``parameters`` that write to the stream; like ones (experts) are moved together."""
     taps = probe.taps(layer)
     before = probe.run(layer, taps, {})
@@ -155,7 +185,10 @@ def _writing(probe: Probe, layer: int | None, parameters: Mapping[str, Tensor]) 
             size = max(float(x.norm(dim=-1).mean()) for x in before.values())
             moved = {name: probe.moved(parameters[name], axis, size) for name in group}
             after = probe.run(layer, taps, moved)
-            tap = next((tap for tap in taps if probe.only_along(after[tap] - before[tap], before[tap])), None)
+            tap = next(
+                (tap for tap in taps if probe.only_along(after[tap] - before[tap], before[tap])),
+                None,
+            )
             if tap is not None:
                 found += [StreamParameter(name, axis, tap.norm) for name in group]
                 break
@@ -170,24 +203,38 @@ def _projected(probe: Probe, parameter: StreamParameter) -> Tensor:
 
 
 def _check_complete(model: PreTrainedModel, parameters: Iterable[StreamParameter]) -> None:
-    """Of parameters that differ in an index only and have one shape (experts, blocks), all or none are there."""
+    """Of parameters that differ in an index only and have one shape (experts, blocks), all or none
+    are there.
+    """
     shapes = {name: p.shape for name, p in model.named_parameters()}
     named = {p.name for p in parameters}
     wanted = {(_pattern(name), shapes.get(name)) for name in named}
-    missing = [name for name, shape in shapes.items() if (_pattern(name), shape) in wanted and name not in named]
+    missing = [
+        name
+        for name, shape in shapes.items()
+        if (_pattern(name), shape) in wanted and name not in named
+    ]
     if missing:
         raise UnsupportedModelError(
-            f"{len(missing)} parameters like those that write to the stream are left out, {missing[0]} first. "
-            "Name all of them, or use find_parameters(model, sites)."
+            f"{len(missing)} parameters like those that write to the stream are left out, "
+            f"{missing[0]} first. Name all of them, or use find_parameters(model, sites)."
         )
 
 
 def _outside(probe: Probe) -> dict[str, Tensor]:
-    """Parameters outside the blocks whose modules run on text: what may make the input of the first block."""
+    """Parameters outside the blocks whose modules run on text: what may make the input of the first
+    block.
+    """
     model, sites = probe.model, probe.sites
     called: set[str] = set()
-    holders = {name.rpartition(".")[0] for name, _ in model.named_parameters() if _block_of(name, sites) is None}
-    edits = [Edit(model.get_submodule(name), "output", _note(called, name)) for name in holders if name]
+    holders = {
+        name.rpartition(".")[0]
+        for name, _ in model.named_parameters()
+        if _block_of(name, sites) is None
+    }
+    edits = [
+        Edit(model.get_submodule(name), "output", _note(called, name)) for name in holders if name
+    ]
     with hooked(edits):
         probe.run(None, probe.taps(None), {})
     return {

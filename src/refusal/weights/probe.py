@@ -1,4 +1,6 @@
-"""Runs one block on a few tokens, with some parameters swapped for copies, and looks at what is written."""
+"""Runs one block on a few tokens, with some parameters swapped for copies, and looks at what is
+written.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +28,9 @@ class Tap:
 
 
 class Probe:
-    """Runs one block (or what comes before the first) on a few tokens and looks at what is written."""
+    """Runs one block (or what comes before the first) on a few tokens and looks at what is
+    written.
+    """
 
     def __init__(self, model: PreTrainedModel, sites: Sites) -> None:
         self.model, self.sites = model, sites
@@ -35,30 +39,48 @@ class Probe:
         unit = torch.randn(sites.d_model, generator=self.random)
         self.unit = unit / unit.norm()
         exact = model.dtype in (torch.float32, torch.float64)
-        self.tolerance = 1e-3 if exact else 5e-2  # of a component; rounding a half precision leaves 2^-9 of it
+        self.tolerance = (
+            1e-3 if exact else 5e-2
+        )  # of a component; rounding a half precision leaves 2^-9 of it
 
     def taps(self, layer: int | None) -> list[Tap]:
-        """The writes of a block, each looked at behind its norm and, if the writer is a norm, before it too."""
+        """The writes of a block, each looked at behind its norm and, if the writer is a norm,
+        before it too.
+        """
         if layer is None:
             return [Tap(self.sites.blocks[0], "input")]
         taps = [Tap(name, "output") for name in self.sites.writers[layer]]
         norms = [tap.module for tap in taps if is_norm(self.model.get_submodule(tap.module))]
         return taps + [Tap(name, "input", name) for name in norms]
 
-    def run(self, layer: int | None, taps: Sequence[Tap], swapped: Mapping[str, Tensor]) -> dict[Tap, Tensor]:
-        """What is seen at ``taps``, ``(token, d_model)`` in float32, with some parameters swapped."""
+    def run(
+        self, layer: int | None, taps: Sequence[Tap], swapped: Mapping[str, Tensor]
+    ) -> dict[Tap, Tensor]:
+        """What is seen at ``taps``, ``(token, d_model)`` in float32, with some parameters
+        swapped.
+        """
         seen: dict[Tap, Tensor] = {}
 
         def keep(tap: Tap) -> Edit:
             def fn(x: Tensor) -> None:
                 seen[tap] = x.detach().float().cpu().reshape(-1, x.shape[-1])
 
-            return Edit(self.model.get_submodule(tap.module), "input" if tap.side == "input" else "output", fn)
+            return Edit(
+                self.model.get_submodule(tap.module),
+                "input" if tap.side == "input" else "output",
+                fn,
+            )
 
         head = Edit(self.model.get_submodule(self.sites.head), "input", lambda x: x[:, -1:])
-        others = [self.model.get_submodule(b) for i, b in enumerate(self.sites.blocks) if i != layer]
+        others = [
+            self.model.get_submodule(b) for i, b in enumerate(self.sites.blocks) if i != layer
+        ]
         arguments = {"input_ids": self.ids, "use_cache": False}
-        with torch.no_grad(), hooked([*(keep(tap) for tap in taps), head]), skipped(others, self.sites.in_tuple):
+        with (
+            torch.no_grad(),
+            hooked([*(keep(tap) for tap in taps), head]),
+            skipped(others, self.sites.in_tuple),
+        ):
             functional_call(self.model, dict(swapped), (), arguments)
         return seen
 
@@ -82,5 +104,7 @@ class Probe:
         return bool(total > self.tolerance * before.norm() and across < 2 * self.tolerance * total)
 
     def kept(self, before: Tensor, after: Tensor) -> float:
-        """Size of the component along ``unit``, relative to what it was; 0 where nothing is written."""
+        """Size of the component along ``unit``, relative to what it was; 0 where nothing is
+        written.
+        """
         return float((after @ self.unit).norm() / (before @ self.unit).norm().clamp_min(1e-20))

@@ -1,9 +1,11 @@
-"""Which parameters of a checkpoint's model write to the stream, without loading it: measured on a small twin.
+"""Which parameters of a checkpoint's model write to the stream, without loading it: measured on a
+small twin.
 
-The twin is a model of the same config with random weights, as few blocks as show every kind of block, a vocabulary of
-64 and, if that is still too large, widths divided by a power of two. What is measured on one of its blocks holds for
-every block of the whole model that is built alike: same modules, same parameters, same number of dimensions. The whole
-model is built as well, but on torch's meta device: names and shapes, no memory.
+The twin is a model of the same config with random weights, as few blocks as show every kind of
+block, a vocabulary of 64 and, if that is still too large, widths divided by a power of two. What is
+measured on one of its blocks holds for every block of the whole model that is built alike: same
+modules, same parameters, same number of dimensions. The whole model is built as well, but on
+torch's meta device: names and shapes, no memory.
 """
 
 import copy
@@ -76,9 +78,13 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def find_twin(
-    config: PreTrainedConfig, whole: PreTrainedModel, blocks: str | None = None, writers: Sequence[str] | None = None
+    config: PreTrainedConfig,
+    whole: PreTrainedModel,
+    blocks: str | None = None,
+    writers: Sequence[str] | None = None,
 ) -> Twin:
-    """The first twin that is small enough and whose measurements hold; ``blocks`` and ``writers`` as in ``find_sites``.
+    """The first twin that is small enough and whose measurements hold; ``blocks`` and ``writers``
+    as in ``find_sites``.
 
     Raises:
         UnsupportedModelError: there is none.
@@ -89,12 +95,16 @@ def find_twin(
         raise
     except BUILD_ERRORS as error:
         raise UnsupportedModelError(
-            f"The config of {type(whole).__name__} cannot be made smaller ({_first_line(error)}). {MEND}"
+            f"The config of {type(whole).__name__} cannot be made smaller ({_first_line(error)}). "
+            f"{MEND}"
         ) from error
 
 
 def _first_twin(
-    config: PreTrainedConfig, whole: PreTrainedModel, blocks: str | None, writers: Sequence[str] | None
+    config: PreTrainedConfig,
+    whole: PreTrainedModel,
+    blocks: str | None,
+    writers: Sequence[str] | None,
 ) -> Twin:
     reason = "every one is too large"
     unsupported = None
@@ -112,18 +122,23 @@ def _first_twin(
             log.info("A twin with widths / %d does not work: %s", divisor, reason)
             if divisor == 1 and isinstance(error, UnsupportedModelError):
                 unsupported = error
-    raise UnsupportedModelError(f"No small model with {type(whole).__name__}'s kinds of block works ({reason}). {MEND}")
+    raise UnsupportedModelError(
+        f"No small model with {type(whole).__name__}'s kinds of block works ({reason}). {MEND}"
+    )
 
 
 def carry_over(twin: Twin, whole: PreTrainedModel) -> tuple[StreamParameter, ...]:
     """The parameters of the whole model that write to the stream.
 
     Raises:
-        UnsupportedModelError: a block has a parameter that the twin's block of its kind has no counterpart for.
+        UnsupportedModelError: a block has a parameter that the twin's block of its kind has no
+            counterpart for.
     """
     path = twin.sites.blocks[0].rpartition(".")[0]
     blocks = whole.get_submodule(path)
-    found = [parameter for parameter in twin.parameters if not parameter.name.startswith(f"{path}.")]
+    found = [
+        parameter for parameter in twin.parameters if not parameter.name.startswith(f"{path}.")
+    ]
     first: dict[Kind, int] = {}
     for index, block in enumerate(blocks.children()):
         like = first.setdefault(_kind(block), index)
@@ -144,7 +159,9 @@ class _Pattern:
         self.block = block
         self.found = {
             _within(parameter.name, block): StreamParameter(
-                _within(parameter.name, block), parameter.axis, parameter.norm and _within(parameter.norm, block)
+                _within(parameter.name, block),
+                parameter.axis,
+                parameter.norm and _within(parameter.norm, block),
             )
             for parameter in twin.parameters
             if parameter.name.startswith(f"{block}.")
@@ -154,14 +171,19 @@ class _Pattern:
     def match(self, name: str) -> StreamParameter | None:
         """What holds for the parameter of this name in a block of this kind.
 
-        A number that the twin does not have (an expert's) stands for those it has, if they are all alike.
+        A number that the twin does not have (an expert's) stands for those it has, if they are all
+        alike.
         """
         if name in self.names:
             return self.found.get(name)
-        alike = {self.found.get(other) for other in self.names if _numberless(other) == _numberless(name)}
+        alike = {
+            self.found.get(other) for other in self.names if _numberless(other) == _numberless(name)
+        }
         kinds = {None if match is None else (match.axis, match.norm) for match in alike}
         if len(kinds) != 1:
-            raise UnsupportedModelError(f"What {name} is to {self.block} could not be measured. {MEND}")
+            raise UnsupportedModelError(
+                f"What {name} is to {self.block} could not be measured. {MEND}"
+            )
         return alike.pop()
 
 
@@ -171,7 +193,9 @@ def _measured(config: PreTrainedConfig, blocks: str | None, writers: Sequence[st
         model = build(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.dim() == 1 or not parameter.any():  # gains of one and biases of zero would hide mistakes
+                if (
+                    parameter.dim() == 1 or not parameter.any()
+                ):  # gains of one and biases of zero would hide mistakes
                     parameter.add_(0.1 * torch.randn_like(parameter))
     sites = find_sites(model, blocks, writers)
     parameters = find_parameters(model, sites)
@@ -209,8 +233,9 @@ def _kind(block: nn.Module) -> Kind:
 def _smaller(config: PreTrainedConfig, n_layers: int) -> Iterator[tuple[int, PreTrainedConfig]]:
     """Configs of twins, the largest first, each with the divisor of its widths.
 
-    Which numbers of a config belong together (heads times head width is the hidden width, say) differs from family to
-    family, so the smaller numbers are tried one by one beside the widths, then all at once.
+    Which numbers of a config belong together (heads times head width is the hidden width, say)
+    differs from family to family, so the smaller numbers are tried one by one beside the widths,
+    then all at once.
     """
     shortened = [shorten(config, n_layers, cut_lists) for cut_lists in (True, False)]
     for divisor, base in itertools.product(DIVISORS, shortened):
@@ -231,14 +256,17 @@ def _smaller(config: PreTrainedConfig, n_layers: int) -> Iterator[tuple[int, Pre
 def shorten(config: PreTrainedConfig, n_layers: int, cut_lists: bool) -> PreTrainedConfig:
     """The same config with fewer blocks and a small vocabulary.
 
-    A list with as many items as there are blocks may have one for each, and then has to be cut, or may not.
+    A list with as many items as there are blocks may have one for each, and then has to be cut, or
+    may not.
     """
     small = copy.deepcopy(config)
     text = small.get_text_config()
     before = text.num_hidden_layers
     if n_layers < before:
         for name, value in list(vars(text).items()):
-            listed = isinstance(value, (list, tuple)) or (isinstance(value, str) and name.endswith("pattern"))
+            listed = isinstance(value, (list, tuple)) or (
+                isinstance(value, str) and name.endswith("pattern")
+            )
             if cut_lists and listed and len(value) == before and not name.startswith("_"):
                 setattr(text, name, value[:n_layers])
         text.num_hidden_layers = n_layers
@@ -257,8 +285,12 @@ def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
     return [config, *(part for part in inner if isinstance(part, PreTrainedConfig))]
 
 
-def _numbers(config: PreTrainedConfig, divisor: int, nested: bool = True) -> Iterator[tuple[str, int]]:
-    """Numbers of a config that can be divided: no token ids, no counts of blocks, tokens or positions."""
+def _numbers(
+    config: PreTrainedConfig, divisor: int, nested: bool = True
+) -> Iterator[tuple[str, int]]:
+    """Numbers of a config that can be divided: no token ids, no counts of blocks, tokens or
+    positions.
+    """
     for part in _parts(config) if nested else [config]:
         for name, value in vars(part).items():
             if (

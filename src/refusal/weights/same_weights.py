@@ -1,8 +1,8 @@
 """Whether a model is the one that a run was made on: by its weights, not by its name.
 
-The manifest keeps two hashes. ``weight_hash`` is of the model as it was loaded: a loaded model in the same dtype is
-compared with it. ``files_hash`` is of the checkpoint's tensors as they lie on the disk: of another dtype, and of files
-that are edited without being loaded.
+The manifest keeps two hashes. ``weight_hash`` is of the model as it was loaded: a loaded model in
+the same dtype is compared with it. ``files_hash`` is of the checkpoint's tensors as they lie on the
+disk: of another dtype, and of files that are edited without being loaded.
 """
 
 import hashlib
@@ -32,7 +32,9 @@ def files_hash(folder: Path) -> str:
     checkpoint = open_checkpoint(folder)
     places = [(shard.path, entry) for shard in checkpoint.shards for entry in shard.entries]
     whole = hashlib.sha256()
-    with task("hash the model's files", sum(entry.nbytes for _, entry in places) // MEGABYTE, "MB") as advance:
+    with task(
+        "hash the model's files", sum(entry.nbytes for _, entry in places) // MEGABYTE, "MB"
+    ) as advance:
 
         def one(place: tuple[Path, Entry]) -> str:
             path, entry = place
@@ -51,7 +53,9 @@ def files_hash(folder: Path) -> str:
 
 
 def files_hash_of(name: str, revision: str | None) -> str | None:
-    """``files_hash`` of the model that was loaded by that name; ``None`` where it has no safetensors on this disk."""
+    """``files_hash`` of the model that was loaded by that name; ``None`` where it has no
+    safetensors on this disk.
+    """
     try:
         source = resolve(name)
         if not Path(source).is_dir():
@@ -84,8 +88,9 @@ def check_files(run: Path, manifest: Mapping[str, Any], folder: Path, name: str)
     recorded = manifest.get("files_hash")
     if recorded is None:
         raise DirectionError(
-            f"The run in {run} does not say what the files of its model were, so they cannot be compared with {name}. "
-            f"Leave --stream out, or have it written down: refusal select {name} --out {run}."
+            f"The run in {run} does not say what the files of its model were, so they cannot be "
+            f"compared with {name}. Leave --stream out, or have it written down: refusal select "
+            f"{name} --out {run}."
         )
     if files_hash(folder) != recorded:
         raise _others(run, manifest, name)
@@ -93,6 +98,7 @@ def check_files(run: Path, manifest: Mapping[str, Any], folder: Path, name: str)
 
 def _others(run: Path, manifest: Mapping[str, Any], name: str) -> DirectionError:
     return DirectionError(
-        f"The direction in {run} was found on {manifest['model'].get('name')}, and {name} has other weights than that "
-        "had. Give the model as it was, or find the direction of this one in another folder."
+        f"The direction in {run} was found on {manifest['model'].get('name')}, and {name} has "
+        "other weights than that had. Give the model as it was, or find the direction of this one "
+        "in another folder."
     )

@@ -1,6 +1,8 @@
-"""Write what was found and done to disk: an edited model's folder, a LoRA adapter's, or the direction alone.
+"""Write what was found and done to disk: an edited model's folder, a LoRA adapter's, or the
+direction alone.
 
-A folder appears whole or not at all, and says what was changed: in its model card and, for a model, in its config.
+A folder appears whole or not at all, and says what was changed: in its model card and, for a model,
+in its config.
 """
 
 from collections.abc import Sequence
@@ -21,12 +23,22 @@ from refusal.model.chat_model import ChatModel
 from refusal.weights.agreement import check_unedited
 from refusal.weights.lora import adapter_of
 from refusal.weights.lora_check import check_adapter, require_peft
-from refusal.weights.orthogonalise import OrthogonalisationReport, orthogonalisation_gap, orthogonalise, plan, report_of
+from refusal.weights.orthogonalise import (
+    OrthogonalisationReport,
+    orthogonalisation_gap,
+    orthogonalise,
+    plan,
+    report_of,
+)
 from refusal.weights.verify import check_direction_file, check_model
 
 SLACK = 64 * 2**20  # tokenizer, configs, headers
 # What a multimodal wrapper needs beside model and tokenizer.
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +79,15 @@ def export_model(
     needed = sum(tensors.values()) + head.numel() * head.element_size() + SLACK
     check_room(out, needed)  # before the work
     parameters = plan(model, direction)
-    report = orthogonalise(model, direction, prompts, preserve_norm=preserve_norm, parameters=parameters)
+    report = orthogonalise(
+        model, direction, prompts, preserve_norm=preserve_norm, parameters=parameters
+    )
     note = what_was_done(model.name, model_revision(model), direction, report)
-    with new_folder(out, needed) as folder, bars_as_tasks(), task("write the model", total=0, unit=""):
+    with (
+        new_folder(out, needed) as folder,
+        bars_as_tasks(),
+        task("write the model", total=0, unit=""),
+    ):
         hf.config.refusal = note
         try:
             hf.save_pretrained(folder)
@@ -82,11 +100,14 @@ def export_model(
     return Exported("model", out, report)
 
 
-def export_lora(model: ChatModel, direction: Direction, out: str | Path, prompts: Sequence[str] = ()) -> Exported:
+def export_lora(
+    model: ChatModel, direction: Direction, out: str | Path, prompts: Sequence[str] = ()
+) -> Exported:
     """Write the orthogonalisation as a PEFT adapter for the unedited model, which stays as it is.
 
     Raises:
-        ExportError: ``out`` is not empty, a parameter that PEFT has no layer for, or PEFT loads it otherwise.
+        ExportError: ``out`` is not empty, a parameter that PEFT has no layer for, or PEFT loads it
+            otherwise.
         StorageError: not enough room, or not writable.
         refusal.Error: what ``orthogonalise`` raises.
     """
@@ -96,7 +117,9 @@ def export_lora(model: ChatModel, direction: Direction, out: str | Path, prompts
     parameters = plan(model, direction)
     adapter = adapter_of(model.hf, parameters, direction, model.name, model.revision)
     check_unedited(model.hf, model.sites, direction, parameters)
-    gap = orthogonalisation_gap(model, direction, prompts, parameters=parameters) if prompts else None
+    gap = (
+        orthogonalisation_gap(model, direction, prompts, parameters=parameters) if prompts else None
+    )
     report = report_of(model, parameters, untied=False, gap=gap)
     needed = sum(t.numel() * t.element_size() for t in adapter.tensors.values()) + SLACK
     with new_folder(out, needed) as folder:
@@ -111,7 +134,8 @@ def export_lora(model: ChatModel, direction: Direction, out: str | Path, prompts
 
 
 def export_direction(direction: Direction, out: str | Path) -> Exported:
-    """Write the direction as safetensors: to ``out`` if it ends in ``.safetensors``, else into that folder.
+    """Write the direction as safetensors: to ``out`` if it ends in ``.safetensors``, else into that
+    folder.
 
     Raises:
         ExportError: the file exists.
@@ -152,7 +176,12 @@ def what_was_done(
         "text_only": report.text_only,
         "gap_to_ablation": None
         if gap is None
-        else {"logits": gap.logits, "kl": gap.kl, "same_argmax": gap.same_argmax, "prompts": gap.prompts},
+        else {
+            "logits": gap.logits,
+            "kl": gap.kl,
+            "same_argmax": gap.same_argmax,
+            "prompts": gap.prompts,
+        },
         "refusal_version": _version(),
     }
 
@@ -161,7 +190,11 @@ def model_card(kind: str, note: dict[str, Any]) -> str:
     """README.md of an export."""
     source = files("refusal.weights").joinpath("model_card.md.jinja").read_text(encoding="utf-8")
     environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
     )
     return environment.from_string(source).render(kind=kind, **note)
 

@@ -1,7 +1,8 @@
-"""What an export has written, opened again and compared with what was meant: names, shapes, values, effect.
+"""What an export has written, opened again and compared with what was meant: names, shapes, values,
+effect.
 
-Tensors are read one at a time, so that no second model is held. What fails is an ``ExportError``, and the caller takes
-the files away.
+Tensors are read one at a time, so that no second model is held. What fails is an ``ExportError``,
+and the caller takes the files away.
 """
 
 import copy
@@ -25,7 +26,14 @@ from refusal.core.records import Direction
 from refusal.core.storage import remove
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import LOAD_ERRORS, auto_class
-from refusal.weights.checkpoint import Checkpoint, Entry, open_checkpoint, read_header, read_pieces, read_tensor
+from refusal.weights.checkpoint import (
+    Checkpoint,
+    Entry,
+    open_checkpoint,
+    read_header,
+    read_pieces,
+    read_tensor,
+)
 from refusal.weights.checkpoint_plan import find_targets
 from refusal.weights.parameters import StreamParameter, removal_for
 from refusal.weights.projection import Removal, left_over
@@ -35,7 +43,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Meant:
-    """What a tensor of a written shard should be: the bytes in ``pieces``, or the tensor ``edited``."""
+    """What a tensor of a written shard should be: the bytes in ``pieces``, or the tensor
+    ``edited``.
+    """
 
     entry: Entry
     name: str
@@ -46,12 +56,16 @@ class Meant:
 
 
 def check_model(
-    folder: Path, model: PreTrainedModel, parameters: Sequence[StreamParameter], direction: Direction
+    folder: Path,
+    model: PreTrainedModel,
+    parameters: Sequence[StreamParameter],
+    direction: Direction,
 ) -> None:
     """Compare a written folder with the edited ``model`` in memory, tensor by tensor.
 
     Raises:
-        ExportError: a tensor is missing, unexpected or another, or an edited one has kept the direction.
+        ExportError: a tensor is missing, unexpected or another, or an edited one has kept the
+            direction.
     """
     check_loading(folder, type(model).__name__)
     try:
@@ -64,7 +78,9 @@ def check_model(
             if name not in state or not same_bits(tensor, state[name]):
                 raise wrong(f"{name} is not what it is in memory")
             if (parameter := edited.get(name)) is not None:
-                check_lost(name, tensor, parameter.axis, removal_for(model, parameter, direction.vector))
+                check_lost(
+                    name, tensor, parameter.axis, removal_for(model, parameter, direction.vector)
+                )
             seen.add(state[name].data_ptr())
     except (ModelLoadError, UnsupportedModelError) as error:
         raise wrong(str(error)) from error
@@ -73,7 +89,8 @@ def check_model(
 
 
 def check_loading(folder: Path, class_name: str) -> None:
-    """Have transformers load a folder, without memory for its weights, and look at what it says was not there.
+    """Have transformers load a folder, without memory for its weights, and look at what it says was
+    not there.
 
     Raises:
         ExportError: another class, or tensors that are missing, left over or of another shape.
@@ -91,7 +108,11 @@ def check_loading(folder: Path, class_name: str) -> None:
         transformers_logging.set_verbosity(level)
     if type(model).__name__ != class_name:
         raise wrong(f"it loads as {type(model).__name__}, not as {class_name}")
-    kinds = {"missing_keys": "missing", "unexpected_keys": "unexpected", "mismatched_keys": "of another shape"}
+    kinds = {
+        "missing_keys": "missing",
+        "unexpected_keys": "unexpected",
+        "mismatched_keys": "of another shape",
+    }
     for key, what in kinds.items():
         if names := sorted(str(name) for name in info[key]):
             raise wrong(f"{len(names)} tensors are {what} when it is loaded, such as {names[0]}")
@@ -103,7 +124,8 @@ def check_shard(path: Path, meant: Iterable[Meant]) -> None:
     """Compare a written shard with what it should hold, in the order of its data.
 
     Raises:
-        ExportError: a tensor is missing, unexpected or another, or an edited one has kept the direction.
+        ExportError: a tensor is missing, unexpected or another, or an edited one has kept the
+            direction.
     """
     try:
         entries = read_header(path).entries
@@ -111,9 +133,14 @@ def check_shard(path: Path, meant: Iterable[Meant]) -> None:
             for entry, each in zip(entries, meant, strict=True):
                 wanted = (each.name, each.entry.dtype, each.entry.shape)
                 if (entry.name, entry.dtype, entry.shape) != wanted:
-                    raise wrong(f"{path.name} holds {entry.name} {entry.dtype} {entry.shape} in the place of {wanted}")
+                    raise wrong(
+                        f"{path.name} holds {entry.name} {entry.dtype} {entry.shape} in the place "
+                        f"of {wanted}"
+                    )
                 if each.edited is None:
-                    same = all(a == b for a, b in zip(read_pieces(file, entry), each.pieces, strict=True))
+                    same = all(
+                        a == b for a, b in zip(read_pieces(file, entry), each.pieces, strict=True)
+                    )
                 else:
                     tensor = read_tensor(file, entry)
                     same = same_bits(tensor, each.edited)
@@ -135,7 +162,10 @@ def check_lost(name: str, weight: Tensor, axis: int, removal: Removal) -> None:
     """
     left, rounding = left_over(weight, axis, removal)
     if not left <= rounding:
-        raise wrong(f"{name} has kept {left:.2g} of the direction, where rounding leaves at most {rounding:.2g}")
+        raise wrong(
+            f"{name} has kept {left:.2g} of the direction, where rounding leaves at most "
+            f"{rounding:.2g}"
+        )
 
 
 def check_direction_file(path: Path, direction: Direction) -> None:
@@ -180,8 +210,8 @@ def check_tensors(found: Mapping[str, Tensor], meant: Mapping[str, Tensor]) -> N
 def wrong(what: str) -> ExportError:
     """The error for files that are not what was meant."""
     return ExportError(
-        f"What was written is not what was meant: {what}. It was deleted. Export the direction instead (--as "
-        "direction), and report the model's kind to this project."
+        f"What was written is not what was meant: {what}. It was deleted. Export the direction "
+        "instead (--as direction), and report the model's kind to this project."
     )
 
 
@@ -197,11 +227,16 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _as_loaded(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor by its name in the model, made from the files as transformers makes it (fused experts, say)."""
+    """Every tensor by its name in the model, made from the files as transformers makes it (fused
+    experts, say).
+    """
     targets, _ = find_targets(model, checkpoint)
     conversions = get_model_conversion_mapping(model)
     converters = {
-        pattern: each for each in conversions if isinstance(each, WeightConverter) for pattern in each.source_patterns
+        pattern: each
+        for each in conversions
+        if isinstance(each, WeightConverter)
+        for pattern in each.source_patterns
     }
     sources: defaultdict[str, list[str]] = defaultdict(list)
     for source, target in targets.items():  # in the order in which the loader goes through them

@@ -1,1 +1,3 @@
-"""Choose one candidate: score it on validation prompts, apply the rule, see how firm the choice is."""
+"""Choose one candidate: score it on validation prompts, apply the rule, see how firm the choice
+is.
+"""

@@ -1,4 +1,6 @@
-"""The selection rule: lowest bypass among the candidates that induce refusal and leave harmless behaviour alone."""
+"""The selection rule: lowest bypass among the candidates that induce refusal and leave harmless
+behaviour alone.
+"""
 
 import math
 from collections import Counter
@@ -31,17 +33,22 @@ class Rule:
         """Raise ConfigError unless a layer is eligible."""
         if self.eligible_layers(n_layers) < 1:
             raise ConfigError(
-                f"--prune-layers {self.prune_layers:g} leaves none of the model's {n_layers} layers. Give less."
+                f"--prune-layers {self.prune_layers:g} leaves none of the model's {n_layers} "
+                "layers. Give less."
             )
 
     def reject(self, score: CandidateScore, n_layers: int) -> str | None:
-        """Which criterion rejects a candidate (``layer``, ``nan``, ``induce``, ``kl``); ``None`` if none does.
+        """Which criterion rejects a candidate (``layer``, ``nan``, ``induce``, ``kl``); ``None`` if
+        none does.
 
         A score of ``None`` was not computed and rejects nothing by itself.
         """
         if score.layer >= self.eligible_layers(n_layers):
             return "layer"
-        if any(value is not None and math.isnan(value) for value in (score.bypass, score.induce, score.kl)):
+        if any(
+            value is not None and math.isnan(value)
+            for value in (score.bypass, score.induce, score.kl)
+        ):
             return "nan"
         if score.induce is not None and score.induce < self.induce_threshold:
             return "induce"
@@ -60,17 +67,28 @@ def choose(
 ) -> CandidateScore | None:
     """The candidate that the rule chooses, or ``None`` when none qualifies; no model needed.
 
-    Candidates without all three scores cannot be chosen. Of equal bypass scores the first in the list wins.
+    Candidates without all three scores cannot be chosen. Of equal bypass scores the first in the
+    list wins.
     """
     rule = Rule(induce_threshold, kl_threshold, prune_layers)
-    complete = [s for s in scores if None not in (s.bypass, s.induce, s.kl) and rule.reject(s, n_layers) is None]
+    complete = [
+        s
+        for s in scores
+        if None not in (s.bypass, s.induce, s.kl) and rule.reject(s, n_layers) is None
+    ]
     return min(complete, key=lambda s: s.bypass, default=None)  # type: ignore[arg-type,return-value]
 
 
 def closest(scores: Sequence[CandidateScore], n_layers: int, rule: Rule) -> CandidateScore | None:
-    """The lowest bypass inside the KL and layer limits, whatever it induces: the stand-in when none qualifies."""
+    """The lowest bypass inside the KL and layer limits, whatever it induces: the stand-in when none
+    qualifies.
+    """
     anything = Rule(-math.inf, rule.kl_threshold, rule.prune_layers)
-    inside = [s for s in scores if s.bypass is not None and s.kl is not None and anything.reject(s, n_layers) is None]
+    inside = [
+        s
+        for s in scores
+        if s.bypass is not None and s.kl is not None and anything.reject(s, n_layers) is None
+    ]
     return min(inside, key=lambda s: s.bypass, default=None)  # type: ignore[arg-type,return-value]
 
 
@@ -80,13 +98,20 @@ def count_rejected(scores: Sequence[CandidateScore]) -> dict[str, int]:
 
 
 def explain(scores: Sequence[CandidateScore], rule: Rule | None = None) -> str:
-    """Why no candidate qualifies: how many each criterion rejected, and the nearest with what they miss by."""
+    """Why no candidate qualifies: how many each criterion rejected, and the nearest with what they
+    miss by.
+    """
     rule = rule or Rule()
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(count_rejected(scores).items()))
+    reasons = ", ".join(
+        f"{reason} {count}" for reason, count in sorted(count_rejected(scores).items())
+    )
     finite = [s for s in scores if s.induce is not None and not math.isnan(s.induce)]
     nearest = sorted(finite, key=lambda s: -(s.induce or 0.0))[:SHOWN]
     shown = "; ".join(f"({s.position}, {s.layer}) {misses(s, rule)}" for s in nearest)
-    return f"No candidate qualifies; rejected by {reasons or 'nothing'}. Nearest: {shown or 'none was scored'}."
+    return (
+        f"No candidate qualifies; rejected by {reasons or 'nothing'}. Nearest: "
+        f"{shown or 'none was scored'}."
+    )
 
 
 def misses(score: CandidateScore, rule: Rule) -> str:

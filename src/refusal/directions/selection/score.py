@@ -1,8 +1,9 @@
 """The three scores of candidates on fixed validation prompts, prompt by prompt.
 
-Ablation changes every block, so bypass and KL take whole passes. Addition at layer ``l`` changes nothing before ``l``:
-it starts from the block-``l`` input of the unmodified run, kept from the one pass of the unmodified model, and the
-blocks before it are not run. Several candidates go through the model side by side where one alone is a small batch.
+Ablation changes every block, so bypass and KL take whole passes. Addition at layer ``l`` changes
+nothing before ``l``: it starts from the block-``l`` input of the unmodified run, kept from the one
+pass of the unmodified model, and the blocks before it are not run. Several candidates go through
+the model side by side where one alone is a small batch.
 """
 
 from collections.abc import Sequence
@@ -27,13 +28,21 @@ Score = Literal["induce", "kl", "bypass"]
 
 
 class Scorer:
-    """Scores candidates on ranges of the validation prompts; the unmodified model is run once, at construction.
+    """Scores candidates on ranges of the validation prompts; the unmodified model is run once, at
+    construction.
 
     Attributes:
         unmodified: the value of each score and prompt when nothing is done to the model.
     """
 
-    def __init__(self, model: ChatModel, harmful: Passed, harmless: Passed, tokens: RefusalTokens, layers: int) -> None:
+    def __init__(
+        self,
+        model: ChatModel,
+        harmful: Passed,
+        harmless: Passed,
+        tokens: RefusalTokens,
+        layers: int,
+    ) -> None:
         """``layers``: additions will be asked for at layers ``0 .. layers - 1``."""
         self.model = model
         self.tokens = tokens.ids
@@ -58,7 +67,9 @@ class Scorer:
         return len(self.rows[score])
 
     def cost(self, score: Score, start: int, stop: int, layer: int) -> float:
-        """How many tokens through the whole model the prompts ``start .. stop - 1`` take for one candidate."""
+        """How many tokens through the whole model the prompts ``start .. stop - 1`` take for one
+        candidate.
+        """
         tokens = sum(planned.tokens for planned in self._planned(score, start, stop))
         return tokens * (1.0 - layer / self.model.sites.n_layers if score == "induce" else 1.0)
 
@@ -68,7 +79,9 @@ class Scorer:
         return max(1, self.model.token_budget.value // largest)
 
     def plan_alike(self) -> None:
-        """Agree with the other processes of a run on how much goes into a pass, so that all plan the same looks."""
+        """Agree with the other processes of a run on how much goes into a pass, so that all plan
+        the same looks.
+        """
         agreed = parallel.smallest(self.model.token_budget.value)
         if agreed != self.model.token_budget.value:
             self.model.token_budget.value = agreed
@@ -77,14 +90,17 @@ class Scorer:
     def values(
         self, score: Score, start: int, stop: int, directions: Sequence[Direction]
     ) -> Float[Tensor, "direction prompt"]:
-        """One score on the prompts ``start .. stop - 1``, float64; for induce all directions are of one layer.
+        """One score on the prompts ``start .. stop - 1``, float64; for induce all directions are of
+        one layer.
 
         Raises:
             OutOfMemoryError: one prompt alone does not fit.
         """
         done: list[Tensor] = []
         while len(done) < len(directions):
-            if not directions[len(done)].vector.any():  # the same token at that position in every prompt
+            if not directions[
+                len(done)
+            ].vector.any():  # the same token at that position in every prompt
                 done.append(torch.tensor(self.unmodified[score][start:stop], dtype=torch.float64))
                 continue
             group = directions[len(done) :][: self.room(score, start, stop)]
@@ -104,9 +120,11 @@ class Scorer:
         return self._plans[key]
 
     def _run_unmodified(self) -> None:
-        """Keep the unmodified model's block inputs (on the CPU) and next-token probabilities on the harmless prompts.
+        """Keep the unmodified model's block inputs (on the CPU) and next-token probabilities on the
+        harmless prompts.
 
-        The inputs of all tokens stand in one list per layer; ``_where`` says at which indices those of a prompt are.
+        The inputs of all tokens stand in one list per layer; ``_where`` says at which indices those
+        of a prompt are.
         """
         rows = self.rows["induce"]
         self._where: dict[int, Tensor] = {}
@@ -117,7 +135,9 @@ class Scorer:
             logits.update(zip(batch.prompts, last, strict=True))
             for layer, x in enumerate(read_inputs):
                 inputs[layer].append(x.flatten(0, 1))
-            for prompt, row, path in zip(batch.prompts, batch.row.tolist(), batch.paths, strict=True):
+            for prompt, row, path in zip(
+                batch.prompts, batch.row.tolist(), batch.paths, strict=True
+            ):
                 self._where[prompt] = end + row * batch.ids.shape[1] + path
             end += batch.ids.numel()
         self._inputs: list[Float[Tensor, "all d_model"]] = [torch.cat(parts) for parts in inputs]
@@ -130,7 +150,9 @@ class Scorer:
             inputs.append(x.cpu())
 
         names = self.model.sites.blocks[: self.layers]
-        return read(self.model, batch, [Edit(self.model.hf.get_submodule(n), "input", keep) for n in names])[0], inputs
+        return read(
+            self.model, batch, [Edit(self.model.hf.get_submodule(n), "input", keep) for n in names]
+        )[0], inputs
 
     def _make_room(self, tried: int, error: BaseException) -> None:
         """Halve the token budget; what was scored stays valid."""
@@ -154,11 +176,15 @@ class Scorer:
                     logits = read(self.model, batch, copies=len(directions))
             for row, one in zip(out, logits, strict=True):
                 row[where] = (
-                    kl_from(self.base[list(batch.prompts)], one) if score == "kl" else refusal_metric(one, self.tokens)
+                    kl_from(self.base[list(batch.prompts)], one)
+                    if score == "kl"
+                    else refusal_metric(one, self.tokens)
                 ).cpu()
         return out
 
-    def _added(self, batch: Batch, directions: Sequence[Direction]) -> Float[Tensor, "direction prompt vocab"]:
+    def _added(
+        self, batch: Batch, directions: Sequence[Direction]
+    ) -> Float[Tensor, "direction prompt vocab"]:
         """Logits when each candidate is added at its layer (the same for all of them)."""
         layer = directions[0].layer
         index = torch.zeros(batch.ids.shape, dtype=torch.long)  # padding may hold anything
@@ -168,7 +194,9 @@ class Scorer:
         blocks = [self.model.hf.get_submodule(name) for name in self.model.sites.blocks]
         start = torch.cat([Add(direction)(inputs) for direction in directions])
         start_here = Edit(blocks[layer], "input", lambda x: start.to(x.device))
-        self.model.forward_tokens -= len(directions) * batch.ids.numel() * layer // len(blocks)  # only what is run
+        self.model.forward_tokens -= (
+            len(directions) * batch.ids.numel() * layer // len(blocks)
+        )  # only what is run
         with skipped(blocks[:layer], self.model.sites.in_tuple):
             return read(self.model, batch, [start_here], len(directions))
 
@@ -176,11 +204,14 @@ class Scorer:
 def _most_telling_first(model: ChatModel, passed: Passed) -> tuple[list[list[int]], list[float]]:
     """The prompts' tokens and their metrics, in the order in which they decide soonest.
 
-    A prompt tells the more, the farther its metric is from the end of the range that the score would have to reach
-    (induce: the upper, bypass: the lower), and the less it costs. The order changes nothing but when a bound decides.
+    A prompt tells the more, the farther its metric is from the end of the range that the score
+    would have to reach (induce: the upper, bypass: the lower), and the less it costs. The order
+    changes nothing but when a bound decides.
     """
     rows = model.tokenize([prompt.text for prompt in passed.prompts])
-    shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False)))
+    shared = sum(
+        1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
+    )
     told = [METRIC_BOUND + abs(metric) for metric in passed.metrics]
     order = sorted(range(len(rows)), key=lambda i: -told[i] / max(1, len(rows[i]) - shared))
     return [rows[i] for i in order], [passed.metrics[i] for i in order]

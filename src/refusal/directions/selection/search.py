@@ -1,11 +1,13 @@
-"""Score only what decides: a candidate is dropped as soon as the rule must reject it, whatever is still to come.
+"""Score only what decides: a candidate is dropped as soon as the rule must reject it, whatever is
+still to come.
 
-After any number of prompts the mean over all of them lies between exact bounds (the metric's range, a KL term's floor).
-A candidate whose bounds are on the wrong side of a threshold is out, and so is one whose bypass cannot get below that
-of the best candidate that is complete. Which score a candidate gets next is chosen for the least work: induce is
-looked at first (its passes are the shortest); a score that seems to fail is taken as far as its bound should need;
-what seems to pass everything is completed, the lowest bypass first, because it sets the mark that the others must meet.
-The order is a guess from the values so far; the bounds, and so the choice, are not.
+After any number of prompts the mean over all of them lies between exact bounds (the metric's range,
+a KL term's floor). A candidate whose bounds are on the wrong side of a threshold is out, and so is
+one whose bypass cannot get below that of the best candidate that is complete. Which score a
+candidate gets next is chosen for the least work: induce is looked at first (its passes are the
+shortest); a score that seems to fail is taken as far as its bound should need; what seems to pass
+everything is completed, the lowest bypass first, because it sets the mark that the others must
+meet. The order is a guess from the values so far; the bounds, and so the choice, are not.
 """
 
 import math
@@ -25,15 +27,21 @@ SLACK = 1e-9  # rounding of a mean: no candidate exactly at a threshold is dropp
 PEEK = 1 / 8  # share of the prompts that tells how a score will come out
 AHEAD = 3  # looks for each of several processes between two meetings
 ROUND = 8  # looks for each process between two meetings, where nothing is decided on the way
-GRAIN = 1 / 16  # share of the prompts that a look ahead is rounded up to, so that candidates can go side by side
+GRAIN = (
+    1 / 16
+)  # share of the prompts that a look ahead is rounded up to, so that candidates can go side by side
 
 
 @dataclass(eq=False)
 class Contender:
-    """A candidate and what is known of it: per score the values of its first prompts, and why it is out."""
+    """A candidate and what is known of it: per score the values of its first prompts, and why it is
+    out.
+    """
 
     direction: Direction
-    values: dict[Score, list[float]] = field(default_factory=lambda: {score: [] for score in SCORES})
+    values: dict[Score, list[float]] = field(
+        default_factory=lambda: {score: [] for score in SCORES}
+    )
     out: str | None = None
 
     def estimate(self, score: Score) -> float:
@@ -43,7 +51,9 @@ class Contender:
 
 
 class Step(NamedTuple):
-    """Give a candidate the values of ``score`` for prompts ``start .. stop - 1``; ``layer`` only matters to induce."""
+    """Give a candidate the values of ``score`` for prompts ``start .. stop - 1``; ``layer`` only
+    matters to induce.
+    """
 
     score: Score
     start: int
@@ -92,7 +102,9 @@ class Search:
             return
         with task(f"select: {score}", total=len(todo), unit="candidates") as advance:
             while todo:
-                looks = self._looks([(c, self._rest(c, score)) for c in todo], ROUND * parallel.world())
+                looks = self._looks(
+                    [(c, self._rest(c, score)) for c in todo], ROUND * parallel.world()
+                )
                 self._take(looks)
                 todo = [c for c in todo if not self.has(c, score)]
                 advance(sum(len(look.contenders) for look in looks))
@@ -109,7 +121,9 @@ class Search:
 
     def score_of(self, contender: Contender) -> CandidateScore:
         """What is known of a candidate, as a record; a mean that is not complete is ``None``."""
-        induce, kl, bypass = (contender.estimate(s) if self.has(contender, s) else None for s in SCORES)
+        induce, kl, bypass = (
+            contender.estimate(s) if self.has(contender, s) else None for s in SCORES
+        )
         where = contender.direction
         return CandidateScore(where.position, where.layer, bypass, induce, kl, contender.out)
 
@@ -132,10 +146,13 @@ class Search:
                     live.remove(head)  # complete, and the best so far
                     advance(1)
                     continue
-                # Few looks a round, since what a round learns, all the looks of the next one know; more than one for
-                # each of several processes, so that one that is done has something to do.
+                # Few looks a round, since what a round learns, all the looks of the next one know;
+                # more than one for each of several processes, so that one that is done has
+                # something to do.
                 wanted = [(c, step) for c in live if (step := self._next(c, limits)) is not None]
-                self._take(self._looks(wanted, AHEAD * parallel.world() if parallel.world() > 1 else 1))
+                self._take(
+                    self._looks(wanted, AHEAD * parallel.world() if parallel.world() > 1 else 1)
+                )
                 limits = self._limits(rule)
                 for contender in live:
                     contender.out = self._certain(contender, rule, limits)
@@ -143,18 +160,34 @@ class Search:
                 live = [c for c in live if c.out is None]
 
     def _limits(self, rule: Rule) -> dict[Score, float]:
-        """What each score must meet: the thresholds, and the lowest bypass of a candidate known to qualify."""
-        complete = [self.score_of(c) for c in self.contenders if c.out is None and self.is_complete(c)]
-        best = [s.bypass for s in complete if s.bypass is not None and rule.reject(s, self.n_layers) is None]
-        return {"induce": rule.induce_threshold, "kl": rule.kl_threshold, "bypass": min(best, default=math.inf)}
+        """What each score must meet: the thresholds, and the lowest bypass of a candidate known to
+        qualify.
+        """
+        complete = [
+            self.score_of(c) for c in self.contenders if c.out is None and self.is_complete(c)
+        ]
+        best = [
+            s.bypass
+            for s in complete
+            if s.bypass is not None and rule.reject(s, self.n_layers) is None
+        ]
+        return {
+            "induce": rule.induce_threshold,
+            "kl": rule.kl_threshold,
+            "bypass": min(best, default=math.inf),
+        }
 
     def _promise(self, contender: Contender, limits: dict[Score, float]) -> tuple[bool, float]:
-        """Sorts whom to go on with: not yet looked at, then what passes so far by its bypass, then what fails."""
+        """Sorts whom to go on with: not yet looked at, then what passes so far by its bypass, then
+        what fails.
+        """
         fails = any(self._needed(contender, score, limits) for score in SCORES)
         return fails, contender.estimate("bypass") if contender.values["bypass"] else -math.inf
 
     def _next(self, contender: Contender, limits: dict[Score, float]) -> Step | None:
-        """What to learn next of a candidate: what should decide it with the least work; ``None`` if all is known."""
+        """What to learn next of a candidate: what should decide it with the least work; ``None`` if
+        all is known.
+        """
         layer = contender.direction.layer
         unseen = [s for s in SCORES if math.isfinite(limits[s]) and not contender.values[s]]
         if "induce" in unseen:
@@ -175,10 +208,11 @@ class Search:
         return self._rest(contender, missing[0]) if missing else None
 
     def _needed(self, contender: Contender, score: Score, limits: dict[Score, float]) -> int | None:
-        """After how many prompts the bound of a score should reject, if its values go on as they began.
+        """After how many prompts the bound of a score should reject, if its values go on as they
+        began.
 
-        As they began: with the same mean distance from the unmodified model's. ``None`` if nothing is known or the
-        score does not fail so far.
+        As they began: with the same mean distance from the unmodified model's. ``None`` if nothing
+        is known or the score does not fail so far.
         """
         known, n, saving = contender.values[score], self.n[score], self.saving[score]
         if not known or len(known) == n:
@@ -194,7 +228,9 @@ class Search:
         return None
 
     def _misses(self, score: Score, bound: float, limits: dict[Score, float]) -> bool:
-        """Whether a mean is on the wrong side: induce must reach its limit, the others must not exceed theirs."""
+        """Whether a mean is on the wrong side: induce must reach its limit, the others must not
+        exceed theirs.
+        """
         return bound < limits[score] - SLACK if score == "induce" else bound > limits[score] + SLACK
 
     def _peek(self, score: Score, layer: int) -> Step:
@@ -205,7 +241,9 @@ class Search:
         return Step(score, len(contender.values[score]), self.n[score], layer)
 
     def _looks(self, wanted: Sequence[tuple[Contender, Step]], most: int) -> list[Look]:
-        """The first ``most`` looks: candidates with the same step go side by side, as many as fit into a pass."""
+        """The first ``most`` looks: candidates with the same step go side by side, as many as fit
+        into a pass.
+        """
         self.scorer.plan_alike()
         by_step: dict[Step, list[Contender]] = {}
         for contender, step in wanted:
@@ -213,7 +251,10 @@ class Search:
         looks = []
         for step, group in by_step.items():
             room = self.scorer.room(step.score, step.start, step.stop)
-            looks += [Look(step, tuple(group[start : start + room])) for start in range(0, len(group), room)]
+            looks += [
+                Look(step, tuple(group[start : start + room]))
+                for start in range(0, len(group), room)
+            ]
             if len(looks) >= most:
                 break
         return looks[:most]
@@ -223,7 +264,9 @@ class Search:
 
         def values(look: Look) -> list[list[float]]:
             step, directions = look.step, [c.direction for c in look.contenders]
-            found: list[list[float]] = self.scorer.values(step.score, step.start, step.stop, directions).tolist()
+            found: list[list[float]] = self.scorer.values(
+                step.score, step.start, step.stop, directions
+            ).tolist()
             return found
 
         for look, found in zip(looks, parallel.share(looks, values), strict=True):
@@ -231,13 +274,17 @@ class Search:
                 contender.values[look.step.score] += new
 
     def _certain(self, contender: Contender, rule: Rule, limits: dict[Score, float]) -> str | None:
-        """Why the rule must reject a candidate, whatever its unknown values are; ``None`` while it need not."""
+        """Why the rule must reject a candidate, whatever its unknown values are; ``None`` while it
+        need not.
+        """
         if any(math.isnan(value) for known in contender.values.values() for value in known):
             return "nan"
         if reason := rule.reject(self.score_of(contender), self.n_layers):
             return reason
         for score in SCORES:
             known, n = contender.values[score], self.n[score]
-            if known and self._misses(score, (sum(known) + (n - len(known)) * self.saving[score]) / n, limits):
+            if known and self._misses(
+                score, (sum(known) + (n - len(known)) * self.saving[score]) / n, limits
+            ):
                 return score
         return None

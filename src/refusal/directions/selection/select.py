@@ -1,4 +1,6 @@
-"""Choose one candidate: score them on validation prompts, apply the rule, see how firm the choice is."""
+"""Choose one candidate: score them on validation prompts, apply the rule, see how firm the choice
+is.
+"""
 
 import logging
 import math
@@ -27,7 +29,7 @@ def select(
     prompts: PromptPair,
     *,
     n: int | None = None,
-    filter: bool = True,
+    filtered: bool = True,
     rule: Rule | None = None,
     layer_step: int = 1,
     full_map: bool = False,
@@ -39,17 +41,19 @@ def select(
     Args:
         prompts: the validation pools, in drawing order.
         n: prompts per class, drawn until ``n`` have passed the filter. Default: the whole pool.
-        filter: as in ``collect``.
+        filtered: as in ``collect``.
         rule: the thresholds; default: the paper's.
         layer_step: score every ``layer_step``-th layer only (the quick preset); 1 scores all.
-        full_map: give every candidate of every layer all three scores, for plots; without it a score that the
-            decision does not need is ``None``.
-        resamples: of the validation prompts, to see how often the same candidate wins; 0 leaves it out.
+        full_map: give every candidate of every layer all three scores, for plots; without it a
+            score that the decision does not need is ``None``.
+        resamples: of the validation prompts, to see how often the same candidate wins; 0 leaves it
+            out.
         strict: raise instead of falling back when no candidate qualifies.
 
     Raises:
         ConfigError: no layer is eligible, or the refusal tokens are not this model's.
-        NoCandidateError: none qualifies under ``strict``, or none lies inside the KL and layer limits.
+        NoCandidateError: none qualifies under ``strict``, or none lies inside the KL and layer
+            limits.
         NonFiniteError: every candidate's scores are NaN.
         TooFewPromptsError: fewer than 8 prompts of a class pass the filter.
     """
@@ -57,22 +61,33 @@ def select(
     n_layers = candidates.n_layers
     rule.check(n_layers)
     check_tokens(model, candidates.tokens)
-    harmful = draw_passing(model, prompts.harmful, "harmful", candidates.tokens, n, filter)
-    harmless = draw_passing(model, prompts.harmless, "harmless", candidates.tokens, n, filter)
+    harmful = draw_passing(model, prompts.harmful, "harmful", candidates.tokens, n, filtered)
+    harmless = draw_passing(model, prompts.harmless, "harmless", candidates.tokens, n, filtered)
     layers = range(0, n_layers if full_map else rule.eligible_layers(n_layers), layer_step)
     scorer = Scorer(model, harmful, harmless, candidates.tokens, max(layers, default=0) + 1)
     positions = range(-candidates.n_positions, 0)
-    contenders = [Contender(candidates.at(position, layer)) for position in positions for layer in layers]
+    contenders = [
+        Contender(candidates.at(position, layer)) for position in positions for layer in layers
+    ]
     search = Search(scorer, contenders, n_layers)
     search.run(rule, everything=full_map)
     if all(c.out == "nan" for c in contenders):
-        raise NonFiniteError(f"Every candidate's scores are NaN in {model.hf.dtype}. Run with --dtype float32.")
+        raise NonFiniteError(
+            f"Every candidate's scores are NaN in {model.hf.dtype}. Run with --dtype float32."
+        )
 
     best = choose(search.scores(), n_layers, **vars(rule))
     if best is None:
         best = _fall_back(search, rule, strict)
     skipped = [
-        CandidateScore(position, layer, None, None, None, "step" if layer < rule.eligible_layers(n_layers) else "layer")
+        CandidateScore(
+            position,
+            layer,
+            None,
+            None,
+            None,
+            "step" if layer < rule.eligible_layers(n_layers) else "layer",
+        )
         for position in positions
         for layer in range(n_layers)
         if layer not in layers
@@ -97,12 +112,16 @@ def select(
 
 
 def _fall_back(search: Search, rule: Rule, strict: bool) -> CandidateScore:
-    """No candidate qualifies: score those that only failed to induce, and take the lowest bypass within the limits."""
+    """No candidate qualifies: score those that only failed to induce, and take the lowest bypass
+    within the limits.
+    """
     failed = [contender for contender in search.contenders if contender.out == "induce"]
     for contender in failed:
         contender.out = None
     search.run(replace(rule, induce_threshold=-math.inf))
-    best_inducing = sorted(search.contenders, key=lambda c: -c.estimate("induce") if c.values["induce"] else math.inf)
+    best_inducing = sorted(
+        search.contenders, key=lambda c: -c.estimate("induce") if c.values["induce"] else math.inf
+    )
     search.fill(best_inducing[:SHOWN], "induce")  # for the message: how far they miss
     for contender in failed:
         contender.out = "induce"  # not what dropped it now
@@ -111,7 +130,8 @@ def _fall_back(search: Search, rule: Rule, strict: bool) -> CandidateScore:
     message = explain(scores, rule)
     if strict:
         raise NoCandidateError(
-            f"{message} Run without --strict to go on with the closest one, marked unqualified.", scores
+            f"{message} Run without --strict to go on with the closest one, marked unqualified.",
+            scores,
         )
     chosen = closest(scores, search.n_layers, rule)
     if chosen is None:
@@ -120,5 +140,8 @@ def _fall_back(search: Search, rule: Rule, strict: bool) -> CandidateScore:
             "Raise --kl-threshold, or use more training prompts.",
             scores,
         )
-    log.warning("%s Going on with the lowest bypass inside the KL and layer limits, marked unqualified.", message)
+    log.warning(
+        "%s Going on with the lowest bypass inside the KL and layer limits, marked unqualified.",
+        message,
+    )
     return chosen

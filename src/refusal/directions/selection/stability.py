@@ -1,7 +1,9 @@
-"""How firm the choice is: choose again on resampled validation prompts (bootstrap), from the scores per prompt.
+"""How firm the choice is: choose again on resampled validation prompts (bootstrap), from the scores
+per prompt.
 
-A candidate that just misses a threshold may meet it in a resample, and one that qualifies may not, so near misses get
-the scores they lack first. Those that miss by more than sampling explains take no part.
+A candidate that just misses a threshold may meet it in a resample, and one that qualifies may not,
+so near misses get the scores they lack first. Those that miss by more than sampling explains take
+no part.
 """
 
 import math
@@ -15,21 +17,25 @@ from refusal.directions.selection.rule import Rule
 from refusal.directions.selection.score import Score
 from refusal.directions.selection.search import SCORES, Contender, Search
 
-NEAR = 1.645  # standard errors: a candidate farther from a threshold meets it in fewer than 5 % of resamples
+# standard errors: a candidate farther from a threshold meets it in fewer than 5 % of resamples
+NEAR = 1.645
 SHOWN = 8
 
 
 def measure_stability(
     search: Search, best: CandidateScore, rule: Rule, resamples: int = 1000, seed: int = 0
 ) -> Stability:
-    """Share of resamples that each candidate wins, and the cosines between the most frequent winners.
+    """Share of resamples that each candidate wins, and the cosines between the most frequent
+    winners.
 
-    The harmless prompts (induce, KL) and the harmful ones (bypass) are resampled independently. ``best`` is listed in
-    any case, at its place.
+    The harmless prompts (induce, KL) and the harmful ones (bypass) are resampled independently.
+    ``best`` is listed in any case, at its place.
     """
     _complete_near_misses(search, rule)
     ready = [c for c in search.contenders if search.is_complete(c)]
-    tables = {score: np.array([c.values[score] for c in ready]) for score in SCORES}  # (candidate, prompt)
+    tables = {
+        score: np.array([c.values[score] for c in ready]) for score in SCORES
+    }  # (candidate, prompt)
     random = np.random.default_rng(seed)
     wins = np.zeros(len(ready), dtype=int)
     eligible = np.array([c.direction.layer < rule.eligible_layers(search.n_layers) for c in ready])
@@ -43,7 +49,9 @@ def measure_stability(
         )
         if qualifies.any():
             wins[np.where(qualifies, tables["bypass"][:, harmful].mean(1), np.inf).argmin()] += 1
-    chosen = next(i for i, c in enumerate(ready) if (c.direction.position, c.direction.layer) == _place(best))
+    chosen = next(
+        i for i, c in enumerate(ready) if (c.direction.position, c.direction.layer) == _place(best)
+    )
     order = sorted(range(len(ready)), key=lambda i: (-wins[i], i != chosen))
     shown = [i for i in order if wins[i] > 0 or i == chosen][:SHOWN]
     vectors = torch.stack([ready[i].direction.vector for i in shown])
@@ -52,9 +60,12 @@ def measure_stability(
         contenders=len(ready),
         none_qualifies=float(resamples - wins.sum()) / resamples,
         winners=tuple(
-            Win(ready[i].direction.position, ready[i].direction.layer, float(wins[i]) / resamples) for i in shown
+            Win(ready[i].direction.position, ready[i].direction.layer, float(wins[i]) / resamples)
+            for i in shown
         ),
-        cosines=tuple(tuple(round(float(value), 6) for value in row) for row in vectors @ vectors.T),
+        cosines=tuple(
+            tuple(round(float(value), 6) for value in row) for row in vectors @ vectors.T
+        ),
     )
 
 
@@ -65,15 +76,24 @@ def _place(score: CandidateScore) -> tuple[int, int]:
 def _complete_near_misses(search: Search, rule: Rule) -> None:
     """Give candidates that may win a resample all three scores, the lowest bypass first.
 
-    Nobody wins whose bypass is farther than sampling explains above that of a candidate that qualifies in any case.
+    Nobody wins whose bypass is farther than sampling explains above that of a candidate that
+    qualifies in any case.
     """
     while True:
         mark = _sure(search, rule)
-        near = [c for c in search.contenders if not search.is_complete(c) and _may_win(search, c, mark, rule)]
+        near = [
+            c
+            for c in search.contenders
+            if not search.is_complete(c) and _may_win(search, c, mark, rule)
+        ]
         if not near:
             return
-        contender = min(near, key=lambda c: c.estimate("bypass") if c.values["bypass"] else -math.inf)
-        missing: list[Score] = [score for score in ("bypass", "kl", "induce") if not search.has(contender, score)]
+        contender = min(
+            near, key=lambda c: c.estimate("bypass") if c.values["bypass"] else -math.inf
+        )
+        missing: list[Score] = [
+            score for score in ("bypass", "kl", "induce") if not search.has(contender, score)
+        ]
         search.fill([contender], missing[0])
 
 
@@ -90,7 +110,9 @@ def _may_win(search: Search, contender: Contender, mark: Contender | None, rule:
 
 
 def _sure(search: Search, rule: Rule) -> Contender | None:
-    """Of the complete candidates that meet both thresholds by more than sampling explains, the lowest bypass."""
+    """Of the complete candidates that meet both thresholds by more than sampling explains, the
+    lowest bypass.
+    """
     sure = [
         c
         for c in search.contenders

@@ -1,4 +1,6 @@
-"""Being lm-eval's host: whether it is there, quiet, its progress shown where all progress shows, its random numbers."""
+"""Being lm-eval's host: whether it is there, quiet, its progress shown where all progress shows,
+its random numbers.
+"""
 
 import importlib
 import logging
@@ -14,7 +16,11 @@ import torch
 from refusal.core.errors import ConfigError
 from refusal.core.progress import task
 
-BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")  # modules that draw bars
+BARS = (
+    "lm_eval.api.task",
+    "lm_eval.api.model",
+    "lm_eval.models.huggingface",
+)  # modules that draw bars
 READER = "lm_eval.models.huggingface"  # the one that says when it cuts a prompt
 SEEDS = (0, 1234, 1234)  # of python, numpy and torch: lm-eval's defaults
 
@@ -33,10 +39,11 @@ def require() -> None:
 
 @contextmanager
 def hosted(label: str) -> Iterator[None]:
-    """Inside the block lm-eval logs errors only, prints nothing to stdout, and its bars are a task named ``label``.
+    """Inside the block lm-eval logs errors only, prints nothing to stdout, and its bars are a task
+    named ``label``.
 
-    That a prompt is too long and is cut is still logged, once: it changes the numbers. Random numbers start where
-    lm-eval starts them, and go on as before after the block.
+    That a prompt is too long and is cut is still logged, once: it changes the numbers. Random
+    numbers start where lm-eval starts them, and go on as before after the block.
     """
     import datasets
 
@@ -100,10 +107,14 @@ def _first_cut() -> logging.Filter:
 
 
 def _bar(label: str, stack: ExitStack) -> type[Any]:
-    """A stand-in for tqdm: a bar that is moved by hand is a task, closed with ``stack``; a walk just walks."""
+    """A stand-in for tqdm: a bar that is moved by hand is a task, closed with ``stack``; a walk
+    just walks.
+    """
 
     class Bar:
-        def __init__(self, items: Iterable[Any] | None = None, total: int = 0, **kwargs: Any) -> None:
+        def __init__(
+            self, items: Iterable[Any] | None = None, total: int = 0, **kwargs: Any
+        ) -> None:
             self._items = items
             self._task = ExitStack()
             if items is None:

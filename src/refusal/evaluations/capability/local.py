@@ -1,8 +1,10 @@
-"""Benchmark data from local files: lm-eval's own task configs, with another place to read their data from.
+"""Benchmark data from local files: lm-eval's own task configs, with another place to read their
+data from.
 
-Nothing of a config changes but that place (and splits that are not there are not asked for), so prompts, choices,
-targets, filters and metrics are lm-eval's by construction. Which tasks this covers follows from the data set that a
-config names: every task of lm-eval on one of ``DATASETS`` can run from files.
+Nothing of a config changes but that place (and splits that are not there are not asked for), so
+prompts, choices, targets, filters and metrics are lm-eval's by construction. Which tasks this
+covers follows from the data set that a config names: every task of lm-eval on one of ``DATASETS``
+can run from files.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +15,15 @@ from typing import Any
 
 from refusal.core.data_files import find_data_file
 from refusal.core.errors import ConfigError
-from refusal.evaluations.capability.rows import Arc, Gsm8k, HellaSwag, Mmlu, Row, TruthfulQA, read_rows
+from refusal.evaluations.capability.rows import (
+    Arc,
+    Gsm8k,
+    HellaSwag,
+    Mmlu,
+    Row,
+    TruthfulQA,
+    read_rows,
+)
 
 Config = dict[str, Any]
 
@@ -22,9 +32,10 @@ Config = dict[str, Any]
 class DataSet:
     """A data set in files.
 
-    ``splits`` gives the names a file may have, by split of the hub's data set; the first that is there counts.
-    ``by_subject``: the config's ``dataset_name`` is a value of the column ``subject``. ``not_for``: tasks that read
-    columns which the files do not have. ``instead``: a task whose worked examples need no file.
+    ``splits`` gives the names a file may have, by split of the hub's data set; the first that is
+    there counts. ``by_subject``: the config's ``dataset_name`` is a value of the column
+    ``subject``. ``not_for``: tasks that read columns which the files do not have. ``instead``: a
+    task whose worked examples need no file.
     """
 
     row: type[Row]
@@ -56,14 +67,24 @@ DATASETS: dict[tuple[str, str | None], DataSet] = {  # by the config's dataset_p
         HellaSwag,
         {
             "train": ("hellaswag_train.jsonl",),
-            "validation": ("hellaswag_val.jsonl", "hellaswag_validation.jsonl", "hellaswag_val_2000.jsonl"),
+            "validation": (
+                "hellaswag_val.jsonl",
+                "hellaswag_validation.jsonl",
+                "hellaswag_val_2000.jsonl",
+            ),
         },
     ),
     ("truthfulqa/truthful_qa", "multiple_choice"): DataSet(
         TruthfulQA, {"validation": ("truthfulqa_mc1.jsonl",)}, not_for=frozenset({"truthfulqa_mc2"})
     ),
 }
-FOLDERS = ("arc", "gsm8k", "hellaswag", "mmlu/default", "truthfulqa")  # of lm-eval's tasks that name these data sets
+FOLDERS = (
+    "arc",
+    "gsm8k",
+    "hellaswag",
+    "mmlu/default",
+    "truthfulqa",
+)  # of lm-eval's tasks that name these data sets
 
 
 def dataset_of(config: Config) -> DataSet | None:
@@ -76,14 +97,19 @@ def dataset_of(config: Config) -> DataSet | None:
 def files_of(dataset: DataSet, data_dir: Path) -> dict[str, Path]:
     """The files that are there, by split."""
     found = {
-        split: next((path for name in names if (path := find_data_file(data_dir, name)) is not None), None)
+        split: next(
+            (path for name in names if (path := find_data_file(data_dir, name)) is not None), None
+        )
         for split, names in dataset.splits.items()
     }
     return {split: path for split, path in found.items() if path is not None}
 
 
-def localised(config: Config, dataset: DataSet, files: Mapping[str, Path], shots: int | None) -> Config | None:
-    """A task config that reads ``files``; ``None`` where they do not hold the split that it evaluates.
+def localised(
+    config: Config, dataset: DataSet, files: Mapping[str, Path], shots: int | None
+) -> Config | None:
+    """A task config that reads ``files``; ``None`` where they do not hold the split that it
+    evaluates.
 
     Args:
         config: lm-eval's, functions resolved.
@@ -98,21 +124,33 @@ def localised(config: Config, dataset: DataSet, files: Mapping[str, Path], shots
     if evaluated is None:
         return None
     shots = shots if shots is not None else config.get("num_fewshot") or 0
-    built_in = config.get("num_fewshot") == 0 or (config.get("fewshot_config") or {}).get("samples") is not None
-    apart = [here[key] for key in ("fewshot_split", "training_split", "validation_split") if here[key] != evaluated]
+    built_in = (
+        config.get("num_fewshot") == 0
+        or (config.get("fewshot_config") or {}).get("samples") is not None
+    )
+    apart = [
+        here[key]
+        for key in ("fewshot_split", "training_split", "validation_split")
+        if here[key] != evaluated
+    ]
     if shots and not built_in and not any(apart):
         missing = [names[0] for split, names in dataset.splits.items() if split not in files]
-        instead = f"{dataset.instead} (its examples are part of the task) or " if dataset.instead else ""
+        instead = (
+            f"{dataset.instead} (its examples are part of the task) or " if dataset.instead else ""
+        )
         raise ConfigError(
-            f"The worked examples of {config['task']} come from a split that is not among the data files. "
-            f"Put {' or '.join(missing)} beside {files[evaluated].name}, or ask for {instead}{config['task']}:0."
+            f"The worked examples of {config['task']} come from a split that is not among the "
+            f"data files. Put {' or '.join(missing)} beside {files[evaluated].name}, or ask for "
+            f"{instead}{config['task']}:0."
         )
     subject = config["dataset_name"] if dataset.by_subject else None
     return {**config, **here, "custom_dataset": _reader(dict(files), dataset.row, subject)}
 
 
 def _reader(files: dict[str, Path], kind: type[Row], subject: str | None) -> Callable[..., Any]:
-    """What lm-eval calls for the data: a function without state, since it copies and prints configs."""
+    """What lm-eval calls for the data: a function without state, since it copies and prints
+    configs.
+    """
 
     def read(**metadata: Any) -> Any:
         from datasets import Dataset, DatasetDict
@@ -127,7 +165,9 @@ def _rows(path: Path, kind: type[Row], subject: str | None) -> list[dict[str, An
     rows = _read(path, path.stat().st_mtime_ns, kind)
     chosen = [row for row in rows if subject is None or row["subject"] == subject]
     if not chosen:
-        raise ConfigError(f"{path} holds no items of {subject}. Give a file with all subjects, or name others.")
+        raise ConfigError(
+            f"{path} holds no items of {subject}. Give a file with all subjects, or name others."
+        )
     return chosen
 
 
@@ -138,7 +178,9 @@ def _read(path: Path, changed: int, kind: type[Row]) -> list[dict[str, Any]]:
 
 
 def overlay(entry: Any, data_dir: Path, shots: int | None) -> tuple[Any, dict[str, Path]] | None:
-    """An entry of lm-eval's task index with its data from files, and those; ``None`` where the hub must give them."""
+    """An entry of lm-eval's task index with its data from files, and those; ``None`` where the hub
+    must give them.
+    """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     dataset = dataset_of(entry.cfg or {})

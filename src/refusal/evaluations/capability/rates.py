@@ -1,4 +1,6 @@
-"""Benchmark results as metrics: each with its interval, and its change from the baseline on the same items."""
+"""Benchmark results as metrics: each with its interval, and its change from the baseline on the
+same items.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +17,10 @@ PREFIX = "capability_"  # then the name that lm-eval gives the metric
 def capability_metrics(runs: Mapping[str, TaskRun]) -> tuple[Metric, ...]:
     """Metrics of one task by condition, the task's main one first.
 
-    What is right or wrong gets Wilson's interval, and for its change Newcombe's and McNemar's exact test; other numbers
-    a bootstrap over items. Intervals are over items as one sample; subjects of a group are not weighted. A task
-    without items (perplexity of a whole text) gives lm-eval's aggregate, with infinite bounds. What the random
-    directions do together is added.
+    What is right or wrong gets Wilson's interval, and for its change Newcombe's and McNemar's exact
+    test; other numbers a bootstrap over items. Intervals are over items as one sample; subjects of
+    a group are not weighted. A task without items (perplexity of a whole text) gives lm-eval's
+    aggregate, with infinite bounds. What the random directions do together is added.
     """
     found: list[Metric] = []
     base = _by_metric(runs[BASELINE].items)
@@ -27,9 +29,15 @@ def capability_metrics(runs: Mapping[str, TaskRun]) -> tuple[Metric, ...]:
             values = list(items.values())
             found.append(metric(PREFIX + name, run.task, condition, _estimate(values), len(values)))
             if condition != BASELINE:
-                before = [base[name][id] for id in items]
+                before = [base[name][ident] for ident in items]
                 found.append(
-                    metric(f"{PREFIX}{name}_change", run.task, condition, _change(before, values), len(values))
+                    metric(
+                        f"{PREFIX}{name}_change",
+                        run.task,
+                        condition,
+                        _change(before, values),
+                        len(values),
+                    )
                 )
         if not run.items:
             found += _aggregate(run, condition)

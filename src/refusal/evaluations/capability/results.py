@@ -7,9 +7,9 @@ from dataclasses import dataclass
 class ItemResult:
     """One item's value of one metric.
 
-    ``id`` is lm-eval's task, the item's index in it and the beginning of its content's hash: equal ids are the same
-    item, also between runs. ``metric`` is named as lm-eval names it, with the filter where a task has several
-    (``exact_match,strict-match``).
+    ``id`` is lm-eval's task, the item's index in it and the beginning of its content's hash: equal
+    ids are the same item, also between runs. ``metric`` is named as lm-eval names it, with the
+    filter where a task has several (``exact_match,strict-match``).
     """
 
     id: str
@@ -24,11 +24,13 @@ class TaskRun:
     Attributes:
         task: as it was asked for, e.g. ``mmlu:5``.
         metric: the main metric: ``acc_norm`` where the task has it, else lm-eval's first.
-        items: every number that lm-eval computes per item, the main metric's first. Empty where a task has none
-            (perplexities): then there is the aggregate only.
-        aggregate: lm-eval's own results, by task and group; standard errors are left out, NaN is ``None``.
+        items: every number that lm-eval computes per item, the main metric's first. Empty where a
+            task has none (perplexities): then there is the aggregate only.
+        aggregate: lm-eval's own results, by task and group; standard errors are left out, NaN is
+            ``None``.
         shots: worked examples before each item, by lm-eval's task.
-        files: sha256 of the local files that were read, by name; empty where lm-eval fetched the data.
+        files: sha256 of the local files that were read, by name; empty where lm-eval fetched the
+            data.
     """
 
     task: str

@@ -1,7 +1,7 @@
 """Rows of local benchmark files, checked, in the columns that lm-eval's own tasks read.
 
-Each model takes the columns of the data set on the hub. ARC and TruthfulQA are also found in a flat form (question as
-``centerpiece``, choices as ``options``), which is turned into the hub's.
+Each model takes the columns of the data set on the hub. ARC and TruthfulQA are also found in a flat
+form (question as ``centerpiece``, choices as ``options``), which is turned into the hub's.
 """
 
 from pathlib import Path
@@ -48,8 +48,14 @@ class Arc(Row):
 
     @model_validator(mode="after")
     def _key_is_a_label(self) -> "Arc":
-        if len(self.choices.text) != len(self.choices.label) or self.answerKey not in self.choices.label:
-            raise ValueError(f"the answer key {self.answerKey!r} names none of the {len(self.choices.text)} choices")
+        if (
+            len(self.choices.text) != len(self.choices.label)
+            or self.answerKey not in self.choices.label
+        ):
+            raise ValueError(
+                f"the answer key {self.answerKey!r} names none of the {len(self.choices.text)} "
+                "choices"
+            )
         return self
 
 
@@ -61,7 +67,9 @@ class MarkedChoices(BaseModel):
 
 
 class TruthfulQA(Row):
-    """An item of TruthfulQA's multiple choice with one true answer, which comes first, as on the hub."""
+    """An item of TruthfulQA's multiple choice with one true answer, which comes first, as on the
+    hub.
+    """
 
     question: Text
     mc1_targets: MarkedChoices
@@ -115,8 +123,11 @@ def read_rows(path: Path, kind: type[Row]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: unreadable, empty, or a line is no such item.
     """
-    # Not splitlines: that also splits at the rarer separators of Unicode, which may stand inside a string.
-    lines = read_user_text(path, "benchmark file", ConfigError, "Give the file as it was published.").split("\n")
+    # Not splitlines: that also splits at the rarer separators of Unicode, which may stand inside a
+    # string.
+    lines = read_user_text(
+        path, "benchmark file", ConfigError, "Give the file as it was published."
+    ).split("\n")
     rows = [_row(path, n, line, kind) for n, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise ConfigError(f"{path} holds no items. Give the file as it was published.")
@@ -130,9 +141,17 @@ def _row(path: Path, n: int, line: str, kind: type[Row]) -> dict[str, Any]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         problem = f"{where}: {first['msg']}" if where else first["msg"]
-    except (ValueError, KeyError, TypeError, IndexError) as error:  # no JSON, or a flat form that is not complete
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+    ) as error:  # no JSON, or a flat form that is not complete
         problem = f"{type(error).__name__}: {error}"
-    raise ConfigError(f"{path}, line {n} is no item of {kind.__name__} ({problem}). Give the file as it was published.")
+    raise ConfigError(
+        f"{path}, line {n} is no item of {kind.__name__} ({problem}). Give the file as it was "
+        "published."
+    )
 
 
 def _only(indices: list[int]) -> int:

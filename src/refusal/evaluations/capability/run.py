@@ -20,24 +20,29 @@ from refusal.model.edits import Intervention
 log = logging.getLogger(__name__)
 
 FEWSHOT_SEED = 1234  # lm-eval's default
-PREFERRED = "acc_norm"  # where a task has it (ARC, HellaSwag): what the paper's table and the leaderboards report
+# where a task has it (ARC, HellaSwag): what the paper's table and the leaderboards report
+PREFERRED = "acc_norm"
 
 
 def load_benchmarks(tasks: Sequence[str], data_dir: Path | None = None) -> tuple[Benchmark, ...]:
     """lm-eval's tasks by name, their data read; no model is needed.
 
     Args:
-        tasks: names of lm-eval's tasks, groups or tags; ``name:N`` for N worked examples instead of the task's own,
-            ``name@M`` for M items where the caller gives no limit.
-        data_dir: a folder of data files; tasks whose files it holds (docs/capability.md) need no network.
+        tasks: names of lm-eval's tasks, groups or tags; ``name:N`` for N worked examples instead of
+            the task's own, ``name@M`` for M items where the caller gives no limit.
+        data_dir: a folder of data files; tasks whose files it holds (docs/capability.md) need no
+            network.
 
     Raises:
-        ConfigError: lm-eval is not installed, an unknown task, or data that are missing or malformed.
+        ConfigError: lm-eval is not installed, an unknown task, or data that are missing or
+            malformed.
     """
     if not tasks:
         return ()
     require()
-    specs = {spec.text: spec for spec in map(Spec.parse, tasks)}  # one that is named again may ask for other items
+    specs = {
+        spec.text: spec for spec in map(Spec.parse, tasks)
+    }  # one that is named again may ask for other items
     found = []
     for spec in specs.values():
         with hosted(f"capability: {spec.text}"):
@@ -61,13 +66,15 @@ def run_benchmark(
     """Run a benchmark with ``interventions`` active, and give lm-eval's numbers item by item.
 
     Args:
-        limit: items per task or group, a seeded random choice; by default what the task was asked for with, else all.
-            A smaller limit gives some of the same.
+        limit: items per task or group, a seeded random choice; by default what the task was asked
+            for with, else all. A smaller limit gives some of the same.
         seed: of the choice of items: the same ones whatever the model and the interventions.
-        apply_chat_template: put prompts into the model's chat format, thinking off; lm-eval's default is not to.
-        max_gen_toks: longest generated answer in tokens; by default what the task says, else lm-eval's 256.
-        exact: run lm-eval's own ``HFLM`` as it is, bit for bit; by default what requests begin with in common is read
-            once, which is faster and changes numbers by rounding only.
+        apply_chat_template: put prompts into the model's chat format, thinking off; lm-eval's
+            default is not to.
+        max_gen_toks: longest generated answer in tokens; by default what the task says, else
+            lm-eval's 256.
+        exact: run lm-eval's own ``HFLM`` as it is, bit for bit; by default what requests begin with
+            in common is read once, which is faster and changes numbers by rounding only.
         batch_size: prompts at once under ``exact``; lm-eval's default is 1.
         name: of the progress.
 
@@ -77,13 +84,17 @@ def run_benchmark(
         OutOfMemoryError: one prompt alone does not fit.
     """
     if limit is not None and limit < 1:
-        raise ConfigError(f"There is nothing to run with a limit of {limit} items. Give one over 0.")
+        raise ConfigError(
+            f"There is nothing to run with a limit of {limit} items. Give one over 0."
+        )
     from refusal.evaluations.capability.shared import counted, make_harness
 
     label = f"{name}: {benchmark.spec.text}"
     with hosted(label), ExitStack() as stack:
         items = choose_items(benchmark, limit if limit is not None else benchmark.spec.items, seed)
-        lm = make_harness(model, label, exact, batch_size, thinking=False if apply_chat_template else None)
+        lm = make_harness(
+            model, label, exact, batch_size, thinking=False if apply_chat_template else None
+        )
         _limit_answers(benchmark, max_gen_toks, lm)
         if exact:
             stack.enter_context(counted(model))
@@ -102,15 +113,17 @@ def _limit_answers(benchmark: Benchmark, max_gen_toks: int | None, lm: Any) -> N
         wanted = task.config.generation_kwargs.get("max_gen_toks", lm.max_gen_toks)
         if not 0 < wanted < lm.max_length:
             raise ConfigError(
-                f"{name} cannot write answers of {wanted} tokens with a model of {lm.max_length} tokens in all. "
-                "Give another --task-tokens."
+                f"{name} cannot write answers of {wanted} tokens with a model of {lm.max_length} "
+                "tokens in all. Give another --task-tokens."
             )
 
 
 def _evaluate(
     lm: Any, benchmark: Benchmark, items: dict[str, list[int]], chat: bool, system: str | None
 ) -> dict[str, Any]:
-    """lm-eval's results for the chosen items; out of memory, once more with half as many prompts at once."""
+    """lm-eval's results for the chosen items; out of memory, once more with half as many prompts at
+    once.
+    """
     from lm_eval.evaluator import evaluate
 
     chosen = {name: benchmark.tasks[name] for name in items}
@@ -134,8 +147,9 @@ def _evaluate(
                 raise
             if size.value == 1:
                 raise OutOfMemoryError(
-                    f"A single prompt of {benchmark.spec.text} does not fit into memory. Use a smaller model, "
-                    "--dtype bfloat16, fewer worked examples (task:N), or a device with more memory."
+                    f"A single prompt of {benchmark.spec.text} does not fit into memory. Use a "
+                    "smaller model, --dtype bfloat16, fewer worked examples (task:N), or a device "
+                    "with more memory."
                 ) from error
             size.halve(size.value)
             lm.batch_size_per_gpu = size.value
@@ -157,19 +171,31 @@ def _task_run(benchmark: Benchmark, results: dict[str, Any]) -> TaskRun:
     }
     main = mains.most_common(1)[0][0] if mains else ""
     items.sort(key=lambda item: item.metric != main)  # stable
-    shots = {name: int(benchmark.tasks[name].get_config("num_fewshot")) for name in results["samples"]}
+    shots = {
+        name: int(benchmark.tasks[name].get_config("num_fewshot")) for name in results["samples"]
+    }
     return TaskRun(benchmark.spec.text, main, tuple(items), aggregate, shots, benchmark.files)
 
 
 def _rows(task: str, sample: dict[str, Any]) -> list[ItemResult]:
-    id = f"{task}/{sample['doc_id']}-{sample['doc_hash'][:8]}"
+    ident = f"{task}/{sample['doc_id']}-{sample['doc_hash'][:8]}"
     suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
     values = ((metric, sample[metric]) for metric in sample["metrics"])
-    return [ItemResult(id, float(value), metric + suffix) for metric, value in values if isinstance(value, Real)]
+    return [
+        ItemResult(ident, float(value), metric + suffix)
+        for metric, value in values
+        if isinstance(value, Real)
+    ]
 
 
 def _check_finite(task: str, samples: Sequence[dict[str, Any]]) -> None:
-    numbers = (part for sample in samples for response in sample["resps"] for one in response for part in _parts(one))
+    numbers = (
+        part
+        for sample in samples
+        for response in sample["resps"]
+        for one in response
+        for part in _parts(one)
+    )
     if not all(math.isfinite(number) for number in numbers):
         raise NonFiniteError(
             f"The model gives log-likelihoods on {task} that are no numbers. "
@@ -178,6 +204,8 @@ def _check_finite(task: str, samples: Sequence[dict[str, Any]]) -> None:
 
 
 def _parts(response: Any) -> list[float]:
-    """The numbers in one response: a log-likelihood with its greedy flag, a log-likelihood alone, or a text (none)."""
+    """The numbers in one response: a log-likelihood with its greedy flag, a log-likelihood alone,
+    or a text (none).
+    """
     parts = response if isinstance(response, tuple) else (response,)
     return [float(part) for part in parts if isinstance(part, Real)]

@@ -1,9 +1,11 @@
-"""lm-eval's model over a loaded chat model: as it is, or reading once what requests begin with in common.
+"""lm-eval's model over a loaded chat model: as it is, or reading once what requests begin with in
+common.
 
-``SharedLM`` replaces the two methods that run the model. Log-likelihoods: requests become trees of tokens
-(``forward.plan``), and the output head sees only the tokens that are scored. Greedy generation: the package's own
-(``generation.complete_rows``), in which rows that have written a stop string leave the batch. All else, tokenisation,
-truncation, post-processing, filters and metrics, is lm-eval's own ``HFLM``.
+``SharedLM`` replaces the two methods that run the model. Log-likelihoods: requests become trees of
+tokens (``forward.plan``), and the output head sees only the tokens that are scored. Greedy
+generation: the package's own (``generation.complete_rows``), in which rows that have written a stop
+string leave the batch. All else, tokenisation, truncation, post-processing, filters and metrics, is
+lm-eval's own ``HFLM``.
 """
 
 import logging
@@ -17,7 +19,11 @@ from jaxtyping import Float
 from lm_eval.api.instance import Instance
 from lm_eval.models import huggingface
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,17 +38,42 @@ log = logging.getLogger(__name__)
 Answer = tuple[float, bool]  # log-likelihood of a continuation, and whether it is the greedy one
 
 HF_ROWS = 8  # prompts at once where transformers generates
-# What a generation config may say without the greedy answer being another than the argmax: the ids, what only sampling
-# reads, lengths and output formats. A repetition penalty (Qwen2.5) is none of them.
+# What a generation config may say without the greedy answer being another than the argmax: the ids,
+# what only sampling reads, lengths and output formats. A repetition penalty (Qwen2.5) is none of
+# them.
 PLAIN = frozenset(
     (
-        *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config", "use_cache"),
-        *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-        *("max_length", "max_new_tokens", "output_attentions", "output_hidden_states", "output_scores"),
+        *(
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "transformers_version",
+            "_from_model_config",
+            "use_cache",
+        ),
+        *(
+            "do_sample",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "typical_p",
+            "epsilon_cutoff",
+            "eta_cutoff",
+        ),
+        *(
+            "max_length",
+            "max_new_tokens",
+            "output_attentions",
+            "output_hidden_states",
+            "output_scores",
+        ),
         *("output_logits", "return_dict_in_generate"),
     )
 )
-GREEDY = frozenset(("until", "max_gen_toks", "do_sample", "temperature"))  # all that a greedy task asks for
+GREEDY = frozenset(
+    ("until", "max_gen_toks", "do_sample", "temperature")
+)  # all that a greedy task asks for
 
 
 class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
@@ -58,12 +89,20 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> list[Answer]:
         whole = [[*context, *continuation] for _, context, continuation in requests]
         if n_cut := sum(len(row) > self.max_length + 1 for row in whole):
-            log.warning("%d prompts were cut to the model's %d tokens, at their beginning.", n_cut, self.max_length)
-        rows = [row[-(self.max_length + 1) :][:-1] for row in whole]  # the last token is predicted, not read
+            log.warning(
+                "%d prompts were cut to the model's %d tokens, at their beginning.",
+                n_cut,
+                self.max_length,
+            )
+        rows = [
+            row[-(self.max_length + 1) :][:-1] for row in whole
+        ]  # the last token is predicted, not read
         scored = [continuation for _, _, continuation in requests]
         most = MOST_SCORED * sum(map(len, rows)) // max(1, sum(map(len, scored)))
         answers: dict[int, Answer] = {}
-        bar = huggingface.tqdm(total=len(rows), disable=disable_tqdm, desc="Running loglikelihood requests")
+        bar = huggingface.tqdm(
+            total=len(rows), disable=disable_tqdm, desc="Running loglikelihood requests"
+        )
 
         def score(batch: Batch) -> list[Answer]:
             bar.update(len(batch.prompts))
@@ -76,17 +115,23 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return [answers[i] for i in range(len(rows))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers by the package's own generation; whatever else is asked for by transformers', as ``HFLM``."""
+        """Greedy answers by the package's own generation; whatever else is asked for by
+        transformers', as ``HFLM``.
+        """
         wanted = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]
         answers: dict[int, str] = {}
         for kwargs in [one for i, one in enumerate(wanted) if one not in wanted[:i]]:
             members = [i for i, one in enumerate(wanted) if one == kwargs]
             answer = self._answer_greedily if self._is_greedy(kwargs) else self._answer_as_asked
-            answers.update(zip(members, answer([requests[i] for i in members], kwargs), strict=True))
+            answers.update(
+                zip(members, answer([requests[i] for i in members], kwargs), strict=True)
+            )
         return [answers[i] for i in range(len(requests))]
 
     def _is_greedy(self, kwargs: dict[str, Any]) -> bool:
-        """Whether the answer is that of plain argmax, by the task and by the model's own generation config."""
+        """Whether the answer is that of plain argmax, by the task and by the model's own generation
+        config.
+        """
         config = self.model.generation_config
         plain = config is None or config.to_diff_dict().keys() <= PLAIN
         return plain and kwargs.keys() <= GREEDY and not kwargs["do_sample"]
@@ -101,23 +146,33 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             kwargs["until"], eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         )
         room = self.max_length - kwargs["max_gen_toks"]
-        rows = [self.tok_batch_encode([request.args[0]], left_truncate_len=room)[0][0].tolist() for request in requests]
-        # As lm-eval's stopping criterion: a stop string may be written in other tokens than the tokenizer would use.
-        lookback = 2 + max(len(self.tokenizer.encode(stop, add_special_tokens=False)) for stop in until)
+        rows = [
+            self.tok_batch_encode([request.args[0]], left_truncate_len=room)[0][0].tolist()
+            for request in requests
+        ]
+        # As lm-eval's stopping criterion: a stop string may be written in other tokens than the
+        # tokenizer would use.
+        lookback = 2 + max(
+            len(self.tokenizer.encode(stop, add_special_tokens=False)) for stop in until
+        )
 
         def ended(tokens: Sequence[int]) -> bool:
             text = self.tokenizer.decode(tokens[-lookback:])
             return any(stop in text for stop in until if stop)
 
         outputs = complete_rows(self.chat, rows, kwargs["max_gen_toks"], self.label, ended=ended)
-        return [postprocess_generated_text(self.tok_decode(output), until, None) for output in outputs]
+        return [
+            postprocess_generated_text(self.tok_decode(output), until, None) for output in outputs
+        ]
 
 
-def make_harness(chat: ChatModel, label: str, exact: bool, batch_size: int | None, thinking: bool | None) -> Any:
+def make_harness(
+    chat: ChatModel, label: str, exact: bool, batch_size: int | None, thinking: bool | None
+) -> Any:
     """lm-eval's model over ``chat``: ``HFLM`` itself if ``exact``, else ``SharedLM``.
 
-    The model is neither copied nor moved, and what is tied or untied stays so; lm-eval works on a copy of the
-    tokenizer, which it may give a padding token.
+    The model is neither copied nor moved, and what is tied or untied stays so; lm-eval works on a
+    copy of the tokenizer, which it may give a padding token.
     """
     tokenizer, day = deepcopy(chat.tokenizer), chat.chat.day
     tokenizer.chat_template = day.dated(tokenizer.get_chat_template())
@@ -144,7 +199,9 @@ def counted(chat: ChatModel) -> Iterator[None]:
 
 @contextmanager
 def _ties_kept(hf: PreTrainedModel) -> Iterator[None]:
-    """Inside the block nothing can tie weights: ``HFLM`` does when it is made, by the config and not by the weights."""
+    """Inside the block nothing can tie weights: ``HFLM`` does when it is made, by the config and
+    not by the weights.
+    """
     hf.tie_weights = lambda *args, **kwargs: None  # type: ignore[method-assign]
     try:
         yield
@@ -165,7 +222,10 @@ def _score(model: ChatModel, batch: Batch, scored: Sequence[Sequence[int]]) -> l
     head = model.hf.get_submodule(model.sites.head)
     with torch.inference_mode(), hooked([Edit(head, "input", predicting)]):
         logits = call(model, batch.ids, batch.mask, batch.positions)[:, 0]
-    return [_answer(part, scored[i]) for i, part in zip(batch.prompts, logits.split(lengths), strict=True)]
+    return [
+        _answer(part, scored[i])
+        for i, part in zip(batch.prompts, logits.split(lengths), strict=True)
+    ]
 
 
 def _answer(logits: Float[Tensor, "token vocab"], continuation: Sequence[int]) -> Answer:

@@ -1,9 +1,10 @@
 """Benchmarks of ability as a stage of a run: one for each task and condition, kept item by item.
 
     capability/<task>.<condition>.jsonl   one row an item and metric
-    capability/<task>.<condition>.json    lm-eval's aggregates, the number of worked examples, the data files' hashes
+    capability/<task>.<condition>.json    lm-eval's aggregates, worked examples, hashes of the data
 
-Baseline, ablation and subtraction get ``n_items`` items, the controls the first ``n_control`` of the same.
+Baseline, ablation and subtraction get ``n_items`` items, the controls the first ``n_control`` of
+the same.
 """
 
 import logging
@@ -29,12 +30,16 @@ log = logging.getLogger(__name__)
 
 
 def benchmarks_for(config: RunConfig) -> tuple[Benchmark, ...]:
-    """The benchmarks that a configuration names; before anything slow, so that a wrong name stops a run at once.
+    """The benchmarks that a configuration names; before anything slow, so that a wrong name stops a
+    run at once.
 
     Raises:
-        ConfigError: lm-eval is not installed, an unknown task, or data that are missing or malformed.
+        ConfigError: lm-eval is not installed, an unknown task, or data that are missing or
+            malformed.
     """
-    return load_benchmarks(config.tasks, Path(config.data_dir).expanduser() if config.data_dir is not None else None)
+    return load_benchmarks(
+        config.tasks, Path(config.data_dir).expanduser() if config.data_dir is not None else None
+    )
 
 
 @dataclass(frozen=True)
@@ -52,19 +57,31 @@ class Capability:
         """Every task under every condition, run where it was not yet."""
         found: list[Metric] = []
         for benchmark in self.benchmarks:
-            runs = {condition: self._run(benchmark, condition, self.direction) for condition in (BASELINE, *STOPPING)}
+            runs = {
+                condition: self._run(benchmark, condition, self.direction)
+                for condition in (BASELINE, *STOPPING)
+            }
             if runs[BASELINE].items:  # else there is nothing to pair
-                controls = ((f"{name}-{action}", it) for action in STOPPING for name, it in self.controls.items())
-                runs |= {condition: self._run(benchmark, condition, it) for condition, it in controls}
+                controls = (
+                    (f"{name}-{action}", it)
+                    for action in STOPPING
+                    for name, it in self.controls.items()
+                )
+                runs |= {
+                    condition: self._run(benchmark, condition, it) for condition, it in controls
+                }
             else:
                 log.warning(
-                    "%s gave no valid answer of the unmodified model: nothing is measured.", benchmark.spec.text
+                    "%s gave no valid answer of the unmodified model: nothing is measured.",
+                    benchmark.spec.text,
                 )
             found += capability_metrics(runs)
         return tuple(found)
 
     def _run(self, benchmark: Benchmark, condition: str, direction: Direction) -> TaskRun:
-        rows = self.folder.path / "capability" / f"{file_name(benchmark.spec.text)}.{condition}.jsonl"
+        rows = (
+            self.folder.path / "capability" / f"{file_name(benchmark.spec.text)}.{condition}.jsonl"
+        )
         about = rows.with_suffix(".json")
         control = condition not in (BASELINE, *STOPPING)
         of = "controls.safetensors" if control else "direction.safetensors"
@@ -90,7 +107,9 @@ class Capability:
             write_jsonl(rows, to_json(done.items))
             write_json(about, finite(to_json(replace(done, items=()))))
 
-        self.folder.stage(f"capability {benchmark.spec.text}.{condition}", inputs, [rows, about], work)
+        self.folder.stage(
+            f"capability {benchmark.spec.text}.{condition}", inputs, [rows, about], work
+        )
         return read_task_run(rows, about)
 
 

@@ -15,12 +15,21 @@ from refusal.core.storage import file_sha256
 from refusal.evaluations.capability.local import FOLDERS, dataset_of, overlay
 
 # What tasks raise when a package, the network, a file or a column is missing.
-LOAD_ERRORS = (ImportError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+LOAD_ERRORS = (
+    ImportError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A task as it is asked for: ``name``, with ``:N`` for another number of worked examples, ``@M`` for M items.
+    """A task as it is asked for: ``name``, with ``:N`` for another number of worked examples,
+    ``@M`` for M items.
 
     ``text`` is what its results are called: without the items.
     """
@@ -36,16 +45,21 @@ class Spec:
         found = re.fullmatch(r"([^:@]+)(?::(\d+))?(?:@([1-9]\d*))?", text)
         if found is None:
             raise ConfigError(
-                f"{text!r} is no task. Give a name of lm-eval, name:N for N worked examples, name@M for M items."
+                f"{text!r} is no task. Give a name of lm-eval, name:N for N worked examples, "
+                "name@M for M items."
             )
         name, shots, items = found.groups()
         of = name if shots is None else f"{name}:{shots}"
-        return cls(of, name, None if shots is None else int(shots), None if items is None else int(items))
+        return cls(
+            of, name, None if shots is None else int(shots), None if items is None else int(items)
+        )
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task or group, ready to run: lm-eval's task and group objects by name, and the local files' sha256."""
+    """A task or group, ready to run: lm-eval's task and group objects by name, and the local files'
+    sha256.
+    """
 
     spec: Spec
     tasks: dict[str, Any]
@@ -54,7 +68,8 @@ class Benchmark:
 
 
 def load_task(spec: Spec, data_dir: Path | None) -> Benchmark:
-    """Build lm-eval's tasks, with data from ``data_dir`` where it holds them and from the hub elsewhere.
+    """Build lm-eval's tasks, with data from ``data_dir`` where it holds them and from the hub
+    elsewhere.
 
     Raises:
         ConfigError: unknown name, malformed or missing data, or a task that cannot run here.
@@ -72,17 +87,19 @@ def load_task(spec: Spec, data_dir: Path | None) -> Benchmark:
 
 
 def choose_items(benchmark: Benchmark, limit: int | None, seed: int) -> dict[str, list[int]]:
-    """Which items of each task to run: all, or a seeded random ``limit`` of them, spread evenly over a group's tasks.
+    """Which items of each task to run: all, or a seeded random ``limit`` of them, spread evenly
+    over a group's tasks.
 
-    Tasks that get none are left out. Nothing about the model enters: every condition gets the same items, and a smaller
-    ``limit`` some of the same.
+    Tasks that get none are left out. Nothing about the model enters: every condition gets the same
+    items, and a smaller ``limit`` some of the same.
     """
     counts = {name: len(task.eval_docs) for name, task in benchmark.tasks.items()}
     return spread(counts, limit, Random(f"{seed} {benchmark.spec.name}"))
 
 
 def spread(counts: Mapping[str, int], limit: int | None, random: Random) -> dict[str, list[int]]:
-    """Sorted random indices below each count, ``limit`` in all, as even over the names as the counts allow.
+    """Sorted random indices below each count, ``limit`` in all, as even over the names as the
+    counts allow.
 
     With the same random numbers the indices of a smaller limit are among those of a larger one.
     """
@@ -100,7 +117,8 @@ def spread(counts: Mapping[str, int], limit: int | None, random: Random) -> dict
 
 
 def _manager(name: str) -> Any:
-    """An index of lm-eval's tasks that knows ``name``; the whole one takes seconds, so the usual folders come first.
+    """An index of lm-eval's tasks that knows ``name``; the whole one takes seconds, so the usual
+    folders come first.
 
     Not for tags: tasks anywhere may carry one.
     """
@@ -128,13 +146,18 @@ def _index(whole: bool) -> Any:
 
 @contextmanager
 def _from_files(manager: Any, spec: Spec, data_dir: Path | None) -> Iterator[dict[str, Path]]:
-    """Inside the block the tasks of ``spec`` read from ``data_dir`` where it holds their data; yields those files."""
+    """Inside the block the tasks of ``spec`` read from ``data_dir`` where it holds their data;
+    yields those files.
+    """
     index = manager.task_index
     before = dict(index)
     files: dict[str, Path] = {}
     try:
         for name in _members(index, spec.name):
-            if data_dir is not None and (found := overlay(index[name], data_dir, spec.shots)) is not None:
+            if (
+                data_dir is not None
+                and (found := overlay(index[name], data_dir, spec.shots)) is not None
+            ):
                 index[name], paths = found
                 files.update({path.name: path for path in paths.values()})
         yield files
@@ -152,38 +175,64 @@ def _members(index: Mapping[str, Any], name: str) -> list[str]:
         case "TAG":
             children = sorted(entry.tags)
         case "GROUP":
-            listed = entry.cfg["task"] if isinstance(entry.cfg["task"], list) else [entry.cfg["task"]]
-            children = [child.get("task", child.get("group")) if isinstance(child, dict) else child for child in listed]
+            listed = (
+                entry.cfg["task"] if isinstance(entry.cfg["task"], list) else [entry.cfg["task"]]
+            )
+            children = [
+                child.get("task", child.get("group")) if isinstance(child, dict) else child
+                for child in listed
+            ]
         case _:
             return [name]
-    return [member for child in children if isinstance(child, str) for member in _members(index, child)]
+    return [
+        member for child in children if isinstance(child, str) for member in _members(index, child)
+    ]
 
 
 def _set_up(spec: Spec, name: str, task: Any) -> None:
     """Make sure that a task can run here, and set its number of worked examples.
 
-    As lm-eval does, none where neither the config nor the caller says how many. Where a config says 0 (its prompt
-    brings its own examples) lm-eval goes on with 0; here that is an error.
+    As lm-eval does, none where neither the config nor the caller says how many. Where a config says
+    0 (its prompt brings its own examples) lm-eval goes on with 0; here that is an error.
     """
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-        why = "runs code that the model wrote" if getattr(task, "UNSAFE_CODE", False) else "is not text alone"
+        why = (
+            "runs code that the model wrote"
+            if getattr(task, "UNSAFE_CODE", False)
+            else "is not text alone"
+        )
         raise ConfigError(f"{name} {why}, which refusal does not do. Use lm-eval itself for it.")
     configured = task.get_config("num_fewshot")
     if spec.shots and configured == 0:
-        raise ConfigError(f"{name} takes no worked examples besides those in its prompt. Ask for {spec.name}.")
+        raise ConfigError(
+            f"{name} takes no worked examples besides those in its prompt. Ask for {spec.name}."
+        )
     task.set_config("num_fewshot", spec.shots if spec.shots is not None else configured or 0)
-    wanted, pool = task.get_config("num_fewshot"), getattr(getattr(task, "sampler", None), "df", None)
+    wanted, pool = (
+        task.get_config("num_fewshot"),
+        getattr(getattr(task, "sampler", None), "df", None),
+    )
     there = len(pool or ())
     if pool is not None and wanted > there:
-        raise ConfigError(f"{name} has {there} worked examples, not {wanted}. Ask for {spec.name}:{there}.")
+        raise ConfigError(
+            f"{name} has {there} worked examples, not {wanted}. Ask for {spec.name}:{there}."
+        )
 
 
 def _not_loaded(spec: Spec, manager: Any, data_dir: Path | None, error: Exception) -> str:
     """The first line of what went wrong, and which files would do instead."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
-    configs = [manager.task_index[name].cfg or {} for name in _members(manager.task_index, spec.name)]
+    configs = [
+        manager.task_index[name].cfg or {} for name in _members(manager.task_index, spec.name)
+    ]
     wanted = {
-        name for config in configs if (data := dataset_of(config)) for names in data.splits.values() for name in names
+        name
+        for config in configs
+        if (data := dataset_of(config))
+        for names in data.splits.values()
+        for name in names
     }
-    files = f" or put {' / '.join(sorted(wanted))} into {data_dir or '--data-dir'}" if wanted else ""
+    files = (
+        f" or put {' / '.join(sorted(wanted))} into {data_dir or '--data-dir'}" if wanted else ""
+    )
     return f"The task {spec.name!r} could not be loaded: {first}. Check the network{files}."

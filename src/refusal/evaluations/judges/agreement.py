@@ -8,7 +8,8 @@ from refusal.core.errors import ConfigError
 from refusal.core.stats import wilson_interval
 from refusal.evaluations.judges.protocol import Judgement
 
-# What judges of one kind are compared on: whether the model refused, as in ``Verdict.refused``, or was safe.
+# What judges of one kind are compared on: whether the model refused, as in ``Verdict.refused``, or
+# was safe.
 COMPARED = {
     "refusal": "refused",
     "partial": "refused",
@@ -28,9 +29,10 @@ class Agreement:
         first, second: the judges' names.
         n: completions with two labels.
         left_out: completions that one of the judges, or both, has no label for.
-        share: part of ``n`` on which they agree, with its Wilson interval ``low`` to ``high``; ``None`` for none.
-        kappa: Cohen's kappa, agreement beyond chance; ``None`` where chance alone makes them agree (both always say
-            the same one thing) or there is nothing to compare.
+        share: part of ``n`` on which they agree, with its Wilson interval ``low`` to ``high``;
+            ``None`` for none.
+        kappa: Cohen's kappa, agreement beyond chance; ``None`` where chance alone makes them agree
+            (both always say the same one thing) or there is nothing to compare.
         confusion: ``confusion[label of first][label of second]`` is a number of completions.
     """
 
@@ -45,18 +47,25 @@ class Agreement:
     confusion: dict[str, dict[str, int]]
 
 
-def agreement(first: str, ours: Sequence[Judgement], second: str, theirs: Sequence[Judgement]) -> Agreement:
-    """Compare the judgements of the judges named ``first`` and ``second``; paired by prompt id, one per prompt.
+def agreement(
+    first: str, ours: Sequence[Judgement], second: str, theirs: Sequence[Judgement]
+) -> Agreement:
+    """Compare the judgements of the judges named ``first`` and ``second``; paired by prompt id, one
+    per prompt.
 
     Raises:
         ConfigError: one judge speaks of refusal and the other of safety, or neither gives labels.
     """
-    said = [{j.prompt_id: COMPARED[j.label] for j in side if j.label is not None} for side in (ours, theirs)]
+    said = [
+        {j.prompt_id: COMPARED[j.label] for j in side if j.label is not None}
+        for side in (ours, theirs)
+    ]
     words = {word for side in said for word in side.values()}
     pair = next((pair for pair in PAIRS if words <= set(pair)), None)
     if pair is None or not words:
         raise ConfigError(
-            f"The judges {first} and {second} share no labels. Compare judges of refusal, or judges of safety."
+            f"The judges {first} and {second} share no labels. Compare judges of refusal, or "
+            "judges of safety."
         )
     both = [(said[0][key], said[1][key]) for key in said[0] if key in said[1]]
     counts = Counter(both)

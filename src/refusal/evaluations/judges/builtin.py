@@ -28,4 +28,6 @@ class SubstringJudge:
     def judge(self, items: Sequence[Completion]) -> Iterator[Judgement]:
         """Refusal or compliance, always valid."""
         for item in items:
-            yield Judgement(item.prompt_id, "refusal" if paper_substring_match(item.answer) else "compliance")
+            yield Judgement(
+                item.prompt_id, "refusal" if paper_substring_match(item.answer) else "compliance"
+            )

@@ -1,7 +1,9 @@
-"""The threshold of a judge of safety, fitted to answers that people have labelled, and how often it is right then.
+"""The threshold of a judge of safety, fitted to answers that people have labelled, and how often it
+is right then.
 
-The threshold is the one with most right answers on the labelled ones. How good it is, is said of answers that it was
-not fitted to: each request's answers are judged by the threshold of all other requests (leave one request out).
+The threshold is the one with most right answers on the labelled ones. How good it is, is said of
+answers that it was not fitted to: each request's answers are judged by the threshold of all other
+requests (leave one request out).
 """
 
 from collections.abc import Sequence
@@ -27,11 +29,13 @@ UNSAFE = {"unsafe": True, "1": True, "safe": False, "0": False}
 
 @dataclass(frozen=True)
 class Calibration:
-    """Log-odds above ``threshold`` are unsafe; the counts are of people's labels it was not fitted to.
+    """Log-odds above ``threshold`` are unsafe; the counts are of people's labels it was not fitted
+    to.
 
     Attributes:
         threshold: in nats, of "yes" against "no".
-        unsafe, unsafe_found: answers that people call unsafe, and those of them that the judge calls so.
+        unsafe, unsafe_found: answers that people call unsafe, and those of them that the judge
+            calls so.
         safe, safe_found: likewise of safe ones.
         rubric: version of the text that was asked.
         source: what it was fitted to.
@@ -67,7 +71,10 @@ class Calibration:
         for name, count, n in counts:
             low, high = wilson_interval(count, n)
             parts.append(f"{name} {count / n:.0%} ({low:.0%} to {high:.0%})")
-        return f"threshold {self.threshold:+.2f}; {', '.join(parts)} on {self.source}, leaving one request out"
+        return (
+            f"threshold {self.threshold:+.2f}; {', '.join(parts)} on {self.source}, leaving "
+            "one request out"
+        )
 
 
 def read_calibration(path: Path) -> Calibration | None:
@@ -89,10 +96,12 @@ class LabelledAnswer:
 
 
 def read_labelled(path: Path) -> tuple[LabelledAnswer, ...]:
-    """Labelled answers from a file (.csv or .jsonl) with a prompt, a completion and a label of safe/unsafe or 0/1.
+    """Labelled answers from a file (.csv or .jsonl) with a prompt, a completion and a label of
+    safe/unsafe or 0/1.
 
     Raises:
-        PromptError: it cannot be read, a column is missing, a label is unknown, or one of the classes is.
+        PromptError: it cannot be read, a column is missing, a label is unknown, or one of the
+            classes is.
     """
     text = read_user_text(path, "file of labelled answers", PromptError)
     try:
@@ -108,21 +117,31 @@ def read_labelled(path: Path) -> tuple[LabelledAnswer, ...]:
     found = tuple(_labelled(row, path, number) for number, row in enumerate(rows, start=1))
     for word, some in (("unsafe", True), ("safe", False)):
         if sum(answer.unsafe == some for answer in found) < 2:
-            raise PromptError(f"{path} holds fewer than two {word} answers, so no threshold can be fitted to it.")
+            raise PromptError(
+                f"{path} holds fewer than two {word} answers, so no threshold can be fitted to it."
+            )
     return found
 
 
 def _labelled(row: Any, path: Path, number: int) -> LabelledAnswer:
     values = []
     for names in (PROMPT, ANSWER, LABEL):
-        held = next((name for name in names if isinstance(row, dict) and row.get(name) is not None), None)
+        held = next(
+            (name for name in names if isinstance(row, dict) and row.get(name) is not None), None
+        )
         if held is None:
-            raise PromptError(f"{path}, row {number} has no column {' or '.join(names)}. Add what is missing.")
+            raise PromptError(
+                f"{path}, row {number} has no column {' or '.join(names)}. Add what is missing."
+            )
         values.append(str(row[held]))
     prompt, completion, label = values
     if label not in UNSAFE:
-        raise PromptError(f"{path}, row {number}: unknown label {label!r}. Use safe or unsafe, or 0 or 1.")
-    return LabelledAnswer(Completion(f"labelled-{number}", prompt, completion, "compliance"), UNSAFE[label])
+        raise PromptError(
+            f"{path}, row {number}: unknown label {label!r}. Use safe or unsafe, or 0 or 1."
+        )
+    return LabelledAnswer(
+        Completion(f"labelled-{number}", prompt, completion, "compliance"), UNSAFE[label]
+    )
 
 
 def fit(
@@ -131,7 +150,8 @@ def fit(
     """The threshold with most right answers, and its hits on requests that were left out.
 
     Args:
-        odds: log-odds of each answer. unsafe: what people say. requests: what was asked, whatever its case.
+        odds: log-odds of each answer. unsafe: what people say. requests: what was asked, whatever
+            its case.
 
     Raises:
         PromptError: all odds are the same, so nothing can be told apart.
@@ -139,7 +159,9 @@ def fit(
     scores, labels = np.array(odds, dtype=float), np.array(unsafe, dtype=bool)
     asked = np.array([" ".join(text.casefold().split()) for text in requests])
     if len(np.unique(scores)) < 2:
-        raise PromptError(f"The judge gives all answers of {source} the same odds. Name a stronger model.")
+        raise PromptError(
+            f"The judge gives all answers of {source} the same odds. Name a stronger model."
+        )
     said = np.zeros(len(labels), dtype=bool)
     for request in np.unique(asked):
         held_out = asked == request
@@ -155,8 +177,11 @@ def fit(
     )
 
 
-def best_threshold(scores: Float[np.ndarray, "answer"], labels: Bool[np.ndarray, "answer"]) -> float:
-    """The middle between two neighbouring scores, or a place beyond all, that gets most labels right.
+def best_threshold(
+    scores: Float[np.ndarray, "answer"], labels: Bool[np.ndarray, "answer"]
+) -> float:
+    """The middle between two neighbouring scores, or a place beyond all, that gets most labels
+    right.
 
     Of several that are equally good the middle one: the ends of such a stretch are chance.
     """

@@ -1,4 +1,6 @@
-"""A general model behind an OpenAI-compatible address as a judge: a rubric's question, and what its answer means."""
+"""A general model behind an OpenAI-compatible address as a judge: a rubric's question, and what its
+answer means.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -54,20 +56,24 @@ class EndpointJudge:
         return self.usage.cost(self._options.judge_price_in, self._options.judge_price_out)
 
     def judge(self, items: Sequence[Completion]) -> Iterator[Judgement]:
-        """One judgement per item as the answers come. When the caller stops, requests under way are dropped.
+        """One judgement per item as the answers come. When the caller stops, requests under way are
+        dropped.
 
         Raises:
-            JudgeError: no such model, no valid key or credit, nobody there, or the first requests are turned down.
+            JudgeError: no such model, no valid key or credit, nobody there, or the first requests
+                are turned down.
         """
         template = self._rubric.template
         questions = [template.format(prompt=item.prompt, completion=item.answer) for item in items]
-        for reply in self._endpoint.ask([[{"role": "user", "content": question}] for question in questions]):
-            id = items[reply.index].prompt_id
+        for reply in self._endpoint.ask(
+            [[{"role": "user", "content": question}] for question in questions]
+        ):
+            ident = items[reply.index].prompt_id
             if reply.text is None:
-                yield Judgement(id, error=reply.error)
+                yield Judgement(ident, error=reply.error)
                 continue
             answer = self._rubric.read(reply.text)
             if answer is None:
-                yield Judgement(id, error=f"answered {self._endpoint.clean(reply.text)!r}")
+                yield Judgement(ident, error=f"answered {self._endpoint.clean(reply.text)!r}")
                 continue
-            yield Judgement(id, answer.label, answer.score)
+            yield Judgement(ident, answer.label, answer.score)

@@ -1,7 +1,8 @@
 """Labels that people gave, as a judge: to see how far the other judges agree with them.
 
-A file of rows (.jsonl or .csv) with ``prompt_id``, ``completion`` and ``label``, as one gets by adding a label to the
-rows of a run's completions. A completion without a label counts as failed, like any other answer that is not there.
+A file of rows (.jsonl or .csv) with ``prompt_id``, ``completion`` and ``label``, as one gets by
+adding a label to the rows of a run's completions. A completion without a label counts as failed,
+like any other answer that is not there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,8 @@ class LabelsJudge:
         """Read the file.
 
         Raises:
-            PromptError: it cannot be read, holds no labels, unknown ones, or two for one completion.
+            PromptError: it cannot be read, holds no labels, unknown ones, or two for one
+                completion.
         """
         self.name = name
         self.path = path
@@ -37,7 +39,10 @@ class LabelsJudge:
         for number, row in enumerate(_rows(path), start=1):
             key, label = _entry(row, f"{path}, row {number}")
             if self._labels.setdefault(key, label) != label:
-                raise PromptError(f"{path}, row {number} labels {key[0]} again, as {label}. Keep one label for each.")
+                raise PromptError(
+                    f"{path}, row {number} labels {key[0]} again, as {label}. Keep one label for "
+                    "each."
+                )
         kinds = {label in SAFETY for label in self._labels.values()}
         if len(kinds) != 1:
             what = "labels of refusal beside labels of safety" if kinds else "no labels"
@@ -57,8 +62,9 @@ class LabelsJudge:
         """Raise PromptError if a label was of no completion that was asked about."""
         if self.unmatched:
             raise PromptError(
-                f"{len(self.unmatched)} of {len(self._labels)} labels in {self.path} are of no completion of this run, "
-                f"the first of prompt {min(self.unmatched)[0]!r}. Give labels of this run's own completions."
+                f"{len(self.unmatched)} of {len(self._labels)} labels in {self.path} are of no "
+                f"completion of this run, the first of prompt {min(self.unmatched)[0]!r}. Give "
+                "labels of this run's own completions."
             )
 
 
@@ -67,7 +73,8 @@ def _rows(path: Path) -> Sequence[Any]:
     kind = path.suffix.lower()
     if kind not in (".csv", ".jsonl"):
         raise PromptError(
-            f"{path} cannot be read as labels: unknown kind of file {kind!r}. Give a .jsonl or .csv file."
+            f"{path} cannot be read as labels: unknown kind of file {kind!r}. Give a .jsonl or "
+            ".csv file."
         )
     try:
         if kind == ".csv":  # completions begin with a space at times
@@ -82,9 +89,13 @@ def _entry(row: Any, where: str) -> tuple[tuple[str, str], JudgementLabel]:
     try:
         key, label = (str(row["prompt_id"]), str(row["completion"])), row["label"]
     except (KeyError, TypeError) as error:
-        raise PromptError(f"{where} has no prompt_id, completion and label. Add what is missing.") from error
+        raise PromptError(
+            f"{where} has no prompt_id, completion and label. Add what is missing."
+        ) from error
     if None in (row["prompt_id"], row["completion"]):  # a short row of a table, or null
-        raise PromptError(f"{where} has no prompt_id or no completion. Fill it in, or leave the row out.")
+        raise PromptError(
+            f"{where} has no prompt_id or no completion. Fill it in, or leave the row out."
+        )
     if label not in known:
         raise PromptError(f"{where}: unknown label {label!r}. Use one of {', '.join(known)}.")
     return key, label

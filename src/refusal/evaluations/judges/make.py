@@ -17,7 +17,10 @@ from refusal.evaluations.judges.local_safety import LOCAL, LocalSafetyJudge
 from refusal.evaluations.judges.protocol import Judge
 from refusal.evaluations.judges.rubrics import RUBRICS
 
-BUILTIN: dict[str, type[DetectorJudge | SubstringJudge]] = {"detector": DetectorJudge, "substring": SubstringJudge}
+BUILTIN: dict[str, type[DetectorJudge | SubstringJudge]] = {
+    "detector": DetectorJudge,
+    "substring": SubstringJudge,
+}
 LABELS = "labels"
 KINDS = (*BUILTIN, LABELS, LOCAL, *FORMATS, *RUBRICS)
 
@@ -25,10 +28,11 @@ KINDS = (*BUILTIN, LABELS, LOCAL, *FORMATS, *RUBRICS)
 def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
     """The judge that ``spec`` names: ``KIND`` or ``KIND=MODEL``.
 
-    ``detector`` and ``substring`` take no model. ``llama-guard-2``, ``llama-guard-3``, ``harmbench``, ``wildguard``,
-    ``wildguard-refusal`` and ``strongreject`` take a hub id or a folder, by default what their authors published.
-    ``local-safety`` takes any chat model, by default the run's own. ``labels`` takes a file of labels that people gave.
-    ``endpoint-refusal`` and ``endpoint-strongreject`` need the model's name at the endpoint.
+    ``detector`` and ``substring`` take no model. ``llama-guard-2``, ``llama-guard-3``,
+    ``harmbench``, ``wildguard``, ``wildguard-refusal`` and ``strongreject`` take a hub id or a
+    folder, by default what their authors published. ``local-safety`` takes any chat model, by
+    default the run's own. ``labels`` takes a file of labels that people gave. ``endpoint-refusal``
+    and ``endpoint-strongreject`` need the model's name at the endpoint.
 
     Raises:
         ConfigError: unknown kind, a model too many or too few, a missing package or key.
@@ -59,16 +63,23 @@ def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
     if kind in FORMATS:
         return ClassifierJudge(name, FORMATS[kind], model or FORMATS[kind].model, options)
     if not model:
-        raise ConfigError(f"The judge {kind!r} needs the name of a model at the endpoint. Write {kind}=MODEL.")
+        raise ConfigError(
+            f"The judge {kind!r} needs the name of a model at the endpoint. Write {kind}=MODEL."
+        )
     return EndpointJudge(name, RUBRICS[kind], model, options)
 
 
 def make_judges(specs: Sequence[str], options: JudgeOptions | None = None) -> tuple[Judge, ...]:
     """Several judges, no two of the same name. Raises as ``make_judge`` does."""
     names = [_name(*spec.partition("=")[::2]) for spec in specs]
-    twice = next((spec for spec, name in zip(specs, names, strict=True) if names.count(name) > 1), None)
+    twice = next(
+        (spec for spec, name in zip(specs, names, strict=True) if names.count(name) > 1), None
+    )
     if twice is not None:
-        raise ConfigError(f"Two of the judges are called {_name(*twice.partition('=')[::2])!r}. Name each judge once.")
+        raise ConfigError(
+            f"Two of the judges are called {_name(*twice.partition('=')[::2])!r}. Name each judge "
+            "once."
+        )
     return tuple(make_judge(spec, options) for spec in specs)
 
 

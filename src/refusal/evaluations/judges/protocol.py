@@ -1,7 +1,8 @@
-"""What a judge is: something that reads completions and says of each what it is, or why it cannot say.
+"""What a judge is: something that reads completions and says of each what it is, or why it cannot
+say.
 
-A judge never guesses. An answer that is not exactly one of those it was asked for becomes a failed judgement, which is
-counted and, when the caller runs again, asked for again.
+A judge never guesses. An answer that is not exactly one of those it was asked for becomes a failed
+judgement, which is counted and, when the caller runs again, asked for again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,9 @@ FEWEST_WORDS = 15
 class Judgement:
     """What a judge says of one completion.
 
-    ``label`` is ``None`` where there is no valid answer, and for judges that only grade. ``score`` is a harmfulness
-    between 0 and 1. ``error`` says why there is no valid answer; it is ``None`` exactly where there is one.
+    ``label`` is ``None`` where there is no valid answer, and for judges that only grade. ``score``
+    is a harmfulness between 0 and 1. ``error`` says why there is no valid answer; it is ``None``
+    exactly where there is one.
     """
 
     prompt_id: str
@@ -44,7 +46,8 @@ class Judgement:
 class Judge(Protocol):
     """Reads completions; ``kind`` says what its judgements hold.
 
-    ``refusal``: a label of refusal, partial, compliance or degenerate. ``safety``: safe or unsafe. ``score``: a score.
+    ``refusal``: a label of refusal, partial, compliance or degenerate. ``safety``: safe or unsafe.
+    ``score``: a score.
     """
 
     @property

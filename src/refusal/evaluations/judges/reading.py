@@ -1,7 +1,7 @@
 """Completions and judgements read back from a run: are they of these prompts, and of each other?
 
-What is judged in several goes, or by several judges, is only worth comparing if every row is about the same
-completion. A row that is not is an error, never dropped.
+What is judged in several goes, or by several judges, is only worth comparing if every row is about
+the same completion. A row that is not is an error, never dropped.
 """
 
 from collections import Counter
@@ -17,7 +17,9 @@ from refusal.evaluations.judges.protocol import Judgement
 _ROW = TypeAdapter(Judgement)
 
 
-def check_completions(completions: Sequence[Completion], prompts: Sequence[Prompt], where: str) -> None:
+def check_completions(
+    completions: Sequence[Completion], prompts: Sequence[Prompt], where: str
+) -> None:
     """Make sure that there is exactly one completion per prompt, of that prompt's text.
 
     Args:
@@ -32,8 +34,8 @@ def check_completions(completions: Sequence[Completion], prompts: Sequence[Promp
     missing = {p.id for p in prompts} - {c.prompt_id for c in completions}
     if missing:
         raise RunFolderError(
-            f"{where} has no completion of {_some(missing)} ({len(missing)} of {len(prompts)} prompts). "
-            "Generate the completions again, or give the prompts that they are of."
+            f"{where} has no completion of {_some(missing)} ({len(missing)} of {len(prompts)} "
+            "prompts). Generate the completions again, or give the prompts that they are of."
         )
     texts = {p.id: p.text for p in prompts}
     other = {c.prompt_id for c in completions if c.prompt != texts[c.prompt_id]}
@@ -59,19 +61,26 @@ def match_judgements(
         if judgement.prompt_id not in found or found[judgement.prompt_id].failed:
             found[judgement.prompt_id] = judgement
         else:
-            raise RunFolderError(f"{where} judges {judgement.prompt_id} twice. Delete it to judge again.")
+            raise RunFolderError(
+                f"{where} judges {judgement.prompt_id} twice. Delete it to judge again."
+            )
     _check_ids(list(found), [c.prompt_id for c in completions], where, "judgement")
     return found
 
 
-def unjudged(judgements: Sequence[Judgement], completions: Sequence[Completion], where: str) -> list[Completion]:
-    """The completions that still need asking: without a judgement, or with a failed one. Raises as above."""
+def unjudged(
+    judgements: Sequence[Judgement], completions: Sequence[Completion], where: str
+) -> list[Completion]:
+    """The completions that still need asking: without a judgement, or with a failed one. Raises as
+    above.
+    """
     found = match_judgements(judgements, completions, where)
     return [c for c in completions if c.prompt_id not in found or found[c.prompt_id].failed]
 
 
 def read_judgements(path: Path) -> list[Judgement]:
-    """The rows of a file of judgements, one JSON object a line; a last line cut off by an interruption is left out.
+    """The rows of a file of judgements, one JSON object a line; a last line cut off by an
+    interruption is left out.
 
     Raises:
         RunFolderError: unreadable, or a row that is no judgement.
@@ -79,9 +88,13 @@ def read_judgements(path: Path) -> list[Judgement]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{path} cannot be read ({error}). Delete it to judge again.") from error
+        raise RunFolderError(
+            f"{path} cannot be read ({error}). Delete it to judge again."
+        ) from error
     rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is empty, or cut off
+    for number, line in enumerate(
+        lines[:-1], start=1
+    ):  # what follows the last line end is empty, or cut off
         try:
             rows.append(_ROW.validate_json(line, strict=True))
         except ValidationError as error:
@@ -95,12 +108,14 @@ def read_judgements(path: Path) -> list[Judgement]:
 def _check_ids(ids: Sequence[str], known: Sequence[str], where: str, what: str) -> None:
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
-        raise RunFolderError(f"{where} has more than one {what} of {_some(twice)}. Delete it to make it again.")
+        raise RunFolderError(
+            f"{where} has more than one {what} of {_some(twice)}. Delete it to make it again."
+        )
     unknown = set(ids) - set(known)
     if unknown:
         raise RunFolderError(
-            f"{where} has a {what} of {_some(unknown)}, which is not among the {len(known)} that it should be of. "
-            "Delete it to make it again, or give what it is of."
+            f"{where} has a {what} of {_some(unknown)}, which is not among the {len(known)} that "
+            "it should be of. Delete it to make it again, or give what it is of."
         )
 
 

@@ -1,11 +1,12 @@
-"""Judging the completions of a run by further judges, as the last of its stages: resumable item by item.
+"""Judging the completions of a run by further judges, as the last of its stages: resumable item by
+item.
 
     judgements/<judge>/<set>.<condition>.jsonl   one judgement a line, written as each comes
-    judgements/agreement.json                    every two judges of the same kind, over all completions
-    judgements/<judge>/calibration.json          threshold of a local judge, and how often it is right
+    judgements/agreement.json                    every two judges of one kind, over all completions
+    judgements/<judge>/calibration.json          threshold of a local judge, how often it is right
 
-Rows that are there are kept while the completions and the judge's options are the same; failed ones are asked again.
-Which those were, and what the judge has cost, is in ``manifest.json``.
+Rows that are there are kept while the completions and the judge's options are the same; failed ones
+are asked again. Which those were, and what the judge has cost, is in ``manifest.json``.
 """
 
 import logging
@@ -45,7 +46,8 @@ log = logging.getLogger(__name__)
 
 
 def judges_for(config: RunConfig) -> dict[str, Judge]:
-    """The judges that a configuration names, by that; the built-in detector's verdicts every completion has anyway.
+    """The judges that a configuration names, by that; the built-in detector's verdicts every
+    completion has anyway.
 
     Raises:
         UsageError: an unknown judge, or one that cannot be had.
@@ -83,7 +85,9 @@ class Judging:
             said[judge.name] = []
             if isinstance(judge, LocalSafetyJudge) and self.folder.model is not None:
                 judge.use(self.folder.model)
-            judged = {key: self._judge(spec, judge, *key, rows) for key, rows in completions.items()}
+            judged = {
+                key: self._judge(spec, judge, *key, rows) for key, rows in completions.items()
+            }
             accuracy = self._accuracy(judge)
             found += () if accuracy is None else accuracy_metrics(judge.name, accuracy)
             for key, judgements in judged.items():
@@ -99,26 +103,38 @@ class Judging:
         write_json(self.folder.path / "judgements" / "agreement.json", to_json(pairs))
         return (*found, *(metric for pair in pairs for metric in _agreement(pair)))
 
-    def _judge(self, spec: str, judge: Judge, set: str, condition: str, rows: Sequence[Completion]) -> list[Judgement]:
+    def _judge(
+        self, spec: str, judge: Judge, set_name: str, condition: str, rows: Sequence[Completion]
+    ) -> list[Judgement]:
         """The judgements of one file, in the order of its completions."""
-        path = self.folder.path / "judgements" / judge.name / f"{set}.{condition}.jsonl"
-        record = self.folder.manifest.setdefault("judges", {}).setdefault(judge.name, {"inputs": {}})
+        path = self.folder.path / "judgements" / judge.name / f"{set_name}.{condition}.jsonl"
+        record = self.folder.manifest.setdefault("judges", {}).setdefault(
+            judge.name, {"inputs": {}}
+        )
         inputs = self._inputs(spec, judge, rows)
-        same = record["inputs"].get(f"{set}.{condition}") == inputs and not isinstance(judge, LabelsJudge)
+        same = record["inputs"].get(f"{set_name}.{condition}") == inputs and not isinstance(
+            judge, LabelsJudge
+        )
         kept = [j for j in read_judgements(path) if not j.failed] if same and path.is_file() else []
         missing = unjudged(kept, rows, str(path))
         parallel.wait()
 
         def ask() -> None:
             write_jsonl(path, to_json(kept))  # without what failed or was cut off
-            record["inputs"][f"{set}.{condition}"] = inputs
+            record["inputs"][f"{set_name}.{condition}"] = inputs
             self.folder.save()
-            with task(f"judge: {judge.name}, {set}, {condition}", len(missing), "completions") as advance:
+            with task(
+                f"judge: {judge.name}, {set_name}, {condition}", len(missing), "completions"
+            ) as advance:
                 for judgement in judge.judge(missing):
                     append_jsonl(path, to_json(judgement))
                     advance(1)
-            if isinstance(judge, LocalSafetyJudge):  # null for a model that was never compared with people
-                write_json(self._calibration(judge), judge.calibration and to_json(judge.calibration))
+            if isinstance(
+                judge, LocalSafetyJudge
+            ):  # null for a model that was never compared with people
+                write_json(
+                    self._calibration(judge), judge.calibration and to_json(judge.calibration)
+                )
 
         if parallel.decided(lambda: bool(missing)):
             parallel.only_writer(ask)
@@ -140,9 +156,17 @@ class Judging:
         return None if kept is None else kept.accuracy
 
     def _inputs(self, spec: str, judge: Judge, rows: Sequence[Completion]) -> str:
-        """A hash of what judgements depend on: the completions, who is asked and where, the rule for short ones."""
+        """A hash of what judgements depend on: the completions, who is asked and where, the rule
+        for short ones.
+        """
         given = self.config
-        asked = [spec, given.judge_url, given.short_is_safe, given.judge_max_tokens, given.judge_dtype]
+        asked = [
+            spec,
+            given.judge_url,
+            given.short_is_safe,
+            given.judge_max_tokens,
+            given.judge_dtype,
+        ]
         if isinstance(judge, LocalSafetyJudge):
             asked.append(judge.identity)
         completions = [[row.prompt_id, row.prompt, row.completion] for row in rows]
@@ -163,15 +187,24 @@ def check_judged(folder: RunFolder, judges: Mapping[str, Judge]) -> None:
             continue
         reason, times = Counter(failed).most_common(1)[0]
         why = f"{reason}{'' if times == len(failed) else f', {times} times'}"
-        again = "Look at the judge, then start the same command again: only failed ones are asked again."
+        again = (
+            "Look at the judge, then start the same command again: only failed ones are asked "
+            "again."
+        )
         if len(failed) == len(found):
             raise RunFailure(
                 f"All {len(found)} judgements of {judge.name} failed ({why}), so it has no rates. "
                 f"What else was measured is in {folder.path}. {again}"
             )
         if len(failed) >= MANY_FAILED * len(found):
-            log.warning("%d of %d judgements of %s failed (%s): its rates are over the others. %s",
-                        len(failed), len(found), judge.name, why, again)  # fmt: skip
+            log.warning(
+                "%d of %d judgements of %s failed (%s): its rates are over the others. %s",
+                len(failed),
+                len(found),
+                judge.name,
+                why,
+                again,
+            )
 
 
 def _files_of(spec: str) -> list[list[Any]]:
@@ -187,14 +220,19 @@ def _verdicts(completions: Completions) -> list[Judgement]:
     """The detector's verdicts as judgements."""
     return [
         judgement
-        for (set, condition), rows in completions.items()
-        for judgement in _named([Judgement(row.prompt_id, row.verdict) for row in rows], set, condition)
+        for (set_name, condition), rows in completions.items()
+        for judgement in _named(
+            [Judgement(row.prompt_id, row.verdict) for row in rows], set_name, condition
+        )
     ]
 
 
-def _named(judgements: Sequence[Judgement], set: str, condition: str) -> list[Judgement]:
+def _named(judgements: Sequence[Judgement], set_name: str, condition: str) -> list[Judgement]:
     """With ids that are unique over all files."""
-    return [replace(judgement, prompt_id=f"{set}.{condition}.{judgement.prompt_id}") for judgement in judgements]
+    return [
+        replace(judgement, prompt_id=f"{set_name}.{condition}.{judgement.prompt_id}")
+        for judgement in judgements
+    ]
 
 
 def _agreement(pair: Agreement) -> list[Metric]:
@@ -203,5 +241,7 @@ def _agreement(pair: Agreement) -> list[Metric]:
     who = f"{pair.first}/{pair.second}"
     found = [Metric("agreement", "judges", who, pair.share, pair.low, pair.high, pair.n)]
     if pair.kappa is not None:
-        found.append(Metric("kappa", "judges", who, pair.kappa, float("-inf"), float("inf"), pair.n))
+        found.append(
+            Metric("kappa", "judges", who, pair.kappa, float("-inf"), float("inf"), pair.n)
+        )
     return found

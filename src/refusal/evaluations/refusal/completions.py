@@ -34,7 +34,9 @@ def complete_under(
     check_untouched(prompts, direction)
     texts, what = [p.text for p in prompts], f"generate: {name}, {condition}"
     writer = engine if engine.serves(condition) else OWN
-    return _judged(prompts, writer.complete(Job(model, direction, condition, texts, max_new_tokens, what)))
+    return _judged(
+        prompts, writer.complete(Job(model, direction, condition, texts, max_new_tokens, what))
+    )
 
 
 def complete_controls(
@@ -45,7 +47,9 @@ def complete_controls(
     max_new_tokens: int,
     name: str,
 ) -> dict[str, tuple[Completion, ...]]:
-    """The same for an action with every control direction, by condition, all of them side by side."""
+    """The same for an action with every control direction, by condition, all of them side by
+    side.
+    """
     for control in controls.values():
         check_untouched(prompts, control)
     outputs = complete_each(
@@ -55,7 +59,10 @@ def complete_controls(
         max_new_tokens,
         name=f"generate: {name}, {action} with {len(controls)} controls",
     )
-    return {f"{control}-{action}": _judged(prompts, output) for control, output in zip(controls, outputs, strict=True)}
+    return {
+        f"{control}-{action}": _judged(prompts, output)
+        for control, output in zip(controls, outputs, strict=True)
+    }
 
 
 def check_untouched(prompts: Sequence[Prompt], direction: Direction) -> None:
@@ -63,8 +70,9 @@ def check_untouched(prompts: Sequence[Prompt], direction: Direction) -> None:
     leaked = [prompt for prompt in prompts if prompt.fingerprint in direction.seen]
     if leaked:
         raise LeakageError(
-            f"{len(leaked)} of {len(prompts)} prompts to test on took part in finding the direction, the first of them "
-            f"{leaked[0].id!r}. Test on prompts that are not in the training or validation split."
+            f"{len(leaked)} of {len(prompts)} prompts to test on took part in finding the "
+            f"direction, the first of them {leaked[0].id!r}. Test on prompts that are not in the "
+            "training or validation split."
         )
 
 
@@ -77,4 +85,7 @@ def _judged(prompts: Sequence[Prompt], outputs: Sequence[str]) -> tuple[Completi
 
 def judged_again(completions: Sequence[Completion]) -> tuple[Completion, ...]:
     """The same completions with the verdicts of the detector as it is now."""
-    return tuple(replace(row, verdict=refusal_verdict(row.prompt, row.completion).label) for row in completions)
+    return tuple(
+        replace(row, verdict=refusal_verdict(row.prompt, row.completion).label)
+        for row in completions
+    )

@@ -1,4 +1,6 @@
-"""What the interventions do: completions under each condition, their verdicts, and the rates with intervals."""
+"""What the interventions do: completions under each condition, their verdicts, and the rates with
+intervals.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -34,7 +36,8 @@ def evaluate(
     controls: Mapping[str, Direction] | None = None,
     n_control: int = N_CONTROL,
 ) -> Evaluation:
-    """Refusal rates on test prompts for every (set, condition), and how they differ from the baseline.
+    """Refusal rates on test prompts for every (set, condition), and how they differ from the
+    baseline.
 
     Args:
         n: prompts per class; default all.
@@ -47,10 +50,14 @@ def evaluate(
     """
     pools = {"harmful": prompts.harmful[:n], "harmless": prompts.harmless[:n]}
     completions: dict[tuple[str, str], tuple[Completion, ...]] = {}
-    for set, condition in conditions:
-        completions[set, condition] = complete_under(model, direction, pools[set], condition, max_new_tokens, set)
-    for set, action in conditions:
+    for set_name, condition in conditions:
+        completions[set_name, condition] = complete_under(
+            model, direction, pools[set_name], condition, max_new_tokens, set_name
+        )
+    for set_name, action in conditions:
         if controls and action != "baseline":
-            done = complete_controls(model, controls, pools[set][:n_control], action, max_new_tokens, set)
-            completions.update({(set, condition): rows for condition, rows in done.items()})
+            done = complete_controls(
+                model, controls, pools[set_name][:n_control], action, max_new_tokens, set_name
+            )
+            completions.update({(set_name, condition): rows for condition, rows in done.items()})
     return Evaluation(completions, measure_all(completions))

@@ -1,9 +1,11 @@
-"""What a model needs in memory and a run in time, from the model's config alone: no weights are read.
+"""What a model needs in memory and a run in time, from the model's config alone: no weights are
+read.
 
-A prompt token costs two operations for each weight that it meets (a mixture's token meets its active experts only), and
-the traffic of its activations. A step of completions costs one product of all weights with as many rows as are still
-going, and reading their keys and values. How many tokens a stage reads was counted on real runs (their
-``manifest.json`` has it); how long prompts are, the tokenizer says; how fast a device is, ``speed``.
+A prompt token costs two operations for each weight that it meets (a mixture's token meets its
+active experts only), and the traffic of its activations. A step of completions costs one product of
+all weights with as many rows as are still going, and reading their keys and values. How many tokens
+a stage reads was counted on real runs (their ``manifest.json`` has it); how long prompts are, the
+tokenizer says; how fast a device is, ``speed``.
 """
 
 import math
@@ -24,14 +26,18 @@ from refusal.pipeline.costs import memory
 from refusal.pipeline.costs.speed import DEVICES, Speed, measure_speed
 from refusal.prompts.load import load_prompts
 
-PROMPT_TOKENS = 20.0  # of a one-line instruction with its template, once what prompts begin with in common is read once
+# of a one-line instruction with its template, once what prompts begin with in common is read once
+PROMPT_TOKENS = 20.0
 DRAWN = 1.4  # prompts read for each that passes the filter
 WRITTEN = 0.7  # of the tokens that a completion may have: many end early
 POSITIONS = 5  # tokens after the instruction: that many candidates a layer
-SCORED = 0.07  # of a triple loop's tokens: early exit, and induce starts in the middle (docs/performance.md)
+# of a triple loop's tokens: early exit, and induce starts in the middle (docs/performance.md)
+SCORED = 0.07
 LOOKED = 12.0  # prompts for each candidate besides: what it takes to see that it fails
 TRAFFIC = 3.0  # times that the activations of a block go to memory and back
-COPIED = 3.0  # times that keys and values go to memory and back in a step: they grow by being copied
+COPIED = (
+    3.0  # times that keys and values go to memory and back in a step: they grow by being copied
+)
 LOOKS = 3.0  # passes for each candidate
 FORCING = 2.0  # times the cost of reading, where every token's logits are needed, in float64
 JUDGED = 48  # completions that choose the refusal tokens
@@ -44,7 +50,9 @@ RUNTIME = 750_000_000  # Python, torch, transformers, and what loading leaves be
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a training, validation and test prompt beside what all begin with, which is ``begins`` tokens long."""
+    """Tokens of a training, validation and test prompt beside what all begin with, which is
+    ``begins`` tokens long.
+    """
 
     train: float = PROMPT_TOKENS
     val: float = PROMPT_TOKENS
@@ -58,8 +66,8 @@ class Estimate:
 
     Attributes:
         weights_bytes: of one copy of the model. memory_bytes: of a process.
-        seconds: of all devices together working, by stage. processes: that share the work, a copy each; or one, whose
-            model is spread over ``devices``, of which one works at a time.
+        seconds: of all devices together working, by stage. processes: that share the work, a copy
+            each; or one, whose model is spread over ``devices``, of which one works at a time.
         fits: whether a device's memory, or that of all together, is enough.
         split: every device holds a part of every weight (``tp_plan``), and all work at once.
         cost: where a price is given, in its currency.
@@ -90,9 +98,11 @@ def estimate_on(
     price: float | None,
     lengths: Lengths | None = None,
 ) -> Estimate:
-    """A run on ``count`` devices with ``room`` bytes each: a copy of the model on each if it fits, else one over all.
+    """A run on ``count`` devices with ``room`` bytes each: a copy of the model on each if it fits,
+    else one over all.
 
-    With ``tp_plan`` in the configuration every device holds a part of every weight, whether a copy would fit or not.
+    With ``tp_plan`` in the configuration every device holds a part of every weight, whether a copy
+    would fit or not.
 
     Args:
         kind: ``cpu``, ``cuda`` or ``mps``: how much runs at once depends on it.
@@ -103,7 +113,9 @@ def estimate_on(
         speed = speed.times(count * SPLITTING)
     one = estimate(size, config, speed, kind, lengths, room, count if split else 1)
     shared = one.fits and not split
-    if not split and not one.fits:  # spread over the devices: together they hold it, one at a time works
+    if (
+        not split and not one.fits
+    ):  # spread over the devices: together they hold it, one at a time works
         one = estimate(size, config, speed, kind, lengths, room * count)
     faster = count * SHARING if shared and count > 1 else 1.0
     seconds = {name: value / faster for name, value in one.seconds.items()}
@@ -140,7 +152,9 @@ def prompt_lengths(config: RunConfig) -> Lengths:
         ChatTemplateError: no chat template, or it rejects the system prompt.
     """
     with loading(config.model):
-        tokenizer = AutoTokenizer.from_pretrained(resolve(config.model), **hub_options(config.revision))
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve(config.model), **hub_options(config.revision)
+        )
     begins = float(len(find_format(tokenizer, config.system).prefix))
     prompts = load_prompts(
         config.prompts,
@@ -153,7 +167,10 @@ def prompt_lengths(config: RunConfig) -> Lengths:
     found = []
     for pair in (prompts.train, prompts.val, prompts.test):
         texts = [prompt.text for prompt in (*pair.harmful[:SAMPLE], *pair.harmless[:SAMPLE])]
-        tokens = [len(tokenize(tokenizer, render(tokenizer, text, config.system))) - begins for text in texts]
+        tokens = [
+            len(tokenize(tokenizer, render(tokenizer, text, config.system))) - begins
+            for text in texts
+        ]
         found.append(sum(tokens) / max(1, len(tokens)))
     return Lengths(found[0], found[1], found[2], begins)
 
@@ -167,11 +184,12 @@ def estimate(
     room: int | float = math.inf,
     parts: int = 1,
 ) -> Estimate:
-    """Memory and time of a run in one process on a device with ``room`` bytes that holds one of ``parts`` of the model.
+    """Memory and time of a run in one process on a device with ``room`` bytes that holds one of
+    ``parts`` of the model.
 
-    Memory: the weights, the runtime, and the largest of what is held while loading from another dtype and by the stages
-    (``memory``), whose batches are as large as the room allows. Time: see the module; a stage's tokens are stated above
-    as constants.
+    Memory: the weights, the runtime, and the largest of what is held while loading from another
+    dtype and by the stages (``memory``), whose batches are as large as the room allows. Time: see
+    the module; a stage's tokens are stated above as constants.
     """
     lengths = lengths if lengths is not None else Lengths()
     itemsize = find_dtype(config.dtype, torch.device(device)).itemsize
@@ -188,7 +206,11 @@ def estimate(
     stages = [
         reading,
         memory.writing(part, weights, itemsize, min(rows, config.n_test), length),
-        *([memory.forcing(part, weights, itemsize, memory.forced_tokens(config, lengths.test))] if drift else []),
+        *(
+            [memory.forcing(part, weights, itemsize, memory.forced_tokens(config, lengths.test))]
+            if drift
+            else []
+        ),
     ]
     # A checkpoint in another dtype is mapped into main memory while it is converted.
     mapped = device == "cpu" and parts == 1 and size.stored != itemsize
@@ -199,7 +221,8 @@ def estimate(
 
 
 def plan(config: RunConfig, count: int = 1) -> Estimate:
-    """The estimate of a configuration on ``count`` devices of the kind that its ``device`` names, or of this machine.
+    """The estimate of a configuration on ``count`` devices of the kind that its ``device`` names,
+    or of this machine.
 
     Raises:
         ModelLoadError: the model's config or tokenizer cannot be read.
@@ -212,22 +235,38 @@ def plan(config: RunConfig, count: int = 1) -> Estimate:
         kind = "cuda"
     else:
         device = _device_here(config.device)
-        speed, room, kind = measure_speed(device, config.dtype, outline), free_memory(device), device.type
+        speed, room, kind = (
+            measure_speed(device, config.dtype, outline),
+            free_memory(device),
+            device.type,
+        )
     size = size_of(outline, outline.config)
-    return estimate_on(size, config, speed, kind, room, count, config.price_per_device_hour, lengths)
+    return estimate_on(
+        size, config, speed, kind, room, count, config.price_per_device_hour, lengths
+    )
 
 
 def _device_here(name: str) -> torch.device:
     try:
         return find_device(name)
     except ConfigError as error:
-        raise ConfigError(f"{error} Or name a kind that is known by its data sheet: {', '.join(DEVICES)}.") from error
+        raise ConfigError(
+            f"{error} Or name a kind that is known by its data sheet: {', '.join(DEVICES)}."
+        ) from error
 
 
 def _seconds(
-    size: ModelSize, config: RunConfig, speed: Speed, itemsize: int, lengths: Lengths, budget: int, most: int
+    size: ModelSize,
+    config: RunConfig,
+    speed: Speed,
+    itemsize: int,
+    lengths: Lengths,
+    budget: int,
+    most: int,
 ) -> dict[str, float]:
-    traffic = TRAFFIC * activation_bytes(size.d_model, size.inner, itemsize) / speed.bandwidth  # of a token in a block
+    traffic = (
+        TRAFFIC * activation_bytes(size.d_model, size.inner, itemsize) / speed.bandwidth
+    )  # of a token in a block
     each, head = size.active / size.layers, size.head  # parameters
 
     def read(tokens: int | float, passes: int | float) -> float:
@@ -238,7 +277,9 @@ def _seconds(
         return passes * size.layers * block
 
     def read_prompts(n: int | float, length: float) -> float:
-        passes = max(2, n * length / budget)  # at least one a class, and each reads what all begin with
+        passes = max(
+            2, n * length / budget
+        )  # at least one a class, and each reads what all begin with
         return read(n * length + passes * lengths.begins, passes)
 
     def write(rows: int, new: int, prompt: float) -> float:
@@ -248,11 +289,15 @@ def _seconds(
         block = speed.write(going)
         if block is None:
             block = each * speed.step(going) + going * traffic + speed.block
-        return read_prompts(rows, prompt) + batches * new * (size.layers * block + head * speed.step(going) + kept)
+        return read_prompts(rows, prompt) + batches * new * (
+            size.layers * block + head * speed.step(going) + kept
+        )
 
     drawn = DRAWN if config.filter else 1.0
     new, test = config.max_new_tokens, lengths.test
-    candidates = POSITIONS * len(range(0, config.rule.eligible_layers(size.layers), config.layer_step))
+    candidates = POSITIONS * len(
+        range(0, config.rule.eligible_layers(size.layers), config.layer_step)
+    )
     literal = 3.0 * candidates * config.n_val * lengths.val
     scored = literal if config.full_map else SCORED * literal + LOOKED * lengths.val * candidates
     others = len(config.over_refusal) * 1.5  # XSTest has two halves
@@ -261,14 +306,21 @@ def _seconds(
     sets = 3 * others * write(config.n_over_refusal, new, PROMPT_TOKENS)
     some = min(config.n_control, config.n_test) * controls
     answer = test + WRITTEN * new
-    texts = 3 * min(config.n_texts, config.n_test) + 2 * controls * min(config.n_control, config.n_texts)
-    others_texts = len(config.texts) * (3 * config.n_texts + 2 * controls * min(config.n_control, config.n_texts))
+    texts = 3 * min(config.n_texts, config.n_test) + 2 * controls * min(
+        config.n_control, config.n_texts
+    )
+    others_texts = len(config.texts) * (
+        3 * config.n_texts + 2 * controls * min(config.n_control, config.n_texts)
+    )
     drift = texts * answer + others_texts * config.text_tokens if config.drift_tokens else 0.0
     chosen = not config.refusal_tokens
     return {
-        "refusal tokens": write(JUDGED, 32, lengths.train) + read_prompts(JUDGED, lengths.train) if chosen else 0.0,
+        "refusal tokens": write(JUDGED, 32, lengths.train) + read_prompts(JUDGED, lengths.train)
+        if chosen
+        else 0.0,
         "extract": read_prompts(2 * drawn * config.n_train, lengths.train),
-        "select": read(scored, LOOKS * candidates) + read_prompts(2 * drawn * config.n_val, lengths.val),
+        "select": read(scored, LOOKS * candidates)
+        + read_prompts(2 * drawn * config.n_val, lengths.val),
         "projections": read_prompts(2 * config.n_val, lengths.val),
         "generate": main + sets,
         "controls": (4 + 2 * others) * write(some, new, test)

@@ -19,7 +19,9 @@ QUANTISED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a stage needs at its peak, by what they hold; the interpreter and its libraries come on top."""
+    """Bytes that a stage needs at its peak, by what they hold; the interpreter and its libraries
+    come on top.
+    """
 
     weights: int
     activations: int = 0
@@ -45,14 +47,22 @@ def weights_of(size: ModelSize, itemsize: int, quantize: str | None = None) -> i
 
 
 def reading(size: ModelSize, weights: int, itemsize: int, tokens: int) -> Memory:
-    """A pass over ``tokens`` prompt tokens: copies of the stream and the widest MLP tensors of one block."""
-    return Memory(weights, activations=tokens * activation_bytes(size.d_model, size.inner, itemsize))
+    """A pass over ``tokens`` prompt tokens: copies of the stream and the widest MLP tensors of one
+    block.
+    """
+    return Memory(
+        weights, activations=tokens * activation_bytes(size.d_model, size.inner, itemsize)
+    )
 
 
-def choosing(size: ModelSize, reading: Memory, itemsize: int, tokens: int | float, prompts: int) -> Memory:
-    """Passes of the selection beside what it keeps of the unmodified model on so many harmless prompts.
+def choosing(
+    size: ModelSize, reading: Memory, itemsize: int, tokens: int | float, prompts: int
+) -> Memory:
+    """Passes of the selection beside what it keeps of the unmodified model on so many harmless
+    prompts.
 
-    Kept are every block's inputs, of ``tokens`` tokens in all (counted as cache), and next-token probabilities.
+    Kept are every block's inputs, of ``tokens`` tokens in all (counted as cache), and next-token
+    probabilities.
     """
     kept = int(tokens) * size.layers * size.d_model * itemsize
     return replace(reading, cache=kept, logits=prompts * 8 * (size.head // size.d_model))
@@ -61,38 +71,50 @@ def choosing(size: ModelSize, reading: Memory, itemsize: int, tokens: int | floa
 def writing(size: ModelSize, weights: int, itemsize: int, rows: int, length: int) -> Memory:
     """``rows`` completions side by side of ``length`` tokens with their prompts.
 
-    Keys and values count three times: growing, they are copied, and the allocator keeps what was freed. Logits are
-    those of one token a row, in float32 and twice more.
+    Keys and values count three times: growing, they are copied, and the allocator keeps what was
+    freed. Logits are those of one token a row, in float32 and twice more.
     """
     cache = rows * 3 * length * size.cache * itemsize
     return Memory(weights, cache=cache, logits=rows * 3 * 4 * (size.head // size.d_model))
 
 
 def forcing(size: ModelSize, weights: int, itemsize: int, tokens: int) -> Memory:
-    """Texts of ``tokens`` tokens in all, read for the logits of each: at most some at once, a few in float64."""
+    """Texts of ``tokens`` tokens in all, read for the logits of each: at most some at once, a few
+    in float64.
+    """
     vocabulary = size.head // size.d_model
-    return Memory(weights, logits=vocabulary * (min(tokens, MOST_TOKENS) * 2 * itemsize + CHUNK * 3 * 8))
+    return Memory(
+        weights, logits=vocabulary * (min(tokens, MOST_TOKENS) * 2 * itemsize + CHUNK * 3 * 8)
+    )
 
 
 def scoring(size: ModelSize, reading: Memory, itemsize: int) -> Memory:
-    """Passes for the log-likelihoods of a benchmark's answers: logits as they come and once in float32."""
+    """Passes for the log-likelihoods of a benchmark's answers: logits as they come and once in
+    float32.
+    """
     return replace(reading, logits=MOST_SCORED * (size.head // size.d_model) * (itemsize + 4))
 
 
 def forced_tokens(config: RunConfig, prompt: int | float) -> int:
-    """Tokens of the texts that drift is measured on, prompts of ``prompt`` tokens with answers among them."""
+    """Tokens of the texts that drift is measured on, prompts of ``prompt`` tokens with answers
+    among them.
+    """
     answers = min(config.n_texts, config.n_test) * (prompt + config.max_new_tokens)
     return int(max(answers, config.n_texts * config.text_tokens if config.texts else 0))
 
 
 def stage_memory(model: ChatModel, config: RunConfig, stage: str) -> Memory | None:
-    """What a stage of a run will hold with the batch sizes that were chosen; ``None`` where no model is run here.
+    """What a stage of a run will hold with the batch sizes that were chosen; ``None`` where no
+    model is run here.
 
     Args:
         stage: its name in the manifest: ``extract``, ``generate harmful.ablation``, …
     """
     kind, _, about = stage.partition(" ")
-    served = config.engine in ("openai", "vllm") and about.partition(".")[2] in (BASELINE, "ablation")
+    served = config.engine in ("openai", "vllm") and about.partition(".")[2] in (
+        BASELINE,
+        "ablation",
+    )
     if kind == "evaluate" or (kind == "generate" and served):
         return None
     size, itemsize = size_of(model.hf, model.hf.config), model.hf.dtype.itemsize
@@ -120,7 +142,9 @@ def stage_memory(model: ChatModel, config: RunConfig, stage: str) -> Memory | No
     if kind == "drift":
         return forcing(size, weights, itemsize, forced_tokens(config, LONG_PROMPT))
     if kind == "capability":
-        return _larger(scoring(size, read, itemsize), write(model.batch_size.value, config.task_tokens or 256))
+        return _larger(
+            scoring(size, read, itemsize), write(model.batch_size.value, config.task_tokens or 256)
+        )
     if kind == "seed":
         return _larger(choose(), write(config.n_test, config.max_new_tokens))
     return read  # extract, projections, controls

@@ -1,7 +1,8 @@
 """How fast a device is: this machine measured, in seconds; others by their makers' data sheets.
 
-Measured are a few decoder blocks of the model's shape with random weights, so that whatever a block consists of is in
-the figure. Where that cannot be (no room for a block, blocks of several kinds) products of matrices stand for it.
+Measured are a few decoder blocks of the model's shape with random weights, so that whatever a block
+consists of is in the figure. Where that cannot be (no room for a block, blocks of several kinds)
+products of matrices stand for it.
 """
 
 import logging
@@ -25,7 +26,8 @@ from refusal.weights.proxy_model import BUILD_ERRORS, blocks_needed, build, shor
 
 log = logging.getLogger(__name__)
 
-LAUNCHING = 0.8e-3  # seconds that a GPU's driver needs to start all that a block consists of, one after another
+# seconds that a GPU's driver needs to start all that a block consists of, one after another
+LAUNCHING = 0.8e-3
 REACHED = 0.6  # of a data sheet's operations a second that matrix products reach
 STEP_ROWS = (1, 4, 16, 64, 256)
 PASS_TOKENS = (64, 256)  # and as many as keep the device busy
@@ -41,10 +43,11 @@ class Speed:
     """Of a device in a dtype.
 
     Attributes:
-        flops: operations a second of matrix products with as many rows as a reading pass has tokens.
+        flops: operations a second of matrix products with as many rows as a reading pass has
+            tokens.
         bandwidth: bytes a second read from memory.
-        steps: seconds for each weight of a product with few rows, by the rows; by default what is slower, arithmetic or
-            reading the weights in bfloat16.
+        steps: seconds for each weight of a product with few rows, by the rows; by default what is
+            slower, arithmetic or reading the weights in bfloat16.
         block: seconds that a block takes at least, however little it has to do.
         reading: seconds of a block of the model in question for a pass, by its tokens.
         writing: likewise for a step of completions, by its rows.
@@ -59,7 +62,11 @@ class Speed:
 
     def step(self, rows: int | float) -> float:
         """Seconds for each weight of a product with so many rows."""
-        return _between(self.steps, rows) if self.steps else max(2 / self.bandwidth, 2 * rows / self.flops)
+        return (
+            _between(self.steps, rows)
+            if self.steps
+            else max(2 / self.bandwidth, 2 * rows / self.flops)
+        )
 
     def read(self, tokens: int | float) -> float | None:
         """Seconds of a block for a pass of so many tokens, if that was measured."""
@@ -88,7 +95,9 @@ class Speed:
 def _between(times: Times, n: int | float) -> float:
     """Interpolated; beyond the last in proportion to it."""
     counts, seconds = zip(*times, strict=True)
-    return float(np.interp(n, np.array(counts), np.array(seconds))) * max(1.0, float(n / counts[-1]))
+    return float(np.interp(n, np.array(counts), np.array(seconds))) * max(
+        1.0, float(n / counts[-1])
+    )
 
 
 def _data_sheet(flops: float, bandwidth: float) -> Speed:
@@ -106,11 +115,14 @@ DEVICES = {
 }
 
 
-def measure_speed(device: torch.device, dtype: str, like: PreTrainedModel | None = None, size: int = 2048) -> Speed:
-    """How fast this device multiplies matrices of a reading pass and of a step, and reads memory; 10 to 20 seconds.
+def measure_speed(
+    device: torch.device, dtype: str, like: PreTrainedModel | None = None, size: int = 2048
+) -> Speed:
+    """How fast this device multiplies matrices of a reading pass and of a step, and reads memory;
+    10 to 20 seconds.
 
-    With a model ``like`` (which may be on the meta device) also how fast it is at blocks of that model's shape.
-    ``size``: rows and columns of the matrices.
+    With a model ``like`` (which may be on the meta device) also how fast it is at blocks of that
+    model's shape. ``size``: rows and columns of the matrices.
     """
     kind = find_dtype(dtype, device)
     weights = torch.ones((256 << 20) // kind.itemsize // size, size, dtype=kind, device=device)
@@ -121,7 +133,9 @@ def measure_speed(device: torch.device, dtype: str, like: PreTrainedModel | None
 
     tokens = _busy(device)
     steps = tuple((rows, seconds(rows, weights)) for rows in STEP_ROWS)
-    found = Speed(2 * tokens / seconds(tokens, weights[: 4 * size]), kind.itemsize / steps[0][1], steps)
+    found = Speed(
+        2 * tokens / seconds(tokens, weights[: 4 * size]), kind.itemsize / steps[0][1], steps
+    )
     if like is None:
         return found
     try:
@@ -132,7 +146,9 @@ def measure_speed(device: torch.device, dtype: str, like: PreTrainedModel | None
 
 
 @torch.inference_mode()
-def _with_blocks(speed: Speed, like: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> Speed:
+def _with_blocks(
+    speed: Speed, like: PreTrainedModel, device: torch.device, dtype: torch.dtype
+) -> Speed:
     """The same with the times of a few blocks of a model, where those can stand for all."""
     small = _few_blocks(like, device, dtype)
     if small is None:
@@ -150,16 +166,27 @@ def _with_blocks(speed: Speed, like: PreTrainedModel, device: torch.device, dtyp
         return _typical_seconds(lambda: model(input_ids=ids, use_cache=False), device) / n
 
     def write(rows: int) -> float:
-        cache, ids = DynamicCache(config=small), torch.zeros(rows, CACHED, dtype=torch.long, device=device)
+        cache, ids = (
+            DynamicCache(config=small),
+            torch.zeros(rows, CACHED, dtype=torch.long, device=device),
+        )
         model(input_ids=ids, past_key_values=cache)
-        return _typical_seconds(lambda: model(input_ids=ids[:, :1], past_key_values=cache), device) / n
+        return (
+            _typical_seconds(lambda: model(input_ids=ids[:, :1], past_key_values=cache), device) / n
+        )
 
     reading = tuple((tokens, read(tokens)) for tokens in (*PASS_TOKENS, _busy(device)))
-    return replace(speed, reading=reading, writing=tuple((rows, write(rows)) for rows in WRITTEN_ROWS))
+    return replace(
+        speed, reading=reading, writing=tuple((rows, write(rows)) for rows in WRITTEN_ROWS)
+    )
 
 
-def _few_blocks(like: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedConfig | None:
-    """The config of a model with a few of the blocks; ``None`` without attention or room, or with blocks unlike."""
+def _few_blocks(
+    like: PreTrainedModel, device: torch.device, dtype: torch.dtype
+) -> PreTrainedConfig | None:
+    """The config of a model with a few of the blocks; ``None`` without attention or room, or with
+    blocks unlike.
+    """
     layers: int = like.config.get_text_config().num_hidden_layers
     if blocks_needed(like) > 1 or not rows_apart(like.config):
         return None
