@@ -2,12 +2,13 @@
 # All set themselves up.
 PYTHON ?= python3
 VENV := .venv
+UV ?= uv
 # Test files side by side; each job may hold the real model, about 7 GB.
 JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test docs check format clean
+.PHONY: demo test docs check format lock clean
 
 demo: $(READY)
 	$(BIN)/refusal run embedded --preset quick --out runs/demo
@@ -29,6 +30,12 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The versions of constraints.txt with the hash of every file that the registry has of them. Without torch, whose file
+# differs from machine to machine. --upgrade: or hashes that are in the lock already would not be asked for again.
+lock:
+	$(UV) pip compile --quiet --upgrade --no-deps --generate-hashes --no-header --no-annotate --no-emit-index-url \
+		--no-emit-package torch constraints.txt --output-file requirements.lock
 
 # torch goes first and pinned: with it in place nothing pulls in a newer, CUDA-carrying build.
 $(READY): pyproject.toml constraints.txt

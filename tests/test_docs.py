@@ -22,7 +22,7 @@ from refusal.cli.verbs import VERBS, app
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Options that pages mention and that are not of `refusal`: of llama.cpp, vLLM, torchrun, the
+# Options that pages mention and that are not of `refusal`: of llama.cpp, vLLM, torchrun, pip, the
 # benchmarks, of everything.
 FOREIGN = {
     "--accuracy",
@@ -30,9 +30,12 @@ FOREIGN = {
     "--control-vector-scaled",
     "--enable-lora",
     "--generation-config",
+    "--hash",
     "--help",
     "--lora-modules",
+    "--no-deps",
     "--nproc-per-node",
+    "--require-hashes",
     "--shape",
     "--weights",
     "--write",
@@ -70,6 +73,18 @@ def test_a_command_that_is_shown_can_be_typed(words: list[str]) -> None:
         case ["pip", "install", what]:
             assert re.fullmatch(r"\.|(\.|refusal)\[\w+\]", what)
             assert set(re.findall(r"\[(\w+)\]", what)) <= set(PROJECT["optional-dependencies"])
+        case ["pip", "install", *options]:
+            files = re.findall(r"(?<=-[rc] )\S+", " ".join(options))
+            assert {*options} - {*files} <= {
+                "--require-hashes",
+                "--no-deps",
+                "-r",
+                "-c",
+                "torch",
+                "-e",
+                ".",
+            }
+            assert all((ROOT / name).is_file() for name in files)
         case _:
             assert words[0] in (
                 "ls",
