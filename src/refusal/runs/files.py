@@ -1,6 +1,7 @@
 """The files of a run, read back from its folder as records: no model needed.
 
-How files are read is in ``run_reading``; here is what each holds, and what must hold between its fields.
+How files are read is in ``run_reading``; here is what each holds, and what must hold between its
+fields.
 """
 
 import math
@@ -132,14 +133,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         there = False
     if not there:
-        raise RunFolderError(f"{path} is no run folder: it has no manifest.json. Give a folder that refusal run made.")
+        raise RunFolderError(
+            f"{path} is no run folder: it has no manifest.json. Give a folder that refusal run "
+            "made."
+        )
     found = read_json(file, OTHER_FOLDER)
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("model", "stages")):
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(key), dict) for key in ("model", "stages")
+    ):
         raise RunFolderError(f"{file} is not the manifest of a run. {OTHER_FOLDER}")
     if found.get("format") != FORMAT:
         raise RunFolderError(
-            f"{path} holds a run of format {str(found.get('format'))[:40]}, this version has {FORMAT}. "
-            "Run it again in another folder (--out)."
+            f"{path} holds a run of format {str(found.get('format'))[:40]}, this version has "
+            f"{FORMAT}. Run it again in another folder (--out)."
         )
     read_one(file, _Manifest, OTHER_FOLDER)
     return found
@@ -168,7 +174,10 @@ def read_metrics(path: Path) -> tuple[Metric, ...]:
     """
     unknown = {"value": math.nan, "low": -math.inf, "high": math.inf}
     rows = map(asdict, read_list(path, _SavedMetric))
-    return tuple(Metric(**{**row, **{key: unknown[key] for key in unknown if row[key] is None}}) for row in rows)
+    return tuple(
+        Metric(**{**row, **{key: unknown[key] for key in unknown if row[key] is None}})
+        for row in rows
+    )
 
 
 def read_tokens(folder: Path) -> RefusalTokens:
@@ -187,13 +196,21 @@ def read_tokens(folder: Path) -> RefusalTokens:
     return found
 
 
-def read_candidates(folder: Path, tokens: RefusalTokens, model: str, seed: int | None) -> Candidates:
-    """The candidates, with the fingerprints of the prompts that took part; NaN for layers that were not read."""
+def read_candidates(
+    folder: Path, tokens: RefusalTokens, model: str, seed: int | None
+) -> Candidates:
+    """The candidates, with the fingerprints of the prompts that took part; NaN for layers that were
+    not read.
+    """
     path = folder / "candidates.safetensors"
     tensors, metadata = read_tensors(path, ["candidates"])
     vectors = tensors["candidates"]
     if vectors.dim() != 3 or not vectors.is_floating_point() or not vectors.numel():
-        raise damaged(path, f"candidates: {vectors.dtype} of shape {list(vectors.shape)}, not position, layer, d_model")
+        raise damaged(
+            path,
+            f"candidates: {vectors.dtype} of shape {list(vectors.shape)}, not position, layer, "
+            "d_model",
+        )
     if not (vectors.isfinite().all(-1) | vectors.isnan().all(-1)).all():
         raise damaged(path, "candidates: a vector holds NaN or infinity")
     seen = read_metadata(path, {"seen": "[]", **metadata}, "seen", tuple[str, ...])
@@ -201,7 +218,9 @@ def read_candidates(folder: Path, tokens: RefusalTokens, model: str, seed: int |
 
 
 def read_suffix(folder: Path) -> tuple[str, ...]:
-    """The texts of the post-instruction tokens, the earliest first; empty where they were not kept."""
+    """The texts of the post-instruction tokens, the earliest first; empty where they were not
+    kept.
+    """
     path = folder / "candidates.safetensors"
     _, metadata = read_tensors(path, [])
     return tuple(read_metadata(path, {"suffix": "[]", **metadata}, "suffix", tuple[str, ...]))
@@ -213,7 +232,9 @@ def read_scores(folder: Path) -> tuple[CandidateScore, ...]:
     found = read_list(path, CandidateScore)
     for number, score in enumerate(found, start=1):
         if not -MOST <= score.position < 0 <= score.layer < MOST:
-            raise damaged(path, f"row {number}: there is no position {score.position}, layer {score.layer}")
+            raise damaged(
+                path, f"row {number}: there is no position {score.position}, layer {score.layer}"
+            )
     if len({(score.position, score.layer) for score in found}) < len(found):
         raise damaged(path, "two rows are of one candidate")
     return found
@@ -231,24 +252,39 @@ def read_selection(folder: Path) -> Selection:
     if chosen not in {(score.position, score.layer) for score in scores}:
         raise damaged(path, f"score: {chosen} is none of the candidates in scores.json")
     if chosen != (direction.position, direction.layer):
-        raise damaged(path, f"score: {chosen} is not the place of the direction in direction.safetensors")
+        raise damaged(
+            path, f"score: {chosen} is not the place of the direction in direction.safetensors"
+        )
     stability = _stability(folder / "stability.json")
-    return Selection(direction, saved.score, scores, saved.qualified, saved.rejected, saved.harmful_count,
-                     saved.harmless_count, stability)
+    return Selection(
+        direction,
+        saved.score,
+        scores,
+        saved.qualified,
+        saved.rejected,
+        saved.harmful_count,
+        saved.harmless_count,
+        stability,
+    )
 
 
 def read_controls(path: Path, direction: Direction) -> dict[str, Direction]:
     """The controls of a direction by name, the random ones first.
 
     Raises:
-        RunFolderError: the file cannot be read, or holds something else than directions of that width.
+        RunFolderError: the file cannot be read, or holds something else than directions of that
+            width.
     """
     tensors, metadata = read_tensors(path)
     found = {}
     for name in sorted(tensors, key=lambda name: (not name.startswith("random"), len(name), name)):
         vector = tensors[name]
         about: _Control = read_metadata(path, metadata, name, _Control)
-        if vector.shape != direction.vector.shape or not vector.is_floating_point() or not vector.isfinite().all():
+        if (
+            vector.shape != direction.vector.shape
+            or not vector.is_floating_point()
+            or not vector.isfinite().all()
+        ):
             raise damaged(path, f"{name}: no direction of {len(direction.vector)} finite numbers")
         found[name] = replace(direction, vector=vector, norm=about.norm, seen=about.seen)
     return found

@@ -1,7 +1,8 @@
 """The folder of a run: its manifest, and which finished stages may be reused.
 
-``manifest.json`` says for every finished stage which inputs it had (as one hash) and what it wrote (a hash per file).
-It is written again after every stage, so that an interrupted run keeps what is finished.
+``manifest.json`` says for every finished stage which inputs it had (as one hash) and what it wrote
+(a hash per file). It is written again after every stage, so that an interrupted run keeps what is
+finished.
 """
 
 import hashlib
@@ -32,7 +33,8 @@ from refusal.runs.files import FORMAT, read_manifest
 from refusal.runs.identity import digest, model_identity, program, stage_version
 from refusal.weights.same_weights import files_hash_of
 
-# Files that are worth something and would be replaced; without a manifest beside them nobody knows whose they are.
+# Files that are worth something and would be replaced; without a manifest beside them nobody knows
+# whose they are.
 RESULTS = (
     "direction.safetensors",
     "candidates.safetensors",
@@ -80,25 +82,32 @@ class RunFolder:
             self.manifest = read_manifest(self.path)
         elif foreign := [name for name in RESULTS if (self.path / name).exists()]:
             raise RunFolderError(
-                f"{self.path} holds {foreign[0]} and no manifest of a run: it would be overwritten. "
-                "Give another --out, or delete it."
+                f"{self.path} holds {foreign[0]} and no manifest of a run: it would be "
+                "overwritten. Give another --out, or delete it."
             )
 
-    def begin(self, config: RunConfig, model: ChatModel, prompts: PromptSplits, loaded: bool = False) -> None:
+    def begin(
+        self, config: RunConfig, model: ChatModel, prompts: PromptSplits, loaded: bool = False
+    ) -> None:
         """Claim the folder for this model; write the config and what is known so far.
 
         Args:
             loaded: the model was loaded for this run by the config's name, and not changed since.
         """
         self.model, self.config, self.price = model, config, config.price_per_device_hour
-        self.active_parameters, self.devices = active_parameters(model.hf), parallel.processes() * _devices(model)
+        self.active_parameters, self.devices = (
+            active_parameters(model.hf),
+            parallel.processes() * _devices(model),
+        )
         parallel.wait()  # until all have read what was here
         identity = model_identity(model)
         parallel.only_writer(lambda: self._check_model(identity))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunFolderError(f"{self.path} cannot be made ({error.strerror}). Give another --out.") from error
+            raise RunFolderError(
+                f"{self.path} cannot be made ({error.strerror}). Give another --out."
+            ) from error
         pools = {
             f"{label}_{split}": prompts_hash(getattr(getattr(prompts, split), label))
             for split in ("train", "val", "test")
@@ -113,7 +122,9 @@ class RunFolder:
             "seed": config.seed,
             "versions": _versions(),
             "hardware": _hardware(model),
-            "command": shown_arguments(sys.argv[1:]) if Path(sys.argv[0]).stem in ("refusal", "__main__") else None,
+            "command": shown_arguments(sys.argv[1:])
+            if Path(sys.argv[0]).stem in ("refusal", "__main__")
+            else None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "stages": self.manifest.get("stages", {}),
             "judges": self.manifest.get("judges", {}),
@@ -124,7 +135,9 @@ class RunFolder:
         self.save()
 
     def _files_hash(self, config: RunConfig, identity: dict[str, Any], loaded: bool) -> str | None:
-        """Of the checkpoint on the disk; known where the model was loaded from it here, or these weights before."""
+        """Of the checkpoint on the disk; known where the model was loaded from it here, or these
+        weights before.
+        """
         if loaded and parallel.is_writer():
             return files_hash_of(config.model, config.revision)
         earlier: dict[str, Any] = self.manifest.get("model", {})
@@ -137,27 +150,39 @@ class RunFolder:
             write_blocks(self.path / "run.toml", [self.earlier_options])
 
     def _check_model(self, ours: dict[str, Any]) -> None:
-        """Refuse a folder of other weights; the same model in another dtype may replace what is here."""
+        """Refuse a folder of other weights; the same model in another dtype may replace what is
+        here.
+        """
         theirs = self.manifest.get("model")
         if theirs is None:
             return
         if theirs.get("weight_hash") == ours["weight_hash"]:
-            if changed := sorted(key for key in ours.keys() - {"name", "revision"} if theirs.get(key) != ours[key]):
+            if changed := sorted(
+                key for key in ours.keys() - {"name", "revision"} if theirs.get(key) != ours[key]
+            ):
                 log.warning(
                     "The model's %s differ from those of the run in %s: its stages are done again.",
                     ", ".join(key.removesuffix("_hash").replace("_", " ") for key in changed),
                     self.path,
                 )
             return
-        if all(theirs.get(key) == ours[key] for key in ("name", "revision")) and theirs.get("dtype") != ours["dtype"]:
+        if (
+            all(theirs.get(key) == ours[key] for key in ("name", "revision"))
+            and theirs.get("dtype") != ours["dtype"]
+        ):
             return
         raise RunFolderError(
-            f"{self.path} holds a run of {theirs.get('name')} (weights {str(theirs.get('weight_hash'))[:8]}), not of "
-            f"{ours['name']} (weights {ours['weight_hash'][:8]}). Give another --out."
+            f"{self.path} holds a run of {theirs.get('name')} (weights "
+            f"{str(theirs.get('weight_hash'))[:8]}), not of {ours['name']} (weights "
+            f"{ours['weight_hash'][:8]}). Give another --out."
         )
 
-    def stage(self, name: str, inputs: dict[str, Any], outputs: Sequence[Path], work: Callable[[], None]) -> None:
-        """Do ``work`` unless it was done with the same inputs and its outputs are there, unchanged."""
+    def stage(
+        self, name: str, inputs: dict[str, Any], outputs: Sequence[Path], work: Callable[[], None]
+    ) -> None:
+        """Do ``work`` unless it was done with the same inputs and its outputs are there,
+        unchanged.
+        """
         assert self.model is not None
         identity = {
             **self.manifest["model"],
@@ -167,11 +192,17 @@ class RunFolder:
         key = digest([FORMAT, name, stage_version(name), identity, inputs])
         done = self.manifest["stages"].get(name)
         if parallel.decided(
-            lambda: isinstance(done, dict) and done.get("inputs") == key and self._untouched(name, done, outputs)
+            lambda: (
+                isinstance(done, dict)
+                and done.get("inputs") == key
+                and self._untouched(name, done, outputs)
+            )
         ):
             log.info("%s: reused from %s", name, self.path)
             return
-        if name != "evaluate":  # the rates never stand beside a direction or completions that are not theirs
+        if (
+            name != "evaluate"
+        ):  # the rates never stand beside a direction or completions that are not theirs
             remove(self.path / "metrics.json")
             remove(self.path / "report.html")
         need = self._need(name)
@@ -182,22 +213,32 @@ class RunFolder:
             "inputs": key,
             "program": program(),
             "files": {path.name: file_sha256(path) for path in outputs},
-            **self._spent(parallel.total(self.model.forward_tokens - tokens), time.perf_counter() - start),
+            **self._spent(
+                parallel.total(self.model.forward_tokens - tokens), time.perf_counter() - start
+            ),
             "needed_memory_bytes": None if need is None else need.total,
             "peak_memory_bytes": _peak_memory(self.model),
-            **{key: inputs[key] for key in ("direction",) if inputs.get(key)},  # so that one can see whose it is
+            **{
+                key: inputs[key] for key in ("direction",) if inputs.get(key)
+            },  # so that one can see whose it is
         }
         self.save()
 
     def _need(self, name: str) -> Memory | None:
-        """What a stage will hold in memory, said before it starts; more than is free is worth a warning."""
+        """What a stage will hold in memory, said before it starts; more than is free is worth a
+        warning.
+        """
         assert self.model is not None
         assert self.config is not None
         need = stage_memory(self.model, self.config, name)
         if need is not None:
             free = free_memory(self.model.device)
-            parts = ", ".join(f"{part} {_gb(getattr(need, part))}" for part in ("activations", "cache", "logits"))
-            text = f"{name}: needs weights {_gb(need.weights)} (loaded), {parts}; {_gb(free)} are free"
+            parts = ", ".join(
+                f"{part} {_gb(getattr(need, part))}" for part in ("activations", "cache", "logits")
+            )
+            text = (
+                f"{name}: needs weights {_gb(need.weights)} (loaded), {parts}; {_gb(free)} are free"
+            )
             if need.working > free:
                 log.warning("%s. Batches are halved when memory runs out.", text)
             else:
@@ -205,14 +246,18 @@ class RunFolder:
         return need
 
     def _spent(self, tokens: int, seconds: float) -> dict[str, float | int]:
-        """What a stage took. Operations: two for each weight that a token meets; the head is left out."""
+        """What a stage took. Operations: two for each weight that a token meets; the head is left
+        out.
+        """
         device_seconds = seconds * self.devices
         return {
             "seconds": round(seconds, 2),
             "forward_tokens": tokens,
             "flops": 2 * self.active_parameters * tokens,
             "device_seconds": round(device_seconds, 2),
-            **({} if self.price is None else {"cost": round(self.price * device_seconds / 3600, 6)}),
+            **(
+                {} if self.price is None else {"cost": round(self.price * device_seconds / 3600, 6)}
+            ),
         }
 
     def save(self) -> None:
@@ -220,13 +265,19 @@ class RunFolder:
         write_json(self.path / "manifest.json", self.manifest)
 
     def _untouched(self, name: str, done: dict[str, Any], outputs: Sequence[Path]) -> bool:
-        """Whether the files of a finished stage are still what it wrote; one that was changed is worth a warning."""
+        """Whether the files of a finished stage are still what it wrote; one that was changed is
+        worth a warning.
+        """
         for path in outputs:
             if not path.is_file():
                 log.info("%s: %s is missing, made again", name, path)
                 return False
             if file_sha256(path) != done.get("files", {}).get(path.name):
-                log.warning("%s was changed since the stage %s wrote it: the stage is done again.", path, name)
+                log.warning(
+                    "%s was changed since the stage %s wrote it: the stage is done again.",
+                    path,
+                    name,
+                )
                 return False
         return True
 
@@ -267,8 +318,14 @@ def _hardware(model: ChatModel) -> dict[str, Any]:
 
 
 def _devices(model: ChatModel) -> int:
-    """Accelerators that one process's model is spread over, else 1: a processor and a disk beside them are not paid."""
-    paid = {parameter.device for parameter in model.hf.parameters() if parameter.device.type not in ("cpu", "meta")}
+    """Accelerators that one process's model is spread over, else 1: a processor and a disk beside
+    them are not paid.
+    """
+    paid = {
+        parameter.device
+        for parameter in model.hf.parameters()
+        if parameter.device.type not in ("cpu", "meta")
+    }
     return max(1, len(paid))
 
 

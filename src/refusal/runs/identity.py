@@ -1,4 +1,5 @@
-"""What a run's stages depend on beside their own inputs: the model as it computes, and this program.
+"""What a run's stages depend on beside their own inputs: the model as it computes, and this
+program.
 
 A finished stage is reused only while all of this is what it was made with.
 """
@@ -16,8 +17,9 @@ from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import PROBES
 from refusal.model.generation import end_tokens
 
-# By the first word of a stage's name. Raise a number when the same inputs give that stage other results than before;
-# what is made of its files follows by their hashes. Verdicts and rates need none: see ``program``.
+# By the first word of a stage's name. Raise a number when the same inputs give that stage other
+# results than before; what is made of its files follows by their hashes. Verdicts and rates need
+# none: see ``program``.
 RESULTS = {
     "tokens": 1,
     "extract": 1,
@@ -31,11 +33,15 @@ RESULTS = {
     "judge": 1,
 }
 # Of a config: where it comes from and who wrote it, which change nothing that is computed.
-VOLATILE = frozenset(("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "refusal"))
+VOLATILE = frozenset(
+    ("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "refusal")
+)
 
 
 def model_identity(model: ChatModel) -> dict[str, Any]:
-    """The model as the manifest describes it: weights, config, tokenizer, template and sites, each as one hash."""
+    """The model as the manifest describes it: weights, config, tokenizer, template and sites, each
+    as one hash.
+    """
     config, sites = model.hf.config, model.sites
     chat = model.chat
     return {
@@ -51,7 +57,14 @@ def model_identity(model: ChatModel) -> dict[str, Any]:
         "rendered_hash": digest([PROBES, model.tokenize(PROBES)]),
         "system": chat.system,
         "sites_hash": digest(
-            [sites.embedding, sites.blocks, sites.writers, sites.head, sites.in_tuple, sites.embedding_elsewhere]
+            [
+                sites.embedding,
+                sites.blocks,
+                sites.writers,
+                sites.head,
+                sites.in_tuple,
+                sites.embedding_elsewhere,
+            ]
         ),
     }
 
@@ -64,16 +77,23 @@ def stage_version(stage: str) -> str:
 
 @cache
 def program() -> str:
-    """A hash of this package's source: what is cheap is done anew, without a number to be forgotten, when it changes.
+    """A hash of this package's source: what is cheap is done anew, without a number to be
+    forgotten, when it changes.
 
     That is the verdicts of the built-in detector on completions that are there, and the rates.
     """
     root = Path(__file__).parents[1]
-    return digest([[str(path.relative_to(root)), path.read_text("utf-8")] for path in sorted(root.rglob("*.py"))])
+    return digest(
+        [
+            [str(path.relative_to(root)), path.read_text("utf-8")]
+            for path in sorted(root.rglob("*.py"))
+        ]
+    )
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of all that decides which ids a text becomes and back: vocabulary, merges, normaliser, added and special tokens.
+    """Of all that decides which ids a text becomes and back: vocabulary, merges, normaliser, added
+    and special tokens.
 
     Not of truncation and padding, which every call sets as it needs them.
     """
@@ -82,7 +102,9 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         core: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
     else:
         core = {
-            key: value for key, value in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")
+            key: value
+            for key, value in json.loads(backend.to_str()).items()
+            if key not in ("truncation", "padding")
         }
     added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
     cleans = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
@@ -90,7 +112,9 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def settled(value: Any) -> Any:
-    """Values of a config as JSON has them, keys as texts in one order, without those that change nothing."""
+    """Values of a config as JSON has them, keys as texts in one order, without those that change
+    nothing.
+    """
     if isinstance(value, Mapping):
         items = {str(key): settled(item) for key, item in value.items() if key not in VOLATILE}
         return dict(sorted(items.items()))
