@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 
 import refusal
 from refusal import Evaluation, Metric, Selection, UsageError, compare
-from refusal.pipeline.run import RunResult
+from refusal.runs.result import RunResult
 
 ROOT = Path(__file__).parents[1]
 

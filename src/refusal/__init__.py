@@ -64,11 +64,12 @@ from refusal.interventions.ablate_add import Ablate, Add
 from refusal.model.chat_model import ChatModel
 from refusal.model.load import load
 from refusal.model.sites import SiteReport, Sites, find_sites
-from refusal.pipeline.compare import ComparedRow, Comparison, RunSummary, compare
-from refusal.pipeline.run import RunResult, run
+from refusal.pipeline.run import run
 from refusal.prompts.load import load_prompts
+from refusal.report.compare import ComparedRow, Comparison, RunSummary, compare
 from refusal.report.compare_page import write_comparison
 from refusal.report.write import write_report
+from refusal.runs.result import RunResult
 from refusal.weights.orthogonalise import (
     OrthogonalisationGap,
     OrthogonalisationReport,

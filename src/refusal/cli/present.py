@@ -29,10 +29,10 @@ from refusal.core import parallel
 from refusal.core.progress import Advance, Listener, listening
 from refusal.core.records import RefusalTokens, Selection, finite, to_json
 from refusal.core.text import visible
-from refusal.pipeline.compare import Comparison
 from refusal.pipeline.costs.estimate import Estimate
-from refusal.pipeline.run import RunResult
+from refusal.report.compare import Comparison
 from refusal.report.tables import all_tables, comparison
+from refusal.runs.result import RunResult
 from refusal.weights.save import Exported
 
 

@@ -40,11 +40,11 @@ from refusal.core.records import Direction
 from refusal.core.secrecy import check_arguments
 from refusal.core.valid import check_place, check_width
 from refusal.model.load import load
-from refusal.pipeline.compare import check_completed
-from refusal.pipeline.compare import compare as compare_runs
 from refusal.pipeline.costs.estimate import plan
 from refusal.pipeline.export import Kind, export_run
 from refusal.pipeline.run import run as run_stages
+from refusal.report.compare import check_completed
+from refusal.report.compare import compare as compare_runs
 from refusal.report.compare_page import write_comparison
 from refusal.report.write import write_report
 from refusal.runs.files import is_run_folder, read_manifest

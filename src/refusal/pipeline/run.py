@@ -10,26 +10,23 @@ the ``run_*`` ones write into the folder.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refusal.config.engines import EngineOptions
 from refusal.config.run_config import RunConfig
 from refusal.core import parallel
 from refusal.core.day import day_of
 from refusal.core.errors import Error, NoCandidateError, RunFolderError
-from refusal.core.frames import Shown
 from refusal.core.lock import locked
 from refusal.core.records import (
     Candidates,
-    Metric,
     PromptSplits,
     RefusalTokens,
     Selection,
     finite,
-    metrics_dataframe,
     to_json,
 )
 from refusal.core.storage import file_sha256, write_json, write_tensors
@@ -55,31 +52,9 @@ from refusal.prompts.load import load_prompts
 from refusal.report.write import write_report
 from refusal.runs.files import read_candidates, read_selection, read_tokens
 from refusal.runs.folder import RunFolder, prompts_hash
-
-if TYPE_CHECKING:
-    import pandas
+from refusal.runs.result import RunResult
 
 STAGES = ("extract", "select", "generate", "evaluate")
-
-
-@dataclass(frozen=True)
-class RunResult(Shown):
-    """What a run has so far; stages that were not asked for are ``None`` or empty."""
-
-    folder: Path
-    config: RunConfig
-    tokens: RefusalTokens
-    candidates: Candidates
-    selection: Selection | None = None
-    metrics: tuple[Metric, ...] = ()
-
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """The metrics, one a row.
-
-        Raises:
-            UsageError: pandas is not installed.
-        """
-        return metrics_dataframe(self.metrics)
 
 
 def run(

@@ -9,8 +9,8 @@ from refusal.core.records import Metric
 from refusal.core.storage import check_page, write_text
 from refusal.core.text import visible
 from refusal.evaluations.capability.rates import PREFIX
-from refusal.pipeline.compare import ComparedRow, Comparison, compare
 from refusal.report import plots, svg
+from refusal.report.compare import ComparedRow, Comparison, compare
 from refusal.report.content import PageTable
 from refusal.report.data import ReportData, read_run
 from refusal.report.kinds import Line, Lines

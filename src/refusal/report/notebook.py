@@ -18,13 +18,13 @@ from refusal.core.records import (
     Selection,
 )
 from refusal.core.text import visible
-from refusal.pipeline.compare import Comparison
-from refusal.pipeline.run import RunResult
 from refusal.report import svg
+from refusal.report.compare import Comparison
 from refusal.report.content import from_terminal
 from refusal.report.kinds import Grid
 from refusal.report.tables import all_tables, comparison
 from refusal.report.words import minus
+from refusal.runs.result import RunResult
 
 NAMELESS = "a model without a name"
 STYLE = Markup("""<style>

@@ -16,7 +16,7 @@ from rich.table import Table
 from refusal.core.records import Metric
 from refusal.evaluations.capability.rates import PREFIX as CAPABILITY
 from refusal.interventions.conditions import ACTIONS, BASELINE, CONDITIONS
-from refusal.pipeline.compare import Comparison
+from refusal.report.compare import Comparison
 
 FEW = 30
 _SINGLE_RANDOM = re.compile(r"random-\d")

@@ -1,0 +1,38 @@
+"""What a run has come to, as the caller of ``refusal.run`` gets it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refusal.config.run_config import RunConfig
+from refusal.core.frames import Shown
+from refusal.core.records import (
+    Candidates,
+    Metric,
+    RefusalTokens,
+    Selection,
+    metrics_dataframe,
+)
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class RunResult(Shown):
+    """What a run has so far; stages that were not asked for are ``None`` or empty."""
+
+    folder: Path
+    config: RunConfig
+    tokens: RefusalTokens
+    candidates: Candidates
+    selection: Selection | None = None
+    metrics: tuple[Metric, ...] = ()
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return the metrics, one a row.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return metrics_dataframe(self.metrics)
