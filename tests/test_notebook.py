@@ -131,11 +131,11 @@ def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
         f"import refusal\nMODEL = {str(folder)!r}\nN_TRAIN, N_VAL, N_TEST, LENGTH = 4, 3, 2, 3"
     )
     collecting = next(cell for cell in cells if "refusal.collect(" in cell.source)
-    collecting.source = collecting.source.replace("n=N_TRAIN", 'n=N_TRAIN, filter=False, tokens=refusal.tokens_for('
+    collecting.source = collecting.source.replace("n=N_TRAIN", 'n=N_TRAIN, filtered=False, tokens=refusal.tokens_for('
                                                   'model, prompts.train, ("I",))')  # fmt: skip
     selecting = next(cell for cell in cells if "refusal.select(" in cell.source)
     selecting.source = selecting.source.replace(
-        "n=N_VAL", "n=N_VAL, filter=False, rule=refusal.Rule(-99, 99)"
+        "n=N_VAL", "n=N_VAL, filtered=False, rule=refusal.Rule(-99, 99)"
     )
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [
