@@ -5,19 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import shape_checks
 import torch
-from jaxtyping import install_import_hook
 
-install_import_hook("refusal", "beartype.beartype")
+shape_checks.install()
 
-import tiny_models  # noqa: E402  (after the hook)
+import tiny_models  # noqa: E402  (after the checks)
 
 from refusal import ChatModel, Prompt, PromptPair  # noqa: E402
 from refusal.core.records import Label  # noqa: E402
 
-torch.set_num_threads(
-    1
-)  # tiny models gain nothing from more, and lose much when something else runs
+# Tiny models gain nothing from more, and lose much when something else runs.
+torch.set_num_threads(1)
 
 DATA = Path(os.environ.get("REFUSAL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

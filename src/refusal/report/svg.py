@@ -5,7 +5,7 @@ be pointed at.
 import math
 from collections.abc import Sequence
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from refusal.core.records import Metric
 from refusal.report.kinds import Grid
@@ -35,8 +35,8 @@ def element(name: str, *children: str | Markup, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None
     }
-    start = Markup("").join(Markup(' {}="{}"').format(key, value) for key, value in given.items())
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), start, Markup("").join(children))
+    start = "".join(f' {key}="{escape(value)}"' for key, value in given.items())
+    return Markup(f"<{name}{start}>{''.join(map(escape, children))}</{name}>")
 
 
 def colour(share: float) -> str:
