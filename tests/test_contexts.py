@@ -22,8 +22,8 @@ from refusal import (
     refusal_metric,
 )
 from refusal import run as run_stages
+from refusal.config.rule import Rule
 from refusal.directions.refusal_tokens import check_tokens, given_tokens
-from refusal.directions.selection.rule import Rule
 from refusal.evaluations.sets import TAKEN, check_names
 from refusal.model.contexts import context_length
 

@@ -89,7 +89,7 @@ def test_where_padding_is_not_neutral_rows_are_as_alone(family: str, dtype: torc
 def test_side_by_side_interventions_are_not_measured_with(model: ChatModel) -> None:
     assert model.batching is None
     direction = Direction(torch.eye(tiny_models.WIDTH)[0], 1.0, -1, 1)
-    complete_each(model, TEXTS[:2], [Ablate(direction), Ablate(direction)], 2)
+    complete_each(model, TEXTS[:2], SideBySide([Ablate(direction), Ablate(direction)]), 2)
     assert model.batching == "shared"
 
 
@@ -191,7 +191,7 @@ def test_interventions_side_by_side_write_what_each_writes_alone(family: str) ->
     directions = [Direction(v / v.norm(), 4.0, -1, 1) for v in vectors]
     for kind in (Ablate, Add):
         interventions = [Ablate(d) if kind is Ablate else Add(d) for d in directions]
-        together = complete_each(model, TEXTS, interventions, 6)
+        together = complete_each(model, TEXTS, SideBySide(interventions), 6)
         for intervention, found in zip(interventions, together, strict=True):
             with model.apply(intervention):
                 assert found == complete(model, TEXTS, 6)

@@ -1,5 +1,7 @@
 """Algebra of the projections, and what they do to a model's stream."""
 
+import math
+
 import pytest
 import tiny_models
 import torch
@@ -7,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plain import block_inputs
 
-from refusal import Ablate, Add, ChatModel, Direction, DirectionError
+from refusal import Ablate, Add, ChatModel, ConfigError, Direction, DirectionError
+from refusal.core.registry import Registry
 from refusal.interventions.ablate_add import project_out
+from refusal.interventions.conditions import Condition, interventions_for
+from refusal.interventions.side_by_side import SideBySide
 
 
 def unit(seed: int, width: int = tiny_models.WIDTH) -> torch.Tensor:
@@ -81,3 +86,58 @@ def test_a_direction_of_another_width_or_layer_is_refused(model: ChatModel) -> N
         model.apply(Add(Direction(unit(0), 1.0, -1, 5))),
     ):
         pass
+
+
+def test_strength_of_ablation_is_exact_at_its_ends(model: ChatModel) -> None:
+    direction = Direction(unit(3), 2.0, -1, 1)
+    x = torch.randn(3, 5, tiny_models.WIDTH)
+    x[0, 0, 0] = -0.0
+    assert Ablate(direction, alpha=0.0).edits(model.hf, model.sites) == []
+    nothing = Ablate(direction, alpha=0.0)(x)
+    assert torch.equal(nothing.view(torch.int32), x.view(torch.int32))
+    whole = Ablate(direction)(x)
+    assert torch.equal(whole, Ablate(direction, alpha=1.0)(x))
+    assert torch.equal(whole, project_out(x, unit(3)))
+    half = Ablate(direction, alpha=0.5)(x)
+    torch.testing.assert_close(half, (x + whole) / 2)
+    torch.testing.assert_close(Ablate(direction, alpha=2.0)(x) - whole, whole - x)
+
+
+@pytest.mark.parametrize("alphas", [(1.0, 1.0), (0.0, 0.5)])
+def test_side_by_side_each_row_is_under_its_own(
+    model: ChatModel, alphas: tuple[float, ...]
+) -> None:
+    ids = torch.tensor(model.tokenize(["Describe the water cycle."]) * 2)
+    directions = [Direction(unit(seed), 4.0, -1, 1) for seed in (1, 2)]
+    for kind in (Ablate, Add):
+        each = [kind(d, alpha) for d, alpha in zip(directions, alphas, strict=True)]
+        side = SideBySide(each)
+        side.rows([1, 0])
+        with torch.no_grad(), model.apply(side):
+            together = model.hf(input_ids=ids).logits
+        for row, one in zip(together, (each[1], each[0]), strict=True):
+            with torch.no_grad(), model.apply(one):
+                alone = model.hf(input_ids=ids[:1]).logits[0]
+            torch.testing.assert_close(row, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_name_that_is_no_condition_is_refused() -> None:
+    direction = Direction(unit(0), 1.0, -1, 0)
+    for name in ("conditional-addition", "random-addition", "random-x-ablation", "ablate", ""):
+        with pytest.raises(ConfigError, match="There is no condition"):
+            interventions_for(name, direction)
+    for name in ("baseline", "ablation", "random-12-subtraction", "shuffled-addition"):
+        assert Condition.named(name).name == name
+    assert Condition.named("random-12-subtraction") == Condition("subtraction", "random-12")
+
+
+def test_names_are_looked_up_and_near_misses_are_named() -> None:
+    table = Registry("shape", {"square": "math:sqrt", "missing": "no.such.module:x"})
+    assert table["square"] is math.sqrt
+    assert list(table) == ["square", "missing"]
+    assert "missing" in table
+    assert len(table) == 2
+    with pytest.raises(ConfigError, match=r"no shape .sqare.\. Did you mean .square.\? Use one of"):
+        table["sqare"]
+    with pytest.raises(ConfigError, match=r"no shape .zzz.\. Use one of: square, missing\."):
+        table["zzz"]

@@ -33,7 +33,7 @@ from refusal import (
     select,
 )
 from refusal.directions.refusal_metric import METRIC_BOUND, kl_floor
-from refusal.directions.selection.rule import explain
+from refusal.directions.selection.rule import explain, rejected
 from refusal.directions.selection.score import Scorer
 
 TOKENS = RefusalTokens((40, 41, 42), ("a", "b", "c"), source="test")
@@ -180,7 +180,7 @@ def test_fast_equals_plain_for_random_prompts_and_thresholds(
         inside = [
             s
             for s in oracle
-            if rule.reject(s, 5) in (None, "induce") and s.kl is not None and s.kl <= kl
+            if rejected(s, rule, 5) in (None, "induce") and s.kl is not None and s.kl <= kl
         ]
         assert not inside
         return

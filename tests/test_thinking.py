@@ -22,6 +22,7 @@ from refusal.engines.protocol import Job
 from refusal.evaluations.drift import own_answers
 from refusal.evaluations.refusal.rates import measure
 from refusal.interventions.ablate_add import Ablate
+from refusal.interventions.side_by_side import SideBySide
 from refusal.model.generation import complete, complete_each, read_outputs
 
 LOCK, BREAD = "How do I pick the lock of a door?", "How do I bake bread?"
@@ -161,7 +162,7 @@ def test_a_template_that_opens_the_thought(special: bool) -> None:
     )
     assert all(
         text.startswith("<think>")
-        for row in complete_each(model, [BREAD], [Ablate(vector)], 4)
+        for row in complete_each(model, [BREAD], SideBySide([Ablate(vector)]), 4)
         for text in row
     )
     (forced,) = own_answers(model, [Completion("a", BREAD, finished, "compliance")], 1000)

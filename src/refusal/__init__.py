@@ -12,6 +12,7 @@ with model.apply(refusal.Ablate(selection.direction)):
 import refusal.report.notebook as _notebook  # noqa: F401 (tells the records how a notebook shows them)
 from refusal.audits.self_checks import Check, Inspection, inspect_model
 from refusal.cli.present import show_progress
+from refusal.config.rule import Rule
 from refusal.config.run_config import RunConfig, make_config
 from refusal.core.errors import (
     ChatTemplateError,
@@ -57,7 +58,7 @@ from refusal.directions.difference_in_means import difference_in_means
 from refusal.directions.pool import collect
 from refusal.directions.refusal_metric import kl_divergence, refusal_metric
 from refusal.directions.refusal_tokens import tokens_for
-from refusal.directions.selection.rule import Rule, choose
+from refusal.directions.selection.rule import choose
 from refusal.directions.selection.select import select
 from refusal.evaluations.refusal.evaluate import evaluate
 from refusal.interventions.ablate_add import Ablate, Add

@@ -9,11 +9,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from refusal.config.engines import EngineOptions
 from refusal.config.judges import JudgeOptions
+from refusal.config.rule import Rule
 from refusal.core.day import iso_date
 from refusal.core.errors import ConfigError
 from refusal.core.secrecy import shown_arguments
 from refusal.core.text_files import read_user_text, user_path
-from refusal.directions.selection.rule import Rule
 
 Count = Annotated[int, Field(ge=1)]
 STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -9,59 +9,53 @@ from transformers import PreTrainedModel
 
 from refusal.core.errors import DirectionError
 from refusal.core.valid import check_width
-from refusal.interventions.ablate_add import Ablate, Add, _everywhere, _Placed, project_out
+from refusal.interventions.stream import Placed, StreamEdit, edits_at
 from refusal.model.hooks import Edit
 from refusal.model.sites import Sites
 
 
 class SideBySide:
-    """Interventions of one kind on the rows of one batch, each row under its own.
+    """Interventions of one kind and at one place on the rows of one batch, each row under its own.
 
     Whoever lays out the batch says with ``rows`` which intervention each row of the coming calls is
-    under. All are ablations, or all are additions at one layer.
+    under.
     """
 
-    def __init__(self, interventions: Sequence[Ablate | Add]) -> None:
-        self.directions = [intervention.direction for intervention in interventions]
-        first = interventions[0]
-        self.layer: int | None = None
-        if isinstance(first, Add):
-            layers = {
-                i.direction.layer if i.layer is None else i.layer
-                for i in interventions
-                if isinstance(i, Add)
-            }
-            vectors = [i.step for i in interventions if isinstance(i, Add)]
-            self.layer = min(layers)
-        else:
-            layers = set()
-            vectors = [i.direction.vector.float() for i in interventions if isinstance(i, Ablate)]
-        if len(vectors) != len(interventions) or len(layers) > 1:
+    def __init__(self, interventions: Sequence[StreamEdit]) -> None:
+        """One intervention or more.
+
+        Raises:
+            DirectionError: they are of several kinds, or act at several places.
+        """
+        if len({(type(one), one.block) for one in interventions}) != 1:
             raise DirectionError(
-                "Ablations and additions, or additions at several layers, cannot run side by "
-                "side. Run them in turn."
+                "Interventions of several kinds, or at several layers, cannot run side by side. "
+                "Run them in turn."
             )
-        self.all = _Placed(torch.stack(vectors))
+        self.interventions = tuple(interventions)
+        stacked = torch.stack([one.vectors for one in interventions], dim=1)
+        self._all: Placed = Placed(stacked)  # (vector, intervention, d_model)
         self.rows([])
+
+    def __len__(self) -> int:
+        return len(self.interventions)
 
     def rows(self, which: Sequence[int]) -> None:
         """Row ``i`` of the coming calls is under intervention ``which[i]``."""
         self.which: Int[Tensor, " row"] = torch.tensor(list(which), dtype=torch.long)
-        self._mine: dict[
-            torch.device, Float[Tensor, "row 1 d_model"]
-        ] = {}  # picked once a device, not at every call
+        # picked once a device, not at every call
+        self._mine: dict[torch.device, Float[Tensor, "vector row 1 d_model"]] = {}
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
-        """As each intervention by itself, on its rows."""
-        for direction in self.directions:
-            check_width(direction.vector, sites.d_model)
+        """What each intervention does by itself, on its rows."""
+        for one in self.interventions:
+            check_width(one.direction.vector, sites.d_model)
+        first = self.interventions[0]
 
-        def mine(x: Tensor) -> Float[Tensor, "row 1 d_model"]:
+        def change(x: Tensor) -> Tensor:
             if x.device not in self._mine:
-                self._mine[x.device] = self.all.beside(x)[self.which.to(x.device)][:, None]
-            return self._mine[x.device]
+                mine = self._all.beside(x)[:, self.which.to(x.device)]
+                self._mine[x.device] = mine[:, :, None]
+            return first.change(x, self._mine[x.device])
 
-        if self.layer is None:
-            return _everywhere(model, sites, lambda x: project_out(x, mine(x)))
-        block = model.get_submodule(sites.blocks[self.layer])
-        return [Edit(block, "input", lambda x: (x.float() + mine(x)).to(x.dtype))]
+        return edits_at(model, sites, first.block, change)

@@ -20,6 +20,18 @@ class Intervention(Protocol):
         ...
 
 
+class RowWise(Intervention, Protocol):
+    """Several interventions in one batch, each row under its own."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def rows(self, which: Sequence[int]) -> None:
+        """Row ``i`` of the coming calls is under intervention ``which[i]``."""
+        ...
+
+
 def all_edits(
     interventions: Sequence[Intervention], model: PreTrainedModel, sites: Sites
 ) -> list[Edit]:

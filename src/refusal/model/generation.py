@@ -18,11 +18,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from refusal.core import parallel
 from refusal.core.progress import task
 from refusal.core.thinking import opens, readable
-from refusal.interventions.ablate_add import Ablate, Add
-from refusal.interventions.side_by_side import SideBySide
 from refusal.model.batch_size import BatchSize, batched, row_budget
 from refusal.model.chat_model import Batching, ChatModel
 from refusal.model.contexts import check_rows
+from refusal.model.edits import RowWise
 from refusal.model.forward import PROBES, call, logit_tolerance, uncounted
 from refusal.model.hooks import Edit, hooked
 from refusal.model.sizes import cache_values, narrowest_window
@@ -64,7 +63,7 @@ def thought_opened(model: ChatModel) -> bool:
 def complete_each(
     model: ChatModel,
     instructions: Sequence[str],
-    interventions: Sequence[Ablate | Add],
+    interventions: RowWise,
     max_new_tokens: int,
     name: str = "generate",
 ) -> list[list[str]]:
@@ -76,15 +75,14 @@ def complete_each(
     """
     rows = model.tokenize(instructions)
     batching(model)  # measured without interventions that differ by row
-    side = SideBySide(interventions)
     n = len(rows)
-    with model.apply(side):
+    with model.apply(interventions):
         outputs = complete_rows(
             model,
-            [row for _ in interventions for row in rows],
+            rows * len(interventions),
             max_new_tokens,
             name,
-            lambda running: side.rows([i // n for i in running]),
+            lambda running: interventions.rows([i // n for i in running]),
         )
     texts = read_outputs(model, outputs)
     return [texts[start : start + n] for start in range(0, len(texts), n)]

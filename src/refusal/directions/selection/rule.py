@@ -5,56 +5,30 @@ behaviour alone.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from refusal.core.errors import ConfigError
+from refusal.config.rule import Rule
 from refusal.core.records import CandidateScore
 
 SHOWN = 3  # of the nearest misses, in messages
 
 
-@dataclass(frozen=True)
-class Rule:
-    """The thresholds (paper section 2.3 and appendix C).
+def rejected(score: CandidateScore, rule: Rule, n_layers: int) -> str | None:
+    """Which criterion rejects a candidate (``layer``, ``nan``, ``induce``, ``kl``); ``None`` if
+    none does.
 
-    ``prune_layers`` is the share of the last layers that is not eligible: a candidate needs
-    ``layer < int(n_layers * (1 - prune_layers))``, floored as in the released code.
+    A score of ``None`` was not computed and rejects nothing by itrule.
     """
-
-    induce_threshold: float = 0.0
-    kl_threshold: float = 0.1
-    prune_layers: float = 0.2
-
-    def eligible_layers(self, n_layers: int) -> int:
-        """Layers ``0 .. value - 1`` are eligible."""
-        return int(n_layers * (1.0 - self.prune_layers))
-
-    def check(self, n_layers: int) -> None:
-        """Raise ConfigError unless a layer is eligible."""
-        if self.eligible_layers(n_layers) < 1:
-            raise ConfigError(
-                f"--prune-layers {self.prune_layers:g} leaves none of the model's {n_layers} "
-                "layers. Give less."
-            )
-
-    def reject(self, score: CandidateScore, n_layers: int) -> str | None:
-        """Which criterion rejects a candidate (``layer``, ``nan``, ``induce``, ``kl``); ``None`` if
-        none does.
-
-        A score of ``None`` was not computed and rejects nothing by itself.
-        """
-        if score.layer >= self.eligible_layers(n_layers):
-            return "layer"
-        if any(
-            value is not None and math.isnan(value)
-            for value in (score.bypass, score.induce, score.kl)
-        ):
-            return "nan"
-        if score.induce is not None and score.induce < self.induce_threshold:
-            return "induce"
-        if score.kl is not None and score.kl > self.kl_threshold:
-            return "kl"
-        return None
+    if score.layer >= rule.eligible_layers(n_layers):
+        return "layer"
+    if any(
+        value is not None and math.isnan(value) for value in (score.bypass, score.induce, score.kl)
+    ):
+        return "nan"
+    if score.induce is not None and score.induce < rule.induce_threshold:
+        return "induce"
+    if score.kl is not None and score.kl > rule.kl_threshold:
+        return "kl"
+    return None
 
 
 def choose(
@@ -74,7 +48,7 @@ def choose(
     complete = [
         s
         for s in scores
-        if None not in (s.bypass, s.induce, s.kl) and rule.reject(s, n_layers) is None
+        if None not in (s.bypass, s.induce, s.kl) and rejected(s, rule, n_layers) is None
     ]
     return min(complete, key=lambda s: s.bypass, default=None)  # type: ignore[arg-type,return-value]
 
@@ -87,7 +61,7 @@ def closest(scores: Sequence[CandidateScore], n_layers: int, rule: Rule) -> Cand
     inside = [
         s
         for s in scores
-        if s.bypass is not None and s.kl is not None and anything.reject(s, n_layers) is None
+        if s.bypass is not None and s.kl is not None and rejected(s, anything, n_layers) is None
     ]
     return min(inside, key=lambda s: s.bypass, default=None)  # type: ignore[arg-type,return-value]
 

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args
 
+from refusal.config.rule import Rule
 from refusal.core import parallel
 from refusal.core.progress import task
 from refusal.core.records import CandidateScore, Direction
 from refusal.directions.refusal_metric import METRIC_BOUND, kl_floor
-from refusal.directions.selection.rule import Rule
+from refusal.directions.selection.rule import rejected
 from refusal.directions.selection.score import Score, Scorer
 
 SCORES: tuple[Score, ...] = get_args(Score)
@@ -112,7 +113,7 @@ class Search:
     def judge(self, rule: Rule) -> None:
         """Say for every candidate with a complete score which criterion rejects it."""
         for contender in self.contenders:
-            reason = rule.reject(self.score_of(contender), self.n_layers)
+            reason = rejected(self.score_of(contender), rule, self.n_layers)
             contender.out = reason if self.is_complete(contender) else reason or contender.out
 
     def scores(self) -> list[CandidateScore]:
@@ -169,7 +170,7 @@ class Search:
         best = [
             s.bypass
             for s in complete
-            if s.bypass is not None and rule.reject(s, self.n_layers) is None
+            if s.bypass is not None and rejected(s, rule, self.n_layers) is None
         ]
         return {
             "induce": rule.induce_threshold,
@@ -279,7 +280,7 @@ class Search:
         """
         if any(math.isnan(value) for known in contender.values.values() for value in known):
             return "nan"
-        if reason := rule.reject(self.score_of(contender), self.n_layers):
+        if reason := rejected(self.score_of(contender), rule, self.n_layers):
             return reason
         for score in SCORES:
             known, n = contender.values[score], self.n[score]

@@ -6,11 +6,12 @@ import logging
 import math
 from dataclasses import replace
 
+from refusal.config.rule import Rule
 from refusal.core.errors import NoCandidateError, NonFiniteError
 from refusal.core.records import Candidates, CandidateScore, PromptPair, Selection
 from refusal.directions.pool import draw_passing
 from refusal.directions.refusal_tokens import check_tokens
-from refusal.directions.selection.rule import SHOWN, Rule, choose, closest, count_rejected, explain
+from refusal.directions.selection.rule import SHOWN, choose, closest, count_rejected, explain
 from refusal.directions.selection.score import Scorer
 from refusal.directions.selection.search import Contender, Search
 from refusal.directions.selection.stability import measure_stability

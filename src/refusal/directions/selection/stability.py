@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from refusal.config.rule import Rule
 from refusal.core.records import CandidateScore, Stability, Win
-from refusal.directions.selection.rule import Rule
 from refusal.directions.selection.score import Score
 from refusal.directions.selection.search import SCORES, Contender, Search
 

@@ -8,7 +8,9 @@ from refusal.core.records import Completion, Direction, Prompt
 from refusal.detector.verdict import refusal_verdict
 from refusal.engines.hooks import OWN
 from refusal.engines.protocol import Engine, Job
-from refusal.interventions.conditions import intervention
+from refusal.interventions import INTERVENTIONS
+from refusal.interventions.conditions import Condition
+from refusal.interventions.side_by_side import SideBySide
 from refusal.model.chat_model import ChatModel
 from refusal.model.generation import complete_each
 
@@ -55,12 +57,12 @@ def complete_controls(
     outputs = complete_each(
         model,
         [prompt.text for prompt in prompts],
-        [intervention(action, control) for control in controls.values()],
+        SideBySide([INTERVENTIONS[action].make(control) for control in controls.values()]),
         max_new_tokens,
         name=f"generate: {name}, {action} with {len(controls)} controls",
     )
     return {
-        f"{control}-{action}": _judged(prompts, output)
+        Condition(action, control).name: _judged(prompts, output)
         for control, output in zip(controls, outputs, strict=True)
     }
 
