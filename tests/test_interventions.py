@@ -11,6 +11,7 @@ from plain import block_inputs
 
 from refusal import Ablate, Add, ChatModel, ConfigError, Direction, DirectionError
 from refusal.core.registry import Registry
+from refusal.interventions import conditions
 from refusal.interventions.ablate_add import project_out
 from refusal.interventions.conditions import Condition, interventions_for
 from refusal.interventions.side_by_side import SideBySide
@@ -141,3 +142,9 @@ def test_names_are_looked_up_and_near_misses_are_named() -> None:
         table["sqare"]
     with pytest.raises(ConfigError, match=r"no shape .zzz.\. Use one of: square, missing\."):
         table["zzz"]
+
+
+def test_what_is_measured_of_the_claimed_interventions_is_what_their_table_says() -> None:
+    assert conditions.actions() == conditions.ACTIONS
+    assert conditions.stopping() == conditions.STOPPING
+    assert conditions.conditions() == conditions.CONDITIONS

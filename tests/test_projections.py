@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal import Direction, RunFolderError, load, load_prompts, run
-from refusal.evaluations.separation import Projections, principal_plane, read_projections
+from refusal.evaluations.separation import principal_plane
+from refusal.runs.projections import Projections, read_projections
 
 
 @pytest.fixture(scope="module")

@@ -235,7 +235,7 @@ def test_the_verdict_is_as_good_as_the_numbers(
     for part in parts:
         assert part in found.sentence
     assert any("No candidate met" in note for note in found.notes) != qualified
-    assert any("hardly refusal to remove" in note for note in found.notes) == (
+    assert any("hardly any to remove" in note for note in found.notes) == (
         "harmful_baseline" in changes
     )
     assert page_of(run).find_class("verdict")[0].get("class") == f"verdict {tone}"

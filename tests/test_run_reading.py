@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from refusal import Direction, Error, RunFolderError, compare
 from refusal.cli.verbs import main
 from refusal.core.strict_files import read_one
-from refusal.evaluations.capability.stage import read_task_run
+from refusal.evaluations.capability.results import read_task_run
 from refusal.evaluations.refusal.stages import read_drift
 from refusal.evaluations.seeds import _Choice
 from refusal.report.csv_tables import csv_tables
 from refusal.report.data import read_run
 from refusal.report.page import report_page
-from refusal.runs.files import read_completions, read_controls
+from refusal.runs.files import read_completions
+from refusal.runs.records import read_controls
 
 ANY = st.integers(0, 2**32)
 QUICK = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

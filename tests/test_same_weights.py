@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from refusal import Direction, DirectionError, load
 from refusal import run as run_stages
-from refusal.core.records import Candidates, RefusalTokens
+from refusal.core.records import RefusalTokens
 from refusal.core.storage import write_tensors
+from refusal.directions.records import Candidates
 from refusal.pipeline.export import export_run
 from refusal.weights.same_weights import files_hash, files_hash_of
 

@@ -219,7 +219,7 @@ def test_outputs_that_are_closed(tmp_path: Path, redirection: str) -> None:
 def test_what_chat_does_with_other_bytes(tmp_path: Path) -> None:
     model = saved.save_model(tmp_path / "model")
     from refusal import load
-    from refusal.core.records import Direction
+    from refusal.core.direction import Direction
 
     width = load(str(model)).sites.d_model
     import torch

@@ -14,6 +14,7 @@ from refusal.audits.self_checks import Check, Inspection, inspect_model
 from refusal.cli.present import show_progress
 from refusal.config.rule import Rule
 from refusal.config.run_config import RunConfig, make_config
+from refusal.core.direction import Direction
 from refusal.core.errors import (
     ChatTemplateError,
     ConfigError,
@@ -38,24 +39,21 @@ from refusal.core.errors import (
     UsageError,
 )
 from refusal.core.records import (
-    Activations,
-    Candidates,
     CandidateScore,
     Completion,
-    Direction,
     Evaluation,
     Metric,
     Prompt,
     PromptPair,
     PromptSplits,
     RefusalTokens,
-    Selection,
     Verdict,
 )
 from refusal.detector.verdict import paper_substring_match, refusal_verdict
 from refusal.directions.controls import control_directions
 from refusal.directions.difference_in_means import difference_in_means
 from refusal.directions.pool import collect
+from refusal.directions.records import Activations, Candidates, Selection
 from refusal.directions.refusal_metric import kl_divergence, refusal_metric
 from refusal.directions.refusal_tokens import tokens_for
 from refusal.directions.selection.rule import choose

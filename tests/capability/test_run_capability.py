@@ -18,9 +18,8 @@ from refusal.config.run_config import RunConfig
 from refusal.core import stats
 from refusal.core.records import Metric
 from refusal.evaluations.capability.rates import capability_metrics
-from refusal.evaluations.capability.results import ItemResult, TaskRun
+from refusal.evaluations.capability.results import ItemResult, TaskRun, read_task_run
 from refusal.evaluations.capability.run import load_benchmarks, run_benchmark
-from refusal.evaluations.capability.stage import read_task_run
 from refusal.runs.files import read_metrics
 
 TASKS = ("arc_challenge", "gsm8k_cot:2@2")

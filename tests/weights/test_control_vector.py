@@ -9,7 +9,7 @@ import tiny_models
 import torch
 
 from refusal import Add, DirectionError, StorageError
-from refusal.core.records import Direction
+from refusal.core.direction import Direction
 from refusal.model.hooks import Edit, hooked
 from refusal.weights.gguf_control_vector import write_control_vector
 

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from refusal import ChatModel, DirectionError, ModelLoadError, StorageError, UnsupportedModelError
 from refusal.core import storage
+from refusal.core.direction import Direction
 from refusal.core.errors import ExportError, QuantisedModelError
-from refusal.core.records import Direction
 from refusal.weights import checkpoint_stream as stream
 from refusal.weights.checkpoint import INDEX, open_checkpoint
 from refusal.weights.checkpoint_stream import JOURNAL, stream_model

@@ -214,7 +214,7 @@ def test_a_direction_and_a_control_vector_with_a_fault(
         monkeypatch.context() as patch,
         pytest.raises(ExportError, match="direction is not what was written"),
     ):
-        patch.setattr("refusal.core.records.write_tensors", other)
+        patch.setattr("refusal.core.direction.write_tensors", other)
         export_direction(DIRECTION, tmp_path / "direction.safetensors")
     add = gguf.GGUFWriter.add_tensor
     with (

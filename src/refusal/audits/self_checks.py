@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from refusal.core.direction import Direction
 from refusal.core.errors import QuantisedModelError, UnsupportedModelError
-from refusal.core.records import Direction
 from refusal.interventions.ablate_add import Ablate
 from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import render, tokenize

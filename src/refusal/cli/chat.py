@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from refusal.cli import present as display
+from refusal.core.direction import Direction
 from refusal.core.errors import PromptError
-from refusal.core.records import Direction
 from refusal.interventions.ablate_add import Add
 from refusal.interventions.conditions import interventions_for
 from refusal.model.chat_model import ChatModel

@@ -27,8 +27,9 @@ from refusal.cli.console import err, out
 from refusal.cli.doctor import Finding, duration, gib
 from refusal.core import parallel
 from refusal.core.progress import Advance, Listener, listening
-from refusal.core.records import RefusalTokens, Selection, finite, to_json
+from refusal.core.records import RefusalTokens, finite, to_json
 from refusal.core.text import visible
+from refusal.directions.records import Selection
 from refusal.pipeline.costs.estimate import Estimate
 from refusal.report.compare import Comparison
 from refusal.report.tables import all_tables, comparison

@@ -35,8 +35,8 @@ from refusal.cli.options import (
 from refusal.config.commented import commented_toml
 from refusal.config.run_config import added, make_config, wrong_value
 from refusal.core import parallel
+from refusal.core.direction import Direction
 from refusal.core.errors import Error, RunFailure, RunFolderError
-from refusal.core.records import Direction
 from refusal.core.secrecy import check_arguments
 from refusal.core.valid import check_place, check_width
 from refusal.model.load import load

@@ -1,10 +1,11 @@
 """How records show themselves in a notebook and become data frames, without knowing who draws them.
 
-``notebook`` draws; it is built on the records, so it tells them how (``drawn_by``) when the package
-is imported.
+``refusal.report.notebook`` draws. It is built on the records, so it tells them how (``drawn_by``)
+when it is imported, and that is when the first record is shown.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from refusal.core.errors import UsageError
@@ -24,6 +25,7 @@ class Shown:
     """A record that a notebook shows as more than its text."""
 
     def _repr_html_(self) -> str | None:
+        import_module("refusal.report.notebook")
         draw = _drawn.get(type(self))
         return draw(self) if draw is not None else None
 

@@ -7,21 +7,19 @@ process group's store: a fast process takes more of them, and none waits longer 
 takes. Every process then has all results, in the order of the units, and goes on alike. Process 0
 writes the files; the others read them once it has (``wait``).
 
-In a single process all of this is the plain loop.
+In a single process all of this is the plain loop, and torch is not even imported.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import rendezvous
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from refusal.core.errors import Error, RankError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -32,12 +30,19 @@ LONGEST_WAIT = timedelta(days=1)
 LAUNCHER = (
     "Start the processes with torchrun, or unset WORLD_SIZE, RANK and LOCAL_RANK for one process."
 )
-_state: dict[str, Any] = {"store": None, "shared": 0, "split": False, "alone": False}
+# ``group`` is torch.distributed once processes are joined, ``store`` what their counters lie in.
+_state: dict[str, Any] = {
+    "group": None,
+    "store": None,
+    "shared": 0,
+    "split": False,
+    "alone": False,
+}
 
 
 def processes() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if _state["store"] is not None else 1
+    return _state["group"].get_world_size() if _state["group"] is not None else 1
 
 
 def world() -> int:
@@ -54,7 +59,7 @@ def split() -> bool:
 
 def rank() -> int:
     """Which of the processes this is, from 0."""
-    return dist.get_rank() if _state["store"] is not None else 0
+    return _state["group"].get_rank() if _state["group"] is not None else 0
 
 
 def is_writer() -> bool:
@@ -74,10 +79,15 @@ def joined(split: bool = False) -> Iterator[None]:
     Raises:
         RankError: another process has ended, or could not be reached.
     """
-    if not launched() or _state["store"] is not None:
+    if not launched() or _state["group"] is not None:
         yield
         return
     _check_launch()
+    import torch
+    from torch import distributed as dist
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
     with _failures():
         store, number, size = next(iter(rendezvous("env://", timeout=LONGEST_WAIT)))
         # Results are exchanged as Python objects on the CPU; a model that is split exchanges
@@ -86,12 +96,12 @@ def joined(split: bool = False) -> Iterator[None]:
         dist.init_process_group(
             backend, store=store, rank=number, world_size=size, timeout=LONGEST_WAIT
         )
-    _state.update(store=PrefixStore("refusal", store), shared=0, split=split)
+    _state.update(group=dist, store=PrefixStore("refusal", store), shared=0, split=split)
     try:
         with _failures():
             yield
     finally:
-        _state.update(store=None, split=False)
+        _state.update(group=None, store=None, split=False)
         dist.destroy_process_group()
 
 
@@ -170,7 +180,7 @@ def share(units: Sequence[U], work: Callable[[U], T]) -> list[T]:
             failed = error
             break
     everything: list[Any] = [None] * world()
-    dist.all_gather_object(everything, (done, failed))
+    _state["group"].all_gather_object(everything, (done, failed))
     for _, what in everything:
         if what is not None:
             raise _known_everywhere(what)
@@ -188,16 +198,20 @@ def _handed_out(n: int) -> Iterator[int]:
         yield i
 
 
-def add_up(total: torch.Tensor) -> torch.Tensor:
+def add_up(total: "torch.Tensor") -> "torch.Tensor":
     """The sum of every process's tensor (on the CPU)."""
     if world() > 1:
-        dist.all_reduce(total)
+        _state["group"].all_reduce(total)
     return total
 
 
 def total(value: int) -> int:
     """The sum of every process's number."""
-    return int(add_up(torch.tensor(value))) if world() > 1 else value
+    if world() == 1:
+        return value
+    import torch
+
+    return int(add_up(torch.tensor(value)))
 
 
 def decided(question: Callable[[], bool]) -> bool:
@@ -205,7 +219,7 @@ def decided(question: Callable[[], bool]) -> bool:
     if processes() == 1:
         return question()
     answer = [question() if is_writer() else False]
-    dist.broadcast_object_list(answer)
+    _state["group"].broadcast_object_list(answer)
     return answer[0]
 
 
@@ -220,15 +234,17 @@ def smallest(value: int) -> int:
     """
     if processes() == 1 or _state["alone"]:
         return value
+    import torch
+
     found = torch.tensor(value)
-    dist.all_reduce(found, dist.ReduceOp.MIN)
+    _state["group"].all_reduce(found, _state["group"].ReduceOp.MIN)
     return int(found)
 
 
 def wait() -> None:
     """Until every process is here: what process 0 wrote before can then be read."""
     if processes() > 1:
-        dist.barrier()
+        _state["group"].barrier()
 
 
 def only_writer(work: Callable[[], object]) -> None:
@@ -249,7 +265,7 @@ def only_writer(work: Callable[[], object]) -> None:
             outcome = [error]
         finally:
             _state["alone"] = False
-    dist.broadcast_object_list(outcome)
+    _state["group"].broadcast_object_list(outcome)
     if outcome[0] is not None:
         raise _known_everywhere(outcome[0])
 
@@ -262,9 +278,11 @@ def _known_everywhere(error: Error) -> Error:
 @contextmanager
 def _failures() -> Iterator[None]:
     """torch's errors about lost processes as this package's."""
+    from torch.distributed import DistError
+
     try:
         yield
-    except dist.DistError as error:
+    except DistError as error:
         raise RankError(_lost(error)) from error
     except RuntimeError as error:
         if _is_lost(error):

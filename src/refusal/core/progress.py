@@ -1,17 +1,13 @@
 """How library code reports progress without knowing who listens.
 
 A stage opens ``with task("collect", total=256) as advance`` and calls ``advance(n)``. By default
-nobody listens; ``display`` installs a listener for the terminal. Loading by transformers is
-reported the same way.
+nobody listens; ``display`` installs a listener for the terminal. What transformers
+loads is reported so too (`model/loading_bars.py`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
-
-from transformers import modeling_gguf_pytorch_utils
-from transformers.utils import logging as transformers_logging
 
 Advance = Callable[[int], None]
 Listener = Callable[[str, int, str], AbstractContextManager[Advance]]
@@ -37,38 +33,3 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
-
-
-@contextmanager
-def bars_as_tasks() -> Iterator[None]:
-    """Turn the bars that transformers draws inside the block into tasks, so that they show where
-    all progress shows.
-
-    Its GGUF loader calls tqdm directly, deaf to transformers' own switch and hook: for the block it
-    gets the one that listens to them.
-    """
-    before = transformers_logging.set_tqdm_hook(lambda factory, args, kwargs: _Bar(*args, **kwargs))
-    loader: Any = modeling_gguf_pytorch_utils
-    direct, loader.tqdm = loader.tqdm, transformers_logging.tqdm
-    try:
-        yield
-    finally:
-        loader.tqdm = direct
-        transformers_logging.set_tqdm_hook(before)
-
-
-class _Bar(transformers_logging.EmptyTqdm):
-    """Stands in for a tqdm bar: walks its items as a task; every other method of a bar does
-    nothing.
-    """
-
-    def __init__(self, items: Iterable[Any] = (), desc: str = "load", **kwargs: Any) -> None:
-        self._items = items
-        self._name = desc.rstrip(".").lower()
-
-    def __iter__(self) -> Iterator[Any]:
-        total = len(self._items) if isinstance(self._items, Sized) else 0
-        with task(self._name, total, "steps") as advance:
-            for item in self._items:
-                yield item
-                advance(1)

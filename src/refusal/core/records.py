@@ -1,27 +1,15 @@
-"""The records that the stages hand to each other: frozen, with shapes in their types.
-
-Dimensions: ``position`` counts post-instruction tokens (first is the earliest, last is -1),
-``layer`` decoder blocks (the value at ``layer`` is the *input* of that block), ``d_model`` the
-width of the residual stream.
-"""
+"""The records that all rooms share, without a tensor in them: reading them needs no torch."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from refusal.core.errors import ConfigError, DirectionError
+from refusal.core.errors import ConfigError
 from refusal.core.frames import Shown, dataframe
-from refusal.core.storage import write_tensors
 from refusal.core.thinking import split
-from refusal.core.valid import read_direction, tokens_fault
+from refusal.core.valid import tokens_fault
 
 if TYPE_CHECKING:
     import pandas
@@ -108,61 +96,6 @@ class ClassCount:
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Means of the residual stream over the prompts that passed the filter, float64."""
-
-    harmful: Float[Tensor, "position layer d_model"]
-    harmless: Float[Tensor, "position layer d_model"]
-    tokens: RefusalTokens
-    harmful_count: ClassCount
-    harmless_count: ClassCount
-    model: str
-    seed: int | None = None
-    seen: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Candidates(Shown):
-    """Differences in means ``mean_harmful - mean_harmless``, one per (position, layer), float32.
-
-    ``seen``: fingerprints of the prompts that took part, here and in the other records.
-    """
-
-    vectors: Float[Tensor, "position layer d_model"]
-    tokens: RefusalTokens
-    model: str
-    seed: int | None = None
-    seen: frozenset[str] = frozenset()
-
-    @property
-    def n_positions(self) -> int:
-        """Number of post-instruction tokens."""
-        return self.vectors.shape[0]
-
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder blocks."""
-        return self.vectors.shape[1]
-
-    def at(self, position: int, layer: int) -> "Direction":
-        """The candidate at a negative ``position`` and a ``layer``, as a direction (unit vector and
-        norm).
-        """
-        if not -self.n_positions <= position <= -1 or not 0 <= layer < self.n_layers:
-            raise DirectionError(
-                f"There is no candidate at position {position}, layer {layer}. "
-                f"Positions run from {-self.n_positions} to -1 and layers from 0 to "
-                f"{self.n_layers - 1}."
-            )
-        vector = self.vectors[position, layer].float()
-        norm = float(vector.norm())
-        unit = vector / norm if norm > 0 else vector
-        return Direction(
-            unit, norm, position, layer, model=self.model, seed=self.seed, seen=self.seen
-        )
-
-
-@dataclass(frozen=True)
 class CandidateScore:
     """The three selection scores of one candidate; a score that the decision did not need is
     ``None``.
@@ -174,49 +107,6 @@ class CandidateScore:
     induce: float | None
     kl: float | None
     rejected_because: str | None = None
-
-
-@dataclass(frozen=True)
-class Direction(Shown):
-    """A refusal direction: unit vector, the norm it had as a difference in means, and its
-    provenance.
-
-    ``seen``: fingerprints of the prompts that it was found and chosen with; it is never evaluated
-    on those.
-    """
-
-    vector: Float[Tensor, "d_model"]
-    norm: float
-    position: int
-    layer: int
-    qualified: bool = True
-    model: str = ""
-    seed: int | None = None
-    seen: frozenset[str] = frozenset()
-
-    def save(self, path: str | Path) -> None:
-        """Write safetensors: tensor ``direction`` (unit, float32) and its provenance as
-        metadata.
-        """
-        metadata = {
-            "position": str(self.position),
-            "layer": str(self.layer),
-            "norm": repr(self.norm),
-            "qualified": json.dumps(self.qualified),
-            "model": self.model,
-            "seed": json.dumps(self.seed),
-            "seen": json.dumps(sorted(self.seen)),
-        }
-        write_tensors(Path(path), {"direction": self.vector.float().cpu()}, metadata)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Direction":
-        """Read what ``save`` wrote.
-
-        Raises:
-            DirectionError: the file is missing, no safetensors, or holds no direction.
-        """
-        return cls(**read_direction(Path(path)))
 
 
 @dataclass(frozen=True)
@@ -244,15 +134,14 @@ class Stability:
 
 
 @dataclass(frozen=True)
-class Selection(Shown):
-    """The chosen direction, every score, and what each criterion rejected.
+class Choice:
+    """What a selection decided, every score, and what each criterion rejected.
 
     ``qualified`` is False when no candidate satisfied the rule and the lowest bypass inside the KL
     and layer limits stands in. The counts hold the unmodified model's mean metrics on the
     validation prompts that passed the filter.
     """
 
-    direction: Direction
     score: CandidateScore
     scores: tuple[CandidateScore, ...]
     qualified: bool
@@ -260,14 +149,6 @@ class Selection(Shown):
     harmful_count: ClassCount
     harmless_count: ClassCount
     stability: Stability | None = None
-
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """All candidates' scores, one a row.
-
-        Raises:
-            UsageError: pandas is not installed.
-        """
-        return dataframe(map(asdict, self.scores), [field.name for field in fields(CandidateScore)])
 
     def nearest_misses(self, n: int = 5) -> list[CandidateScore]:
         """The candidates with the highest induce score among those inside the KL and layer
@@ -363,13 +244,9 @@ def metrics_dataframe(metrics: Sequence[Metric]) -> "pandas.DataFrame":
 
 
 def to_json(record: Any) -> Any:
-    """A record, or a tuple of records, as plain JSON values; tensors are refused rather than
-    written out.
-    """
+    """A record, or a tuple of records, as plain JSON values; anything else is a TypeError."""
     if isinstance(record, (list, tuple)):
         return [to_json(item) for item in record]
-    if isinstance(record, torch.Tensor):
-        raise TypeError("tensors are stored as safetensors, not as JSON")
     return asdict(record)
 
 

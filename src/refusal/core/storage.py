@@ -17,17 +17,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import tomli_w
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
-from safetensors.torch import save
-from torch import Tensor
 
 from refusal.core import parallel
 from refusal.core.errors import ExportError, StorageError
+
+if TYPE_CHECKING:
+    import torch
 
 PAGE_MARK = b'<meta name="generator" content="refusal '  # report/base.html.j2
 # Of temporary files and folders: the name they will get, and the process that is writing them.
@@ -56,9 +57,11 @@ def check_page(path: Path) -> None:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write safetensors, the same content always as the same bytes."""
+    from safetensors.torch import save  # brings torch, which reading a run does without
+
     data = save(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {})
     )

@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from refusal.core.errors import RunFolderError
 from refusal.core.text_files import parse_json
@@ -77,22 +77,23 @@ def read_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
     return tuple(found)
 
 
-def read_tensors(
+def read_arrays(
     path: Path, names: Sequence[str] | None = None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of a safetensors file; all tensors where none are named.
 
     Raises:
         RunFolderError: it cannot be read, or lacks one of them.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(path), framework="np") as file:
             wanted = list(file.keys()) if names is None else names
             return {name: file.get_tensor(name) for name in wanted}, dict(file.metadata() or {})
     except (
         OSError,
         SafetensorError,
         LookupError,
+        AttributeError,
         ValueError,
         RuntimeError,
         TypeError,

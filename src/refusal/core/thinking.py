@@ -1,18 +1,12 @@
 """What a model thought, and what it answered: split here, wherever completions are read.
 
 A thought is not part of an answer: a model may weigh refusing and then help, or the other way
-round. Tokens become text by `readable`: marks of thinking that are special tokens of the tokenizer,
-or that the template has already written into the prompt, become `<think>…</think>`, and other
-special tokens are dropped. `split` reads any text, also one that others have decoded: marks of many
-kinds, headings, marks that were lost, and turns of a conversation that goes on.
+round. `split` reads any text, whoever has decoded it: marks of many kinds, headings, marks that
+were lost, and turns of a conversation that goes on.
 """
 
 import re
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
-
-from transformers import PreTrainedTokenizerBase
 
 from refusal.core.thinking_marks import (
     ANSWER_HEADING,
@@ -40,15 +34,6 @@ from refusal.core.thinking_marks import (
 )
 
 OPEN, CLOSE = "<think>", "</think>"
-# What stands before and after a thought in families where that is more than one token each.
-AROUND = {
-    "<|channel|>": (
-        "<|channel|>analysis<|message|>",
-        "<|end|><|start|>assistant<|channel|>final<|message|>",
-    ),
-    "<|channel>": ("<|channel>thought\n", "<channel|>"),
-    "<|START_RESPONSE|>": ("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>"),
-}
 Segments = list[tuple[bool, str]]  # (is a thought, text), in order
 
 
@@ -75,27 +60,6 @@ def split(text: str) -> Split:
     if finished and not any(is_thought for is_thought, _ in segments):
         thought, answer, finished = _unmarked(answer)
     return Split(thought, _first_turn(answer), finished)
-
-
-def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], opened: bool = False) -> str:
-    """Generated tokens as the text that a user would read, thoughts as ``<think>…</think>``.
-
-    Args:
-        opened: the prompt ends inside a thought (`opens`), so the tokens begin there.
-    """
-    marks, ids = special_marks(tokenizer), list(ids)
-    while ids and ids[-1] in marks and not _thought_mark(marks[ids[-1]]):
-        ids.pop()
-    if not opened and not any(token in marks for token in ids):
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
-    raw, run = "", []
-    for token in [*ids, None]:
-        if token is not None and token not in marks:
-            run.append(token)
-            continue
-        raw += str(tokenizer.decode(run, skip_special_tokens=True)) if run else ""
-        raw, run = raw + (marks[token] if token is not None else ""), []
-    return marked(raw, opened)
 
 
 def marked(raw: str, opened: bool = False, thought: str | None = None) -> str:
@@ -126,44 +90,7 @@ def opens(prompt_end: str) -> bool:
     return bool(found) and found[-1] == "open"
 
 
-@lru_cache(maxsize=8)
-def special_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokenizer's own tokens that mark thoughts, answers or turns, by id."""
-    added = {token: content.content for token, content in tokenizer.added_tokens_decoder.items()}
-    return {
-        token: text
-        for token, text in added.items()
-        if _thought_mark(text) or SPECIAL.fullmatch(text)
-    }
-
-
-def loses_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether thoughts run into answers where this tokenizer's special tokens are dropped."""
-    special = [added.content for added in tokenizer.added_tokens_decoder.values() if added.special]
-    return any(
-        content in ("<|channel|>", "<|channel>") or _thought_mark(content) for content in special
-    )
-
-
-def as_written(tokenizer: PreTrainedTokenizerBase, text: str, opened: bool = False) -> str:
-    """`readable` undone: the marks as this model writes them, so that it can be made to read its
-    own completion.
-    """
-    if not text.startswith(OPEN):
-        return text
-    own = list(special_marks(tokenizer).values())
-    kinds = {mark.kind: content for content in own if (mark := _thought_mark(content)) is not None}
-    begin, end = kinds.get("open", OPEN), kinds.get("close", CLOSE)
-    begin, end = (
-        (OPEN, CLOSE)
-        if OPEN in own
-        else next((AROUND[mark] for mark in own if mark in AROUND), (begin, end))
-    )
-    text = text.replace(CLOSE, end)
-    return text.removeprefix(OPEN) if opened else text.replace(OPEN, begin)
-
-
-def _thought_mark(content: str) -> Mark | None:
+def thought_mark(content: str) -> Mark | None:
     """What a whole token opens or closes, if that is a thought."""
     match = MARK.fullmatch(content)
     mark = mark_of(match) if match is not None else None

@@ -4,25 +4,44 @@ it meets a model.
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from refusal.core.errors import DirectionError
+
+if TYPE_CHECKING:
+    import torch
 
 UNIT = 1e-3  # how far from 1 a length may be: the rounding of a vector that was kept in bfloat16
 
 
-def read_direction(path: Path) -> dict[str, Any]:
-    """The fields of the direction in a file.
+@dataclass(frozen=True)
+class SavedDirection:
+    """What the file of a direction holds; the fields are those of ``Direction``."""
+
+    vector: Float[np.ndarray, "d_model"]
+    norm: float
+    position: int
+    layer: int
+    qualified: bool
+    model: str
+    seed: int | None
+    seen: frozenset[str]
+
+
+def read_direction(path: Path) -> SavedDirection:
+    """The direction in a file, read without torch.
 
     Raises:
         DirectionError: the file is missing, no safetensors, or holds no direction.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(path), framework="np") as file:
             meta = file.metadata() or {}
             parts: dict[str, Any] = {
                 "vector": file.get_tensor("direction"),
@@ -34,8 +53,8 @@ def read_direction(path: Path) -> dict[str, Any]:
         seed, seen = json.loads(meta.get("seed", "null")), json.loads(meta.get("seen", "[]"))
         if fault := direction_fault(**parts) or _provenance_fault(seed, seen):
             raise ValueError(fault)
-        return {**parts, "model": meta.get("model", ""), "seed": seed, "seen": frozenset(seen)}
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        return SavedDirection(**parts, model=meta.get("model", ""), seed=seed, seen=frozenset(seen))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DirectionError(
             f"{path} holds no refusal direction ({error}). Give a direction.safetensors that "
             "refusal wrote."
@@ -46,15 +65,11 @@ def direction_fault(
     vector: Any, norm: Any, position: Any, layer: Any, qualified: Any
 ) -> str | None:
     """The first thing that is wrong with what a direction is made of; ``None`` if it is one."""
-    if (
-        not isinstance(vector, Tensor)
-        or vector.dim() != 1
-        or vector.numel() == 0
-        or not vector.is_floating_point()
-    ):
-        shape = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
-        return f"its tensor is {shape}, not one vector of floating-point numbers"
-    length = float(vector.double().norm())
+    if not isinstance(vector, np.ndarray):
+        return f"its tensor is {type(vector).__name__}, not one vector of floating-point numbers"
+    if vector.ndim != 1 or vector.size == 0 or vector.dtype.kind != "f":
+        return f"its tensor is {vector.shape}, not one vector of floating-point numbers"
+    length = float(np.linalg.norm(vector.astype(np.float64)))
     if not math.isfinite(length):
         return "its vector holds NaN or infinity"
     if abs(length - 1) > UNIT:
@@ -99,7 +114,7 @@ def tokens_fault(ids: Any, texts: Any, probabilities: Any) -> str | None:
     return None
 
 
-def check_width(vector: Tensor, d_model: int) -> None:
+def check_width(vector: "torch.Tensor", d_model: int) -> None:
     """Raise DirectionError unless a direction's vector is as wide as the residual stream."""
     width = vector.shape[-1]
     if width != d_model:

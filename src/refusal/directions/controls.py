@@ -16,7 +16,8 @@ from dataclasses import replace
 
 import torch
 
-from refusal.core.records import Direction, Prompt, PromptPair, RefusalTokens
+from refusal.core.direction import Direction
+from refusal.core.records import Prompt, PromptPair, RefusalTokens
 from refusal.directions.difference_in_means import difference_in_means
 from refusal.directions.pool import collect
 from refusal.model.chat_model import ChatModel

@@ -1,6 +1,6 @@
 """Difference in means: every (position, layer) gives one candidate direction."""
 
-from refusal.core.records import Activations, Candidates
+from refusal.directions.records import Activations, Candidates
 
 
 def difference_in_means(activations: Activations) -> Candidates:

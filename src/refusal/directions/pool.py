@@ -18,7 +18,8 @@ from torch import Tensor
 from refusal.core import parallel
 from refusal.core.errors import NonFiniteError, TooFewPromptsError
 from refusal.core.progress import task
-from refusal.core.records import Activations, ClassCount, Label, Prompt, PromptPair, RefusalTokens
+from refusal.core.records import ClassCount, Label, Prompt, PromptPair, RefusalTokens
+from refusal.directions.records import Activations
 from refusal.directions.refusal_metric import refusal_metric
 from refusal.directions.refusal_tokens import check_tokens, tokens_for
 from refusal.model.batch_size import keeping_memory

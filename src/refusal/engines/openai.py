@@ -18,13 +18,14 @@ from refusal.core.day import ASKS, LLAMA
 from refusal.core.endpoint import OPENAI_URL, Address, Endpoint
 from refusal.core.errors import ConfigError, EngineError
 from refusal.core.progress import task
-from refusal.core.thinking import loses_marks, marked, split
+from refusal.core.thinking import marked, split
 from refusal.engines.hooks import OWN
 from refusal.engines.protocol import Job
 from refusal.interventions.conditions import BASELINE
 from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import PROBES, render
 from refusal.model.generation import thought_opened
+from refusal.model.thinking_tokens import loses_marks
 
 log = logging.getLogger(__name__)
 

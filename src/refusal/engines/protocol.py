@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from refusal.core.records import Direction
+from refusal.core.direction import Direction
 from refusal.model.chat_model import ChatModel
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from refusal.core.progress import task
 from refusal.core.records import Completion, Metric
 from refusal.core.stats import Estimate, mean, ratio, ratio_change
-from refusal.core.thinking import as_written
 from refusal.directions.refusal_metric import kl_from, softmax64
 from refusal.evaluations.refusal.rates import metric, random_together
 from refusal.interventions.conditions import BASELINE
@@ -28,6 +27,7 @@ from refusal.model.chat_model import ChatModel
 from refusal.model.edits import Intervention
 from refusal.model.forward import Batch, read_from, share_batches
 from refusal.model.generation import thought_opened
+from refusal.model.thinking_tokens import as_written
 
 MOST_TOKENS = 1024  # at once: every predicted token needs a row of the vocabulary, in float64
 CHUNK = 64  # predicted tokens whose probabilities are computed at once

@@ -10,14 +10,13 @@ import logging
 from dataclasses import asdict
 
 from refusal.config.run_config import RunConfig
+from refusal.core.direction import Direction
 from refusal.core.errors import NoCandidateError
 from refusal.core.records import (
     CandidateScore,
-    Direction,
     Metric,
     PromptSplits,
     RefusalTokens,
-    Selection,
     finite,
     to_json,
 )
@@ -25,6 +24,7 @@ from refusal.core.storage import file_sha256, write_json, write_jsonl
 from refusal.core.strict_files import Saved, damaged, read_one
 from refusal.directions.difference_in_means import difference_in_means
 from refusal.directions.pool import collect
+from refusal.directions.records import Selection
 from refusal.directions.selection.select import select
 from refusal.evaluations.refusal.completions import complete_under
 from refusal.evaluations.refusal.rates import measure

@@ -9,9 +9,6 @@ One forward pass over the prompts that the selection was made with. They did not
 means, so that the separation is not of the prompts that it was fitted to.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,46 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal.config.run_config import RunConfig
-from refusal.core.records import Direction, Label, PromptPair, RefusalTokens, finite
-from refusal.core.stats import auroc
+from refusal.core.direction import Direction
+from refusal.core.records import Label, PromptPair, RefusalTokens, finite
 from refusal.core.storage import file_sha256, write_json
-from refusal.core.strict_files import damaged, read_one
 from refusal.directions.pool import passes, run_pool
 from refusal.model.chat_model import ChatModel
-from refusal.runs.files import MOST
 from refusal.runs.folder import RunFolder, prompts_hash
-
-LABELS: tuple[Label, Label] = ("harmful", "harmless")
-
-
-@dataclass(frozen=True)
-class Projections:
-    """What ``projections.json`` holds, by class.
-
-    Attributes:
-        position: the post-instruction position that everything is read at; ``layer`` is the
-            direction's.
-        along: ``along[label][prompt][layer]``, the residual stream's component along the unit
-            direction.
-        plane: ``plane[label][prompt]``, coordinates in the plane of the two largest principal
-            components at ``layer``.
-        explained: shares of the variance that those two explain.
-        cosines: of the two components with the direction.
-    """
-
-    position: int
-    layer: int
-    along: Mapping[str, tuple[tuple[float, ...], ...]]
-    plane: Mapping[str, tuple[tuple[float, float], ...]]
-    explained: tuple[float, float]
-    cosines: tuple[float, float]
-
-    @property
-    def auroc(self) -> list[float]:
-        """By layer, the chance that a harmful prompt projects further than a harmless one."""
-        harmful, harmless = (list(zip(*self.along[label], strict=True)) for label in LABELS)
-        found = [auroc(list(high), list(low)) for high, low in zip(harmful, harmless, strict=True)]
-        return [0.5 if value is None else value for value in found]
+from refusal.runs.projections import LABELS, Projections, read_projections
 
 
 def project(
@@ -115,24 +79,6 @@ def principal_plane(
     sign = torch.where(cosines < 0, -1.0, 1.0).double()
     shares = singular.square() / singular.square().sum().clamp_min(1e-300)
     return left[:, :2] * singular[:2] * sign, shares[:2].tolist(), (cosines * sign).tolist()
-
-
-def read_projections(path: Path) -> Projections:
-    """What was written.
-
-    Raises:
-        RunFolderError: the file cannot be read, or holds something else.
-    """
-    found: Projections = read_one(path, Projections)
-    for name, by_class in (("along", found.along), ("plane", found.plane)):
-        if set(by_class) != set(LABELS) or not all(by_class.values()):
-            raise damaged(
-                path, f"{name}: not some rows of harmful and of harmless prompts, and of no others"
-            )
-    lengths = {len(row) for label in LABELS for row in found.along[label]}
-    if len(lengths) != 1 or not -MOST <= found.position < 0 <= found.layer < max(lengths):
-        raise damaged(path, f"along: not as many layers in every row, {found.layer} among them")
-    return found
 
 
 def _read(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from refusal.core.records import Direction
+from refusal.core.direction import Direction
 from refusal.core.valid import check_width
 from refusal.interventions.stream import Action, Placed, StreamEdit, edits_at
 from refusal.model.hooks import Edit

@@ -7,17 +7,31 @@ control direction in its place (``random-3-ablation``, ``shuffled-addition``).
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from refusal.core.errors import ConfigError
-from refusal.core.records import Direction, Label
+from refusal.core.records import Label
 from refusal.interventions import INTERVENTIONS
-from refusal.model.edits import Intervention
+
+if TYPE_CHECKING:
+    from refusal.core.direction import Direction
+    from refusal.model.edits import Intervention
 
 BASELINE = "baseline"
 LABELS: tuple[Label, Label] = ("harmful", "harmless")
 # What the method claims: ablation and subtraction stop refusal, addition causes it, ablation leaves
 # the rest alone.
 CLAIMED = ("ablation", "subtraction", "addition")
+# By class of the test prompts. These are what `actions`, `stopping` and `conditions` give, written
+# out since a report of a run is to need no torch.
+ACTIONS: dict[Label, tuple[str, ...]] = {
+    "harmful": ("ablation", "subtraction"),
+    "harmless": ("ablation", "addition"),
+}
+STOPPING = ("ablation", "subtraction")
+CONDITIONS = tuple(
+    (label, condition) for label, names in ACTIONS.items() for condition in (BASELINE, *names)
+)
 _NAME = re.compile(
     rf"(?:(random-\d+|shuffled|matched)-)?({'|'.join(map(re.escape, INTERVENTIONS))})"
 )
@@ -56,14 +70,14 @@ class Condition:
             )
         return cls(found[2], found[1])
 
-    def on(self, direction: Direction) -> tuple[Intervention, ...]:
+    def on(self, direction: "Direction") -> "tuple[Intervention, ...]":
         """What it does, given the direction that it is about (of a control, the control's)."""
         if self.intervention is None:
             return ()
         return (INTERVENTIONS[self.intervention].make(direction),)
 
 
-def interventions_for(condition: str, direction: Direction) -> tuple[Intervention, ...]:
+def interventions_for(condition: str, direction: "Direction") -> "tuple[Intervention, ...]":
     """What the condition of a name does to the model, given the direction that it is about.
 
     Raises:
@@ -105,11 +119,6 @@ def conditions(interventions: Iterable[str] = CLAIMED) -> tuple[tuple[Label, str
         for label, names in actions(interventions).items()
         for condition in (BASELINE, *names)
     )
-
-
-ACTIONS = actions()
-STOPPING = stopping()
-CONDITIONS = conditions()
 
 
 def random_group(condition: str) -> str | None:

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
-from refusal.core.records import Direction, Label, Metric
+from refusal.core.records import Label, Metric
 from refusal.core.valid import check_width
 from refusal.model.hooks import Edit, EditFunction
 from refusal.model.sites import Sites

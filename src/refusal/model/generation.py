@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from refusal.core import parallel
 from refusal.core.progress import task
-from refusal.core.thinking import opens, readable
+from refusal.core.thinking import opens
 from refusal.model.batch_size import BatchSize, batched, row_budget
 from refusal.model.chat_model import Batching, ChatModel
 from refusal.model.contexts import check_rows
@@ -25,6 +25,7 @@ from refusal.model.edits import RowWise
 from refusal.model.forward import PROBES, call, logit_tolerance, uncounted
 from refusal.model.hooks import Edit, hooked
 from refusal.model.sizes import cache_values, narrowest_window
+from refusal.model.thinking_tokens import readable
 
 log = logging.getLogger(__name__)
 

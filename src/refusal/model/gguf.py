@@ -29,10 +29,11 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from refusal.core.errors import ModelLoadError, StorageError
-from refusal.core.progress import bars_as_tasks, task
+from refusal.core.progress import task
 from refusal.core.storage import cache_root, file_sha256
 from refusal.model.checkpoint_check import check_loaded, check_values, hub_options
 from refusal.model.gguf_rope import FACTORS, carry_factors, check_scaling
+from refusal.model.loading_bars import bars_as_tasks
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from transformers.utils.hub import cached_file
 
 from refusal.core.day import day_of
 from refusal.core.errors import ModelLoadError, OutOfMemoryError
-from refusal.core.progress import bars_as_tasks, task
+from refusal.core.progress import task
 from refusal.model import embedded
 from refusal.model.batch_size import is_out_of_memory
 from refusal.model.chat_model import ChatModel
@@ -40,6 +40,7 @@ from refusal.model.checkpoint_check import (
 )
 from refusal.model.contexts import check_special_ids
 from refusal.model.gguf import converted_folder
+from refusal.model.loading_bars import bars_as_tasks
 from refusal.model.placement import find_device, find_dtype, multiply_as_asked, place
 from refusal.model.sites import find_sites
 

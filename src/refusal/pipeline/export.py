@@ -9,6 +9,7 @@ from typing import Literal
 from transformers import AutoConfig
 
 from refusal.config.run_config import RunConfig, make_config
+from refusal.core.direction import Direction
 from refusal.core.errors import (
     ConfigError,
     DirectionError,
@@ -16,7 +17,6 @@ from refusal.core.errors import (
     ModelLoadError,
     RunFolderError,
 )
-from refusal.core.records import Direction
 from refusal.core.storage import check_room
 from refusal.core.valid import check_place, check_width
 from refusal.model.checkpoint_check import hub_options

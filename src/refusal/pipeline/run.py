@@ -21,18 +21,12 @@ from refusal.core import parallel
 from refusal.core.day import day_of
 from refusal.core.errors import Error, NoCandidateError, RunFolderError
 from refusal.core.lock import locked
-from refusal.core.records import (
-    Candidates,
-    PromptSplits,
-    RefusalTokens,
-    Selection,
-    finite,
-    to_json,
-)
+from refusal.core.records import PromptSplits, RefusalTokens, finite, to_json
 from refusal.core.storage import file_sha256, write_json, write_tensors
 from refusal.core.valid import check_place, check_width
 from refusal.directions.difference_in_means import difference_in_means
 from refusal.directions.pool import collect
+from refusal.directions.records import Candidates, Selection
 from refusal.directions.refusal_tokens import tokens_for
 from refusal.directions.selection.rule import explain
 from refusal.directions.selection.select import select
@@ -50,8 +44,9 @@ from refusal.model.chat_model import ChatModel
 from refusal.model.load import load
 from refusal.prompts.load import load_prompts
 from refusal.report.write import write_report
-from refusal.runs.files import read_candidates, read_selection, read_tokens
+from refusal.runs.files import read_tokens
 from refusal.runs.folder import RunFolder, prompts_hash
+from refusal.runs.records import read_candidates, read_selection
 from refusal.runs.result import RunResult
 
 STAGES = ("extract", "select", "generate", "evaluate")

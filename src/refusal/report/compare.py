@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from refusal.core.errors import RunFolderError
 from refusal.core.frames import Shown, dataframe
-from refusal.core.records import Direction, Metric, Prompt
+from refusal.core.records import Metric, Prompt
 from refusal.core.stats import corrected_change, rate_change
+from refusal.core.valid import SavedDirection, read_direction
 from refusal.evaluations.capability.rates import PREFIX, is_binary
-from refusal.evaluations.capability.stage import file_name, read_task_run
+from refusal.evaluations.capability.results import file_name, read_task_run
 from refusal.evaluations.refusal.rates import CORRECTED, HITS, metric
 from refusal.interventions.conditions import CONDITIONS, random_group
 from refusal.runs.files import read_completions, read_manifest, read_metrics
@@ -99,7 +100,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         if sum(value is not None for value in values) > 1:
             changes = tuple(_change(key, answers[0], other) for other in answers[1:])
             rows.append(ComparedRow(*key, values, (None, *changes)))
-    directions = [Direction.load(path / "direction.safetensors") for path in paths]
+    directions = [read_direction(path / "direction.safetensors") for path in paths]
     return Comparison(
         tuple(_summary(path, direction) for path, direction in zip(paths, directions, strict=True)),
         tuple(rows),
@@ -130,7 +131,7 @@ def check_completed(path: Path) -> None:
         )
 
 
-def _summary(path: Path, direction: Direction) -> RunSummary:
+def _summary(path: Path, direction: SavedDirection) -> RunSummary:
     manifest = read_manifest(path)
     return RunSummary(
         str(path),
@@ -203,5 +204,5 @@ def _change(
     )
 
 
-def _cosine(first: Direction, other: Direction) -> float | None:
+def _cosine(first: SavedDirection, other: SavedDirection) -> float | None:
     return float(first.vector @ other.vector) if first.vector.shape == other.vector.shape else None

@@ -6,33 +6,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from refusal.config.run_config import RunConfig, make_config
-from refusal.core.records import (
-    Candidates,
-    CandidateScore,
-    Completion,
-    Metric,
-    RefusalTokens,
-    Selection,
-)
+from refusal.core.records import CandidateScore, Choice, Completion, Metric, RefusalTokens
 from refusal.core.storage import file_sha256
 from refusal.core.strict_files import damaged, read_list
+from refusal.core.valid import read_direction
 from refusal.evaluations.judges.agreement import Agreement
 from refusal.evaluations.refusal.rates import measure_all
-from refusal.evaluations.separation import Projections, read_projections
 from refusal.interventions.conditions import BASELINE, CONDITIONS, STOPPING
 from refusal.prompts.over_refusal import SETS
 from refusal.runs.files import (
-    read_candidates,
+    SavedCandidates,
     read_categories,
+    read_choice,
     read_completions,
     read_manifest,
     read_metrics,
     read_scores,
-    read_selection,
-    read_suffix,
     read_tokens,
+    read_vectors,
 )
+from refusal.runs.projections import Projections, read_projections
 
 Key = tuple[str, str]  # set, condition
 
@@ -43,7 +40,7 @@ class ReportData:
     ``missing``.
 
     Attributes:
-        suffix: texts of the post-instruction tokens, the earliest first.
+        direction: the chosen unit vector.
         scores: of all candidates, there also where none qualifies under ``--strict``.
         completions: without those of the control directions, by set and condition.
         metrics: of ``metrics.json``; while that is missing, the rates of the completions that are
@@ -57,10 +54,10 @@ class ReportData:
     manifest: Mapping[str, Any]
     config: RunConfig
     tokens: RefusalTokens | None
-    candidates: Candidates | None
-    suffix: tuple[str, ...]
+    candidates: SavedCandidates | None
     scores: tuple[CandidateScore, ...]
-    selection: Selection | None
+    selection: Choice | None
+    direction: Float[np.ndarray, "d_model"] | None
     projections: Projections | None
     completions: Mapping[Key, tuple[Completion, ...]]
     metrics: tuple[Metric, ...]
@@ -81,11 +78,14 @@ class ReportData:
     @property
     def n_layers(self) -> int:
         """Decoder blocks; 0 where nothing is known yet."""
-        return (
-            self.candidates.n_layers
-            if self.candidates is not None
-            else 1 + max((s.layer for s in self.scores), default=-1)
-        )
+        if self.candidates is not None:
+            return int(self.candidates.vectors.shape[1])
+        return 1 + max((s.layer for s in self.scores), default=-1)
+
+    @property
+    def suffix(self) -> tuple[str, ...]:
+        """Texts of the post-instruction tokens, the earliest first; empty where not known."""
+        return self.candidates.suffix if self.candidates is not None else ()
 
     @property
     def eligible(self) -> int:
@@ -128,14 +128,14 @@ def read_run(path: Path) -> ReportData:
     tokens = read_tokens(path) if there["refusal_tokens.json"] else None
     candidates = None
     if tokens is not None and there["candidates.safetensors"]:
-        candidates = read_candidates(path, tokens, manifest["model"]["name"], config.seed)
+        candidates = read_vectors(path)
     chosen = all(
         (path / f).is_file()
         for f in ("selection.json", "direction.safetensors", "scores.json", "stability.json")
     )
-    selection = read_selection(path) if chosen else None
-    direction = file_sha256(path / "direction.safetensors") if chosen else None
-    current = _Current(manifest, direction)
+    selection = read_choice(path) if chosen else None
+    direction = path / "direction.safetensors"
+    current = _Current(manifest, file_sha256(direction) if chosen else None)
     completions = {
         (set_name, condition): read_completions(file)
         for file in _plain_completions(path)
@@ -150,9 +150,9 @@ def read_run(path: Path) -> ReportData:
         config=config,
         tokens=tokens,
         candidates=candidates,
-        suffix=read_suffix(path) if there["candidates.safetensors"] else (),
         scores=read_scores(path) if there["scores.json"] else (),
         selection=selection,
+        direction=read_direction(direction).vector if chosen else None,
         projections=read_projections(path / "projections.json") if projected else None,
         completions=completions,
         metrics=read_metrics(path / "metrics.json")
@@ -184,7 +184,7 @@ def _check_fit(data: ReportData) -> None:
         raise damaged(
             data.path / "candidates.safetensors", f"metadata, suffix: not {positions} tokens"
         )
-    if data.selection is not None and data.selection.direction.vector.shape != (width,):
+    if data.direction is not None and data.direction.shape != (width,):
         raise damaged(
             data.path / "direction.safetensors",
             f"direction: not {width} numbers, as the candidates are",

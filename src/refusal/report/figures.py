@@ -7,7 +7,8 @@ intervals in rows.
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
+import numpy as np
+from jaxtyping import Float
 
 from refusal.core.records import CandidateScore
 from refusal.core.text import visible
@@ -252,10 +253,9 @@ def cosine_grids(data: ReportData) -> tuple[Grid, ...]:
     """
     if data.candidates is None:
         return ()
-    vectors = data.candidates.vectors.double().flip(0)  # the last position first
-    unit = vectors / vectors.norm(
-        dim=-1, keepdim=True
-    )  # NaN where both classes are the same: layer 0, as a rule
+    vectors = data.candidates.vectors[::-1].astype(np.float64)  # the last position first
+    with np.errstate(invalid="ignore"):  # NaN where both classes are the same: layer 0, as a rule
+        unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     n_positions, n_layers = unit.shape[:2]
     rows = tuple(range(-1, -n_positions - 1, -1))
     wanted = [
@@ -272,8 +272,8 @@ def cosine_grids(data: ReportData) -> tuple[Grid, ...]:
             (1, 0),
         ),
     ]
-    if data.selection is not None and data.selection.direction.vector.shape[0] == unit.shape[-1]:
-        with_chosen = unit @ data.selection.direction.vector.double()
+    if data.direction is not None and data.direction.shape == unit.shape[-1:]:
+        with_chosen = unit @ data.direction.astype(np.float64)
         wanted.append(("cosine-chosen", "With the chosen direction", with_chosen, (0, 0)))
     return tuple(
         Grid(
@@ -289,11 +289,14 @@ def cosine_grids(data: ReportData) -> tuple[Grid, ...]:
 
 
 def _filled(
-    cosines: torch.Tensor, n_positions: int, n_layers: int, shift: tuple[int, int]
+    cosines: Float[np.ndarray, "row column"],
+    n_positions: int,
+    n_layers: int,
+    shift: tuple[int, int],
 ) -> Values:
     """As rows of a whole grid; cells without a neighbour, and layers that were not read, have no
     value.
     """
-    whole = torch.full((n_positions, n_layers), torch.nan, dtype=torch.float64)
+    whole = np.full((n_positions, n_layers), np.nan)
     whole[shift[0] :, : n_layers - shift[1]] = cosines
     return tuple(tuple(None if v != v else v for v in row) for row in whole.tolist())

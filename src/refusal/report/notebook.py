@@ -8,16 +8,11 @@ from collections.abc import Iterable, Sequence
 from markupsafe import Markup
 from rich.table import Table
 
+from refusal.core.direction import Direction
 from refusal.core.frames import drawn_by
-from refusal.core.records import (
-    Candidates,
-    CandidateScore,
-    Direction,
-    Evaluation,
-    Metric,
-    Selection,
-)
+from refusal.core.records import CandidateScore, Evaluation, Metric
 from refusal.core.text import visible
+from refusal.directions.records import Candidates, Selection
 from refusal.report import svg
 from refusal.report.compare import Comparison
 from refusal.report.content import from_terminal

@@ -1,38 +1,39 @@
 """The files of a run, read back from its folder as records: no model needed.
 
-How files are read is in ``run_reading``; here is what each holds, and what must hold between its
-fields.
+How files are read is in ``core/strict_files``; here is what each holds, and what must hold between
+its fields.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+from jaxtyping import Float
 from pydantic import ConfigDict, Field
 
 from refusal.core.errors import ConfigError, RunFolderError
 from refusal.core.records import (
-    Candidates,
     CandidateScore,
+    Choice,
     ClassCount,
     Completion,
-    Direction,
     Metric,
     RefusalTokens,
-    Selection,
     Stability,
 )
 from refusal.core.strict_files import (
     Saved,
     damaged,
+    read_arrays,
     read_json,
     read_lines,
     read_list,
     read_metadata,
     read_one,
-    read_tensors,
 )
+from refusal.core.valid import read_direction
 
 FORMAT = 2  # of the manifest
 MOST = 100_000  # layers or positions: more than any model has, and little enough to count and draw
@@ -108,8 +109,19 @@ class _Selection(Saved):
     harmless_count: ClassCount
 
 
-class _Control(Saved):
-    norm: Amount
+@dataclass(frozen=True)
+class SavedCandidates:
+    """What ``candidates.safetensors`` holds.
+
+    Attributes:
+        vectors: NaN for layers that were not read.
+        suffix: texts of the post-instruction tokens, the earliest first; empty where they were not
+            kept.
+        seen: fingerprints of the prompts that took part.
+    """
+
+    vectors: Float[np.ndarray, "position layer d_model"]
+    suffix: tuple[str, ...]
     seen: frozenset[str]
 
 
@@ -144,7 +156,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{file} is not the manifest of a run. {OTHER_FOLDER}")
     if found.get("format") != FORMAT:
         raise RunFolderError(
-            f"{path} holds a run of format {str(found.get('format'))[:40]}, this version has "
+            f"{file} is of a run of format {str(found.get('format'))[:40]}, this version has "
             f"{FORMAT}. Run it again in another folder (--out)."
         )
     read_one(file, _Manifest, OTHER_FOLDER)
@@ -196,34 +208,24 @@ def read_tokens(folder: Path) -> RefusalTokens:
     return found
 
 
-def read_candidates(
-    folder: Path, tokens: RefusalTokens, model: str, seed: int | None
-) -> Candidates:
-    """The candidates, with the fingerprints of the prompts that took part; NaN for layers that were
-    not read.
-    """
+def read_vectors(folder: Path) -> SavedCandidates:
+    """The candidates, without the tokens that they were found with; read without torch."""
     path = folder / "candidates.safetensors"
-    tensors, metadata = read_tensors(path, ["candidates"])
-    vectors = tensors["candidates"]
-    if vectors.dim() != 3 or not vectors.is_floating_point() or not vectors.numel():
+    arrays, metadata = read_arrays(path, ["candidates"])
+    vectors = arrays["candidates"]
+    if vectors.ndim != 3 or vectors.dtype.kind != "f" or not vectors.size:
         raise damaged(
             path,
             f"candidates: {vectors.dtype} of shape {list(vectors.shape)}, not position, layer, "
             "d_model",
         )
-    if not (vectors.isfinite().all(-1) | vectors.isnan().all(-1)).all():
+    if not (np.isfinite(vectors).all(-1) | np.isnan(vectors).all(-1)).all():
         raise damaged(path, "candidates: a vector holds NaN or infinity")
-    seen = read_metadata(path, {"seen": "[]", **metadata}, "seen", tuple[str, ...])
-    return Candidates(vectors, tokens, model, seed, frozenset(seen))
-
-
-def read_suffix(folder: Path) -> tuple[str, ...]:
-    """The texts of the post-instruction tokens, the earliest first; empty where they were not
-    kept.
-    """
-    path = folder / "candidates.safetensors"
-    _, metadata = read_tensors(path, [])
-    return tuple(read_metadata(path, {"suffix": "[]", **metadata}, "suffix", tuple[str, ...]))
+    seen, suffix = (
+        read_metadata(path, {name: "[]", **metadata}, name, tuple[str, ...])
+        for name in ("seen", "suffix")
+    )
+    return SavedCandidates(vectors, tuple(suffix), frozenset(seen))
 
 
 def read_scores(folder: Path) -> tuple[CandidateScore, ...]:
@@ -240,12 +242,12 @@ def read_scores(folder: Path) -> tuple[CandidateScore, ...]:
     return found
 
 
-def read_selection(folder: Path) -> Selection:
-    """The chosen direction and all that was said of it."""
+def read_choice(folder: Path) -> Choice:
+    """All that was said of the chosen direction, which lies beside it."""
     path = folder / "selection.json"
     saved: _Selection = read_one(path, _Selection)
     scores = read_scores(folder)
-    direction = Direction.load(folder / "direction.safetensors")
+    direction = read_direction(folder / "direction.safetensors")
     chosen = saved.score.position, saved.score.layer
     if None in (saved.score.bypass, saved.score.induce, saved.score.kl):
         raise damaged(path, "score: the chosen candidate lacks one of its three scores")
@@ -256,8 +258,7 @@ def read_selection(folder: Path) -> Selection:
             path, f"score: {chosen} is not the place of the direction in direction.safetensors"
         )
     stability = _stability(folder / "stability.json")
-    return Selection(
-        direction,
+    return Choice(
         saved.score,
         scores,
         saved.qualified,
@@ -266,28 +267,6 @@ def read_selection(folder: Path) -> Selection:
         saved.harmless_count,
         stability,
     )
-
-
-def read_controls(path: Path, direction: Direction) -> dict[str, Direction]:
-    """The controls of a direction by name, the random ones first.
-
-    Raises:
-        RunFolderError: the file cannot be read, or holds something else than directions of that
-            width.
-    """
-    tensors, metadata = read_tensors(path)
-    found = {}
-    for name in sorted(tensors, key=lambda name: (not name.startswith("random"), len(name), name)):
-        vector = tensors[name]
-        about: _Control = read_metadata(path, metadata, name, _Control)
-        if (
-            vector.shape != direction.vector.shape
-            or not vector.is_floating_point()
-            or not vector.isfinite().all()
-        ):
-            raise damaged(path, f"{name}: no direction of {len(direction.vector)} finite numbers")
-        found[name] = replace(direction, vector=vector, norm=about.norm, seen=about.seen)
-    return found
 
 
 def read_categories(path: Path) -> dict[str, dict[str, str]]:

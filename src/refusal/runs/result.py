@@ -6,13 +6,8 @@ from typing import TYPE_CHECKING
 
 from refusal.config.run_config import RunConfig
 from refusal.core.frames import Shown
-from refusal.core.records import (
-    Candidates,
-    Metric,
-    RefusalTokens,
-    Selection,
-    metrics_dataframe,
-)
+from refusal.core.records import Metric, RefusalTokens, metrics_dataframe
+from refusal.directions.records import Candidates, Selection
 
 if TYPE_CHECKING:
     import pandas

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from refusal.core.direction import Direction
 from refusal.core.errors import UnsupportedModelError
-from refusal.core.records import Direction
 from refusal.interventions.ablate_add import Ablate
 from refusal.model.hooks import hooked
 from refusal.model.probe import probe_ids

@@ -24,8 +24,8 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from refusal.core.direction import Direction
 from refusal.core.errors import ModelLoadError, QuantisedModelError, UnsupportedModelError
-from refusal.core.records import Direction
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import load_message
 from refusal.weights.checkpoint import Checkpoint

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refusal.core.direction import Direction
 from refusal.core.errors import ExportError
 from refusal.core.progress import Advance, task
-from refusal.core.records import Direction
 from refusal.core.storage import check_free, copy_file, remove, write_blocks, write_json, write_text
 from refusal.weights.checkpoint import (
     INDEX,

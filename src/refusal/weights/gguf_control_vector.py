@@ -13,8 +13,8 @@ from pathlib import Path
 import gguf
 import torch
 
+from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
-from refusal.core.records import Direction
 from refusal.core.storage import write_through
 from refusal.weights.verify import check_tensors, deleted_if_wrong
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from refusal.core.direction import Direction
 from refusal.core.errors import ExportError
-from refusal.core.records import Direction
 from refusal.weights.parameters import StreamParameter, removal_for
 from refusal.weights.projection import component, project_weight
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from refusal.core.direction import Direction
 from refusal.core.errors import ExportError
-from refusal.core.records import Direction
 from refusal.model.sites import Sites
 from refusal.weights.agreement import LIMIT, ROUNDING, Agreement
 from refusal.weights.parameters import StreamParameter

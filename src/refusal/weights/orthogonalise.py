@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
-from refusal.core.records import Direction
 from refusal.core.valid import check_width
 from refusal.interventions.ablate_add import Ablate
 from refusal.model.chat_model import ChatModel

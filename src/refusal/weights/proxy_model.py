@@ -21,8 +21,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from refusal.core.direction import Direction
 from refusal.core.errors import UnsupportedModelError
-from refusal.core.records import Direction
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import auto_class
 from refusal.model.sites import Sites, find_sites

@@ -15,11 +15,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from transformers.utils.hub import cached_file
 
+from refusal.core.direction import Direction
 from refusal.core.errors import ExportError
-from refusal.core.progress import bars_as_tasks, task
-from refusal.core.records import Direction
+from refusal.core.progress import task
 from refusal.core.storage import check_room, new_folder, write_json, write_tensors, write_text
 from refusal.model.chat_model import ChatModel
+from refusal.model.loading_bars import bars_as_tasks
 from refusal.weights.agreement import check_unedited
 from refusal.weights.lora import adapter_of
 from refusal.weights.lora_check import check_adapter, require_peft

@@ -20,12 +20,12 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 from transformers.utils import logging as transformers_logging
 
+from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError, ExportError, ModelLoadError, UnsupportedModelError
-from refusal.core.progress import bars_as_tasks
-from refusal.core.records import Direction
 from refusal.core.storage import remove
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import LOAD_ERRORS, auto_class
+from refusal.model.loading_bars import bars_as_tasks
 from refusal.weights.checkpoint import (
     Checkpoint,
     Entry,

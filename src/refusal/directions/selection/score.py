@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal.core import parallel
-from refusal.core.records import Direction, RefusalTokens
+from refusal.core.direction import Direction
+from refusal.core.records import RefusalTokens
 from refusal.directions.pool import Passed
 from refusal.directions.refusal_metric import METRIC_BOUND, kl_from, refusal_metric, softmax64
 from refusal.interventions.ablate_add import AblateEach, Add

@@ -17,8 +17,9 @@ from typing import NamedTuple, get_args
 
 from refusal.config.rule import Rule
 from refusal.core import parallel
+from refusal.core.direction import Direction
 from refusal.core.progress import task
-from refusal.core.records import CandidateScore, Direction
+from refusal.core.records import CandidateScore
 from refusal.directions.refusal_metric import METRIC_BOUND, kl_floor
 from refusal.directions.selection.rule import rejected
 from refusal.directions.selection.score import Score, Scorer

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from refusal.config.rule import Rule
 from refusal.core.errors import NoCandidateError, NonFiniteError
-from refusal.core.records import Candidates, CandidateScore, PromptPair, Selection
+from refusal.core.records import CandidateScore, PromptPair
 from refusal.directions.pool import draw_passing
+from refusal.directions.records import Candidates, Selection
 from refusal.directions.refusal_tokens import check_tokens
 from refusal.directions.selection.rule import SHOWN, choose, closest, count_rejected, explain
 from refusal.directions.selection.score import Scorer

@@ -1,6 +1,9 @@
 """What a benchmark run gives: one row an item and metric, and lm-eval's own aggregate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from refusal.core.strict_files import read_lines, read_one
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,18 @@ class TaskRun:
         """Mean of the main metric over the items; NaN without items."""
         values = [item.value for item in self.main]
         return sum(values) / len(values) if values else float("nan")
+
+
+def file_name(task: str) -> str:
+    """``mmlu:5`` has no place in a file name everywhere."""
+    return task.replace(":", "-shots-")
+
+
+def read_task_run(rows: Path, about: Path) -> TaskRun:
+    """One task under one condition, as it was written.
+
+    Raises:
+        RunFolderError: a file cannot be read, or holds something else.
+    """
+    found: TaskRun = read_one(about, TaskRun)
+    return replace(found, items=read_lines(rows, ItemResult))

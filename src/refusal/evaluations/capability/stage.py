@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from refusal.config.run_config import RunConfig
-from refusal.core.records import Direction, Metric, finite, to_json
+from refusal.core.direction import Direction
+from refusal.core.records import Metric, finite, to_json
 from refusal.core.storage import file_sha256, write_json, write_jsonl
-from refusal.core.strict_files import read_lines, read_one
 from refusal.evaluations.capability.rates import capability_metrics
-from refusal.evaluations.capability.results import ItemResult, TaskRun
+from refusal.evaluations.capability.results import TaskRun, file_name, read_task_run
 from refusal.evaluations.capability.run import load_benchmarks, run_benchmark
 from refusal.evaluations.capability.tasks import Benchmark
 from refusal.interventions.conditions import BASELINE, STOPPING, interventions_for
@@ -111,18 +111,3 @@ class Capability:
             f"capability {benchmark.spec.text}.{condition}", inputs, [rows, about], work
         )
         return read_task_run(rows, about)
-
-
-def file_name(task: str) -> str:
-    """``mmlu:5`` has no place in a file name everywhere."""
-    return task.replace(":", "-shots-")
-
-
-def read_task_run(rows: Path, about: Path) -> TaskRun:
-    """One task under one condition, as it was written.
-
-    Raises:
-        RunFolderError: a file cannot be read, or holds something else.
-    """
-    found: TaskRun = read_one(about, TaskRun)
-    return replace(found, items=read_lines(rows, ItemResult))

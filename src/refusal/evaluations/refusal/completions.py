@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from refusal.core.direction import Direction
 from refusal.core.errors import LeakageError
-from refusal.core.records import Completion, Direction, Prompt
+from refusal.core.records import Completion, Prompt
 from refusal.detector.verdict import refusal_verdict
 from refusal.engines.hooks import OWN
 from refusal.engines.protocol import Engine, Job

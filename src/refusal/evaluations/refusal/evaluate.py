@@ -4,7 +4,8 @@ intervals.
 
 from collections.abc import Mapping, Sequence
 
-from refusal.core.records import Completion, Direction, Evaluation, PromptPair
+from refusal.core.direction import Direction
+from refusal.core.records import Completion, Evaluation, PromptPair
 from refusal.detector.verdict import refusal_verdict
 from refusal.evaluations.refusal.completions import complete_controls, complete_under
 from refusal.evaluations.refusal.rates import measure, measure_all

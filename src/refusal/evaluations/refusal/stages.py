@@ -16,10 +16,10 @@ from pathlib import Path
 
 from refusal.config.run_config import RunConfig
 from refusal.core import parallel
+from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
 from refusal.core.records import (
     Completion,
-    Direction,
     Label,
     Metric,
     Prompt,
@@ -49,9 +49,10 @@ from refusal.interventions.conditions import (
 )
 from refusal.model.chat_model import ChatModel
 from refusal.prompts.load import matched_pairs
-from refusal.runs.files import read_completions, read_controls, read_metrics
+from refusal.runs.files import read_completions, read_metrics
 from refusal.runs.folder import RunFolder, prompts_hash
 from refusal.runs.identity import program
+from refusal.runs.records import read_controls
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class Measured:
         self.folder.stage("controls", inputs, [path], work)
         found = read_controls(path, self.direction)
         for name, d in found.items():
-            if fault := direction_fault(d.vector, d.norm, d.position, d.layer, d.qualified):
+            if fault := direction_fault(d.vector.numpy(), d.norm, d.position, d.layer, d.qualified):
                 raise DirectionError(
                     f"{path}: {name} is no direction, {fault}. Delete it; the same command makes "
                     "it."

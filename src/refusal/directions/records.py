@@ -1,0 +1,95 @@
+"""The records of a search for a direction that hold tensors: means, candidates, the choice.
+
+Dimensions: ``position`` counts post-instruction tokens (first is the earliest, last is -1),
+``layer`` decoder blocks (the value at ``layer`` is the *input* of that block), ``d_model`` the
+width of the residual stream.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal.core.direction import Direction
+from refusal.core.errors import DirectionError
+from refusal.core.frames import Shown, dataframe
+from refusal.core.records import CandidateScore, Choice, ClassCount, RefusalTokens
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Means of the residual stream over the prompts that passed the filter, float64."""
+
+    harmful: Float[Tensor, "position layer d_model"]
+    harmless: Float[Tensor, "position layer d_model"]
+    tokens: RefusalTokens
+    harmful_count: ClassCount
+    harmless_count: ClassCount
+    model: str
+    seed: int | None = None
+    seen: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Candidates(Shown):
+    """Differences in means ``mean_harmful - mean_harmless``, one per (position, layer), float32.
+
+    ``seen``: fingerprints of the prompts that took part, here and in the other records.
+    """
+
+    vectors: Float[Tensor, "position layer d_model"]
+    tokens: RefusalTokens
+    model: str
+    seed: int | None = None
+    seen: frozenset[str] = frozenset()
+
+    @property
+    def n_positions(self) -> int:
+        """Number of post-instruction tokens."""
+        return self.vectors.shape[0]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return self.vectors.shape[1]
+
+    def at(self, position: int, layer: int) -> Direction:
+        """The candidate at a negative ``position`` and a ``layer``, as a direction (unit vector and
+        norm).
+        """
+        if not -self.n_positions <= position <= -1 or not 0 <= layer < self.n_layers:
+            raise DirectionError(
+                f"There is no candidate at position {position}, layer {layer}. "
+                f"Positions run from {-self.n_positions} to -1 and layers from 0 to "
+                f"{self.n_layers - 1}."
+            )
+        vector = self.vectors[position, layer].float()
+        norm = float(vector.norm())
+        unit = vector / norm if norm > 0 else vector
+        return Direction(
+            unit, norm, position, layer, model=self.model, seed=self.seed, seen=self.seen
+        )
+
+
+@dataclass(frozen=True)
+class Selection(Choice, Shown):
+    """The chosen direction, every score, and what each criterion rejected.
+
+    ``qualified`` is False when no candidate satisfied the rule and the lowest bypass inside the KL
+    and layer limits stands in. The counts hold the unmodified model's mean metrics on the
+    validation prompts that passed the filter.
+    """
+
+    direction: Direction = field(kw_only=True)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """All candidates' scores, one a row.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return dataframe(map(asdict, self.scores), [each.name for each in fields(CandidateScore)])

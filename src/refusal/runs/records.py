@@ -1,0 +1,62 @@
+"""What a run folder holds as tensors, read back as the records that stages work with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from refusal.core.direction import Direction
+from refusal.core.records import RefusalTokens
+from refusal.core.strict_files import Saved, damaged, read_arrays, read_metadata
+from refusal.directions.records import Candidates, Selection
+from refusal.runs.files import Amount, read_choice, read_vectors
+
+
+class _Control(Saved):
+    norm: Amount
+    seen: frozenset[str]
+
+
+def read_candidates(
+    folder: Path, tokens: RefusalTokens, model: str, seed: int | None
+) -> Candidates:
+    """The candidates, with the fingerprints of the prompts that took part; NaN for layers that were
+    not read.
+
+    Raises:
+        RunFolderError: the file cannot be read, or holds something else.
+    """
+    saved = read_vectors(folder)
+    return Candidates(torch.from_numpy(saved.vectors), tokens, model, seed, saved.seen)
+
+
+def read_selection(folder: Path) -> Selection:
+    """The chosen direction and all that was said of it.
+
+    Raises:
+        RunFolderError: a file cannot be read, or holds something else.
+        DirectionError: ``direction.safetensors`` holds no direction.
+    """
+    direction = Direction.load(folder / "direction.safetensors")
+    return Selection(**vars(read_choice(folder)), direction=direction)
+
+
+def read_controls(path: Path, direction: Direction) -> dict[str, Direction]:
+    """The controls of a direction by name, the random ones first.
+
+    Raises:
+        RunFolderError: the file cannot be read, or holds something else than directions of that
+            width.
+    """
+    arrays, metadata = read_arrays(path)
+    found = {}
+    for name in sorted(arrays, key=lambda name: (not name.startswith("random"), len(name), name)):
+        array = arrays[name]
+        about: _Control = read_metadata(path, metadata, name, _Control)
+        fits = array.shape == tuple(direction.vector.shape) and array.dtype.kind == "f"
+        if not fits or not np.isfinite(array).all():
+            raise damaged(path, f"{name}: no direction of {len(direction.vector)} finite numbers")
+        vector = torch.from_numpy(array)
+        found[name] = replace(direction, vector=vector, norm=about.norm, seen=about.seen)
+    return found
