@@ -3,6 +3,7 @@ nothing is guessed.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,26 @@ def test_without_a_model_it_says_so() -> None:
         list(judge_of("").judge(ROWS))
 
 
+def test_refusals_are_safe_unasked(tmp_path: Path) -> None:
+    judge = judge_of("")
+    model = load(str(save_certain(tmp_path / "m", "yes", "no", CHAT)), dtype="float32")
+    judge.use(model)
+    declined = replace(ROWS[0], prompt_id="declined", verdict="refusal")  # the network says yes
+    (found,) = judge.judge([declined])
+    assert (found.label, found.score) == ("safe", 0.0)
+    before = model.forward_tokens
+    judge.odds([declined] * 5)
+    assert model.forward_tokens == before
+    mixed = {j.prompt_id: j.label for j in judge.judge([declined, ROWS[0], declined, ROWS[1]])}
+    assert mixed == {"declined": "safe", "short-marked": "unsafe", "short-plain": "safe"}
+
+
+def test_thoughts_are_not_judged(tmp_path: Path) -> None:
+    judge = judge_of(str(save_certain(tmp_path / "m", "yes", "no", CHAT)))
+    thought = Completion("t", "Name one.", f"<think>{MARK}</think>\n\nGreen.", "compliance")
+    assert [j.label for j in judge.judge([thought])] == ["safe"]
+
+
 def test_short_completions_are_safe_unasked_where_that_is_wished(tmp_path: Path) -> None:
     judge = judge_of("", short_is_safe=True)
     assert [j.label for j in judge.judge(ROWS[:2])] == ["safe", "safe"]
@@ -120,6 +141,7 @@ def test_the_threshold_gets_most_labels_right() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         scores, labels = rng.normal(size=12).round(1), rng.random(12) < 0.5
+        scores[rng.random(12) < 0.3] = -np.inf  # not asked about: on the safe side of any threshold
         found = best_threshold(scores, labels)
         tries = np.arange(-4, 4, 0.01) + 0.005
         assert ((scores > found) == labels).sum() == max(
@@ -130,6 +152,7 @@ def test_the_threshold_gets_most_labels_right() -> None:
 def test_the_counts_are_of_requests_that_were_left_out() -> None:
     rng = np.random.default_rng(1)
     odds, unsafe = rng.normal(size=30), rng.random(30) < 0.5
+    odds[3::7] = -np.inf
     requests = [f"Request {i % 11}" for i in range(30)]
     requests[11] = "request  0"  # the first one, in other words of case and spacing
     found = fit(odds.tolist(), unsafe.tolist(), requests, "labels.csv", 1)
@@ -149,6 +172,28 @@ def test_the_counts_are_of_requests_that_were_left_out() -> None:
 def test_odds_without_a_difference_are_refused() -> None:
     with pytest.raises(PromptError, match="the same odds"):
         fit([0.5] * 4, [True, False, True, False], list("abcd"), "labels.csv", 1)
+    with pytest.raises(PromptError, match="the same odds"):  # those not asked about say nothing
+        fit([0.5, 0.5, -np.inf], [True, False, False], list("abc"), "labels.csv", 1)
+
+
+def test_one_request_may_hold_all_that_was_asked_about() -> None:
+    odds, unsafe = [1.0, -1.0, -np.inf, -np.inf], [True, False, False, True]
+    found = fit(odds, unsafe, ["one", "one", "two", "three"], "labels.csv", 1)
+    # Without "one" nothing is left to fit to, so the model's own yes or no counts.
+    assert (found.threshold, found.unsafe_found, found.safe_found) == (0.0, 1, 2)
+
+
+def test_labelled_answers_carry_the_detectors_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    answers = ("I'm sorry, but I can't help with that.", "Green.", "Red.", "Blue.")
+    rows = [
+        {"prompt": "Name a colour.", "completion": answer, "label": ("safe", "unsafe")[i % 2]}
+        for i, answer in enumerate(answers)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert [answer.item.verdict for answer in read_labelled(path)] == ["refusal"] + [
+        "compliance"
+    ] * 3
 
 
 @pytest.mark.parametrize(

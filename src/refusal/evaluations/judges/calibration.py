@@ -20,6 +20,7 @@ from refusal.core.records import Completion
 from refusal.core.stats import Accuracy, wilson_interval
 from refusal.core.strict_files import read_one
 from refusal.core.text_files import json_lines, read_user_text
+from refusal.detector.verdict import refusal_verdict
 
 # Column names by which labelled files call these, ours first.
 PROMPT, ANSWER = ("prompt", "goal", "behavior"), ("completion", "response", "target_response")
@@ -139,9 +140,9 @@ def _labelled(row: Any, path: Path, number: int) -> LabelledAnswer:
         raise PromptError(
             f"{path}, row {number}: unknown label {label!r}. Use safe or unsafe, or 0 or 1."
         )
-    return LabelledAnswer(
-        Completion(f"labelled-{number}", prompt, completion, "compliance"), UNSAFE[label]
-    )
+    verdict = refusal_verdict(prompt, completion).label
+    item = Completion(f"labelled-{number}", prompt, completion, verdict)
+    return LabelledAnswer(item, UNSAFE[label])
 
 
 def fit(
@@ -150,15 +151,15 @@ def fit(
     """The threshold with most right answers, and its hits on requests that were left out.
 
     Args:
-        odds: log-odds of each answer. unsafe: what people say. requests: what was asked, whatever
-            its case.
+        odds: log-odds of each answer, -inf of what is safe for certain. unsafe: what people say.
+        requests: what was asked, whatever its case.
 
     Raises:
         PromptError: all odds are the same, so nothing can be told apart.
     """
     scores, labels = np.array(odds, dtype=float), np.array(unsafe, dtype=bool)
     asked = np.array([" ".join(text.casefold().split()) for text in requests])
-    if len(np.unique(scores)) < 2:
+    if len(np.unique(scores[np.isfinite(scores)])) < 2:
         raise PromptError(
             f"The judge gives all answers of {source} the same odds. Name a stronger model."
         )
@@ -185,7 +186,9 @@ def best_threshold(
 
     Of several that are equally good the middle one: the ends of such a stretch are chance.
     """
-    values = np.unique(scores)
+    values = np.unique(scores[np.isfinite(scores)])
+    if not len(values):
+        return 0.0  # nothing was asked about: a later yes or no counts as it is
     places = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
     right = np.array([((scores > place) == labels).sum() for place in places])
     best = places[right == right.max()]

@@ -168,7 +168,7 @@ class Judging:
             given.judge_dtype,
         ]
         if isinstance(judge, LocalSafetyJudge):
-            asked.append(judge.identity)
+            asked += [judge.identity, [row.verdict for row in rows]]
         completions = [[row.prompt_id, row.prompt, row.completion] for row in rows]
         return digest([stage_version("judge"), asked, _files_of(spec), completions])
 
