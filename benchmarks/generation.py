@@ -16,7 +16,7 @@ import torch
 from machine import get_model, peak_memory, seconds
 
 from refusal import Ablate, Add, ChatModel, Direction, load_prompts
-from refusal.cli.present import reporting
+from refusal.cli.progress_bars import reporting
 from refusal.model.generation import complete, end_tokens
 
 

@@ -34,7 +34,7 @@ from refusal import (
     load_prompts,
     select,
 )
-from refusal.cli.present import reporting
+from refusal.cli.progress_bars import reporting
 from refusal.directions.pool import draw_passing
 from refusal.directions.selection.score import Scorer
 from refusal.directions.selection.search import SCORES, Contender, Search

@@ -89,7 +89,8 @@ def test_the_command_prints_a_table_and_json(
     runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["compare", *map(str, runs)]) == 0
-    assert "run 2" in capsys.readouterr().out
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["harmful", "ablation", "2"] in [row[:3] for row in rows]
     assert main(["compare", *map(str, runs), "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert [run["folder"] for run in value["runs"]] == list(map(str, runs))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Task, TaskID
 
 from refusal import Metric
+from refusal.cli import console, progress_bars
 from refusal.cli import present as display
 from refusal.cli.console import PlainConsole
 from refusal.core.progress import task
@@ -21,8 +22,9 @@ from refusal.report.tables import all_tables
 def terminal(monkeypatch: pytest.MonkeyPatch, is_terminal: bool = True) -> io.StringIO:
     """Replace stderr's console by one that writes into a string."""
     stream = io.StringIO()
-    console = PlainConsole(file=stream, force_terminal=is_terminal, width=120, color_system=None)
-    monkeypatch.setattr(display, "err", console)
+    found = PlainConsole(file=stream, force_terminal=is_terminal, width=120, color_system=None)
+    monkeypatch.setattr(console, "err", found)
+    monkeypatch.setattr(display, "err", found)
     return stream
 
 
@@ -30,7 +32,7 @@ def test_a_task_on_a_terminal_shows_name_count_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stream = terminal(monkeypatch)
-    with display.reporting(), task("collect harmful", total=40, unit="prompts") as advance:
+    with progress_bars.reporting(), task("collect harmful", total=40, unit="prompts") as advance:
         for _ in range(10):
             advance(2)
             time.sleep(0.05)
@@ -51,14 +53,14 @@ def test_the_rate_is_per_second_or_when_slow_seconds_per_step(
 ) -> None:
     state = Task(TaskID(0), "generate", 10, 5, _get_time=time.monotonic, fields={"unit": "prompts"})
     state.finished_speed = speed
-    assert display._Rate().render(state).plain == shown
+    assert progress_bars._Rate().render(state).plain == shown
 
 
 def test_a_task_of_unknown_length_shows_while_it_runs_and_is_then_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stream = terminal(monkeypatch)
-    with display.reporting():
+    with progress_bars.reporting():
         with task("load the model", total=0, unit=""):
             time.sleep(0.3)
             assert "load the model" in stream.getvalue()
@@ -72,7 +74,7 @@ def test_without_a_terminal_or_when_quiet_nothing_is_drawn(
     monkeypatch: pytest.MonkeyPatch, quiet: bool
 ) -> None:
     stream = terminal(monkeypatch, is_terminal=quiet)
-    with display.reporting(quiet=quiet), task("collect", total=2) as advance:
+    with progress_bars.reporting(quiet=quiet), task("collect", total=2) as advance:
         advance(2)
     assert stream.getvalue() == ""
 
@@ -90,7 +92,7 @@ def test_messages_by_level_each_on_one_line(
 ) -> None:
     stream = terminal(monkeypatch, is_terminal=False)
     log = logging.getLogger("refusal.test")
-    with display.reporting(**how):
+    with progress_bars.reporting(**how):
         log.info("one")
         log.warning("two")
         log.error("three")
@@ -104,7 +106,7 @@ def test_a_long_message_with_brackets_is_not_wrapped_or_styled(
 ) -> None:
     stream = terminal(monkeypatch, is_terminal=False)
     text = "[INST] " + "word " * 60 + "[/INST]"
-    with display.reporting():
+    with progress_bars.reporting():
         logging.getLogger("refusal").warning("%s", text)
     display.show_error(text)
     display.show_notice(text)
@@ -113,7 +115,7 @@ def test_a_long_message_with_brackets_is_not_wrapped_or_styled(
 
 def test_warnings_of_libraries_are_kept_for_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal(monkeypatch, is_terminal=False)
-    with warnings.catch_warnings(record=True) as caught, display.reporting():
+    with warnings.catch_warnings(record=True) as caught, progress_bars.reporting():
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     assert caught == []
 
@@ -126,7 +128,7 @@ def test_replies_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -
 def shown(*metrics: Metric) -> str:
     stream = io.StringIO()
     for table in all_tables(metrics):
-        Console(file=stream, width=120).print(table)
+        Console(file=stream, width=120).print(display.drawn(table))
     return stream.getvalue()
 
 

@@ -19,12 +19,12 @@ from lxml import html
 from refusal import NoCandidateError, RunFolderError
 from refusal import run as run_stages
 from refusal.cli.verbs import main
+from refusal.core.tables import minus
 from refusal.core.text import visible
 from refusal.report.data import read_run
 from refusal.report.plots import ticks
 from refusal.report.svg import CIVIDIS, colour
 from refusal.report.verdict import verdict
-from refusal.report.words import minus
 from refusal.report.write import write_report
 
 
@@ -517,7 +517,7 @@ def test_runs_compared_on_one_page(
     report_runs.rates(run, harmful_ablation=(0.42, 0.33, 0.52))
     out = tmp_path / "compared.html"
     assert main(["compare", str(finished), str(run), "--out", str(out)]) == 0
-    assert "run 2" in capsys.readouterr().out
+    assert "42% (33–52)" in capsys.readouterr().out
     page = html.parse(str(out)).getroot()
     rows = table(page, "refusal rate")
     at = next(

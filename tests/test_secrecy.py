@@ -19,7 +19,7 @@ import saved
 from loopback import Reply, items, says, serving
 
 from refusal import ConfigError, JudgeError, make_config
-from refusal.cli import console
+from refusal.cli import console, progress_bars
 from refusal.cli import present as display
 from refusal.cli.verbs import main
 from refusal.config.commented import commented_toml
@@ -29,7 +29,7 @@ from refusal.core.errors import UsageError
 from refusal.core.secrecy import shown_arguments
 from refusal.core.storage import write_text
 from refusal.evaluations.judges.make import make_judge
-from refusal.report.csv_tables import _csv
+from refusal.report.csv_tables import to_csv
 
 NASTY = "\x1b[2J\x1b]0;owned\x07\u202e\x9b[/x][bold]:smile:"
 
@@ -85,7 +85,7 @@ def test_nothing_that_is_printed_drives_a_terminal(
     for one in (console.err, console.out):
         one.print(table)
         one.print(NASTY, soft_wrap=True)
-    with display.reporting():
+    with progress_bars.reporting():
         logging.getLogger("refusal").warning("%s", NASTY)
     display.show_error(NASTY)
     display.show_notice(NASTY)
@@ -99,8 +99,8 @@ def test_a_name_with_markup_may_be_a_task(monkeypatch: pytest.MonkeyPatch) -> No
     stream = io.StringIO()
     monkeypatch.setattr(console.err, "_file", stream)
     with (
-        display.show_progress(),
-        display._listener(display._progress())(NASTY, 2, "[/x]") as advance,
+        progress_bars.show_progress(),
+        progress_bars._listener(progress_bars._progress())(NASTY, 2, "[/x]") as advance,
     ):
         advance(1)
 
@@ -115,7 +115,7 @@ def test_a_configuration_on_the_terminal_is_escaped_and_means_the_same(tmp_path:
 
 def test_texts_are_no_formulas_and_numbers_are_numbers() -> None:
     cells: list[object] = ["=1+1", "+1", "-x", "@a", "\tb", "\rc", "plain", -1.5, -3, None]
-    (row,) = csv.reader(io.StringIO(_csv(("a",), [cells]).partition("\n")[2], newline=""))
+    (row,) = csv.reader(io.StringIO(to_csv(("a",), [cells]).partition("\n")[2], newline=""))
     assert row == ["'=1+1", "'+1", "'-x", "'@a", "'\tb", "␍c", "plain", "-1.5", "-3", ""]
 
 
@@ -209,7 +209,7 @@ def test_a_launcher_that_says_nonsense(
 @pytest.mark.parametrize("redirection", ["| head -0", ">&-", "2>&-", "<&-"])
 def test_outputs_that_are_closed(tmp_path: Path, redirection: str) -> None:
     """No traceback, and nothing from the interpreter's own exit."""
-    program = f"{sys.executable} -c 'from refusal.cli import entry; entry()' config"
+    program = f"{sys.executable} -c 'from refusal.cli.verbs import entry; entry()' config"
     done = subprocess.run(
         ["bash", "-c", f"{program} {redirection}"], capture_output=True, text=True, timeout=300
     )
@@ -227,7 +227,13 @@ def test_what_chat_does_with_other_bytes(tmp_path: Path) -> None:
     vector = torch.zeros(width)
     vector[0] = 1.0
     Direction(vector, 1.0, -1, 0).save(tmp_path / "d.safetensors")
-    program = [sys.executable, "-c", "from refusal.cli import entry; entry()", "chat", str(model)]
+    program = [
+        sys.executable,
+        "-c",
+        "from refusal.cli.verbs import entry; entry()",
+        "chat",
+        str(model),
+    ]
     done = subprocess.run(
         [*program, "--direction", str(tmp_path / "d.safetensors"), "--max-new-tokens", "2"],
         input=b"caf\xe9\n/nonsense\n/quit\n", capture_output=True, timeout=300, env={**os.environ, "LC_ALL": "C"},

@@ -11,7 +11,7 @@ with model.apply(refusal.Ablate(selection.direction)):
 
 import refusal.report.notebook as _notebook  # noqa: F401 (tells the records how a notebook shows them)
 from refusal.audits.self_checks import Check, Inspection, inspect_model
-from refusal.cli.present import show_progress
+from refusal.cli.progress_bars import show_progress
 from refusal.config.rule import Rule
 from refusal.config.run_config import RunConfig, make_config
 from refusal.core.direction import Direction

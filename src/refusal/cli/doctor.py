@@ -28,6 +28,7 @@ EXTRAS = {
     "capability": ("lm-eval", "datasets"),
     "judges": ("openai", "peft"),
     "lora": ("peft",),
+    "figures": ("vl-convert-python",),
     "quantize": ("bitsandbytes",),
     "notebook": ("pandas", "ipywidgets"),
 }

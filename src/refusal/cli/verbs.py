@@ -32,6 +32,7 @@ from refusal.cli.options import (
     Run,
     Verbose,
 )
+from refusal.cli.progress_bars import reporting
 from refusal.config.commented import commented_toml
 from refusal.config.run_config import added, make_config, wrong_value
 from refusal.core import parallel
@@ -113,15 +114,12 @@ def _verb(until: str) -> Callable[..., None]:
         else:
             config = settings.make(model)
         with parallel.joined(split=config.tp_plan is not None):
-            with display.reporting(quiet, verbose):
+            with reporting(quiet, verbose):
                 folder = out or existing or _default_folder(config.model)
                 result = run_stages(config, folder, until=until, adding=existing is not None)
             if not parallel.is_writer():
                 return
-        if json:
-            display.print_json(result)
-        elif not quiet:
-            display.show_result(result)
+        display.present(result, json, quiet)
 
     return command
 
@@ -142,7 +140,7 @@ def report(
     ] = False,
     figures: Annotated[
         tuple[Literal["svg", "png", "pdf", "none"], ...],
-        Parameter(help="Formats of the figures in RUN/figures."),
+        Parameter(help="Formats of the figures in RUN/figures; png and pdf: refusal[figures]."),
     ] = ("svg", "png"),
     json: Json = False,
 ) -> None:
@@ -150,10 +148,7 @@ def report(
     what is missing.
     """
     page = write_report(run, out=out, show_completions=show_completions, formats=figures)
-    if json:
-        display.print_report(page)
-    else:
-        display.show_report(page)
+    display.present(page, json)
 
 
 @app.command(help_epilogue=examples("compare"))
@@ -168,10 +163,7 @@ def compare(
     found = compare_runs(runs)
     if out is not None:
         write_comparison(runs, out)
-    if json:
-        display.print_comparison(found)
-    else:
-        display.show_comparison(found)
+    display.present(found, json)
 
 
 @app.command(help_epilogue=examples("inspect"))
@@ -188,14 +180,11 @@ def inspect(
 
     Exit code 1 if a check fails, 2 if the model cannot be handled.
     """
-    with display.reporting(quiet, verbose):
+    with reporting(quiet, verbose):
         found = inspect_model(
             load(model or "embedded", **options.model_dump(exclude_defaults=True))
         )
-    if json:
-        display.print_inspection_json(found)
-    elif not quiet:
-        display.show_inspection(found)
+    display.present(found, json, quiet)
     if failed := [check for check in found.checks if not check.ok]:
         worst = ", ".join(
             f"{check.name} ({check.value:.1e}, limit {check.limit:.0e})" for check in failed
@@ -230,7 +219,7 @@ def chat(
             f"{folder}."
         )
     found = Direction.load(direction or folder / "direction.safetensors")
-    with display.reporting():
+    with reporting():
         chat_model = load(model, **options.model_dump(exclude_defaults=True))
         if (run := direction.parent if direction else folder).joinpath("manifest.json").is_file():
             check_loaded(run, read_manifest(run), chat_model)
@@ -279,7 +268,7 @@ def export(
     and stored with it. With --stream nothing is measured: the model is never loaded, its files keep
     their dtype, and the same command goes on after an interruption.
     """
-    with display.reporting(quiet, verbose):
+    with reporting(quiet, verbose):
         result = export_run(
             run,
             as_,
@@ -289,10 +278,7 @@ def export(
             stream=stream,
             model=model,
         )
-    if json:
-        display.print_export(result)
-    elif not quiet:
-        display.show_export(result)
+    display.present(result, json, quiet)
 
 
 @app.command(help_epilogue=examples("config"))
@@ -312,12 +298,9 @@ def doctor(
 
     Exit code 1 if something is in the way of a run.
     """
-    with display.reporting():
+    with reporting():
         found = examine(model, options)
-    if json:
-        display.print_findings(found)
-    else:
-        display.show_findings(found)
+    display.present(found, json)
     if problems := [finding for finding in found if finding.level == "problem"]:
         raise RunFailure(f"{problems[0].name}: {problems[0].text}.")
 
@@ -336,12 +319,9 @@ def estimate(
     --device names a kind (a100, h100, h200, b200, l40s, mi300x), by data sheet; without it this
     machine is measured.
     """
-    with display.reporting():
+    with reporting():
         found = plan(settings.make(model), count)
-    if json:
-        display.print_estimate(found)
-    else:
-        display.show_estimate(found)
+    display.present(found, json)
 
 
 @app.command(help_epilogue=examples("completion"))

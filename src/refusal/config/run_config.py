@@ -159,8 +159,10 @@ class MeasureOptions(BaseModel):
     """Further judges: substring, llama-guard-3, harmbench, wildguard, strongreject,
     endpoint-refusal=MODEL, …
     """
-    figures: tuple[Literal["svg", "png", "pdf", "none"], ...] = ("svg", "png")
-    """Formats in which the report's figures are also saved as files: svg, png, pdf, or none."""
+    figures: tuple[Literal["svg", "png", "pdf", "none"], ...] = ("svg",)
+    """Formats of the report's figures as files: svg, png, pdf (these two by the extra ``figures``),
+    or none.
+    """
     price_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Money for a device for an hour; the manifest and the report then say what each stage has
     cost.

@@ -43,6 +43,7 @@ from refusal.evaluations.sets import Sets, check_inputs, load_sets
 from refusal.model.chat_model import ChatModel
 from refusal.model.load import load
 from refusal.prompts.load import load_prompts
+from refusal.report.draw import check_formats
 from refusal.report.write import write_report
 from refusal.runs.files import read_tokens
 from refusal.runs.folder import RunFolder, prompts_hash
@@ -89,6 +90,7 @@ def run(
 def _run(
     folder: RunFolder, config: RunConfig, until: str, model: ChatModel | None, adding: bool
 ) -> RunResult:
+    check_formats(config.figures)
     folder.check()  # before anything slow, and again: another run may just have ended here
     prompts = load_prompts(
         config.prompts,

@@ -1,4 +1,4 @@
-"""The report's tables as CSV, with plain numbers: for a spreadsheet, for pandas, for LaTeX."""
+"""The report's numbers as CSV, unrounded: for a spreadsheet, for pandas, for LaTeX."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from refusal.core.records import CandidateScore, Metric, finite
 from refusal.core.text import visible
 from refusal.report.data import ReportData
 from refusal.report.figures import cosine_grids
-from refusal.report.rates import category_rows
+from refusal.report.run_tables import category_rates
 
 NAMES = ("metrics", "scores", "stability", "categories", "projections", "cosines", "stages")
 
@@ -24,29 +24,32 @@ STAGE_KEYS = (
     "needed_memory_bytes",
     "peak_memory_bytes",
 )
+Rows = list[Sequence[object]]
 
 
 def csv_tables(data: ReportData) -> dict[str, str]:
     """File contents by name (one of ``NAMES``), those that there is something in."""
-    found = {
+    grids = cosine_grids(data)
+    stability = data.selection.stability if data.selection is not None else None
+    winners = stability.winners if stability is not None else ()
+    categories = ("set", "category", "condition", "refusal_rate", "low", "high", "n")
+    stages = data.manifest["stages"].items()
+    found: dict[str, tuple[Sequence[str], Rows]] = {
         "metrics": (_names(Metric), [_values(m) for m in data.metrics]),
         "scores": (_names(CandidateScore), [_values(s) for s in data.scores]),
-        "stability": (("position", "layer", "share"), _winners(data)),
-        "categories": (
-            ("set", "category", "condition", "refusal_rate", "low", "high", "n"),
-            _categories(data),
+        "stability": (
+            ("position", "layer", "share"),
+            [(w.position, w.layer, w.share) for w in winners],
         ),
+        "categories": (categories, _categories(data)),
         "projections": (("layer", "auroc", "class", "prompt", "projection"), _projections(data)),
-        "cosines": (
-            ("position", "layer", *(grid.name for grid in cosine_grids(data))),
-            _cosines(data),
-        ),
+        "cosines": (("position", "layer", *(grid.name for grid in grids)), _cosines(data)),
         "stages": (
             ("stage", *STAGE_KEYS),
-            _stages(data),
+            [(name, *(stage.get(key) for key in STAGE_KEYS)) for name, stage in stages],
         ),
     }
-    return {name: _csv(header, rows) for name, (header, rows) in found.items() if rows}
+    return {name: to_csv(header, rows) for name, (header, rows) in found.items() if rows}
 
 
 def _names(kind: type) -> tuple[str, ...]:
@@ -57,53 +60,37 @@ def _values(record: Metric | CandidateScore) -> list[object]:
     return list(finite(asdict(record)).values())
 
 
-def _winners(data: ReportData) -> list[list[object]]:
-    stability = data.selection.stability if data.selection is not None else None
-    return [] if stability is None else [[w.position, w.layer, w.share] for w in stability.winners]
+def _categories(data: ReportData) -> Rows:
+    rows: Rows = []
+    for set_name in data.categories:
+        for name, rates in category_rates(data, set_name):
+            for condition, m in rates.items():
+                rows.append((set_name, name, condition, m.value, m.low, m.high, m.n))
+    return rows
 
 
-def _categories(data: ReportData) -> list[list[object]]:
-    return [
-        [set_name, name, condition, m.value, m.low, m.high, m.n]
-        for set_name, categories in data.categories.items()
-        if categories
-        for name, found in category_rows(data.completions, categories, set_name)
-        for condition, m in found.items()
-    ]
-
-
-def _projections(data: ReportData) -> list[list[object]]:
+def _projections(data: ReportData) -> Rows:
     if data.projections is None:
         return []
-    separation = data.projections.auroc
-    return [
-        [layer, separation[layer], label, i, value]
-        for label, rows in data.projections.along.items()
-        for i, row in enumerate(rows)
-        for layer, value in enumerate(row)
-    ]
+    rows: Rows = []
+    for label, prompts in data.projections.along.items():
+        for i, prompt in enumerate(prompts):
+            for layer, value in enumerate(prompt):
+                rows.append((layer, data.projections.auroc[layer], label, i, value))
+    return rows
 
 
-def _cosines(data: ReportData) -> list[list[object]]:
+def _cosines(data: ReportData) -> Rows:
     grids = cosine_grids(data)
-    if not grids:
-        return []
-    rows, columns = len(grids[0].rows), len(grids[0].columns)
-    return [
-        [-i - 1, j, *(grid.values[i][j] for grid in grids)]
-        for i in range(rows)
-        for j in range(columns)
-    ]
+    rows: Rows = []
+    for i, line in enumerate(grids[0].values if grids else ()):
+        for j in range(len(line)):
+            rows.append((-i - 1, j, *(grid.values[i][j] for grid in grids)))
+    return rows
 
 
-def _stages(data: ReportData) -> list[list[object]]:
-    return [
-        [name, *(stage.get(key) for key in STAGE_KEYS)]
-        for name, stage in data.manifest["stages"].items()
-    ]
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write rows as CSV; no text of them is a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -112,9 +99,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _harmless(cell: object) -> object:
-    """A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay
-    numbers.
-    """
+    """Put an apostrophe before a text that a spreadsheet would compute; numbers stay numbers."""
     if not isinstance(cell, str):
         return cell
     text = visible(cell)  # a carriage return alone would end the row

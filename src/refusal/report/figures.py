@@ -1,21 +1,18 @@
-"""What the report draws, as data: the same for the page (SVG) and for files (matplotlib).
-
-Four kinds are enough: a grid over layer and position, lines over layers, points in a plane,
-intervals in rows.
-"""
+"""What the report draws, as data; four kinds (kinds.py) are enough."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from refusal.core.records import CandidateScore
+from refusal.core.tables import Bar, Style, minus
 from refusal.core.text import visible
 from refusal.report.data import ReportData
-from refusal.report.kinds import Figure, Grid, Intervals, Line, Lines, Points, Style, Values
-from refusal.report.rates import controlled_rows, rate_rows
-from refusal.report.words import minus
+from refusal.report.kinds import Figure, Grid, Intervals, Line, Lines, Points, Values
+from refusal.report.tables import tables_by_section
 
 # What stands in the map of outcomes for each, the chosen candidate first.
 SIGNS = {
@@ -32,10 +29,30 @@ SIGNS = {
 
 def figures(data: ReportData) -> tuple[Figure, ...]:
     """All that there is something to draw of."""
-    found: list[Figure] = []
-    if rows := (*rate_rows(data.metrics), *controlled_rows(data.metrics)):
-        found.append(Intervals("refusal-rates", "Share of completions that refuse", rows))
-    return (*found, *score_grids(data), *separation(data), *cosine_grids(data))
+    return (*rate_intervals(data), *score_grids(data), *separation(data), *cosine_grids(data))
+
+
+def rate_intervals(data: ReportData) -> Iterator[Intervals]:
+    """The tables of refusal rates, their bars below one another."""
+    rows = []
+    for table in tables_by_section(data.metrics)["rates"]:
+        for row in table.rows:
+            rows += [(f"{row[0]}, {row[1]}", cell) for cell in row if isinstance(cell, Bar)]
+    if rows:
+        yield Intervals("refusal-rates", "Share of completions that refuse", tuple(rows))
+
+
+def score_grid(
+    scores: Sequence[CandidateScore], name: str, chosen: CandidateScore | None, **more: Any
+) -> Grid:
+    """One of the scores of every candidate; without a score of that ``name``, no values."""
+    rows = sorted({s.position for s in scores}, reverse=True)
+    columns = sorted({s.layer for s in scores})
+    at = {(s.position, s.layer): getattr(s, name, None) for s in scores}
+    values = tuple(tuple(at.get((p, layer)) for layer in columns) for p in rows)
+    filled = {"rows": tuple(map(str, rows)), "title": name, "log": name == "kl", **more}
+    place = _cell(chosen, rows, columns)
+    return Grid(name=f"map-{name}", columns=tuple(columns), values=values, chosen=place, **filled)
 
 
 def score_grids(data: ReportData) -> tuple[Grid, ...]:
@@ -43,94 +60,72 @@ def score_grids(data: ReportData) -> tuple[Grid, ...]:
     if not data.scores:
         return ()
     rule = data.config.rule
-    kept = {
-        "outcome": ("Outcome", None, None, _legend(data)),
-        "bypass": (
+    at = {(s.position, s.layer): SIGNS[outcome(data, s)] for s in data.scores}
+    layers = sorted({s.layer for s in data.scores})
+    signs = tuple(tuple(at.get((p, layer), "") for layer in layers) for p in positions(data))
+    return (
+        _map(data, "outcome", "Outcome", _legend(data), letters=signs),
+        _map(
+            data,
+            "bypass",
             "Bypass",
-            None,
-            _score("bypass"),
-            "Mean log-odds of refusal on harmful prompts "
-            "under ablation: "
-            "lower is better. No limit: the lowest that meets the others is chosen.",
+            "Mean log-odds of refusal on harmful prompts under ablation: lower is better. No "
+            "limit: the lowest that meets the others is chosen.",
         ),
-        "induce": (
+        _map(
+            data,
+            "induce",
             "Induce",
-            rule.induce_threshold,
-            _score("induce"),
-            "Mean log-odds of refusal "
-            "on harmless prompts "
-            f"under addition. A dot: at least {rule.induce_threshold:g}, as the rule asks.",
+            "Mean log-odds of refusal on harmless prompts under addition. A dot: at least "
+            f"{rule.induce_threshold:g}, as the rule asks.",
+            limit=rule.induce_threshold,
+            passing=lambda value: value >= rule.induce_threshold,
         ),
-        "kl": (
+        _map(
+            data,
+            "kl",
             "KL",
-            rule.kl_threshold,
-            _score("kl"),
-            "Change of the next token on harmless "
-            "prompts under ablation, "
-            f"nats, logarithmic. A dot: at most {rule.kl_threshold:g}, as the rule asks.",
+            "Change of the next token on harmless prompts under ablation, nats, logarithmic. A "
+            f"dot: at most {rule.kl_threshold:g}, as the rule asks.",
+            limit=rule.kl_threshold,
+            passing=lambda value: value <= rule.kl_threshold,
         ),
-    }
-    grids = []
-    for name, (title, limit, value, caption) in kept.items():
-        passing = {
-            "induce": lambda v: v >= rule.induce_threshold,
-            "kl": lambda v: v <= rule.kl_threshold,
-        }.get(name)
-        grids.append(_grid(data, name, title, value, limit, passing, caption))
-    return tuple(grids)
+    )
+
+
+def _map(
+    data: ReportData,
+    name: str,
+    title: str,
+    caption: str,
+    *,
+    passing: Callable[[float], bool] = lambda value: False,
+    **more: Any,
+) -> Grid:
+    """A score's grid with the positions' tokens; a dot where the value is ``passing``."""
+    at = {(s.position, s.layer): getattr(s, name, None) for s in data.scores}
+    layers = sorted({s.layer for s in data.scores})
+    marked = set()
+    for i, position in enumerate(positions(data)):
+        for j, layer in enumerate(layers):
+            value = at.get((position, layer))
+            if value is not None and passing(value):
+                marked.add((i, j))
+    rows = tuple(position_label(data, p) for p in positions(data))
+    chosen = data.selection.score if data.selection is not None else None
+    more |= {"title": title, "caption": minus(caption), "rows": rows, "marked": frozenset(marked)}
+    return score_grid(data.scores, name, chosen, **more)
 
 
 def _legend(data: ReportData) -> str:
     """What the signs in the map of outcomes stand for, with how many candidates have each."""
     found = [outcome(data, s) for s in data.scores]
-    known = [
-        (sign, outcome_words(data, key), found.count(key))
+    words = [
+        f"{sign} {outcome_words(data, key)} ({found.count(key)})"
         for key, sign in SIGNS.items()
         if key in found
     ]
-    return "; ".join(f"{sign} {words} ({n})".strip() for sign, words, n in known) + "."
-
-
-def _score(name: str) -> Callable[[CandidateScore], float | None]:
-    return lambda score: getattr(score, name)
-
-
-def _grid(
-    data: ReportData,
-    name: str,
-    title: str,
-    value: Callable[[CandidateScore], float | None] | None,
-    limit: float | None,
-    passing: Callable[[float], bool] | None,
-    caption: str,
-) -> Grid:
-    rows, columns = positions(data), tuple(sorted({s.layer for s in data.scores}))
-    at = {(s.position, s.layer): s for s in data.scores}
-    cells = [[at.get((p, layer)) for layer in columns] for p in rows]
-    values = tuple(
-        tuple(value(s) if s is not None and value is not None else None for s in row)
-        for row in cells
-    )
-    marked = {
-        (i, j)
-        for i, row in enumerate(values)
-        for j, v in enumerate(row)
-        if v is not None and passing and passing(v)
-    }
-    letters = tuple(tuple(SIGNS[outcome(data, s)] if s else "" for s in row) for row in cells)
-    return Grid(
-        name=f"map-{name}",
-        title=title,
-        rows=tuple(position_label(data, p) for p in rows),
-        columns=columns,
-        values=values,
-        letters=letters if value is None else (),
-        marked=frozenset(marked),
-        chosen=chosen_cell(data, rows, columns),
-        log=name == "kl",
-        limit=limit,
-        caption=minus(caption),
-    )
+    return "; ".join(words) + "."
 
 
 def outcome(data: ReportData, score: CandidateScore) -> str | None:
@@ -144,10 +139,9 @@ def outcome(data: ReportData, score: CandidateScore) -> str | None:
 def outcome_words(data: ReportData, key: str | None) -> str:
     """What became of a candidate."""
     rule = data.config.rule
+    qualified = data.selection is not None and data.selection.qualified
     words = {
-        "chosen": "chosen"
-        if data.selection is not None and data.selection.qualified
-        else "stands in, unqualified",
+        "chosen": "chosen" if qualified else "stands in, unqualified",
         "bypass": "bypass not the lowest, other scores not needed",
         "induce": f"induce below {rule.induce_threshold:g}",
         "kl": f"KL above {rule.kl_threshold:g}",
@@ -171,49 +165,27 @@ def position_label(data: ReportData, position: int) -> str:
     return f"{position} {visible(text.strip()) or repr(text)}"
 
 
-def chosen_cell(
-    data: ReportData, rows: Sequence[int], columns: Sequence[int]
+def _cell(
+    score: CandidateScore | None, rows: Sequence[int], columns: Sequence[int]
 ) -> tuple[int, int] | None:
-    """Where the chosen candidate is in a grid."""
-    if data.selection is None:
-        return None
-    score = data.selection.score
-    if score.position not in rows or score.layer not in columns:
+    """Where a candidate is in a grid."""
+    if score is None or score.position not in rows or score.layer not in columns:
         return None
     return rows.index(score.position), columns.index(score.layer)
 
 
 def separation(data: ReportData) -> Iterator[Lines | Points]:
-    """Projections through the layers with their AUROC, and the plane of the two largest
-    components.
-    """
+    """Projections through the layers, their AUROC, the plane of the two largest components."""
     found = data.projections
     if found is None:
         return
-    lines = []
     styles: tuple[Style, Style] = ("harmful", "harmless")
-    for label in styles:
-        by_layer = list(zip(*found.along[label], strict=True))
-        deciles = [
-            statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9
-            for values in by_layer
-        ]
-        lines.append(
-            Line(
-                f"{label} (n {len(found.along[label])})",
-                tuple(map(float, range(len(by_layer)))),
-                tuple(statistics.median(values) for values in by_layer),
-                tuple(d[0] for d in deciles),
-                tuple(d[-1] for d in deciles),
-                label,
-            )
-        )
     yield Lines(
         "projections",
         minus(f"Projection on the direction, position {found.position}"),
         "layer",
         "component along the unit direction",
-        tuple(lines),
+        tuple(_deciles(label, found.along[label]) for label in styles),
         at=float(found.layer),
         caption=(
             "Lines are medians, bands the middle 80% of the prompts. The vertical line is the "
@@ -247,56 +219,50 @@ def separation(data: ReportData) -> Iterator[Lines | Points]:
     )
 
 
+def _deciles(label: Style, prompts: Sequence[Sequence[float]]) -> Line:
+    """The median of the prompts' projections at each layer, with the first and the last decile."""
+    by_layer = list(zip(*prompts, strict=True))
+    cuts = [statistics.quantiles(v, n=10) if len(v) > 1 else [v[0]] * 9 for v in by_layer]
+    return Line(
+        f"{label} (n {len(prompts)})",
+        tuple(map(float, range(len(by_layer)))),
+        tuple(statistics.median(values) for values in by_layer),
+        tuple(cut[0] for cut in cuts),
+        tuple(cut[-1] for cut in cuts),
+        label,
+    )
+
+
 def cosine_grids(data: ReportData) -> tuple[Grid, ...]:
-    """How alike the candidates of neighbouring layers and positions are, and each with the chosen
-    one.
-    """
+    """How alike neighbouring candidates are, and each with the chosen direction."""
     if data.candidates is None:
         return ()
     vectors = data.candidates.vectors[::-1].astype(np.float64)  # the last position first
     with np.errstate(invalid="ignore"):  # NaN where both classes are the same: layer 0, as a rule
         unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-    n_positions, n_layers = unit.shape[:2]
-    rows = tuple(range(-1, -n_positions - 1, -1))
-    wanted = [
-        (
-            "cosine-layer",
-            "With the next layer's, same position",
-            (unit[:, :-1] * unit[:, 1:]).sum(-1),
-            (0, 1),
-        ),
-        (
-            "cosine-position",
-            "With the next position's, same layer",
-            (unit[1:] * unit[:-1]).sum(-1),
-            (1, 0),
-        ),
-    ]
+    rows = range(-1, -unit.shape[0] - 1, -1)
+    of_layers, of_positions = (unit[:, :-1] * unit[:, 1:]).sum(-1), (unit[1:] * unit[:-1]).sum(-1)
+    wanted = {
+        "cosine-layer": ("With the next layer's, same position", of_layers, (0, 1)),
+        "cosine-position": ("With the next position's, same layer", of_positions, (1, 0)),
+    }
     if data.direction is not None and data.direction.shape == unit.shape[-1:]:
         with_chosen = unit @ data.direction.astype(np.float64)
-        wanted.append(("cosine-chosen", "With the chosen direction", with_chosen, (0, 0)))
+        wanted["cosine-chosen"] = ("With the chosen direction", with_chosen, (0, 0))
+    labels = tuple(position_label(data, p) for p in rows)
+    layers = range(unit.shape[1])
+    chosen = _cell(data.selection.score if data.selection is not None else None, rows, layers)
     return tuple(
-        Grid(
-            name=name,
-            title=title,
-            rows=tuple(position_label(data, p) for p in rows),
-            columns=tuple(range(n_layers)),
-            values=_filled(cosines, n_positions, n_layers, shift),
-            chosen=chosen_cell(data, rows, range(n_layers)),
-        )
-        for name, title, cosines, shift in wanted
+        Grid(name, title, labels, tuple(layers), _filled(cosines, *shift), chosen=chosen)
+        for name, (title, cosines, shift) in wanted.items()
     )
 
 
-def _filled(
-    cosines: Float[np.ndarray, "row column"],
-    n_positions: int,
-    n_layers: int,
-    shift: tuple[int, int],
-) -> Values:
-    """As rows of a whole grid; cells without a neighbour, and layers that were not read, have no
-    value.
+def _filled(cosines: Float[np.ndarray, "position layer"], down: int, right: int) -> Values:
+    """Rows of a whole grid: ``None`` for the first ``down`` rows and the last ``right`` columns,
+    which have no neighbour, and for layers that were not read.
     """
-    whole = np.full((n_positions, n_layers), np.nan)
-    whole[shift[0] :, : n_layers - shift[1]] = cosines
-    return tuple(tuple(None if v != v else v for v in row) for row in whole.tolist())
+    width = cosines.shape[1] + right
+    empty: list[tuple[float | None, ...]] = [(None,) * width] * down
+    rows = ([None if v != v else v for v in row] + [None] * right for row in cosines.tolist())
+    return (*empty, *map(tuple, rows))

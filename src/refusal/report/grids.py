@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from refusal.core.tables import minus
 from refusal.report import svg
 from refusal.report.data import ReportData
 from refusal.report.figures import cosine_grids, outcome, outcome_words, positions, score_grids
 from refusal.report.kinds import Grid
-from refusal.report.words import minus
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,10 @@ in rows.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-from refusal.report.rates import Row
+from refusal.core.tables import Bar, Style
 
 Values = tuple[tuple[float | None, ...], ...]
-Style = Literal["harmful", "harmless", "plain"]
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,11 @@ class Points:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Shares with their intervals, a row each."""
+    """Shares with their intervals, a row each under its name."""
 
     name: str
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[tuple[str, Bar], ...]
 
 
 Figure = Grid | Lines | Points | Intervals

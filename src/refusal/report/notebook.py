@@ -3,22 +3,22 @@
 Every text is escaped; nothing needs a script.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from markupsafe import Markup
-from rich.table import Table
 
 from refusal.core.direction import Direction
 from refusal.core.frames import drawn_by
 from refusal.core.records import CandidateScore, Evaluation, Metric
+from refusal.core.tables import minus
 from refusal.core.text import visible
 from refusal.directions.records import Candidates, Selection
 from refusal.report import svg
 from refusal.report.compare import Comparison
-from refusal.report.content import from_terminal
-from refusal.report.kinds import Grid
-from refusal.report.tables import all_tables, comparison
-from refusal.report.words import minus
+from refusal.report.compare_page import comparison_tables, run_table
+from refusal.report.figures import score_grid
+from refusal.report.page import table_html
+from refusal.report.tables import all_tables
 from refusal.runs.result import RunResult
 
 NAMELESS = "a model without a name"
@@ -30,6 +30,10 @@ STYLE = Markup("""<style>
 .refusal th, .refusal td { text-align: left; padding: .15em .9em .15em 0;
   border-bottom: 1px solid var(--line); }
 .refusal .number { text-align: right; }
+.refusal figure { margin: 0; } .refusal figcaption { max-width: 60em; margin-bottom: 1em; }
+.refusal svg .track { stroke: var(--line); }
+.refusal svg .whisker { stroke: currentColor; stroke-width: 2; }
+.refusal svg .dot { fill: currentColor; }
 .refusal svg { display: block; } .refusal svg text { font-size: 11px; fill: currentColor; }
 .refusal svg .none { fill: none; stroke: var(--line); }
 .refusal svg .pass-light { fill: #fff; } .refusal svg .pass-dark { fill: #000; }
@@ -64,7 +68,7 @@ MAPS = {
 
 def metrics_html(metrics: Sequence[Metric], *lines: str) -> str:
     """The tables that the terminal shows."""
-    return _page(*map(_line, lines), *map(_table, all_tables(metrics)))
+    return _page(*map(_line, lines), *map(table_html, all_tables(metrics)))
 
 
 def result_html(result: RunResult) -> str:
@@ -97,24 +101,15 @@ def candidates_html(candidates: Candidates) -> str:
     return _page(_line(f"Candidates of {candidates.model or NAMELESS}: {size}."))
 
 
+def comparison_html(found: Comparison) -> str:
+    """Which runs are compared, and a table for each measure."""
+    return _page(*map(table_html, (run_table(found), *comparison_tables(found))))
+
+
 def _map(selection: Selection, name: str, title: str) -> Markup:
-    at = {(s.position, s.layer): s for s in selection.scores}
-    rows = sorted({position for position, _ in at}, reverse=True)
-    columns = sorted({layer for _, layer in at})
-    cells = [[at.get((position, layer)) for layer in columns] for position in rows]
-    chosen = selection.score.position, selection.score.layer
-    figure = Grid(
-        name=name,
-        title=title,
-        rows=tuple(map(str, rows)),
-        columns=tuple(columns),
-        values=tuple(
-            tuple(getattr(s, name) if s is not None else None for s in row) for row in cells
-        ),
-        chosen=(rows.index(chosen[0]), columns.index(chosen[1])) if chosen in at else None,
-        log=name == "kl",
-    )
-    labels = [[_label(s) if s is not None else "" for s in row] for row in cells]
+    figure = score_grid(selection.scores, name, selection.score, title=title)
+    at = {(str(s.position), s.layer): _label(s) for s in selection.scores}
+    labels = [[at.get((row, layer), "") for layer in figure.columns] for row in figure.rows]
     return Markup("<div><b>{}</b>{}</div>").format(title, svg.grid(figure, labels, tips=True))
 
 
@@ -131,25 +126,6 @@ def _scores(s: CandidateScore) -> str:
     )
 
 
-def _table(table: Table) -> Markup:
-    found = from_terminal(table)
-
-    def row(tag: str, cells: Iterable[object]) -> Markup:
-        cell = Markup("<{0}{1}>{2}</{0}>")
-        number = Markup(' class="number"')
-        return Markup("<tr>{}</tr>").format(
-            Markup("").join(
-                cell.format(Markup(tag), number if i in found.numeric else "", text)
-                for i, text in enumerate(cells)
-            )
-        )
-
-    body = Markup("").join(row("td", cells) for cells in found.rows)
-    return Markup("<table><caption>{}</caption><thead>{}</thead><tbody>{}</tbody></table>").format(
-        found.title, row("th", found.columns), body
-    )
-
-
 def _line(text: str) -> Markup:
     return Markup("<p>{}</p>").format(minus(visible(text)))
 
@@ -163,4 +139,4 @@ drawn_by(Direction, direction_html)
 drawn_by(Candidates, candidates_html)
 drawn_by(Evaluation, lambda evaluation: metrics_html(evaluation.metrics))
 drawn_by(RunResult, result_html)
-drawn_by(Comparison, lambda found: _page(_table(comparison(found))))
+drawn_by(Comparison, comparison_html)

@@ -16,16 +16,15 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from refusal.core.tables import Bar, Table, bar, minus
 from refusal.core.text import visible
-from refusal.report import content, plots, svg
-from refusal.report.content import PageTable
+from refusal.report import content, run_tables, svg
 from refusal.report.data import ReportData
+from refusal.report.draw import draw
 from refusal.report.figures import separation
 from refusal.report.grids import GridGroup, cosine_group, score_group
-from refusal.report.kinds import Lines
-from refusal.report.tables import Found, capabilities, cross_entropies, divergence, judged, seeds
+from refusal.report.tables import style_of, tables_by_section
 from refusal.report.verdict import numbers, verdict
-from refusal.report.words import minus
 
 Picture = tuple[str, str, Markup]  # title, caption, SVG
 
@@ -40,15 +39,37 @@ class Section:
     groups: tuple[dict[str, Any], ...] = ()
     pictures: tuple[Picture, ...] = ()
     pictures_title: str = ""
-    tables: tuple[PageTable, ...] = ()
+    tables: tuple[Table, ...] = ()
     examples: tuple[dict[str, Any], ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     code: tuple[tuple[str, str], ...] = ()
-    folded: tuple[tuple[str, str | PageTable], ...] = field(default=())
+    folded: tuple[tuple[str, str | Table], ...] = field(default=())
 
 
 def render(template: str, **values: Any) -> str:
     """A template with our style and script inlined; everything else is escaped."""
+    style, script = _resource("style.css") + _resource("figure.css"), _resource("script.js")
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(style),
+            script=Markup(script),
+            style_hash=_csp_hash(style),
+            script_hash=_csp_hash(script),
+            version=version("refusal"),
+            **values,
+        )
+    )
+
+
+def table_html(table: Table) -> Markup:
+    """Return one table as it is on the page."""
+    macros: Any = _environment().get_template("macros.html.j2").module
+    return Markup(macros.table(table))
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(_resource),
         autoescape=True,
@@ -57,21 +78,12 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = _resource("style.css"), _resource("script.js")
-    return environment.get_template(template).render(
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
-        version=version("refusal"),
-        **values,
-    )
+    environment.filters["cell"] = lambda c: svg.interval_bar(c) if isinstance(c, Bar) else minus(c)
+    return environment
 
 
 def _shown(value: Any) -> Any:
-    """Every text that is put into a page, its unseen characters shown; what we wrote ourselves is
-    as it is.
-    """
+    """Show the unseen characters of every text on a page; what we wrote ourselves is as it is."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -86,7 +98,7 @@ def report_page(data: ReportData, *, show_completions: bool = False) -> str:
     name = visible(data.model)
     title, advice = _missing_words(data)
     first = [
-        {**vars(n), "bar": svg.interval_bar(n.metric, _style_of(n.metric.set)) if n.metric else ""}
+        {**vars(n), "bar": bar(n.metric, style_of(n.metric.set)) if n.metric else ""}
         for n in numbers(data)
     ]
     return render(
@@ -104,10 +116,6 @@ def report_page(data: ReportData, *, show_completions: bool = False) -> str:
         footer=f"Written by refusal {version('refusal')}. Completions of harmful prompts are "
         + ("shown: handle this file with care." if show_completions else "not in this file."),
     )
-
-
-def _style_of(set_name: str) -> str:
-    return "harmless" if set_name == "harmless" else "harmful"
 
 
 def _numbers_note(data: ReportData) -> str:
@@ -137,36 +145,38 @@ def _missing_words(data: ReportData) -> tuple[str, str]:
 
 
 def _sections(data: ReportData, show_completions: bool) -> Iterator[Section]:
-    made = (_rates(data), _choice(data), _separation(data), _side_effects(data), _judges(data))
-    yield from (section for section in made if section is not None)
-    if any(rows for rows in data.completions.values()):
+    tables = tables_by_section(data.metrics)
+    yield from _rates(data, tables["rates"])
+    yield from _choice(data, tables["choice"])
+    yield from _separation(data)
+    yield from _side_effects(data, tables["side-effects"])
+    if tables["judges"]:
+        text = (
+            "The same completions judged by others. Failed and malformed answers are counted, "
+            "never guessed."
+        )
+        yield Section("judges", "Judges", text, tables=tables["judges"])
+    if any(data.completions.values()):
         yield _completions(data, show_completions)
     yield _provenance(data)
 
 
-def _some(*tables: PageTable | None) -> tuple[PageTable, ...]:
-    return tuple(t for t in tables if t is not None and t.rows)
-
-
-def _rates(data: ReportData) -> Section | None:
-    tables = _some(
-        content.main_rates(data),
-        content.control_rates(data),
-        *content.category_tables(data, ("harmful",)),
-    )
+def _rates(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
+    tables = (*tables, *run_tables.category_tables(data, ("harmful",)))
     text = (
         "Refusals, whole and partial, by the built-in detector. Degenerate text (empty, looping, "
         "no language) is neither a refusal nor an answer."
     )
-    if tables and not data.config.controls:
+    if not data.config.controls:
         text += " No control directions were measured."
-    return Section("rates", "Refusal by condition", text, tables=tables) if tables else None
+    if tables:
+        yield Section("rates", "Refusal by condition", text, tables=tables)
 
 
-def _choice(data: ReportData) -> Section | None:
+def _choice(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
     group = score_group(data)
     if group is None:
-        return None
+        return
     rule = data.config.rule
     text = (
         "Of all candidates, a difference in means per position and layer, the rule takes the one "
@@ -186,20 +196,17 @@ def _choice(data: ReportData) -> Section | None:
     words = (
         "Point at a cell, or move with the arrow keys; a click or Enter keeps its numbers below."
     )
-    groups = (
-        _group(group, "Score maps", (hint if len(scored) < len(data.scores) else "") + words),
-    )
-    seeds_table = content.from_terminal(seeds(Found(data.metrics)))
-    tables = _some(content.stability_table(data), seeds_table)
-    every = PageTable(
-        "Every candidate", group.columns, tuple(group.cells.values()), frozenset({0, 1, 2, 3, 4})
-    )
-    return Section(
+    if len(scored) < len(data.scores):
+        words = hint + words
+    firm = run_tables.stability_table(data)
+    columns, cells = group.columns, tuple(group.cells.values())
+    every = Table("Every candidate", columns, cells, frozenset(columns[:-1]))
+    yield Section(
         "choice",
         "How the direction was chosen",
         minus(text),
-        groups=groups,
-        tables=tables,
+        groups=(_group(group, "Score maps", words),),
+        tables=tables if firm is None else (firm, *tables),
         folded=(("Every candidate as a table", every),),
     )
 
@@ -208,18 +215,11 @@ def _group(group: GridGroup, title: str, text: str) -> dict[str, Any]:
     return {**vars(group), "title": title, "text": text, "first": group.cells[group.start]}
 
 
-def _separation(data: ReportData) -> Section | None:
-    pictures = tuple(
-        (
-            figure.title,
-            figure.caption,
-            plots.lines(figure) if isinstance(figure, Lines) else plots.points(figure),
-        )
-        for figure in separation(data)
-    )
+def _separation(data: ReportData) -> Iterator[Section]:
+    pictures = tuple((f.title, f.caption, draw(f)) for f in separation(data))
     group = cosine_group(data)
     if not pictures and group is None:
-        return None
+        return
     text = ""
     if data.projections is not None:
         p = data.projections
@@ -234,15 +234,12 @@ def _separation(data: ReportData) -> Section | None:
     )
     groups = (_group(group, "Neighbouring candidates", words),) if group is not None else ()
     title = "Separation of harmful and harmless prompts"
-    return Section("separation", title, minus(text), groups, pictures, "Along the direction")
+    yield Section("separation", title, minus(text), groups, pictures, "Along the direction")
 
 
-def _side_effects(data: ReportData) -> Section | None:
+def _side_effects(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
     if data.selection is None:
-        return None
-    found = Found(data.metrics)
-    shown = (divergence(found), *cross_entropies(found), *capabilities(found))
-    tables = _some(content.other_rates(data), *map(content.from_terminal, shown))
+        return
     options = (
         ("over-refusal", "--over-refusal xstest", data.config.over_refusal),
         ("drift", "--drift-tokens 32", data.config.drift_tokens),
@@ -257,26 +254,14 @@ def _side_effects(data: ReportData) -> Section | None:
     sets = dict.fromkeys(
         set_name for set_name, _ in data.completions if set_name not in ("harmful", "harmless")
     )
-    folded = tuple((t.title, t) for t in content.category_tables(data, sets))
-    return Section(
+    folded = tuple((t.title, t) for t in run_tables.category_tables(data, sets))
+    yield Section(
         "side-effects",
         "Side effects: over-refusal, drift, capability",
         text,
         tables=tables,
         folded=folded,
     )
-
-
-def _judges(data: ReportData) -> Section | None:
-    names = tuple(data.manifest.get("judges", {}))
-    tables = _some(
-        content.from_terminal(judged(Found(data.metrics), names)), content.agreement_table(data)
-    )
-    text = (
-        "The same completions judged by others. Failed and malformed answers are counted, "
-        "never guessed."
-    )
-    return Section("judges", "Judges", text, tables=tables) if tables else None
 
 
 def _completions(data: ReportData, show: bool) -> Section:
@@ -308,8 +293,8 @@ def _provenance(data: ReportData) -> Section:
         facts=content.facts(data),
         code=(("To reproduce it", again),),
         folded=(
-            ("Prompt pools", content.prompt_table(data)),
-            ("What every stage cost", content.stage_table(data)),
+            ("Prompt pools", run_tables.prompt_table(data)),
+            ("What every stage cost", run_tables.stage_table(data)),
             ("run.toml: the whole configuration", content.configuration(data)),
         ),
     )

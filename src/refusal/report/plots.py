@@ -1,120 +1,92 @@
-"""Lines and points as SVG for the page, with axes; every text escaped, nothing told by colour
-alone.
-"""
+"""Lines, points and intervals as SVG, with axes; nothing is told by colour alone."""
 
 import math
 from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
-from refusal.report.kinds import Lines, Points
-from refusal.report.svg import element, short_number
+from refusal.report.kinds import Intervals, Lines, Points
+from refusal.report.svg import element, image, interval_parts, line, short_number, text
 
 WIDTH, HEIGHT = 640, 300  # of lines and points
 LEFT, RIGHT, TOP, BOTTOM = 52, 132, 14, 44
+ROW = 20  # of intervals
 DASHES = ("", "7 3", "2 3", "9 3 2 3")  # of lines without a class of their own
 
 
 def lines(figure: Lines) -> Markup:
-    """Lines with bands; each line is named at its end, so that no colour has to be looked up."""
-    xs = [x for line in figure.lines for x in line.x]
-    ys = [y for line in figure.lines for y in (*line.y, *line.low, *line.high)]
-    frame = _Frame(xs, [*ys, *([figure.level] if figure.level is not None else [])])
+    """Draw lines with bands; each is named at its end, so that no colour has to be looked up."""
+    xs = [x for one in figure.lines for x in one.x]
+    ys = [y for one in figure.lines for y in (*one.y, *one.low, *one.high)]
+    frame = _Frame(xs, ys if figure.level is None else [*ys, figure.level])
     parts = [frame.axes(figure.x_label, figure.y_label, whole=all(x == int(x) for x in xs))]
     if figure.level is not None:
-        parts.append(
-            element(
-                "line",
-                x1=LEFT,
-                x2=WIDTH - RIGHT,
-                y1=frame.y(figure.level),
-                y2=frame.y(figure.level),
-                class_="level",
-            )
-        )
+        y = frame.y(figure.level)
+        parts.append(line((LEFT, y), (WIDTH - RIGHT, y), "level"))
     if figure.at is not None:
-        parts.append(
-            element(
-                "line",
-                x1=frame.x(figure.at),
-                x2=frame.x(figure.at),
-                y1=TOP,
-                y2=HEIGHT - BOTTOM,
-                class_="level",
-            )
-        )
-    names = []
-    for k, line in enumerate(figure.lines):
-        if line.low:
-            outline = [
-                *zip(line.x, line.low, strict=True),
-                *reversed([*zip(line.x, line.high, strict=True)]),
-            ]
-            parts.append(element("path", d=frame.path(outline) + "z", class_=f"band {line.style}"))
-        parts.append(
-            element(
-                "path",
-                d=frame.path(zip(line.x, line.y, strict=True)),
-                class_=f"line {line.style}",
-                stroke_dasharray=DASHES[k % len(DASHES)] if line.style == "plain" and k else None,
-            )
-        )
-        if len(line.x) == 1:
-            parts.append(
-                element(
-                    "circle",
-                    cx=frame.x(line.x[0]),
-                    cy=frame.y(line.y[0]),
-                    r=3,
-                    class_=f"dot {line.style}",
-                )
-            )
-        names.append((frame.y(line.y[-1]), line))
+        x = frame.x(figure.at)
+        parts.append(line((x, TOP), (x, HEIGHT - BOTTOM), "level"))
+    for k, one in enumerate(figure.lines):
+        if one.low:
+            there, back = zip(one.x, one.low, strict=True), zip(one.x, one.high, strict=True)
+            outline = frame.path([*there, *reversed([*back])])
+            parts.append(element("path", d=outline + "z", class_=f"band {one.style}"))
+        dashes = DASHES[k % len(DASHES)] if one.style == "plain" and k else None
+        way = frame.path(zip(one.x, one.y, strict=True))
+        parts.append(element("path", d=way, class_=f"line {one.style}", stroke_dasharray=dashes))
+        if len(one.x) == 1:
+            place = {"cx": frame.x(one.x[0]), "cy": frame.y(one.y[0]), "r": 3}
+            parts.append(element("circle", **place, class_=f"dot {one.style}"))
     below = -math.inf
-    for y, line in sorted(names, key=lambda item: item[0]):
-        below = max(y + 4, below + 15)
-        parts.append(
-            element(
-                "text",
-                line.label,
-                x=WIDTH - RIGHT + 8,
-                y=round(below, 1),
-                class_=f"name {line.style}",
-            )
-        )
-    return _plot(parts, f"{figure.title}. {figure.caption}")
+    for one in sorted(figure.lines, key=lambda one: frame.y(one.y[-1])):
+        below = max(frame.y(one.y[-1]) + 4, below + 15)
+        parts.append(text(one.label, WIDTH - RIGHT + 8, below, class_=f"name {one.style}"))
+    return _plot(parts, figure)
 
 
 def points(figure: Points) -> Markup:
-    """Circles for harmful, triangles for harmless prompts."""
+    """Draw circles for harmful, triangles for harmless prompts."""
     every = [point for _, _, group in figure.groups for point in group]
     frame = _Frame([x for x, _ in every], [y for _, y in every])
     parts = [frame.axes(figure.x_label, figure.y_label, whole=False)]
     for k, (label, style, group) in enumerate(figure.groups):
         legend = (WIDTH - RIGHT + 16, TOP + 14 + 18 * k)
         for x, y in (*((frame.x(a), frame.y(b)) for a, b in group), legend):
-            parts.append(
-                element("circle", cx=x, cy=y, r=4, class_=f"point {style}")
-                if style == "harmful"
-                else element("path", d=f"M{x} {y - 5} l4.5 8 h-9 z", class_=f"point {style}")
-            )
-        parts.append(
-            element("text", label, x=legend[0] + 12, y=legend[1] + 4, class_=f"name {style}")
-        )
-    return _plot(parts, f"{figure.title}. {figure.caption}")
+            if style == "harmful":
+                parts.append(element("circle", cx=x, cy=y, r=4, class_=f"point {style}"))
+            else:
+                way = f"M{x} {y - 5} l4.5 8 h-9 z"
+                parts.append(element("path", d=way, class_=f"point {style}"))
+        parts.append(text(label, legend[0] + 12, legend[1] + 4, class_=f"name {style}"))
+    return _plot(parts, figure)
 
 
-def _plot(parts: Iterable[Markup], description: str) -> Markup:
-    return element(
-        "svg",
-        *parts,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        width=WIDTH,
-        height=HEIGHT,
-        class_="plot",
-        role="img",
-        aria_label=description,
+def intervals(figure: Intervals) -> Markup:
+    """Draw shares with their intervals, a row each, on an axis from 0 to 100%."""
+    left = 16 + round(6.2 * max(len(label) for label, _ in figure.rows))
+    width, bottom = 300, TOP + ROW * len(figure.rows)
+    axis: list[Markup] = []
+    bars: list[Markup] = []
+    for tick in range(0, 101, 20):
+        x = left + width * tick / 100
+        axis += [
+            line((x, TOP), (x, bottom), "gridline"),
+            text(f"{tick}%", x, bottom + 16, "middle"),
+        ]
+    for i, (label, bar) in enumerate(figure.rows):
+        y = TOP + ROW * (i + 0.5)
+        axis.append(text(label, left - 8, y + 4, "end"))
+        bars += interval_parts(bar, left, width, y)
+    axis.append(text("95% interval", left + width / 2, bottom + 34, "middle"))
+    parts = [element("g", *axis, class_="axis"), *bars]
+    return image(
+        parts, left + width + 20, bottom + 42, class_="plot", role="img", aria_label=figure.title
     )
+
+
+def _plot(parts: Sequence[Markup], figure: Lines | Points) -> Markup:
+    said = f"{figure.title}. {figure.caption}"
+    return image(parts, WIDTH, HEIGHT, class_="plot", role="img", aria_label=said)
 
 
 class _Frame:
@@ -135,53 +107,18 @@ class _Frame:
         return "M" + " L".join(f"{self.x(x)} {self.y(y)}" for x, y in places)
 
     def axes(self, x_label: str, y_label: str, *, whole: bool) -> Markup:
-        parts = [
-            element(
-                "line",
-                x1=LEFT,
-                x2=WIDTH - RIGHT,
-                y1=HEIGHT - BOTTOM,
-                y2=HEIGHT - BOTTOM,
-                class_="frame",
-            )
-        ]
+        right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+        parts = [line((LEFT, bottom), (right, bottom), "frame")]
         for tick in ticks(*self.y_range):
-            parts.append(
-                element(
-                    "line",
-                    x1=LEFT,
-                    x2=WIDTH - RIGHT,
-                    y1=self.y(tick),
-                    y2=self.y(tick),
-                    class_="gridline",
-                )
-            )
-            parts.append(
-                element(
-                    "text", short_number(tick), x=LEFT - 8, y=self.y(tick) + 4, text_anchor="end"
-                )
-            )
+            y = self.y(tick)
+            parts.append(line((LEFT, y), (right, y), "gridline"))
+            parts.append(text(short_number(tick), LEFT - 8, y + 4, "end"))
         for tick in ticks(*self.x_range):
             if not whole or tick == int(tick):
-                parts.append(
-                    element(
-                        "text",
-                        short_number(tick),
-                        x=self.x(tick),
-                        y=HEIGHT - BOTTOM + 16,
-                        text_anchor="middle",
-                    )
-                )
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(element("text", x_label, x=middle, y=HEIGHT - 8, text_anchor="middle"))
-        parts.append(
-            element(
-                "text",
-                y_label,
-                transform=(f"translate(12 {(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)"),
-                text_anchor="middle",
-            )
-        )
+                parts.append(text(short_number(tick), self.x(tick), bottom + 16, "middle"))
+        parts.append(text(x_label, (LEFT + right) / 2, HEIGHT - 8, "middle"))
+        turned = f"translate(12 {(bottom + TOP) / 2}) rotate(-90)"
+        parts.append(element("text", y_label, transform=turned, text_anchor="middle"))
         return element("g", *parts, class_="axis")
 
 
@@ -192,7 +129,7 @@ def _range(values: Sequence[float], margin: float = 0.02) -> tuple[float, float]
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Round numbers between ``low`` and ``high``."""
+    """Return round numbers between ``low`` and ``high``."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)

@@ -1,13 +1,11 @@
-"""Bars and grids as SVG for the page: its style sheet's colours, every text escaped, cells that can
-be pointed at.
-"""
+"""Bars and grids as SVG: the style sheet's colours, texts escaped, cells to be pointed at."""
 
 import math
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from refusal.core.records import Metric
+from refusal.core.tables import Bar
 from refusal.report.kinds import Grid
 
 # Nine stops of cividis, which people with any colour vision read in the same order.
@@ -27,9 +25,7 @@ TOP = 14  # of grids
 
 
 def element(name: str, *children: str | Markup, **attributes: object) -> Markup:
-    """An element; attribute values and children that are not markup are escaped, ``_`` becomes
-    ``-``.
-    """
+    """Make an element; texts are escaped, ``_`` in names becomes ``-``, ``None`` is left out."""
     given = {
         key.rstrip("_").replace("_", "-"): value
         for key, value in attributes.items()
@@ -39,167 +35,130 @@ def element(name: str, *children: str | Markup, **attributes: object) -> Markup:
     return Markup(f"<{name}{start}>{''.join(map(escape, children))}</{name}>")
 
 
+def line(start: tuple[float, float], end: tuple[float, float], class_: str) -> Markup:
+    """Draw a straight line."""
+    return element("line", x1=start[0], y1=start[1], x2=end[0], y2=end[1], class_=class_)
+
+
+def text(words: str, x: float, y: float, anchor: str | None = None, **more: object) -> Markup:
+    """Write words that begin at ``x``, or have it as their ``middle`` or ``end``."""
+    return element("text", words, x=round(x, 1), y=round(y, 1), text_anchor=anchor, **more)
+
+
+def image(parts: Sequence[Markup], width: float, height: float, **attributes: object) -> Markup:
+    """Put a drawing together."""
+    size = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
+    return element("svg", *parts, **size, **attributes)
+
+
 def colour(share: float) -> str:
-    """The colour at a share of the way from low to high."""
+    """Return the colour at a share of the way from low to high."""
     place = min(max(share, 0.0), 1.0) * (len(CIVIDIS) - 1)
     i = min(int(place), len(CIVIDIS) - 2)
     low, high = (tuple(int(stop[k : k + 2], 16) for k in (1, 3, 5)) for stop in CIVIDIS[i : i + 2])
-    return "#" + "".join(
-        f"{round(a + (b - a) * (place - i)):02x}" for a, b in zip(low, high, strict=True)
-    )
+    mixed = (round(a + (b - a) * (place - i)) for a, b in zip(low, high, strict=True))
+    return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
-def interval_bar(m: Metric, style: str) -> Markup:
-    """A share on an axis from 0 to 1 with its interval, for a table's cell; the numbers are in the
-    next one.
-    """
-    width, middle = 150, 9
+def interval_parts(bar: Bar, left: float, width: float, y: float) -> tuple[Markup, Markup]:
+    """Draw the interval and the value of a bar whose axis begins at ``left``."""
 
     def x(value: float) -> float:
-        return round(4 + (width - 8) * min(max(value, 0.0), 1.0), 1)
+        return round(left + width * min(max(value, 0.0), 1.0), 1)
 
-    return element(
-        "svg",
-        element("line", x1=x(0.0), x2=x(1.0), y1=middle, y2=middle, class_="track"),
-        *(
-            element("line", x1=x(t), x2=x(t), y1=middle - 3, y2=middle + 3, class_="track")
-            for t in (0.0, 0.5, 1.0)
-        ),
-        element("line", x1=x(m.low), x2=x(m.high), y1=middle, y2=middle, class_=f"whisker {style}"),
-        element("circle", cx=x(m.value), cy=middle, r=4, class_=f"dot {style}"),
-        viewBox=f"0 0 {width} {2 * middle}",
-        width=width,
-        height=2 * middle,
-        class_="bar",
-        aria_hidden="true",
-        focusable="false",
-    )
+    whisker = line((x(bar.low), y), (x(bar.high), y), f"whisker {bar.style}")
+    return whisker, element("circle", cx=x(bar.value), cy=y, r=4, class_=f"dot {bar.style}")
+
+
+def interval_bar(bar: Bar) -> Markup:
+    """Draw a bar for a table's cell; the numbers are in the next one."""
+    left, width, y = 4, 142, 9
+    track = [line((left, y), (left + width, y), "track")]
+    for x in (left, left + width / 2, left + width):
+        track.append(line((x, y - 3), (x, y + 3), "track"))
+    parts = [*track, *interval_parts(bar, left, width, y)]
+    return image(parts, 150, 18, class_="bar", aria_hidden="true", focusable="false")
 
 
 def grid(figure: Grid, labels: Sequence[Sequence[str]], *, tips: bool = False) -> Markup:
-    """A grid whose cells can be pointed at, reached with the arrow keys and kept; ``labels`` are
-    read out.
+    """Draw a grid whose cells can be pointed at, reached with the arrow keys and kept.
 
     Args:
+        labels: what is read out for each cell.
         tips: also show a cell's label where the pointer is, for places without the page's script.
     """
     n = len(figure.columns)
     cell = min(max(720 // max(n, 1), 14), 26)
     left = 16 + round(6.6 * min(max(map(len, figure.rows), default=0), 18))
     scale = _Scale(figure)
-    rows = [
-        element(
-            "g",
-            *(_cell(figure, scale, i, j, cell, left, labels[i][j], tips) for j in range(n)),
-            role="row",
-        )
-        for i in range(len(figure.rows))
-    ]
     bottom = TOP + cell * len(figure.rows)
+    width, height = left + max(cell * n + 8, 264), bottom + 38  # room for the colour bar
     every = next(step for step in (1, 2, 5, 10, 20) if n * 20 / step <= n * cell or step == 20)
-    texts = [
-        *(
-            element(
-                "text", _short(label), x=left - 6, y=TOP + cell * (i + 0.5) + 4, text_anchor="end"
-            )
-            for i, label in enumerate(figure.rows)
-        ),
-        *(
-            element(
-                "text", str(layer), x=left + cell * (j + 0.5), y=bottom + 15, text_anchor="middle"
-            )
-            for j, layer in enumerate(figure.columns)
-            if layer % every == 0
-        ),
-        element("text", "layer", x=left, y=bottom + 32),
-    ]
-    width, height = left + max(cell * n + 8, 230), bottom + 38  # room for the colour bar
-    bar = _colour_bar(scale, float(width), float(bottom + 24)) if scale.known else Markup("")
-    return element(
-        "svg",
-        element("g", *texts, bar, aria_hidden="true", class_="axis"),
+    axis = [text("layer", left, bottom + 32)]
+    for i, label in enumerate(figure.rows):
+        axis.append(text(_short(label), left - 6, TOP + cell * (i + 0.5) + 4, "end"))
+    for j, layer in enumerate(figure.columns):
+        if layer % every == 0:
+            axis.append(text(str(layer), left + cell * (j + 0.5), bottom + 15, "middle"))
+    if scale.known:
+        axis.append(_colour_bar(scale, width, bottom + 24))
+    rows = []
+    for i in range(len(figure.rows)):
+        cells = []
+        for j in range(n):
+            box = (left + cell * j, TOP + cell * i, cell)
+            cells.append(_cell(figure, scale, (i, j), box, labels[i][j], tips))
+        rows.append(element("g", *cells, role="row"))
+    parts = [
+        element("g", *axis, aria_hidden="true", class_="axis"),
         element("g", *rows, role="grid", aria_label=f"{figure.title}, positions by layers"),
-        *(_mark_chosen(figure, cell, left)),
-        viewBox=f"0 0 {width} {height}",
-        width=width,
-        height=height,
-        class_="map",
-    )
+    ]
+    if figure.chosen is not None:  # a double ring that stands out from every colour
+        x, y = left + cell * figure.chosen[1], TOP + cell * figure.chosen[0]
+        place = {"x": x, "y": y, "width": cell, "height": cell, "fill": "none"}
+        rings = [element("rect", **place, class_=ring) for ring in ("ring-out", "ring-in")]
+        parts.append(element("g", *rings, aria_hidden="true", pointer_events="none"))
+    return image(parts, width, height, class_="map")
 
 
 def _cell(
-    figure: Grid, scale: "_Scale", i: int, j: int, cell: int, left: int, label: str, tips: bool
+    figure: Grid,
+    scale: "_Scale",
+    at: tuple[int, int],
+    box: tuple[int, int, int],
+    label: str,
+    tips: bool,
 ) -> Markup:
+    """Draw the cell ``at`` (row, column) in ``box`` (x, y, size)."""
+    (i, j), (x, y, size) = at, box
     value, letter = figure.values[i][j], figure.letters[i][j] if figure.letters else ""
-    x, y = left + cell * j, TOP + cell * i
-    fill = colour(scale.share(value)) if value is not None else None
-    kind = (
-        "none"
-        if value is None and not letter
-        else f"outcome is-{'chosen' if letter == '★' else letter or 'open'}"
-    )
-    parts = [
-        element(
-            "rect",
-            x=x + 0.5,
-            y=y + 0.5,
-            width=cell - 1,
-            height=cell - 1,
-            fill=fill,
-            class_="value" if fill else kind,
-        )
-    ]
+    kind, fill, middle = "value", None, {"cx": x + size / 2, "cy": y + size / 2}
+    if value is not None:
+        fill = colour(scale.share(value))
+    elif letter:
+        kind = f"outcome is-{'chosen' if letter == '★' else letter}"
+    else:
+        kind = "none"
+    place = {"x": x + 0.5, "y": y + 0.5, "width": size - 1, "height": size - 1}
+    parts = [element("rect", **place, fill=fill, class_=kind)]
     if tips:
         parts.append(element("title", label))
     if letter:
-        parts.append(
-            element(
-                "text",
-                letter,
-                x=x + cell / 2,
-                y=y + cell / 2 + 4,
-                text_anchor="middle",
-                class_="letter",
-            )
-        )
-    if (i, j) in figure.marked:
+        parts.append(text(letter, x + size / 2, y + size / 2 + 4, "middle", class_="letter"))
+    if at in figure.marked:
         light = scale.share(value or 0.0) < 0.55
         parts.append(
-            element(
-                "circle",
-                cx=x + cell / 2,
-                cy=y + cell / 2,
-                r=2.4,
-                class_="pass-light" if light else "pass-dark",
-            )
+            element("circle", **middle, r=2.4, class_=f"pass-{'light' if light else 'dark'}")
         )
-    first = (i, j) == (figure.chosen or (0, 0))
     return element(
         "g",
         *parts,
         role="gridcell",
-        tabindex="0" if first else "-1",
+        tabindex="0" if at == (figure.chosen or (0, 0)) else "-1",
         class_="cell",
         data_at=f"{i},{j}",
         aria_label=label,
     )
-
-
-def _mark_chosen(figure: Grid, cell: int, left: int) -> list[Markup]:
-    """A double ring that stands out from every colour."""
-    if figure.chosen is None:
-        return []
-    i, j = figure.chosen
-    box = {"x": left + cell * j, "y": TOP + cell * i, "width": cell, "height": cell, "fill": "none"}
-    return [
-        element(
-            "g",
-            element("rect", **box, class_="ring-out"),
-            element("rect", **box, class_="ring-in"),
-            aria_hidden="true",
-            pointer_events="none",
-        )
-    ]
 
 
 class _Scale:
@@ -218,38 +177,28 @@ class _Scale:
         width = self.high - self.low
         return (self._map(value) - self.low) / width if width else 0.5
 
-    def end(self, which: str) -> str:
-        value = self.low if which == "low" else self.high
-        return short_number(10**value if self.log else value)
+    def ends(self) -> tuple[str, str]:
+        low, high = (10**v if self.log else v for v in (self.low, self.high))
+        return short_number(low), short_number(high)
 
 
 def _colour_bar(scale: _Scale, right: float, y: float) -> Markup:
-    """The range of the colours and, in it, the rule's limit."""
+    """Draw the range of the colours and, in it, the rule's limit."""
     width, steps = 120, 30
     x = right - width - 46
-    parts = [
-        element(
-            "rect",
-            x=round(x + width * k / steps, 1),
-            y=y,
-            width=width / steps + 0.3,
-            height=8,
-            fill=colour((k + 0.5) / steps),
-        )
-        for k in range(steps)
-    ]
+    parts = []
+    for k in range(steps):
+        place = {"x": round(x + width * k / steps, 1), "y": y, "width": width / steps + 0.3}
+        parts.append(element("rect", **place, height=8, fill=colour((k + 0.5) / steps)))
     if scale.limit is not None and 0 <= scale.share(scale.limit) <= 1:
         at = round(x + width * scale.share(scale.limit), 1)
         parts.append(element("path", d=f"M{at} {y - 1} l-4 -6 h8 z", class_="limit"))
-    ends = (
-        element("text", scale.end("low"), x=x - 5, y=y + 8, text_anchor="end"),
-        element("text", scale.end("high"), x=x + width + 5, y=y + 8),
-    )
-    return element("g", *parts, *ends)
+    low, high = scale.ends()
+    return element("g", *parts, text(low, x - 5, y + 8, "end"), text(high, x + width + 5, y + 8))
 
 
 def short_number(value: float) -> str:
-    """Three significant digits with a real minus sign."""
+    """Write three significant digits with a real minus sign."""
     return f"{value:.3g}".replace("-", "−") if value else "0"
 
 

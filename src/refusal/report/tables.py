@@ -1,323 +1,252 @@
-"""Metrics as tables for the terminal: every rate with its interval, every condition with its change
-from the baseline.
+"""Metrics as tables: every rate with its interval, every condition with its change.
 
-A share of fewer than 30 prompts shows its interval first: that is the result, and the share only
-its middle.
+``TABLES`` names who makes tables of metrics, by the section of the page that shows them; the
+terminal and a notebook show all. A metric that none of them looks at is in the last table of all.
 """
 
-import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-
-from rich import box
-from rich.table import Table
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from refusal.core.records import Metric
-from refusal.evaluations.capability.rates import PREFIX as CAPABILITY
-from refusal.interventions.conditions import ACTIONS, BASELINE, CONDITIONS
-from refusal.report.compare import Comparison
-
-FEW = 30
-_SINGLE_RANDOM = re.compile(r"random-\d")
-_SEVERAL = re.compile(r"kl_first_\d+_tokens")
-CLASSES = ("harmful", "harmless")
-SHARES = (
-    "sensitivity",
-    "specificity",
-    "_rate",
-    "_rate_corrected",
-    "_safety_score",
-    "_safety_score_corrected",
+from refusal.core.tables import (
+    Found,
+    Style,
+    Table,
+    bar,
+    is_share,
+    number,
+    p_value,
+    percent,
+    points,
+    share,
+    signed,
+    table,
 )
+from refusal.evaluations.capability.rates import PREFIX as CAPABILITY
+
+CLASSES = ("harmful", "harmless")
+# Sets whose refusals are mistakes, in the colour of harmless prompts.
+WRONG = ("harmless", "xstest-safe", "orbench-hard")
+CONTROLS = {"random": "random", "shuffled": "shuffled labels", "matched": "matched pairs"}
+_CONTROLLED = re.compile(rf"({'|'.join(CONTROLS)})-(?!\d)(.+)")  # random directions together
+_ONE_OF_MANY = re.compile(r"random-\d.*|seed-\d.*")
+_RATE = rf".*(_rate|_score)(_corrected)?|sensitivity|specificity|agreement|{CAPABILITY}.*"
+# Beside a number that is shown; metrics.json has them.
+_ASIDE = "partial_rate|substring_refusal_rate|perplexity|.*_change|position|layer"
 
 
-def all_tables(metrics: Sequence[Metric]) -> list[Table]:
-    """The tables that there is something to show in."""
-    found = Found(metrics)
-    tables = (
-        *(rates(found), controls(found), over_refusal(found), divergence(found)),
-        *(*cross_entropies(found), *capabilities(found), seeds(found)),
+def style_of(set_name: str) -> Style:
+    """Return the colour of a set of prompts."""
+    return "harmless" if set_name in WRONG else "harmful"
+
+
+def is_rate(name: str) -> bool:
+    """Tell whether metrics of that name are shares, as far as their values allow."""
+    return re.fullmatch(_RATE, name) is not None
+
+
+def rates(found: Found) -> Iterator[Table]:
+    """Refusal of harmful and harmless prompts under the direction's own conditions."""
+    note = (
+        "95% Wilson intervals; changes are from the baseline on the same prompts, in points "
+        "(Newcombe)."
     )
-    return [table for table in tables if table.row_count]
-
-
-class Found:
-    """Metrics by name, set and condition."""
-
-    def __init__(self, metrics: Sequence[Metric]) -> None:
-        self.by_key = {(m.name, m.set, m.condition): m for m in metrics}
-
-    def get(self, name: str, set_name: str, condition: str) -> Metric | None:
-        """That metric, if it is there."""
-        return self.by_key.get((name, set_name, condition))
-
-    def named(self, name: str) -> Iterator[Metric]:
-        """All of that name."""
-        return (m for m in self.by_key.values() if m.name == name)
-
-    def summed_up(self, name: str) -> Iterator[Metric]:
-        """Without the controls, but for what the random directions do together."""
-        plain = (BASELINE, "ablation", "subtraction", "addition")
-        return (m for m in self.named(name) if m.condition.removeprefix("random-") in plain)
-
-
-def rates(found: Found) -> Table:
-    """Refusal on harmful and harmless prompts by condition."""
-    table = _table("Share of completions that refuse (95 % interval)", "prompts", "condition")
-    for name in ("refusal rate", "corrected", "change", "degenerate", "n"):
-        table.add_column(name, justify="right")
-    for set_name, condition in CONDITIONS:
-        if (m := found.get("refusal_rate", set_name, condition)) is not None:
-            degenerate = found.get("degenerate_rate", set_name, condition)
-            change = found.get("refusal_rate_change", set_name, condition)
-            corrected = share(found.get("refusal_rate_corrected", set_name, condition))
-            broken = f"{degenerate.value:.0%}" if degenerate else ""
-            table.add_row(
-                set_name, condition, share(m), corrected, points(change), broken, str(m.n)
-            )
-    return table
-
-
-def controls(found: Found) -> Table:
-    """What the same interventions do with control directions, the random ones together, on the same
-    prompts.
-    """
-    kinds = {
-        "this direction": "",
-        "random": "random-",
-        "shuffled": "shuffled-",
-        "matched": "matched-",
-    }
-    shown = [(set_name, action) for set_name, actions in ACTIONS.items() for action in actions]
-    name = "refusal_rate_change"
-    n = next(
-        (m.n for set_name, action in shown if (m := found.get(name, set_name, f"random-{action}"))),
-        0,
-    )
-    table = _table(
-        f"Change of the refusal rate by control directions (points; first {n} prompts)",
-        "prompts",
-        "action",
-    )
-    for kind in kinds:
-        table.add_column(kind, justify="right")
-    for set_name, action in shown if n else ():
-        table.add_row(
-            set_name,
-            action,
-            *(points(found.get(name, set_name, kind + action)) for kind in kinds.values()),
+    right = [found.get(name, "judges", "detector") for name in ("sensitivity", "specificity")]
+    if all(right):
+        finds, spares = (f"{share(m)} of {m.n}" for m in right if m is not None)
+        note += (
+            f" Corrected for the detector's errors (Rogan-Gladen): of refusals it finds {finds}, "
+            f"of other completions it leaves alone {spares} that people labelled. It may err "
+            "otherwise on this model."
         )
-    if n:
-        cosines = {
-            m.condition.partition("-")[0]: m.value
-            for m in found.named("cosine")
-            if m.set == "direction"
-        }
-        table.add_section()
-        table.add_row(
-            "cosine", "", "", "", *(f"{cosines[kind]:+.2f}" for kind in ("shuffled", "matched"))
+    rows = [m for m in _summed_up(found) if m.set in CLASSES and not _control(m)]
+    yield from _rate_table(found, rows, "Share of completions that refuse", note)
+
+
+def controls(found: Found) -> Iterator[Table]:
+    """Refusal under the same interventions with control directions, the random ones together."""
+    cosines = {m.condition: f"{m.value:+.2f}" for m in found.named("cosine")}
+    alike = [f"{words} {cosines[name]}" for name, words in CONTROLS.items() if name in cosines]
+    note = "Random directions of the same norm are taken together. "
+    note += f"Cosine with the direction: {', '.join(alike)}." if alike else ""
+    rows = [m for m in _summed_up(found) if m.set in CLASSES and _control(m)]
+    kinds = list(CONTROLS.values())
+    order = list(dict.fromkeys(_control(m).partition(", ")[0] for m in rows))
+
+    def place(m: Metric) -> tuple[int, int]:
+        action, _, kind = _control(m).partition(", ")
+        return order.index(action), kinds.index(kind)
+
+    title = "The same with control directions"
+    yield from _rate_table(found, sorted(rows, key=place), title, note)
+
+
+def over_refusal(found: Found) -> Iterator[Table]:
+    """Refusal of prompts that only look harmful, and of their unsafe halves."""
+    rows = [m for m in _summed_up(found) if m.set not in CLASSES]
+    yield from _rate_table(found, rows, "Refusal on over-refusal sets")
+
+
+def _summed_up(found: Found, name: str = "refusal_rate") -> list[Metric]:
+    """Without single random directions and other seeds."""
+    return [m for m in found.named(name) if not _ONE_OF_MANY.match(m.condition)]
+
+
+def _control(m: Metric) -> str:
+    """The action and the kind of control direction in words; empty for the direction itself."""
+    match = _CONTROLLED.fullmatch(m.condition)
+    return f"{match[2]}, {CONTROLS[match[1]]}" if match else ""
+
+
+def _rate_table(
+    found: Found, metrics: Sequence[Metric], title: str, note: str = ""
+) -> Iterator[Table]:
+    order = list(dict.fromkeys(m.set for m in metrics))
+    rows = []
+    for m in sorted(metrics, key=lambda m: order.index(m.set)):
+        corrected, change, degenerate = (
+            found.get(name, m.set, m.condition)
+            for name in ("refusal_rate_corrected", "refusal_rate_change", "degenerate_rate")
         )
-    return table
-
-
-def over_refusal(found: Found) -> Table:
-    """Refusal on the sets of prompts that only look harmful, side by side with their unsafe
-    halves.
-    """
-    shown = [m for m in found.summed_up("refusal_rate") if m.set not in CLASSES]
-    sets = list(dict.fromkeys(m.set for m in shown))
-    table = _table("Over-refusal: share that refuses (95 % interval)", "condition")
-    for set_name in sets:
-        n = next(m.n for m in shown if m.set == set_name)
-        table.add_column(f"{set_name} (n {n})", justify="right")
-    for condition in dict.fromkeys(m.condition for m in shown):
-        for name, suffix in (("refusal_rate", ""), ("refusal_rate_corrected", ", corrected")):
-            cells = [share(found.get(name, set_name, condition)) for set_name in sets]
-            if any(cells):
-                table.add_row(condition + suffix, *cells)
-    return table
+        label = _control(m) or m.condition
+        shown = (share(m), bar(m, style_of(m.set)), share(corrected), points(change))
+        rows.append((m.set, label, *shown, percent(degenerate), str(m.n)))
+    columns = ("refused", "0 to 100%", "corrected", "change, points", "degenerate", "n")
+    yield table(title, ("prompts", "condition"), columns, rows, note=note, grouped=True)
 
 
 def cross_entropies(found: Found) -> Iterator[Table]:
     """Cross-entropy on each kind of text, and its change."""
-    rows = list(found.summed_up("cross_entropy"))
-    for text in dict.fromkeys(m.set for m in rows):
-        table = _table(f"Cross-entropy on {text} (nats per token, 95 % interval)", "condition")
-        for name in ("cross-entropy", "change", "n"):
-            table.add_column(name, justify="right")
-        for m in rows:
+    metrics = _summed_up(found, "cross_entropy")
+    for text in dict.fromkeys(m.set for m in metrics):
+        rows = []
+        for m in metrics:
             if m.set == text:
                 change = found.get("cross_entropy_change", text, m.condition)
-                table.add_row(m.condition, number(m), signed(change, ".3f"), str(m.n))
-        yield table
+                rows.append((_words(m), number(m), signed(change, ".3f"), str(m.n)))
+        title = f"Cross-entropy on {text} (nats per token, 95% interval)"
+        yield table(title, ("condition",), ("cross-entropy", "change", "n"), rows)
 
 
-def divergence(found: Found) -> Table:
+def divergence(found: Found) -> Iterator[Table]:
     """KL from the unmodified model along its own answers to harmless prompts."""
-    several = next(
-        (m.name for m in found.by_key.values() if _SEVERAL.fullmatch(m.name)), "kl_first_0_tokens"
-    )
-    table = _table("KL along the model's own answers (nats per token, 95 % interval)", "condition")
-    for name in ("token 1", f"tokens 1–{several.split('_')[2]}", "n"):
-        table.add_column(name, justify="right")
-    for m in found.summed_up("kl_first_token"):
-        table.add_row(
-            m.condition, number(m), number(found.get(several, m.set, m.condition)), str(m.n)
-        )
-    return table
+    several = found.named(r"kl_first_\d+_tokens")
+    name = several[0].name if several else "kl_first_0_tokens"
+    rows = [
+        (_words(m), number(m), number(found.get(name, m.set, m.condition)), str(m.n))
+        for m in _summed_up(found, "kl_first_token")
+    ]
+    columns = ("token 1", f"tokens 1–{name.split('_')[2]}", "n")
+    title = "KL along the model's own answers (nats per token, 95% interval)"
+    yield table(title, ("condition",), columns, rows)
+
+
+def _words(m: Metric) -> str:
+    return _control(m) or m.condition
 
 
 def capabilities(found: Found) -> Iterator[Table]:
-    """The main metric of each benchmark, and its change from the baseline on the same items; random
-    ones together.
-    """
-    scores = [
-        m
-        for m in found.by_key.values()
-        if m.name.startswith(CAPABILITY) and not m.name.endswith("_change")
-    ]
+    """The main metric of each benchmark, and its change from the baseline on the same items."""
+    scores = [m for m in found.named(f"{CAPABILITY}.*") if not m.name.endswith("_change")]
     for task, name in {m.set: m.name for m in reversed(scores)}.items():  # the first of each task
-        metric = name.removeprefix(CAPABILITY).replace(",", ", ")
-        table = _table(f"Capability: {task}, {metric} (95 % interval, change paired)", "condition")
-        for column in ("score", "change", "p", "n"):
-            table.add_column(column, justify="right")
+        rows = []
         for m in scores:
-            if (m.set, m.name) == (task, name) and _SINGLE_RANDOM.match(m.condition) is None:
+            if (m.set, m.name) == (task, name) and not _ONE_OF_MANY.match(m.condition):
                 change = found.get(f"{name}_change", task, m.condition)
-                p = "" if change is None or change.p_value is None else f"{change.p_value:.2g}"
-                share_like = 0 <= m.low <= m.high <= 1
-                row = (
-                    (share(m), points(change)) if share_like else (number(m), signed(change, ".3f"))
-                )
-                table.add_row(m.condition, *row, p, str(m.n))
-        yield table
+                shown = (number(m), signed(change, ".3f"))
+                if is_share([m]):
+                    shown = (share(m), points(change))
+                rows.append((_words(m), *shown, p_value(change), str(m.n)))
+        metric = name.removeprefix(CAPABILITY).replace(",", ", ")
+        title = f"Capability: {task}, {metric} (95% interval, change paired)"
+        yield table(title, ("condition",), ("score", "change", "p", "n"), rows)
 
 
-def seeds(found: Found) -> Table:
-    """The choice with other seeds: place, scores, cosine with the direction, refusal under its
-    ablation; the spread.
-    """
-    table = _table("Other seeds", "seed", "at")
-    for name in ("bypass", "induce", "KL", "cosine", "refusal under ablation"):
-        table.add_column(name, justify="right")
+def seeds(found: Found) -> Iterator[Table]:
+    """The choice with other seeds: place, scores, cosine, refusal under ablation; the spread."""
     runs = [m.condition for m in found.named("bypass")]
     forms = {"bypass": "+.2f", "induce": "+.2f", "kl": ".3f", "cosine": "+.2f"}
-    columns = [
-        ([found.get(name, "direction", run) for run in runs], form) for name, form in forms.items()
-    ]
-    rates = [
-        found.get("refusal_rate", "harmful", f"{run}-ablation" if i else "ablation")
-        for i, run in enumerate(runs)
-    ]  # the first is the run's own
+    kept: dict[str, list[Metric]] = {name: [] for name in (*forms, "refusal_rate")}
+    rows = []
     for i, run in enumerate(runs):
         place = [found.get(name, "direction", run) for name in ("position", "layer")]
         at = f"({place[0].value:.0f}, {place[1].value:.0f})" if place[0] and place[1] else ""
-        scores = [f"{m.value:{form}}" if (m := column[i]) else "" for column, form in columns]
-        table.add_row(run.removeprefix("seed-"), at, *scores, share(rates[i]))
+        cells = []
+        for name, form in forms.items():
+            m = found.get(name, "direction", run)
+            cells.append(f"{m.value:{form}}" if m else "")
+            kept[name] += [m] if m else []
+        # the first is the run's own
+        m = found.get("refusal_rate", "harmful", f"{run}-ablation" if i else "ablation")
+        kept["refusal_rate"] += [m] if m else []
+        rows.append((run.removeprefix("seed-"), at, *cells, share(m)))
     if len(runs) > 1:
-        table.add_section()
-        ranges = [
-            f"{min(values):{form}} to {max(values):{form}}"
-            if (values := [m.value for m in column if m])
-            else ""
-            for column, form in columns
-        ]
-        shares = [m.value for m in rates if m]
-        table.add_row(
-            "all", "", *ranges, f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
-        )
-    return table
+        spread = []
+        for name, metrics in kept.items():
+            values = [m.value for m in metrics]
+            form = forms.get(name, ".0%")
+            spread.append(f"{min(values):{form}} to {max(values):{form}}" if values else "")
+        rows.append(("all", "", *spread))
+    columns = ("bypass", "induce", "KL", "cosine", "refusal under ablation")
+    yield table("Other seeds", ("seed", "at"), columns, rows)
 
 
-def judged(found: Found, names: Sequence[str]) -> Table:
+def judged(found: Found) -> Iterator[Table]:
     """What further judges say, by set and condition, and how often they had no valid answer."""
-    table = _table("Further judges (95 % interval)", "judge", "prompts", "condition", "measure")
-    for name in ("value", "failed", "n"):
-        table.add_column(name, justify="right")
-    for judge in names:
-        for measure in (
-            "refusal_rate",
-            "refusal_rate_corrected",
-            "safety_score",
-            "safety_score_corrected",
-            "score",
-        ):
-            for m in found.named(f"{judge}_{measure}"):
+    measures = ("refusal_rate", "refusal_rate_corrected", "safety_score", "safety_score_corrected")
+    rows = []
+    failures = [m.name.removesuffix("_failed_rate") for m in found.named(".+_failed_rate")]
+    for judge in dict.fromkeys(failures):
+        for measure in (*measures, "score"):
+            for m in found.named(re.escape(f"{judge}_{measure}")):
                 failed = found.get(f"{judge}_failed_rate", m.set, m.condition)
                 value = number(m) if measure == "score" else share(m)
-                lost = "" if failed is None else f"{failed.value:.0%}"
-                table.add_row(
-                    judge, m.set, m.condition, measure.replace("_", " "), value, lost, str(m.n)
-                )
-    return table
+                about = (judge, m.set, m.condition, measure.replace("_", " "), value)
+                if failed is not None:  # the detector's own rules have names like a judge's
+                    rows.append((*about, percent(failed), str(m.n)))
+    labels = ("judge", "prompts", "condition", "measure")
+    yield table("Further judges (95% interval)", labels, ("value", "failed", "n"), rows)
 
 
-def comparison(found: Comparison) -> Table:
-    """The runs' rates and drift side by side; the change from the first run where both share
-    prompts.
-    """
-    table = _table(
-        "Runs compared (95 % interval; change from run 1 in points, paired)",
-        "measure",
-        "set",
-        "condition",
-    )
-    for i in range(1, len(found.runs) + 1):
-        table.add_column(f"run {i}", justify="right")
-        if i > 1:
-            table.add_column("change", justify="right")
-            table.add_column("p", justify="right")
-    for row in found.rows:
-        cells = []
-        for i, (value, change) in enumerate(zip(row.values, row.changes, strict=True)):
-            cells.append(
-                share(value)
-                if row.name.endswith(SHARES) or row.name.startswith(CAPABILITY)
-                else number(value)
-            )
-            if i > 0:
-                p = None if change is None else change.p_value
-                cells += [points(change), "" if p is None else f"{p:.2g}"]
-        table.add_row(row.name.replace("_", " "), row.set, row.condition, *cells)
-    return table
+def agreement(found: Found) -> Iterator[Table]:
+    """How far every two judges agree."""
+    rows = []
+    for m in found.named("agreement"):
+        kappa = found.get("kappa", m.set, m.condition)
+        pair = m.condition.replace("/", " and ", 1)
+        rows.append((pair, share(m), f"{kappa.value:.2f}" if kappa else "", str(m.n)))
+    yield table("Agreement of judges", ("judges",), ("agree", "kappa", "n"), rows)
 
 
-def share(m: Metric | None) -> str:
-    """A share and its interval, the interval first where the prompts are few."""
-    if m is None:
-        return ""
-    return _ordered(m, f"{m.value:.0%}", f"{100 * m.low:.0f}–{100 * m.high:.0f}")
+def others(found: Found) -> Iterator[Table]:
+    """Whatever no table above has looked at."""
+    found.named(_ASIDE)
+    rows = []
+    for m in found.rest():
+        value = share(m) if is_rate(m.name) and is_share([m]) else number(m)
+        rows.append((m.name.replace("_", " "), m.set, m.condition, value, str(m.n)))
+    labels = ("measure", "prompts", "condition")
+    yield table("Other measures (95% interval)", labels, ("value", "n"), rows, grouped=True)
 
 
-def points(m: Metric | None) -> str:
-    """A change of a share and its interval, in percentage points."""
-    return signed(
-        None if m is None else replace(m, value=100 * m.value, low=100 * m.low, high=100 * m.high),
-        ".0f",
-    )
+# By section of the page, in its order; ``others`` stays last of all.
+TABLES: dict[str, tuple[Callable[[Found], Iterable[Table]], ...]] = {
+    "rates": (rates, controls),
+    "choice": (seeds,),
+    "judges": (judged, agreement),
+    "side-effects": (over_refusal, divergence, cross_entropies, capabilities, others),
+}
 
 
-def signed(m: Metric | None, form: str) -> str:
-    """A change and its interval."""
-    if m is None or math.isinf(m.low):
-        return "" if m is None else f"{m.value:+{form}}"
-    return _ordered(m, f"{m.value:+{form}}", f"{m.low:+{form}} to {m.high:+{form}}")
+def tables_by_section(metrics: Sequence[Metric]) -> dict[str, tuple[Table, ...]]:
+    """Return all tables that there is something in, by section of the page."""
+    found = Found(metrics)
+    made = {}
+    for section, makers in TABLES.items():
+        made[section] = tuple(t for make in makers for t in make(found) if t.rows)
+    return made
 
 
-def number(m: Metric | None) -> str:
-    """A mean and its interval, where it has one."""
-    if m is None or math.isinf(m.low):
-        return "" if m is None else f"{m.value:.2f}"
-    return _ordered(m, f"{m.value:.2f}", f"{m.low:.2f}–{m.high:.2f}")
-
-
-def _ordered(m: Metric, value: str, interval: str) -> str:
-    return f"{interval} ({value})" if m.n < FEW else f"{value} ({interval})"
-
-
-def _table(title: str, *names: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        table.add_column(name)
-    return table
+def all_tables(metrics: Sequence[Metric]) -> list[Table]:
+    """Return all tables that there is something in."""
+    return [t for tables in tables_by_section(metrics).values() for t in tables]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from refusal.core.records import Metric
+from refusal.core.tables import minus
 from refusal.interventions.conditions import BASELINE
 from refusal.report.data import ReportData
-from refusal.report.words import minus
 
 Tone = Literal["clear", "doubtful", "unfinished"]
 NOTABLE_DEGENERATE = (

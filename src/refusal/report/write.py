@@ -1,4 +1,4 @@
-"""Writes the report of a run into its folder: the page, the figures as files, the tables as CSV."""
+"""Write the report of a run: the page, its figures as files and its tables as CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from refusal.core.storage import check_page, remove, write_text
 from refusal.report.csv_tables import NAMES, csv_tables
 from refusal.report.data import ReportData, read_run
+from refusal.report.draw import FORMATS, check_formats, write_figure
 from refusal.report.figures import figures
 from refusal.report.page import report_page
 
@@ -22,7 +23,6 @@ DRAWN = (
     "cosine-position",
     "cosine-chosen",
 )
-FORMATS = ("svg", "png", "pdf")
 
 
 def write_report(
@@ -30,12 +30,12 @@ def write_report(
     *,
     out: str | Path | None = None,
     show_completions: bool = False,
-    formats: Sequence[str] = ("svg", "png"),
+    formats: Sequence[str] = ("svg",),
 ) -> Path:
-    """Write ``report.html``, ``figures/`` and ``tables/`` into a run folder; returns the page's
-    path.
+    """Write ``report.html``, ``figures/`` and ``tables/`` into a run folder.
 
-    An unfinished run gets a report too: it says what is missing and which command goes on.
+    An unfinished run gets a report too: it says what is missing and which command goes on. Returns
+    the page's path.
 
     Args:
         out: another place for the page.
@@ -43,11 +43,13 @@ def write_report(
         formats: of the figures: svg, png, pdf; others (none) are left out.
 
     Raises:
+        ConfigError: png and pdf need the package of ``refusal[figures]``.
         RunFolderError: no run folder, one of another format, or a damaged file in it.
         ExportError: ``out`` is something else than a page of this program.
         StorageError: something could not be written.
     """
     folder = Path(run)
+    check_formats(formats)
     if out is not None:
         check_page(Path(out))
     data = read_run(folder)
@@ -72,13 +74,9 @@ def _write_tables(data: ReportData) -> None:
 def _write_figures(data: ReportData, formats: Sequence[str]) -> None:
     drawn = {figure.name: figure for figure in figures(data)}
     for name in DRAWN:
-        for kind in FORMATS:
-            path = data.path / "figures" / f"{name}.{kind}"
-            if name in drawn and kind in formats:
-                from refusal.report.images import (
-                    write_figure,
-                )  # matplotlib is slow to import, and not always needed
-
-                write_figure(drawn[name], path)
-            elif name not in drawn:
+        for form in FORMATS:
+            path = data.path / "figures" / f"{name}.{form}"
+            if name not in drawn:
                 remove(path)
+            elif form in formats:
+                write_figure(drawn[name], path)
