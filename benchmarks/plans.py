@@ -17,8 +17,9 @@ from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from refusal import make_config
 from refusal.cli.doctor import duration
 from refusal.model.sizes import ModelSize, size_of
-from refusal.pipeline.costs.estimate import Estimate, Lengths, estimate_on
+from refusal.pipeline.costs.estimate import Estimate, Machine, estimate
 from refusal.pipeline.costs.speed import DEVICES
+from refusal.runs.stage import Plan
 
 PRICE = 3.0  # for a device, an hour
 
@@ -89,7 +90,8 @@ def plan(case: Case, size: ModelSize, **changes: Any) -> Estimate:
         tp_plan="auto" if case.way == "split" else None,
         **changes,
     )
-    return estimate_on(size, config, speed, "cuda", room, case.count, PRICE, Lengths())
+    machine = Machine(speed, "cuda", room, case.count, PRICE)
+    return estimate(size, Plan(config, size.layers), machine)
 
 
 def table() -> Iterator[str]:

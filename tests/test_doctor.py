@@ -18,10 +18,17 @@ from refusal.cli import doctor
 from refusal.cli import verbs as cli
 from refusal.cli.examples import EXAMPLES
 from refusal.cli.verbs import app, main
-from refusal.config.run_config import make_config
-from refusal.model.sizes import size_of
-from refusal.pipeline.costs.estimate import SHARING, estimate, estimate_on, model_outline
+from refusal.config.run_config import RunConfig, make_config
+from refusal.model.sizes import ModelSize, size_of
+from refusal.pipeline.costs.estimate import (
+    SHARING,
+    Estimate,
+    Machine,
+    estimate,
+    model_outline,
+)
 from refusal.pipeline.costs.speed import Speed, measure_speed
+from refusal.runs.stage import Plan
 
 SPEED = Speed(flops=1e12, bandwidth=1e10)
 
@@ -88,13 +95,16 @@ def test_a_size_comes_from_the_config_alone(tmp_path: Path) -> None:
     assert size_of(outline, outline.config) == size_of(hf, hf.config)
 
 
+def on(size: ModelSize, config: RunConfig, machine: Machine | None = None) -> Estimate:
+    return estimate(size, Plan(config, size.layers), machine or Machine(SPEED))
+
+
 def test_a_checkpoint_in_another_dtype_is_held_beside_what_it_becomes(tmp_path: Path) -> None:
     outline = model_outline(str(saved.save_model(tmp_path / "model")))
     size = size_of(outline, outline.config)
     large = replace(size, weights=10**10)
     bytes_of = {
-        dtype: estimate(large, make_config(dtype=dtype), SPEED).memory_bytes
-        for dtype in ("bfloat16", "float32")
+        dtype: on(large, make_config(dtype=dtype)).memory_bytes for dtype in ("bfloat16", "float32")
     }
     both = 10**10 * (4 + 2)
     stored, other = ("bfloat16", "float32") if size.stored == 2 else ("float32", "bfloat16")
@@ -105,17 +115,12 @@ def test_a_checkpoint_in_another_dtype_is_held_beside_what_it_becomes(tmp_path: 
 def test_more_work_takes_longer_and_more_rows_more_memory() -> None:
     hf = tiny_models.network("llama")
     size = size_of(hf, hf.config)
-    small, large = (
-        estimate(size, make_config(n_test=n, n_control=n, n_train=n), SPEED) for n in (8, 64)
-    )
+    small, large = (on(size, make_config(n_test=n, n_control=n, n_train=n)) for n in (8, 64))
     assert large.memory_bytes > small.memory_bytes > size.weights * 2
     assert all(
         large.seconds[name] > small.seconds[name] for name in ("extract", "generate", "controls")
     )
-    assert (
-        estimate(size, make_config(full_map=True), SPEED).seconds["select"]
-        > large.seconds["select"]
-    )
+    assert on(size, make_config(full_map=True)).seconds["select"] > large.seconds["select"]
 
 
 def test_this_machine_is_measured() -> None:
@@ -245,16 +250,16 @@ def test_completion_knows_the_verbs(shell: str, capsys: pytest.CaptureFixture[st
 def test_processes_share_where_a_copy_fits_and_a_large_model_is_spread() -> None:
     hf = tiny_models.network("llama")
     size, config = size_of(hf, hf.config), make_config(price_per_device_hour=3.6)
-    one = estimate_on(size, config, SPEED, "cuda", 80e9, 1, 3.6)
-    four = estimate_on(size, config, SPEED, "cuda", 80e9, 4, 3.6)
+    one = on(size, config, Machine(SPEED, "cuda", 80e9, 1, 3.6))
+    four = on(size, config, Machine(SPEED, "cuda", 80e9, 4, 3.6))
     assert (one.processes, four.processes) == (1, 4)
     assert four.total_seconds == pytest.approx(one.total_seconds / (4 * SHARING))
     assert one.cost == pytest.approx(one.total_seconds / 1000)
     assert four.cost == pytest.approx(four.total_seconds * 4 / 1000)
-    spread = estimate_on(size, config, SPEED, "cuda", one.memory_bytes / 3, 4, None)
+    spread = on(size, config, Machine(SPEED, "cuda", one.memory_bytes / 3, 4, None))
     assert (spread.processes, spread.fits) == (1, True)
     assert spread.total_seconds == pytest.approx(one.total_seconds)
-    assert not estimate_on(size, config, SPEED, "cuda", one.memory_bytes / 5, 4, None).fits
+    assert not on(size, config, Machine(SPEED, "cuda", one.memory_bytes / 5, 4, None)).fits
 
 
 def test_an_estimate_by_data_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

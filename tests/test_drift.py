@@ -10,7 +10,7 @@ import torch
 from plain import last_logits
 
 from refusal import Ablate, ChatModel, Completion, Direction, PromptError, kl_divergence
-from refusal.evaluations.drift import (
+from refusal.evaluations.drift.measure import (
     ForcedText,
     answers,
     drift_metrics,
@@ -18,7 +18,7 @@ from refusal.evaluations.drift import (
     own_answers,
     running_text,
 )
-from refusal.evaluations.texts import read_corpus
+from refusal.evaluations.drift.texts import read_corpus
 
 TEXTS = {"a": "The sea is wide, and the moon pulls at it.", "b": "Why?", "c": "Ten rivers run " * 4}
 

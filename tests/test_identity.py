@@ -23,6 +23,8 @@ from refusal.engines.openai import template_arguments
 from refusal.model.chat_template import render
 from refusal.model.sites import find_sites
 from refusal.runs import identity
+from refusal.runs.finding import Extract, Tokens
+from refusal.runs.stage import Stage
 
 DAY: Any = import_module("refusal.core.day")
 RUN: Any = import_module("refusal.pipeline.run")
@@ -141,20 +143,19 @@ def test_the_identity_does_not_change_by_use() -> None:
     assert identity.model_identity(model) == before
 
 
-@pytest.mark.parametrize("stage", ["tokens", "extract"])
-def test_a_raised_number_redoes_the_stage(
-    root: Path, prompts: tuple[str, ...], stage: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stage", "wanted"),
+    [(Tokens, {"refusal_tokens.json"}), (Extract, {"candidates.safetensors"})],
+)
+def test_a_raised_version_redoes_the_stage(
+    root: Path,
+    prompts: tuple[str, ...],
+    stage: type[Stage],
+    wanted: set[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(identity.RESULTS, stage, identity.RESULTS[stage] + 1)
-    wanted = {"tokens": {"refusal_tokens.json"}, "extract": {"candidates.safetensors"}}
-    assert redone(root, saved.small_config(root / "model", prompts)) == wanted[stage]
-
-
-def test_every_stage_has_a_number() -> None:
-    for name in ("tokens", "generate harmful.baseline", "capability mmlu:5.ablation", "seed 43"):
-        assert identity.stage_version(name).isdigit()
-    with pytest.raises(KeyError):
-        identity.stage_version("a stage that nobody numbered")
+    monkeypatch.setattr(stage, "version", stage.version + 1)
+    assert redone(root, saved.small_config(root / "model", prompts)) == wanted
 
 
 # --- the date
@@ -270,7 +271,7 @@ def test_another_detector_judges_again_what_was_written(
     judged = saved.times(root / "run" / "judgements")
     model = load(str(root / "model"), dtype="float32")
     monkeypatch.setattr(identity, "program", lambda: "another")
-    for module in ("refusal.runs.folder", "refusal.evaluations.refusal.stages"):
+    for module in ("refusal.runs.folder", "refusal.evaluations.refusal.generate"):
         monkeypatch.setattr(import_module(module), "program", lambda: "another")
     monkeypatch.setattr(
         COMPLETIONS, "refusal_verdict", lambda prompt, completion: Verdict("partial")

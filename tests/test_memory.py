@@ -14,11 +14,15 @@ from conftest import make_prompts
 
 import refusal
 from refusal import RefusalTokens
+from refusal.config.run_config import RunConfig
 from refusal.core.records import ClassCount
+from refusal.core.work import Force, Read, Score, Search, Work, Write
 from refusal.directions.pool import Passed
 from refusal.directions.selection.score import Scorer
+from refusal.evaluations.refusal.generate import Generate
+from refusal.model.memory import Memory, Room, memory_of, room_of
 from refusal.model.sizes import held_bytes, size_of
-from refusal.pipeline.costs.memory import Memory, choosing, forcing, reading, stage_memory, writing
+from refusal.runs.stage import Plan
 
 
 def test_every_stage_says_what_it_needs_before_it_starts(
@@ -58,22 +62,44 @@ def test_what_selection_keeps_is_no_more_than_it_says() -> None:
     scorer = Scorer(
         model, passed, passed, RefusalTokens((65,), ("A",), "given"), model.sites.n_layers
     )
-    size, tokens = size_of(model.hf, model.hf.config), sum(map(len, scorer.rows["induce"]))
-    need = choosing(size, Memory(0), 4, tokens, 6)
+    tokens = sum(map(len, scorer.rows["induce"]))
+    need = memory_of([Search(0, 1, kept=tokens, kept_prompts=6)], room_of(model))
+    assert need is not None
     kept = sum(x.numel() * x.element_size() for x in scorer._inputs)
     assert need.cache / 3 < kept <= need.cache  # what prompts begin with in common is kept once
     assert scorer.base.numel() * scorer.base.element_size() == need.logits
 
 
-def test_needs_grow_with_what_runs_at_once_and_not_with_the_prompts() -> None:
+def room(tokens: int = 100, rows: int = 1000) -> Room:
     size = size_of(model := tiny_models.network(), model.config)
-    assert reading(size, 100, 4, 200).activations == 2 * reading(size, 100, 4, 100).activations
-    assert writing(size, 100, 4, 8, 50).cache == 2 * writing(size, 100, 4, 4, 50).cache
-    assert forcing(size, 100, 4, 10**6) == forcing(size, 100, 4, 10**7)
-    assert all(
-        stage.total == 100 + stage.working
-        for stage in (reading(size, 100, 4, 9), forcing(size, 100, 4, 9))
-    )
+    return Room(size, 100, 4, tokens, lambda length: rows)
+
+
+def held(work: Work, where: Room) -> Memory:
+    found = memory_of([work], where)
+    assert found is not None
+    assert found.total == 100 + found.working
+    return found
+
+
+def test_needs_grow_with_what_runs_at_once_and_not_with_the_prompts() -> None:
+    few, many = Read(9, 20), Read(900, 20)
+    assert held(many, room()) == held(few, room())
+    assert held(few, room(tokens=200)).activations == 2 * held(few, room()).activations
+    assert held(Write(8, 10, 20), room()).cache == 2 * held(Write(4, 10, 20), room()).cache
+    assert held(Write(8, 10, 20), room(rows=4)) == held(Write(4, 10, 20), room())
+    assert held(Force(1e6, 1e6), room()) == held(Force(1e7, 1e7), room())
+    vocabulary = tiny_models.network().config.get_text_config().vocab_size
+    assert held(Score(1), room()).logits == 2048 * vocabulary * 8  # a row of it for each token
+
+
+def test_a_stage_holds_the_most_that_its_parts_do() -> None:
+    read, write = Read(9, 20), Write(8, 10, 20)
+    largest = max(held(read, room()).total, held(write, room()).total)
+    both = memory_of([read, write], room())
+    assert both is not None
+    assert both.total == largest
+    assert memory_of([], room()) is None
 
 
 def test_of_a_parameter_on_the_disk_nothing_is_held() -> None:
@@ -81,32 +107,11 @@ def test_of_a_parameter_on_the_disk_nothing_is_held() -> None:
     assert held_bytes(torch.empty(3, 5, device="meta")) == 0
 
 
-def test_a_stage_needs_what_its_kind_of_work_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_models.chat_model()
-    config = saved.small_config(tmp_path, saved.write_prompts(tmp_path), n_test=8)
+def test_what_a_server_writes_is_not_held_here() -> None:
+    def needs(**changes: object) -> list[Memory | None]:
+        plan = Plan(RunConfig(n_test=8).model_copy(update=changes), 2)
+        return [memory_of([one], room()) for one in Generate.costs(plan)]
 
-    def need(stage: str, **changes: object) -> Memory:
-        found = stage_memory(model, config.model_copy(update=changes), stage)
-        assert found is not None
-        return found
-
-    assert stage_memory(model, config, "evaluate") is None
-    whole = need("generate harmful.ablation")
-    assert whole.cache > 0
-    served = config.model_copy(update={"engine": "openai"})
-    assert (
-        stage_memory(model, served, "generate harmful.ablation") is None
-    )  # another process writes them
-    assert stage_memory(model, served, "generate harmful.subtraction") is not None
-    monkeypatch.setattr("refusal.pipeline.costs.memory.row_budget", lambda device, each: 2)
-    assert (
-        need("generate harmful.ablation").cache == whole.cache // 4
-    )  # as many rows as will really run at once
-    vocabulary = model.hf.config.get_text_config().vocab_size
-    assert (
-        need("capability arc_easy.baseline").logits == 2048 * vocabulary * 8
-    )  # a row of it for each token
-    assert need("tokens").total >= need("extract").total
-    assert need("seed 2").total >= need("select").total >= need("extract").total
+    assert all(needs())
+    # Of the six (set, condition) pairs subtraction and addition are left to the model here.
+    assert len([need for need in needs(engine="openai") if need is None]) == 4

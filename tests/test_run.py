@@ -17,6 +17,7 @@ import pytest
 import saved
 import tiny_models
 import torch
+from refusal.evaluations.refusal.stages import ORDER
 from safetensors import safe_open
 
 from refusal import (
@@ -32,13 +33,10 @@ from refusal import (
 from refusal import run as run_stages
 from refusal.config.run_config import RunConfig
 from refusal.core.storage import file_sha256
-from refusal.evaluations.refusal.stages import ORDER
 from refusal.interventions.conditions import CONDITIONS
 
-STAGES: Any = import_module(
-    "refusal.pipeline.run"
-)  # the package's attribute of that name is the function
-MEASURING: Any = import_module("refusal.evaluations.refusal.stages")
+STAGES: Any = import_module("refusal.runs.finding")
+MEASURING: Any = import_module("refusal.evaluations.refusal.generate")
 RATES = {
     "refusal_rate",
     "partial_rate",

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import saved
+from refusal.evaluations.refusal.stages import warn_of_no_answers
 
 from refusal import Completion, ConfigError, JudgeError, PromptError, RunFailure
 from refusal import run as run_stages
 from refusal.config.run_config import RunConfig
 from refusal.core.strict_files import read_json
 from refusal.evaluations.judges.protocol import JudgeKind, Judgement
-from refusal.evaluations.judges.stage import Judging, check_judged
-from refusal.evaluations.refusal.stages import warn_of_no_answers
+from refusal.evaluations.judges.stage import check_judged, judge_all
 from refusal.interventions.conditions import CONDITIONS
 from refusal.runs.files import read_completions
 from refusal.runs.folder import RunFolder
@@ -74,7 +74,7 @@ def completions(folder: RunFolder) -> dict[tuple[str, str], tuple[Completion, ..
 def judged(folder: RunFolder, config: RunConfig, judge: Fickle) -> dict[tuple[str, str, str], Any]:
     again = RunFolder(folder.path)
     again.check()
-    found = Judging(again, config, {"fickle": judge}).metrics(completions(folder))
+    found = judge_all(again, config, {"fickle": judge}, completions(folder))
     return {(m.name, m.set, m.condition): m for m in found}
 
 

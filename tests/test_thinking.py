@@ -19,7 +19,7 @@ from refusal.core.thinking import marked, opens, split
 from refusal.engines.hooks import OWN
 from refusal.engines.make import make_engine
 from refusal.engines.protocol import Job
-from refusal.evaluations.drift import own_answers
+from refusal.evaluations.drift.measure import own_answers
 from refusal.evaluations.refusal.rates import measure
 from refusal.interventions.ablate_add import Ablate
 from refusal.interventions.side_by_side import SideBySide

@@ -21,8 +21,9 @@ from refusal.model import embedded
 from refusal.model.batch_size import free_memory
 from refusal.model.placement import find_device, find_dtype
 from refusal.model.sizes import size_of
-from refusal.pipeline.costs.estimate import estimate, model_outline
+from refusal.pipeline.costs.estimate import Machine, estimate, model_outline
 from refusal.pipeline.costs.speed import measure_speed
+from refusal.runs.stage import Plan
 
 EXTRAS = {
     "capability": ("lm-eval", "datasets"),
@@ -175,7 +176,7 @@ def _needs(model: str, options: ModelOptions, device: torch.device) -> Iterator[
     free = free_memory(device)
     for preset in sorted(PRESETS, reverse=True):
         settings = make_config(preset, dtype=options.dtype, quantize=options.quantize)
-        found = estimate(size, settings, speed, device.type, room=free)
+        found = estimate(size, Plan(settings, size.layers), Machine(speed, device.type, free))
         text = (
             f"{gib(found.memory_bytes)} of memory ({gib(free)} free), about "
             f"{duration(found.total_seconds)}"

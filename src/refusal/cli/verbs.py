@@ -41,7 +41,7 @@ from refusal.core.errors import Error, RunFailure, RunFolderError
 from refusal.core.secrecy import check_arguments
 from refusal.core.valid import check_place, check_width
 from refusal.model.load import load
-from refusal.pipeline.costs.estimate import plan
+from refusal.pipeline.costs.estimate import estimate_run
 from refusal.pipeline.export import Kind, export_run
 from refusal.pipeline.run import run as run_stages
 from refusal.report.compare import check_completed
@@ -320,7 +320,7 @@ def estimate(
     machine is measured.
     """
     with reporting():
-        found = plan(settings.make(model), count)
+        found = estimate_run(settings.make(model), count)
     display.present(found, json)
 
 

@@ -7,32 +7,26 @@ compared. Each seed leaves ``seeds/<seed>.json`` (the choice),
 """
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from refusal.config.run_config import RunConfig
 from refusal.core.direction import Direction
 from refusal.core.errors import NoCandidateError
-from refusal.core.records import (
-    CandidateScore,
-    Metric,
-    PromptSplits,
-    RefusalTokens,
-    finite,
-    to_json,
-)
-from refusal.core.storage import file_sha256, write_json, write_jsonl
+from refusal.core.records import CandidateScore, Metric, PromptSplits, finite, to_json
+from refusal.core.storage import write_json, write_jsonl
 from refusal.core.strict_files import Saved, damaged, read_one
+from refusal.core.work import Work, Write
 from refusal.directions.difference_in_means import difference_in_means
 from refusal.directions.pool import collect
-from refusal.directions.records import Selection
 from refusal.directions.selection.select import select
 from refusal.evaluations.refusal.completions import complete_under
+from refusal.evaluations.refusal.generate import refresh_verdicts
 from refusal.evaluations.refusal.rates import measure
-from refusal.evaluations.refusal.stages import refresh_verdicts
-from refusal.model.chat_model import ChatModel
 from refusal.prompts.load import redealt
 from refusal.runs.files import read_completions
-from refusal.runs.folder import RunFolder, prompts_hash
+from refusal.runs.finding import Extract, Select
+from refusal.runs.folder import prompts_hash
+from refusal.runs.stage import Plan, Run, Stage
 
 log = logging.getLogger(__name__)
 
@@ -45,109 +39,98 @@ class _Choice(Saved):
     qualified: bool
 
 
-def repeat_seeds(
-    folder: RunFolder,
-    config: RunConfig,
-    model: ChatModel,
-    prompts: PromptSplits,
-    tokens: RefusalTokens,
-    selection: Selection,
-) -> tuple[Metric, ...]:
-    """For each further seed its scores, the cosine with the run's direction, and refusal under its
-    ablation.
+class Seeds(Stage):
+    """The choice with other seeds: its scores, its cosine with the run's direction, and refusal
+    under its ablation.
     """
-    if config.seeds == 1:
-        return ()
-    score = selection.score
-    found = [_exact(name, f"seed-{config.seed}", float(getattr(score, name))) for name in SCORES]
-    for seed in range(config.seed + 1, config.seed + config.seeds):
-        found += _one_seed(
-            folder, config, model, redealt(prompts, seed), tokens, selection.direction, seed
-        )
-    return tuple(found)
 
+    name = "seed"
 
-def _one_seed(
-    folder: RunFolder,
-    config: RunConfig,
-    model: ChatModel,
-    prompts: PromptSplits,
-    tokens: RefusalTokens,
-    main: Direction,
-    seed: int,
-) -> list[Metric]:
-    base = folder.path / "seeds"
-    summary, file, written = (
-        base / f"{seed}{end}" for end in (".json", ".direction.safetensors", ".ablation.jsonl")
-    )
-    test = prompts.test.harmful[: config.n_test]
-    inputs = {
-        "main": file_sha256(folder.path / "direction.safetensors"),
-        "tokens": tokens.ids,
-        "options": [
-            config.n_train,
-            config.n_val,
-            config.filter,
-            asdict(config.rule),
-            config.layer_step,
-        ],
-        "prompts": prompts_hash(
-            [p for pair in (prompts.train, prompts.val) for p in (*pair.harmful, *pair.harmless)]
-        ),
-        "test": prompts_hash(test),
-        "max_new_tokens": config.max_new_tokens,
-    }
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """Extraction, selection and one condition's completions, for each further seed."""
+        return [*cls._one(plan)] * (plan.config.seeds - 1)
 
-    def work() -> None:
-        collected = collect(
-            model, prompts.train, n=config.n_train, tokens=tokens, filtered=config.filter, seed=seed
-        )
-        try:
-            chosen = select(
-                model,
-                difference_in_means(collected),
-                prompts.val,
-                n=config.n_val,
-                filtered=config.filter,
-                rule=config.rule,
-                layer_step=config.layer_step,
-                resamples=0,
-            )
-        except NoCandidateError as error:
-            log.warning("Seed %d: %s", seed, error)
-            write_json(summary, {"seed": seed, "score": None, "qualified": False})
-            write_jsonl(written, [])
+    @staticmethod
+    def _one(plan: Plan) -> Sequence[Work]:
+        write = Write(plan.config.n_test, plan.config.max_new_tokens, plan.lengths.test)
+        return (*Extract.costs(plan), *Select.costs(plan), write)
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """One seed after the other; the run's own comes first."""
+        config = run.config
+        if config.seeds == 1:
             return
-        direction = chosen.direction
-        write_json(
-            summary,
-            {"seed": seed, "score": finite(to_json(chosen.score)), "qualified": chosen.qualified},
-        )
-        direction.save(file)
-        done = complete_under(
-            model, direction, test, "ablation", config.max_new_tokens, f"seed {seed}"
-        )
-        write_jsonl(written, to_json(done))
+        for name in SCORES:
+            value = float(getattr(run.chosen.score, name))
+            yield _exact(name, f"seed-{config.seed}", value)
+        for seed in range(config.seed + 1, config.seed + config.seeds):
+            yield from self._seed(run, redealt(self.asked.prompts, seed), seed)
 
-    folder.stage(f"seed {seed}", inputs, [summary, written], work)
-    refresh_verdicts(folder, f"seed {seed}", [written])
-    score: CandidateScore | None = read_one(summary, _Choice).score
-    if score is None:
-        return []
-    condition = f"seed-{seed}"
-    found = [
-        _exact(name, condition, float(value))
-        for name in SCORES
-        if (value := getattr(score, name)) is not None
-    ]
-    other = Direction.load(file).vector
-    if other.shape != main.vector.shape:
-        raise damaged(
-            file,
-            f"direction: {len(other)} numbers, where the run's direction has {len(main.vector)}",
-        )
-    found.append(_exact("cosine", condition, float(main.vector @ other)))
-    return [*found, *measure(read_completions(written), "harmful", f"{condition}-ablation")]
+    def _seed(self, run: Run, prompts: PromptSplits, seed: int) -> list[Metric]:
+        base, config, model = run.folder.path / "seeds", run.config, run.model
+        ends = (".json", ".direction.safetensors", ".ablation.jsonl")
+        summary, file, written = (base / f"{seed}{end}" for end in ends)
+        test = prompts.test.harmful[: config.n_test]
+        rule = [config.n_train, config.n_val, config.filter, asdict(config.rule), config.layer_step]
+        pairs = (prompts.train, prompts.val)
+        inputs = {
+            "main": run.direction_hash,
+            "tokens": run.refusal_tokens.ids,
+            "options": rule,
+            "prompts": prompts_hash([p for pair in pairs for p in (*pair.harmful, *pair.harmless)]),
+            "test": prompts_hash(test),
+            "max_new_tokens": config.max_new_tokens,
+        }
+
+        def work() -> None:
+            collected = collect(
+                model,
+                prompts.train,
+                n=config.n_train,
+                tokens=run.refusal_tokens,
+                filtered=config.filter,
+                seed=seed,
+            )
+            try:
+                chosen = select(
+                    model,
+                    difference_in_means(collected),
+                    prompts.val,
+                    n=config.n_val,
+                    filtered=config.filter,
+                    rule=config.rule,
+                    layer_step=config.layer_step,
+                    resamples=0,
+                )
+            except NoCandidateError as error:
+                log.warning("Seed %d: %s", seed, error)
+                write_json(summary, {"seed": seed, "score": None, "qualified": False})
+                write_jsonl(written, [])
+                return
+            score = finite(to_json(chosen.score))
+            write_json(summary, {"seed": seed, "score": score, "qualified": chosen.qualified})
+            chosen.direction.save(file)
+            new, about = config.max_new_tokens, f"seed {seed}"
+            done = complete_under(model, chosen.direction, test, "ablation", new, about)
+            write_jsonl(written, to_json(done))
+
+        self.do(run, str(seed), inputs, [summary, written], work, self._one(run.plan))
+        refresh_verdicts(run.folder, f"seed {seed}", [written])
+        score: CandidateScore | None = read_one(summary, _Choice).score
+        if score is None:
+            return []
+        condition = f"seed-{seed}"
+        values = {name: getattr(score, name) for name in SCORES}
+        found = [_exact(name, condition, float(v)) for name, v in values.items() if v is not None]
+        other, main = Direction.load(file).vector, run.direction.vector
+        if other.shape != main.shape:
+            raise damaged(
+                file,
+                f"direction: {len(other)} numbers, where the run's direction has {len(main)}",
+            )
+        found.append(_exact("cosine", condition, float(main @ other)))
+        return [*found, *measure(read_completions(written), "harmful", f"{condition}-ablation")]
 
 
 def _exact(name: str, condition: str, value: float) -> Metric:

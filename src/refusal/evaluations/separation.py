@@ -9,60 +9,66 @@ One forward pass over the prompts that the selection was made with. They did not
 means, so that the separation is not of the prompts that it was fitted to.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.config.run_config import RunConfig
-from refusal.core.direction import Direction
-from refusal.core.records import Label, PromptPair, RefusalTokens, finite
-from refusal.core.storage import file_sha256, write_json
+from refusal.core.records import Label, Metric, PromptPair, finite
+from refusal.core.storage import write_json
+from refusal.core.work import Read, Work
 from refusal.directions.pool import passes, run_pool
-from refusal.model.chat_model import ChatModel
-from refusal.runs.folder import RunFolder, prompts_hash
-from refusal.runs.projections import LABELS, Projections, read_projections
+from refusal.runs.folder import prompts_hash
+from refusal.runs.projections import LABELS, read_projections
+from refusal.runs.stage import Plan, Run, Stage
 
 
-def project(
-    folder: RunFolder,
-    config: RunConfig,
-    model: ChatModel,
-    val: PromptPair,
-    tokens: RefusalTokens,
-    direction: Direction,
-) -> Projections:
-    """The projections of a run's validation prompts, measured where they were not yet."""
-    path = folder.path / "projections.json"
-    inputs = {
-        "direction": file_sha256(folder.path / "direction.safetensors"),
-        "tokens": tokens.ids,
-        "val": prompts_hash([*val.harmful, *val.harmless]),
-        "n": config.n_val,
-        "filter": config.filter,
-    }
+class Separation(Stage):
+    """The projections of a run's validation prompts."""
 
-    def work() -> None:
-        along: dict[str, list[list[float]]] = {}
-        at_layer: list[Tensor] = []
-        for label in LABELS:
-            along[label], places = _read(model, val, label, tokens, config, direction)
-            at_layer.append(places)
-        points, explained, cosines = principal_plane(torch.cat(at_layer), direction.vector.double())
-        harmful, harmless = points.split([len(part) for part in at_layer])
-        found = {
-            "position": direction.position,
-            "layer": direction.layer,
-            "along": along,
-            "plane": {"harmful": harmful.tolist(), "harmless": harmless.tolist()},
-            "explained": explained,
-            "cosines": cosines,
+    name = "projections"
+
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """The validation prompts of both classes."""
+        return (Read(2 * plan.config.n_val, plan.lengths.val),)
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """Leave them in ``projections.json``, for the report."""
+        path, config, val = run.folder.path / "projections.json", run.config, self.asked.prompts.val
+        direction = run.direction
+        inputs = {
+            "direction": run.direction_hash,
+            "tokens": run.refusal_tokens.ids,
+            "val": prompts_hash([*val.harmful, *val.harmless]),
+            "n": config.n_val,
+            "filter": config.filter,
         }
-        write_json(path, finite(_rounded(found)))
 
-    folder.stage("projections", inputs, [path], work)
-    return read_projections(path)
+        def work() -> None:
+            along: dict[str, list[list[float]]] = {}
+            at_layer: list[Tensor] = []
+            for label in LABELS:
+                along[label], places = _read(run, val, label)
+                at_layer.append(places)
+            unit = direction.vector.double()
+            points, explained, cosines = principal_plane(torch.cat(at_layer), unit)
+            harmful, harmless = points.split([len(part) for part in at_layer])
+            found = {
+                "position": direction.position,
+                "layer": direction.layer,
+                "along": along,
+                "plane": {"harmful": harmful.tolist(), "harmless": harmless.tolist()},
+                "explained": explained,
+                "cosines": cosines,
+            }
+            write_json(path, finite(_rounded(found)))
+
+        self.do(run, "", inputs, [path], work, self.costs(run.plan))
+        read_projections(path)
+        return ()
 
 
 def principal_plane(
@@ -82,27 +88,23 @@ def principal_plane(
 
 
 def _read(
-    model: ChatModel,
-    val: PromptPair,
-    label: Label,
-    tokens: RefusalTokens,
-    config: RunConfig,
-    direction: Direction,
+    run: Run, val: PromptPair, label: Label
 ) -> tuple[list[list[float]], Float[Tensor, "prompt d_model"]]:
     """Of the prompts of a class that count in the selection: components by layer, and where they
     are at the layer.
     """
+    config, direction = run.config, run.direction
     unit = direction.vector.double()
     along: list[list[float]] = []
     places: list[Tensor] = []
     for prompt, metric, activation in run_pool(
-        model,
+        run.model,
         getattr(val, label),
-        tokens,
+        run.refusal_tokens,
         config.n_val,
         config.filter,
         f"project {label}",
-        model.sites.n_layers,
+        run.model.sites.n_layers,
         True,
     ):
         if activation is not None and (not config.filter or passes(prompt.label, metric)):

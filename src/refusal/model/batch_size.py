@@ -26,6 +26,8 @@ BUSY_ROWS = {"cpu": 128, "mps": 128, "cuda": 512}
 FEWEST_TOKENS = 256
 # tokens at once, about, whose logits are all looked at: each needs a row of the vocabulary
 MOST_SCORED = 2048
+FORCED_TOKENS = 1024  # likewise where each token's row is kept, a few of them in float64:
+FORCED_CHUNK = 64
 SHARE = 0.25  # of the free memory, for activations or for a cache
 # glibc's malloc.h, and what its own adaptive thresholds end up at
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3

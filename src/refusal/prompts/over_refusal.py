@@ -24,6 +24,17 @@ SETS: dict[str, dict[str, tuple[str, Label]]] = {
 }
 
 
+def halves(name: str) -> tuple[str, ...]:
+    """What the halves of a set are called.
+
+    Raises:
+        ConfigError: unknown set.
+    """
+    if name not in SETS:
+        raise ConfigError(f"Unknown over-refusal set {name!r}. Use {' or '.join(SETS)}.")
+    return tuple(SETS[name])
+
+
 def load_over_refusal(
     name: str,
     *,
@@ -42,10 +53,9 @@ def load_over_refusal(
         ConfigError: unknown set.
         PromptError: its file is missing, cannot be downloaded, or is not the pinned one.
     """
-    if name not in SETS:
-        raise ConfigError(f"Unknown over-refusal set {name!r}. Use {' or '.join(SETS)}.")
     found = {}
-    for half, (source, label) in SETS[name].items():
+    for half in halves(name):
+        source, label = SETS[name][half]
         rows = read_source(source, data_dir)
         prompts = [
             Prompt(f"{half}-{i}", text, label, category) for i, (text, category) in enumerate(rows)

@@ -11,7 +11,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,12 +26,13 @@ from refusal.core.errors import RunFolderError
 from refusal.core.records import Prompt, PromptSplits
 from refusal.core.secrecy import shown_arguments
 from refusal.core.storage import file_sha256, remove, write_blocks, write_json, write_toml
+from refusal.core.work import Work
 from refusal.model.batch_size import free_memory
 from refusal.model.chat_model import ChatModel
+from refusal.model.memory import Memory, memory_of, room_of
 from refusal.model.sizes import active_parameters
-from refusal.pipeline.costs.memory import Memory, stage_memory
 from refusal.runs.files import FORMAT, read_manifest
-from refusal.runs.identity import digest, model_identity, program, stage_version
+from refusal.runs.identity import digest, model_identity, program
 from refusal.weights.same_weights import files_hash_of
 
 # Files that are worth something and would be replaced; without a manifest beside them nobody knows
@@ -47,6 +49,26 @@ RESULTS = (
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A piece of work whose result is kept.
+
+    Attributes:
+        name: unique in a run; its first word is the stage's.
+        version: of the program's results at this stage.
+        inputs: all that the result depends on, beside model and program; JSON.
+        outputs: files that ``work`` writes.
+        costs: what it reads and writes; empty where no model is run.
+    """
+
+    name: str
+    version: str
+    inputs: Mapping[str, Any]
+    outputs: Sequence[Path]
+    work: Callable[[], None]
+    costs: Sequence[Work] = ()
+
+
 class RunFolder:
     """A run folder and its manifest.
 
@@ -58,7 +80,6 @@ class RunFolder:
         self.path = path
         self.manifest: dict[str, Any] = {}
         self.model: ChatModel | None = None
-        self.config: RunConfig | None = None
         self.earlier_options: bytes | None = None
         self.price: float | None = None
         self.active_parameters, self.devices = 0, 1
@@ -94,7 +115,7 @@ class RunFolder:
         Args:
             loaded: the model was loaded for this run by the config's name, and not changed since.
         """
-        self.model, self.config, self.price = model, config, config.price_per_device_hour
+        self.model, self.price = model, config.price_per_device_hour
         self.active_parameters, self.devices = (
             active_parameters(model.hf),
             parallel.processes() * _devices(model),
@@ -177,72 +198,62 @@ class RunFolder:
             f"{ours['weight_hash'][:8]}). Give another --out."
         )
 
-    def stage(
-        self, name: str, inputs: dict[str, Any], outputs: Sequence[Path], work: Callable[[], None]
-    ) -> None:
-        """Do ``work`` unless it was done with the same inputs and its outputs are there,
-        unchanged.
-        """
+    def do(self, step: Step) -> None:
+        """Do a step, unless it was done with these inputs and its outputs are there, unchanged."""
         assert self.model is not None
-        identity = {
-            **self.manifest["model"],
-            "name": None,
-            "revision": None,
-        }  # what it is called does not change what it computes
-        key = digest([FORMAT, name, stage_version(name), identity, inputs])
+        # What the model is called does not change what it computes.
+        identity = {**self.manifest["model"], "name": None, "revision": None}
+        name = step.name
+        key = digest([FORMAT, name, step.version, identity, step.inputs])
         done = self.manifest["stages"].get(name)
-        if parallel.decided(
-            lambda: (
-                isinstance(done, dict)
-                and done.get("inputs") == key
-                and self._untouched(name, done, outputs)
-            )
-        ):
+
+        def finished() -> bool:
+            same = isinstance(done, dict) and done.get("inputs") == key
+            return same and self._untouched(name, done, step.outputs)
+
+        if parallel.decided(finished):
             log.info("%s: reused from %s", name, self.path)
             return
-        if (
-            name != "evaluate"
-        ):  # the rates never stand beside a direction or completions that are not theirs
+        if name != "evaluate":  # no rates beside a direction or completions that are not theirs
             remove(self.path / "metrics.json")
             remove(self.path / "report.html")
-        need = self._need(name)
+        need = self._need(step)
         tokens, start = self.model.forward_tokens, time.perf_counter()
-        work()
+        step.work()
         parallel.wait()
+        read = parallel.total(self.model.forward_tokens - tokens)
+        direction = step.inputs.get("direction")  # kept, so that one can see whose the files are
         self.manifest["stages"][name] = {
             "inputs": key,
             "program": program(),
-            "files": {path.name: file_sha256(path) for path in outputs},
-            **self._spent(
-                parallel.total(self.model.forward_tokens - tokens), time.perf_counter() - start
-            ),
+            "files": {path.name: file_sha256(path) for path in step.outputs},
+            **self._spent(read, time.perf_counter() - start),
             "needed_memory_bytes": None if need is None else need.total,
             "peak_memory_bytes": _peak_memory(self.model),
-            **{
-                key: inputs[key] for key in ("direction",) if inputs.get(key)
-            },  # so that one can see whose it is
+            **({"direction": direction} if direction else {}),
         }
         self.save()
 
-    def _need(self, name: str) -> Memory | None:
-        """What a stage will hold in memory, said before it starts; more than is free is worth a
+    def _need(self, step: Step) -> Memory | None:
+        """What a step will hold in memory, said before it starts; more than is free is worth a
         warning.
         """
         assert self.model is not None
-        assert self.config is not None
-        need = stage_memory(self.model, self.config, name)
-        if need is not None:
-            free = free_memory(self.model.device)
-            parts = ", ".join(
-                f"{part} {_gb(getattr(need, part))}" for part in ("activations", "cache", "logits")
-            )
-            text = (
-                f"{name}: needs weights {_gb(need.weights)} (loaded), {parts}; {_gb(free)} are free"
-            )
-            if need.working > free:
-                log.warning("%s. Batches are halved when memory runs out.", text)
-            else:
-                log.info("%s", text)
+        need = memory_of(step.costs, room_of(self.model))
+        if need is None:
+            return None
+        free = free_memory(self.model.device)
+        parts = (
+            f"{part} {_gb(getattr(need, part))}" for part in ("activations", "cache", "logits")
+        )
+        text = (
+            f"{step.name}: needs weights {_gb(need.weights)} (loaded), {', '.join(parts)}; "
+            f"{_gb(free)} are free"
+        )
+        if need.working > free:
+            log.warning("%s. Batches are halved when memory runs out.", text)
+        else:
+            log.info("%s", text)
         return need
 
     def _spent(self, tokens: int, seconds: float) -> dict[str, float | int]:

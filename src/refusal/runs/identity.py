@@ -17,21 +17,6 @@ from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import PROBES
 from refusal.model.generation import end_tokens
 
-# By the first word of a stage's name. Raise a number when the same inputs give that stage other
-# results than before; what is made of its files follows by their hashes. Verdicts and rates need
-# none: see ``program``.
-RESULTS = {
-    "tokens": 1,
-    "extract": 1,
-    "select": 1,
-    "projections": 1,
-    "controls": 1,
-    "generate": 1,
-    "drift": 1,
-    "capability": 1,
-    "seed": 1,
-    "judge": 1,
-}
 # Of a config: where it comes from and who wrote it, which change nothing that is computed.
 VOLATILE = frozenset(
     ("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "refusal")
@@ -67,12 +52,6 @@ def model_identity(model: ChatModel) -> dict[str, Any]:
             ]
         ),
     }
-
-
-def stage_version(stage: str) -> str:
-    """Of the program's results at a stage; the rates are made again by every new program."""
-    kind = stage.split()[0]
-    return program() if kind == "evaluate" else str(RESULTS[kind])
 
 
 @cache

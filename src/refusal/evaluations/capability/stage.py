@@ -8,8 +8,8 @@ the same.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,96 +18,116 @@ from refusal.config.run_config import RunConfig
 from refusal.core.direction import Direction
 from refusal.core.records import Metric, finite, to_json
 from refusal.core.storage import file_sha256, write_json, write_jsonl
+from refusal.core.work import Score, Work, Write
 from refusal.evaluations.capability.rates import capability_metrics
 from refusal.evaluations.capability.results import TaskRun, file_name, read_task_run
 from refusal.evaluations.capability.run import load_benchmarks, run_benchmark
-from refusal.evaluations.capability.tasks import Benchmark
+from refusal.evaluations.capability.tasks import Benchmark, Spec
 from refusal.interventions.conditions import BASELINE, STOPPING, interventions_for
-from refusal.model.chat_model import ChatModel
-from refusal.runs.folder import RunFolder
+from refusal.runs.stage import Asked, Plan, Run, Stage
 
+CONTROLS = 2  # controls that are no random directions
+# Of a benchmark's item, for estimates: counted on MMLU, ARC and GSM8K.
+ITEM_TOKENS = 90.0  # of a question with its choices, or of a worked example
+CHOICES, CHOICE_TOKENS = 4, 6.0
+SHOTS = 0  # worked examples, where the task is not asked for with a number
+ANSWER_TOKENS = 256  # lm-eval's longest written answer
+WRITTEN_TASKS = ("gsm8k", "drop", "triviaqa", "ifeval", "minerva", "bbh", "humaneval", "mbpp")
 log = logging.getLogger(__name__)
 
 
-def benchmarks_for(config: RunConfig) -> tuple[Benchmark, ...]:
-    """The benchmarks that a configuration names; before anything slow, so that a wrong name stops a
-    run at once.
+class Capability(Stage):
+    """Every benchmark under the direction's conditions and those of its controls."""
 
-    Raises:
-        ConfigError: lm-eval is not installed, an unknown task, or data that are missing or
-            malformed.
-    """
-    return load_benchmarks(
-        config.tasks, Path(config.data_dir).expanduser() if config.data_dir is not None else None
-    )
+    name = "capability"
 
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        self.benchmarks = _benchmarks(asked.config)
 
-@dataclass(frozen=True)
-class Capability:
-    """The benchmarks of a run, with the direction and its controls."""
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """The items of every benchmark, once a condition. How many there are is looked up in the
+        data, unless the options say.
+        """
+        config = plan.config
+        specs = [Spec.parse(text) for text in dict.fromkeys(config.tasks)]
+        if all(spec.items or config.n_items for spec in specs):
+            sized = [(spec, spec.items or config.n_items or 0) for spec in specs]
+        else:
+            sized = [(b.spec, b.n_items(config.n_items)) for b in _benchmarks(config)]
+        controls = config.controls + CONTROLS if config.controls else 0
+        found: list[Work] = []
+        for spec, n in sized:
+            some = len(STOPPING) * controls * min(n, config.n_control)
+            found.append(_work((1 + len(STOPPING)) * n + some, spec, plan))
+        return found
 
-    folder: RunFolder
-    config: RunConfig
-    model: ChatModel
-    direction: Direction
-    controls: Mapping[str, Direction]
-    benchmarks: tuple[Benchmark, ...]
-
-    def metrics(self) -> tuple[Metric, ...]:
-        """Every task under every condition, run where it was not yet."""
-        found: list[Metric] = []
+    def work(self, run: Run) -> Iterable[Metric]:
+        """Run what was not run yet."""
         for benchmark in self.benchmarks:
-            runs = {
-                condition: self._run(benchmark, condition, self.direction)
-                for condition in (BASELINE, *STOPPING)
-            }
-            if runs[BASELINE].items:  # else there is nothing to pair
-                controls = (
-                    (f"{name}-{action}", it)
-                    for action in STOPPING
-                    for name, it in self.controls.items()
-                )
-                runs |= {
-                    condition: self._run(benchmark, condition, it) for condition, it in controls
-                }
+            plain = (BASELINE, *STOPPING)
+            runs = {name: self._run(run, benchmark, name, run.direction) for name in plain}
+            if not runs[BASELINE].items:  # there is nothing to pair
+                text = "%s gave no valid answer of the unmodified model: nothing is measured."
+                log.warning(text, benchmark.spec.text)
             else:
-                log.warning(
-                    "%s gave no valid answer of the unmodified model: nothing is measured.",
-                    benchmark.spec.text,
-                )
-            found += capability_metrics(runs)
-        return tuple(found)
+                for action in STOPPING:
+                    for name, control in run.controls.items():
+                        condition = f"{name}-{action}"
+                        runs[condition] = self._run(run, benchmark, condition, control)
+            yield from capability_metrics(runs)
 
-    def _run(self, benchmark: Benchmark, condition: str, direction: Direction) -> TaskRun:
-        rows = (
-            self.folder.path / "capability" / f"{file_name(benchmark.spec.text)}.{condition}.jsonl"
-        )
+    def _run(self, run: Run, benchmark: Benchmark, condition: str, direction: Direction) -> TaskRun:
+        config, folder = run.config, run.folder.path
+        rows = folder / "capability" / f"{file_name(benchmark.spec.text)}.{condition}.jsonl"
         about = rows.with_suffix(".json")
         control = condition not in (BASELINE, *STOPPING)
         of = "controls.safetensors" if control else "direction.safetensors"
-        limit, n = benchmark.spec.items or self.config.n_items, self.config.n_control
+        limit, n = benchmark.spec.items or config.n_items, config.n_control
         options: dict[str, Any] = {
             "limit": (n if limit is None else min(n, limit)) if control else limit,
-            "seed": self.config.seed,
-            "apply_chat_template": self.config.task_chat,
-            "max_gen_toks": self.config.task_tokens,
-            "exact": self.config.task_exact,
+            "seed": config.seed,
+            "apply_chat_template": config.task_chat,
+            "max_gen_toks": config.task_tokens,
+            "exact": config.task_exact,
         }
         inputs = {
             **options,
             "task": benchmark.spec.text,
             "files": benchmark.files,
             "lm_eval": version("lm_eval"),
-            "direction": None if condition == BASELINE else file_sha256(self.folder.path / of),
+            "direction": None if condition == BASELINE else file_sha256(folder / of),
         }
 
         def work() -> None:
             interventions = interventions_for(condition, direction)
-            done = run_benchmark(self.model, interventions, benchmark, **options, name=condition)
+            done = run_benchmark(run.model, interventions, benchmark, **options, name=condition)
             write_jsonl(rows, to_json(done.items))
             write_json(about, finite(to_json(replace(done, items=()))))
 
-        self.folder.stage(
-            f"capability {benchmark.spec.text}.{condition}", inputs, [rows, about], work
-        )
+        name = f"{benchmark.spec.text}.{condition}"
+        count = benchmark.n_items(options["limit"])
+        costs = [_work(count, benchmark.spec, run.plan)]
+        self.do(run, name, inputs, [rows, about], work, costs)
         return read_task_run(rows, about)
+
+
+def _benchmarks(config: RunConfig) -> tuple[Benchmark, ...]:
+    """The benchmarks that a configuration names.
+
+    Raises:
+        ConfigError: lm-eval is not installed, an unknown task, or data that are missing or
+            malformed.
+    """
+    folder = Path(config.data_dir).expanduser() if config.data_dir is not None else None
+    return load_benchmarks(config.tasks, folder)
+
+
+def _work(items: float, spec: Spec, plan: Plan) -> Work:
+    """So many items of a task: answers are written where it asks for text, else scored."""
+    shots = SHOTS if spec.shots is None else spec.shots
+    if spec.name.startswith(WRITTEN_TASKS):
+        new = plan.config.task_tokens or ANSWER_TOKENS
+        return Write(items, new, ITEM_TOKENS * (1 + shots))
+    return Score(items * (ITEM_TOKENS * (1 + shots) + CHOICES * CHOICE_TOKENS))

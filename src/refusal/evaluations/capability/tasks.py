@@ -66,6 +66,11 @@ class Benchmark:
     groups: dict[str, Any]
     files: dict[str, str]
 
+    def n_items(self, limit: int | None = None) -> int:
+        """How many items are run: all, or those asked for with the task or by ``limit``."""
+        there = sum(len(task.eval_docs) for task in self.tasks.values())
+        return min(there, self.spec.items or limit or there)
+
 
 def load_task(spec: Spec, data_dir: Path | None) -> Benchmark:
     """Build lm-eval's tasks, with data from ``data_dir`` where it holds them and from the hub

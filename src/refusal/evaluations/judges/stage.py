@@ -11,7 +11,7 @@ are asked again. Which those were, and what the judge has cost, is in ``manifest
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -25,6 +25,7 @@ from refusal.core.progress import task
 from refusal.core.records import Completion, Metric, to_json
 from refusal.core.stats import Accuracy
 from refusal.core.storage import append_jsonl, write_json, write_jsonl
+from refusal.core.work import Ask, Read, Work
 from refusal.evaluations.judges.agreement import Agreement, agreement
 from refusal.evaluations.judges.calibration import read_calibration
 from refusal.evaluations.judges.endpoint import EndpointJudge
@@ -34,20 +35,78 @@ from refusal.evaluations.judges.make import make_judges
 from refusal.evaluations.judges.protocol import Judge, Judgement
 from refusal.evaluations.judges.rates import judge_metrics
 from refusal.evaluations.judges.reading import match_judgements, read_judgements, unjudged
+from refusal.evaluations.refusal.generate import sizes_of
+from refusal.evaluations.refusal.pairs import actions_on, completions_of, plain_pairs
 from refusal.evaluations.refusal.rates import accuracy_metrics
 from refusal.runs.folder import RunFolder
-from refusal.runs.identity import digest, stage_version
+from refusal.runs.identity import digest
+from refusal.runs.stage import Asked, Plan, Run, Stage
 
 Completions = Mapping[tuple[str, str], Sequence[Completion]]  # by (set, condition)
 DETECTOR = "detector"
+RUBRIC_TOKENS, ANSWER_TOKENS = 400, 60  # of a question beside the completion; of an answer
 MANY_FAILED = 0.2  # of a judge's judgements: worth a warning
 
 log = logging.getLogger(__name__)
 
 
+class Judging(Stage):
+    """Further judges of the completions; the built-in detector's verdict every one has anyway."""
+
+    name = "judge"
+
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        self.judges = judges_for(asked.config)
+
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """One question for each completion, by a server or another model; what the run's own model
+        judges is read by it.
+        """
+        config = plan.config
+        n = sum(rows * (1 + len(actions_on(name))) for name, rows in sizes_of(plan).items())
+        answer = plan.lengths.begins + plan.lengths.test + config.max_new_tokens
+        found: list[Work] = []
+        for spec in dict.fromkeys(config.judges):
+            if spec == LOCAL:
+                found.append(Read(n, answer))
+            elif spec.startswith("endpoint-"):
+                found.append(_asked(config, n, RUBRIC_TOKENS + answer))
+            elif not spec.startswith(("labels", "substring", DETECTOR)):
+                found.append(Ask(n, RUBRIC_TOKENS + answer, 1))
+        return found
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """What every judge says of every set and condition, and how far the judges agree.
+
+        Raises:
+            JudgeError: an endpoint cannot be asked; what was judged until then stays.
+        """
+        if not self.judges:
+            return ()
+        completions = completions_of(run, plain_pairs(self.asked.measured))
+        return judge_all(run.folder, run.config, self.judges, completions)
+
+
+def judge_all(
+    folder: RunFolder, config: RunConfig, judges: Mapping[str, Judge], completions: Completions
+) -> tuple[Metric, ...]:
+    """Judge the completions of a run, those that were not judged yet."""
+    return _AtWork(folder, config, judges).metrics(completions)
+
+
+def _asked(config: RunConfig, n: int, read: float) -> Ask:
+    """The questions to an endpoint, with what they cost where both prices are given."""
+    price_in, price_out = config.judge_price_in, config.judge_price_out
+    if price_in is None or price_out is None:
+        return Ask(n, read, ANSWER_TOKENS)
+    price = n * (read * price_in + ANSWER_TOKENS * price_out) / 1e6
+    return Ask(n, read, ANSWER_TOKENS, price)
+
+
 def judges_for(config: RunConfig) -> dict[str, Judge]:
-    """The judges that a configuration names, by that; the built-in detector's verdicts every
-    completion has anyway.
+    """The judges that a configuration names, by that.
 
     Raises:
         UsageError: an unknown judge, or one that cannot be had.
@@ -63,7 +122,7 @@ def judges_for(config: RunConfig) -> dict[str, Judge]:
 
 
 @dataclass(frozen=True)
-class Judging:
+class _AtWork:
     """The judges of a run at work on its completions."""
 
     folder: RunFolder
@@ -71,13 +130,7 @@ class Judging:
     judges: Mapping[str, Judge]
 
     def metrics(self, completions: Completions) -> tuple[Metric, ...]:
-        """What every judge says of every set and condition, and how far the judges agree.
-
-        Raises:
-            JudgeError: an endpoint cannot be asked; what was judged until then stays.
-        """
-        if not self.judges:
-            return ()
+        """What every judge says of every set and condition, and how far the judges agree."""
         found: list[Metric] = []
         said: dict[str, list[Judgement]] = {DETECTOR: _verdicts(completions)}
         kinds = {DETECTOR: "refusal", **{judge.name: judge.kind for judge in self.judges.values()}}
@@ -170,7 +223,7 @@ class Judging:
         if isinstance(judge, LocalSafetyJudge):
             asked += [judge.identity, [row.verdict for row in rows]]
         completions = [[row.prompt_id, row.prompt, row.completion] for row in rows]
-        return digest([stage_version("judge"), asked, _files_of(spec), completions])
+        return digest([str(Judging.version), asked, _files_of(spec), completions])
 
 
 def check_judged(folder: RunFolder, judges: Mapping[str, Judge]) -> None:

@@ -1,14 +1,15 @@
-"""What a model needs in memory and a run in time, from the model's config alone: no weights are
+"""What a run should take in memory, time and money, from the model's config alone: no weights are
 read.
 
-A prompt token costs two operations for each weight that it meets (a mixture's token meets its
-active experts only), and the traffic of its activations. A step of completions costs one product of
-all weights with as many rows as are still going, and reading their keys and values. How many tokens
-a stage reads was counted on real runs (their ``manifest.json`` has it); how long prompts are, the
-tokenizer says; how fast a device is, ``speed``.
+Each stage counts what it reads and writes (``core.work``); here is what that costs on a device. A
+prompt token costs two operations for each weight that it meets (a mixture's token meets its active
+experts only), and the traffic of its activations. A step of completions costs one product of all
+weights with as many rows as are still going, and reading their keys and values. How long prompts
+are, the tokenizer says; how fast a device is, ``speed``.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,48 +17,43 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from refusal.config.run_config import RunConfig
 from refusal.core.errors import ConfigError
-from refusal.model.batch_size import free_memory, rows_that_fit, tokens_that_fit
-from refusal.model.chat_template import find_format, render, tokenize
+from refusal.core.work import Ask, Force, Read, Score, Search, Work, Write
+from refusal.model.batch_size import free_memory
+from refusal.model.chat_template import find_format
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import auto_class, loading, resolve
+from refusal.model.memory import Room, memory_of, room_on, weights_of
 from refusal.model.placement import find_device, find_dtype
 from refusal.model.sizes import ModelSize, activation_bytes, size_of
-from refusal.pipeline.costs import memory
+from refusal.pipeline.costs.lengths import lengths_of
 from refusal.pipeline.costs.speed import DEVICES, Speed, measure_speed
-from refusal.prompts.load import load_prompts
+from refusal.pipeline.run import prompts_of
+from refusal.pipeline.stages import ALL
+from refusal.runs.stage import Plan
 
-# of a one-line instruction with its template, once what prompts begin with in common is read once
-PROMPT_TOKENS = 20.0
-DRAWN = 1.4  # prompts read for each that passes the filter
 WRITTEN = 0.7  # of the tokens that a completion may have: many end early
-POSITIONS = 5  # tokens after the instruction: that many candidates a layer
-# of a triple loop's tokens: early exit, and induce starts in the middle (docs/performance.md)
-SCORED = 0.07
-LOOKED = 12.0  # prompts for each candidate besides: what it takes to see that it fails
 TRAFFIC = 3.0  # times that the activations of a block go to memory and back
-COPIED = (
-    3.0  # times that keys and values go to memory and back in a step: they grow by being copied
-)
-LOOKS = 3.0  # passes for each candidate
+COPIED = 3.0  # times that keys and values go to memory and back in a step: they grow by copying
 FORCING = 2.0  # times the cost of reading, where every token's logits are needed, in float64
-JUDGED = 48  # completions that choose the refusal tokens
-MATCHED = 200  # prompts of the matched pairs
-SAMPLE = 64  # prompts of a class whose length is looked at
 SHARING = 0.9  # of the time that several processes would save if none ever waited (docs/scale.md)
 SPLITTING = 0.6  # likewise where each has a part of every weight: they meet after every sublayer
 RUNTIME = 750_000_000  # Python, torch, transformers, and what loading leaves behind
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Tokens of a training, validation and test prompt beside what all begin with, which is
-    ``begins`` tokens long.
+class Machine:
+    """Devices of one kind that share a run.
+
+    Attributes:
+        speed: of one. kind: ``cpu``, ``cuda`` or ``mps``; how much runs at once depends on it.
+        room: bytes of each. count: how many. price: of one for an hour.
     """
 
-    train: float = PROMPT_TOKENS
-    val: float = PROMPT_TOKENS
-    test: float = PROMPT_TOKENS
-    begins: float = PROMPT_TOKENS
+    speed: Speed
+    kind: str = "cpu"
+    room: float = math.inf
+    count: int = 1
+    price: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,8 @@ class Estimate:
             each; or one, whose model is spread over ``devices``, of which one works at a time.
         fits: whether a device's memory, or that of all together, is enough.
         split: every device holds a part of every weight (``tp_plan``), and all work at once.
-        cost: where a price is given, in its currency.
+        cost: of the devices and of judges that are paid, in the currency of the prices given.
+        asked: questions to servers and other models by stage, whose time is not counted.
     """
 
     weights_bytes: int
@@ -81,6 +78,7 @@ class Estimate:
     fits: bool = True
     split: bool = False
     cost: float | None = None
+    asked: dict[str, int] | None = None
 
     @property
     def total_seconds(self) -> float:
@@ -88,45 +86,140 @@ class Estimate:
         return sum(self.seconds.values())
 
 
-def estimate_on(
-    size: ModelSize,
-    config: RunConfig,
-    speed: Speed,
-    kind: str,
-    room: int | float,
-    count: int,
-    price: float | None,
-    lengths: Lengths | None = None,
-) -> Estimate:
-    """A run on ``count`` devices with ``room`` bytes each: a copy of the model on each if it fits,
-    else one over all.
+def estimate(size: ModelSize, plan: Plan, machine: Machine) -> Estimate:
+    """A run on a machine: a copy of the model on each device if it fits, else one over all.
 
     With ``tp_plan`` in the configuration every device holds a part of every weight, whether a copy
     would fit or not.
 
-    Args:
-        kind: ``cpu``, ``cuda`` or ``mps``: how much runs at once depends on it.
-        price: of a device for an hour.
+    Raises:
+        ConfigError: a stage cannot be counted.
     """
-    split = config.tp_plan is not None and count > 1
+    count, split = machine.count, plan.config.tp_plan is not None and machine.count > 1
+    work = _by_stage(plan)
     if split:  # each device has a part of every product, but as many of them to start
-        speed = speed.times(count * SPLITTING)
-    one = estimate(size, config, speed, kind, lengths, room, count if split else 1)
-    shared = one.fits and not split
-    if (
-        not split and not one.fits
-    ):  # spread over the devices: together they hold it, one at a time works
-        one = estimate(size, config, speed, kind, lengths, room * count)
-    faster = count * SHARING if shared and count > 1 else 1.0
-    seconds = {name: value / faster for name, value in one.seconds.items()}
+        faster = machine.speed.times(count * SPLITTING)
+        one = _alone(size, plan, work, replace(machine, speed=faster), count)
+    else:
+        one = _alone(size, plan, work, machine)
+    shared = not split and one.fits
+    if not split and not one.fits:  # over all devices: together they hold it, one at a time works
+        one = _alone(size, plan, work, replace(machine, room=machine.room * count))
+    saved = count * SHARING if shared and count > 1 else 1.0
+    seconds = {name: value / saved for name, value in one.seconds.items()}
+    paid = [ask.price for asked in work.values() for ask in _asks(asked) if ask.price is not None]
+    cost = sum(paid) if paid else None
+    if machine.price is not None:
+        cost = (cost or 0.0) + machine.price * count * sum(seconds.values()) / 3600
     return replace(
         one,
         seconds=seconds,
         devices=count,
         processes=count if shared or split else 1,
         split=split,
-        cost=None if price is None else price * count * sum(seconds.values()) / 3600,
+        cost=cost,
+        asked={
+            name: round(sum(ask.requests for ask in _asks(asked)))
+            for name, asked in work.items()
+            if _asks(asked)
+        },
     )
+
+
+def _by_stage(plan: Plan) -> dict[str, list[Work]]:
+    """The work of every stage that has some, in the order of a run."""
+    found: dict[str, list[Work]] = {}
+    for stage in ALL:
+        if costs := stage.costs(plan):
+            found.setdefault(stage.name, []).extend(costs)
+    return found
+
+
+def _asks(work: Sequence[Work]) -> list[Ask]:
+    return [one for one in work if isinstance(one, Ask)]
+
+
+def _alone(
+    size: ModelSize, plan: Plan, work: dict[str, list[Work]], machine: Machine, parts: int = 1
+) -> Estimate:
+    """In one process on one device that holds one of ``parts`` of the model.
+
+    Memory: the weights, the runtime, and the largest of what is held while loading from another
+    dtype and by the stages, whose batches are as large as the room allows.
+    """
+    config, kind = plan.config, machine.kind
+    itemsize = find_dtype(config.dtype, torch.device(kind)).itemsize
+    weights = weights_of(size, itemsize, config.quantize) // parts
+    free = max(0, machine.room - weights - RUNTIME)
+    part = replace(size, cache=size.cache // parts)
+    room = room_on(part, kind, itemsize, weights, free, config.batch_size)
+    need = memory_of([one for stage in work.values() for one in stage], room)
+    # A checkpoint in another dtype is mapped into main memory while it is converted.
+    mapped = kind == "cpu" and parts == 1 and size.stored != itemsize
+    converting = size.weights * size.stored - RUNTIME // 2 if mapped else 0
+    working = max(converting, 0 if need is None else need.working)
+    clock = _Clock(size, machine.speed, room, plan.lengths.begins)
+    seconds = {name: sum(map(clock.seconds, stage)) for name, stage in work.items()}
+    return Estimate(weights, weights + RUNTIME + working, seconds, fits=working <= free)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Seconds that work takes on a device; prompts begin with ``begins`` tokens in common."""
+
+    size: ModelSize
+    speed: Speed
+    room: Room
+    begins: float
+
+    def seconds(self, work: Work) -> float:
+        """Of one kind of work."""
+        match work:
+            case Read(prompts, length):
+                return self._prompts(prompts, length)
+            case Search(tokens, passes):
+                return self._pass(tokens, passes)
+            case Write(rows, new, length):
+                return self._written(rows, new, length)
+            case Force(tokens):
+                return FORCING * self._pass(tokens, max(1.0, tokens / self.room.tokens))
+            case Score(tokens):
+                return self._pass(tokens, max(1.0, tokens / self.room.tokens))
+        return 0.0  # asked of somebody else
+
+    @property
+    def _traffic(self) -> float:
+        """Seconds that the activations of a token take in a block."""
+        size = self.size
+        each = activation_bytes(size.d_model, size.inner, self.room.itemsize)
+        return TRAFFIC * each / self.speed.bandwidth
+
+    def _pass(self, tokens: float, passes: float) -> float:
+        """So many tokens in so many passes."""
+        some, each = tokens / passes, self.size.active / self.size.layers
+        block = self.speed.read(some)
+        if block is None:
+            block = some * (2 * each / self.speed.flops + self._traffic) + self.speed.block
+        return passes * self.size.layers * block
+
+    def _prompts(self, n: float, length: float) -> float:
+        """At least a pass for each class, and each reads what all begin with."""
+        passes = max(2, n * length / self.room.tokens)
+        return self._pass(n * length + passes * self.begins, passes)
+
+    def _written(self, rows: float, new: int, length: float) -> float:
+        """Prompts, then step after step for the rows that are still going."""
+        size, speed = self.size, self.speed
+        batches = max(1.0, rows / self.room.rows(2 * math.ceil(length) + new))
+        going = max(1.0, WRITTEN * rows / batches)
+        kept = going * (length + new / 2) * size.cache * self.room.itemsize
+        block = speed.write(going)
+        if block is None:
+            each = size.active / size.layers
+            block = each * speed.step(going) + going * self._traffic + speed.block
+        step = size.layers * block + size.head * speed.step(going)
+        step += COPIED * kept / speed.bandwidth
+        return self._prompts(rows, length) + batches * new * step
 
 
 def model_outline(name: str, revision: str | None = None) -> PreTrainedModel:
@@ -143,8 +236,8 @@ def model_outline(name: str, revision: str | None = None) -> PreTrainedModel:
     return model
 
 
-def prompt_lengths(config: RunConfig) -> Lengths:
-    """How long the prompts of a configuration are for its model's tokenizer.
+def plan_of(config: RunConfig, layers: int) -> Plan:
+    """What is known of a run: its prompts are read and measured with its model's tokenizer.
 
     Raises:
         PromptError: a prompt file cannot be used.
@@ -152,98 +245,34 @@ def prompt_lengths(config: RunConfig) -> Lengths:
         ChatTemplateError: no chat template, or it rejects the system prompt.
     """
     with loading(config.model):
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolve(config.model), **hub_options(config.revision)
-        )
-    begins = float(len(find_format(tokenizer, config.system).prefix))
-    prompts = load_prompts(
-        config.prompts,
-        seed=config.seed,
-        dedup=config.dedup,
-        data_dir=config.data_dir,
-        column=config.column,
-        system=config.system,
-    )
-    found = []
-    for pair in (prompts.train, prompts.val, prompts.test):
-        texts = [prompt.text for prompt in (*pair.harmful[:SAMPLE], *pair.harmless[:SAMPLE])]
-        tokens = [
-            len(tokenize(tokenizer, render(tokenizer, text, config.system))) - begins
-            for text in texts
-        ]
-        found.append(sum(tokens) / max(1, len(tokens)))
-    return Lengths(found[0], found[1], found[2], begins)
+        options = hub_options(config.revision)
+        tokenizer = AutoTokenizer.from_pretrained(resolve(config.model), **options)
+    begins = len(find_format(tokenizer, config.system).prefix)
+    lengths = lengths_of(tokenizer, config.system, prompts_of(config), begins)
+    return Plan(config, layers, lengths)
 
 
-def estimate(
-    size: ModelSize,
-    config: RunConfig,
-    speed: Speed,
-    device: str = "cpu",
-    lengths: Lengths | None = None,
-    room: int | float = math.inf,
-    parts: int = 1,
-) -> Estimate:
-    """Memory and time of a run in one process on a device with ``room`` bytes that holds one of
-    ``parts`` of the model.
-
-    Memory: the weights, the runtime, and the largest of what is held while loading from another
-    dtype and by the stages (``memory``), whose batches are as large as the room allows. Time: see
-    the module; a stage's tokens are stated above as constants.
-    """
-    lengths = lengths if lengths is not None else Lengths()
-    itemsize = find_dtype(config.dtype, torch.device(device)).itemsize
-    weights = memory.weights_of(size, itemsize, config.quantize) // parts
-    part = replace(size, cache=size.cache // parts)
-    length = int(2 * lengths.test) + config.max_new_tokens
-    free, drift = max(0, room - weights - RUNTIME), config.drift_tokens > 0
-    tokens = tokens_that_fit(device, free, activation_bytes(size.d_model, size.inner, itemsize))
-    rows = rows_that_fit(device, free, length * part.cache * itemsize)
-    rows = min(rows, config.batch_size or rows)
-    reading = memory.reading(part, weights, itemsize, tokens)
-    if device == "cpu":  # elsewhere what selection keeps is in main memory
-        reading = memory.choosing(part, reading, itemsize, config.n_val * lengths.val, config.n_val)
-    stages = [
-        reading,
-        memory.writing(part, weights, itemsize, min(rows, config.n_test), length),
-        *(
-            [memory.forcing(part, weights, itemsize, memory.forced_tokens(config, lengths.test))]
-            if drift
-            else []
-        ),
-    ]
-    # A checkpoint in another dtype is mapped into main memory while it is converted.
-    mapped = device == "cpu" and parts == 1 and size.stored != itemsize
-    converting = size.weights * size.stored - RUNTIME // 2 if mapped else 0
-    working = max(converting, *(stage.working for stage in stages))
-    seconds = _seconds(size, config, speed, itemsize, lengths, tokens, rows)
-    return Estimate(weights, weights + RUNTIME + working, seconds, fits=working <= free)
-
-
-def plan(config: RunConfig, count: int = 1) -> Estimate:
+def estimate_run(config: RunConfig, count: int = 1) -> Estimate:
     """The estimate of a configuration on ``count`` devices of the kind that its ``device`` names,
     or of this machine.
 
     Raises:
         ModelLoadError: the model's config or tokenizer cannot be read.
         PromptError: a prompt file cannot be used.
-        ConfigError: unknown device.
+        ConfigError: unknown device, or a benchmark that cannot be counted.
     """
-    outline, lengths = model_outline(config.model, config.revision), prompt_lengths(config)
+    outline = model_outline(config.model, config.revision)
+    size = size_of(outline, outline.config)
+    plan = plan_of(config, size.layers)
     if config.device in DEVICES:
         speed, room = DEVICES[config.device]
         kind = "cuda"
     else:
         device = _device_here(config.device)
-        speed, room, kind = (
-            measure_speed(device, config.dtype, outline),
-            free_memory(device),
-            device.type,
-        )
-    size = size_of(outline, outline.config)
-    return estimate_on(
-        size, config, speed, kind, room, count, config.price_per_device_hour, lengths
-    )
+        speed = measure_speed(device, config.dtype, outline)
+        room, kind = free_memory(device), device.type
+    machine = Machine(speed, kind, room, count, config.price_per_device_hour)
+    return estimate(size, plan, machine)
 
 
 def _device_here(name: str) -> torch.device:
@@ -253,80 +282,3 @@ def _device_here(name: str) -> torch.device:
         raise ConfigError(
             f"{error} Or name a kind that is known by its data sheet: {', '.join(DEVICES)}."
         ) from error
-
-
-def _seconds(
-    size: ModelSize,
-    config: RunConfig,
-    speed: Speed,
-    itemsize: int,
-    lengths: Lengths,
-    budget: int,
-    most: int,
-) -> dict[str, float]:
-    traffic = (
-        TRAFFIC * activation_bytes(size.d_model, size.inner, itemsize) / speed.bandwidth
-    )  # of a token in a block
-    each, head = size.active / size.layers, size.head  # parameters
-
-    def read(tokens: int | float, passes: int | float) -> float:
-        some = tokens / passes
-        block = speed.read(some)
-        if block is None:
-            block = some * (2 * each / speed.flops + traffic) + speed.block
-        return passes * size.layers * block
-
-    def read_prompts(n: int | float, length: float) -> float:
-        passes = max(
-            2, n * length / budget
-        )  # at least one a class, and each reads what all begin with
-        return read(n * length + passes * lengths.begins, passes)
-
-    def write(rows: int, new: int, prompt: float) -> float:
-        batches = max(1.0, rows / most)
-        going = max(1.0, WRITTEN * rows / batches)
-        kept = COPIED * going * (prompt + new / 2) * size.cache * itemsize / speed.bandwidth
-        block = speed.write(going)
-        if block is None:
-            block = each * speed.step(going) + going * traffic + speed.block
-        return read_prompts(rows, prompt) + batches * new * (
-            size.layers * block + head * speed.step(going) + kept
-        )
-
-    drawn = DRAWN if config.filter else 1.0
-    new, test = config.max_new_tokens, lengths.test
-    candidates = POSITIONS * len(
-        range(0, config.rule.eligible_layers(size.layers), config.layer_step)
-    )
-    literal = 3.0 * candidates * config.n_val * lengths.val
-    scored = literal if config.full_map else SCORED * literal + LOOKED * lengths.val * candidates
-    others = len(config.over_refusal) * 1.5  # XSTest has two halves
-    controls = config.controls + 2 if config.controls else 0
-    main = 6 * write(config.n_test, new, test)
-    sets = 3 * others * write(config.n_over_refusal, new, PROMPT_TOKENS)
-    some = min(config.n_control, config.n_test) * controls
-    answer = test + WRITTEN * new
-    texts = 3 * min(config.n_texts, config.n_test) + 2 * controls * min(
-        config.n_control, config.n_texts
-    )
-    others_texts = len(config.texts) * (
-        3 * config.n_texts + 2 * controls * min(config.n_control, config.n_texts)
-    )
-    drift = texts * answer + others_texts * config.text_tokens if config.drift_tokens else 0.0
-    chosen = not config.refusal_tokens
-    return {
-        "refusal tokens": write(JUDGED, 32, lengths.train) + read_prompts(JUDGED, lengths.train)
-        if chosen
-        else 0.0,
-        "extract": read_prompts(2 * drawn * config.n_train, lengths.train),
-        "select": read(scored, LOOKS * candidates)
-        + read_prompts(2 * drawn * config.n_val, lengths.val),
-        "projections": read_prompts(2 * config.n_val, lengths.val),
-        "generate": main + sets,
-        "controls": (4 + 2 * others) * write(some, new, test)
-        + read_prompts(2 * config.n_train, lengths.train)
-        + read_prompts(MATCHED, PROMPT_TOKENS)
-        if controls
-        else 0.0,
-        "drift": FORCING * read(drift, max(1.0, drift / budget)) if drift else 0.0,
-    }

@@ -13,7 +13,7 @@ from pathlib import Path
 from refusal.core.data_files import find_data_file
 from refusal.core.errors import PromptError
 from refusal.core.text_files import is_file, json_lines, read_user_text, user_path
-from refusal.evaluations.drift import ForcedText, answers, running_text
+from refusal.evaluations.drift.measure import ForcedText, answers, running_text
 from refusal.model.chat_model import ChatModel
 from refusal.prompts.columns import checked, read_prompt
 

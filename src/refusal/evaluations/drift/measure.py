@@ -23,14 +23,12 @@ from refusal.core.stats import Estimate, mean, ratio, ratio_change
 from refusal.directions.refusal_metric import kl_from, softmax64
 from refusal.evaluations.refusal.rates import metric, random_together
 from refusal.interventions.conditions import BASELINE
+from refusal.model.batch_size import FORCED_CHUNK, FORCED_TOKENS
 from refusal.model.chat_model import ChatModel
 from refusal.model.edits import Intervention
 from refusal.model.forward import Batch, read_from, share_batches
 from refusal.model.generation import thought_opened
 from refusal.model.thinking_tokens import as_written
-
-MOST_TOKENS = 1024  # at once: every predicted token needs a row of the vocabulary, in float64
-CHUNK = 64  # predicted tokens whose probabilities are computed at once
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def measure_drift(
         return out
 
     with task(f"drift: {name}", len(texts), "texts") as advance:
-        for prompts, out in share_batches(model, rows, run, MOST_TOKENS):
+        for prompts, out in share_batches(model, rows, run, FORCED_TOKENS):
             for condition, drifts in out.items():
                 found[condition].update(zip(prompts, drifts, strict=True))
     return {
@@ -178,9 +176,8 @@ def _drift(
     targets = torch.tensor(text.ids[text.start :])
     nats: list[float] = []
     kl: list[float] = []
-    for mine, theirs, target in zip(
-        logits.split(CHUNK), base.split(CHUNK), targets.split(CHUNK), strict=True
-    ):
+    chunks = (part.split(FORCED_CHUNK) for part in (logits, base, targets))
+    for mine, theirs, target in zip(*chunks, strict=True):
         p = softmax64(mine)
         nats += (
             (-p.gather(1, target.to(p.device)[:, None]).clamp_min(1e-300).log()).flatten().tolist()

@@ -1,0 +1,97 @@
+"""What a stage asks of a model, counted before it runs: time, memory and money are sums over it.
+
+A stage says which prompts it reads and what it writes; how long that takes and what it holds in
+memory depends on the model and the machine, which know nothing of stages.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Read:
+    """Prompts read once each for what follows their last token.
+
+    Attributes:
+        prompts: how many; ``length``: tokens of one, beside what all of them begin with.
+    """
+
+    prompts: float
+    length: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """Prompts read again and again, each time under another edit.
+
+    Attributes:
+        tokens: in all; ``passes``: through the model in all.
+        kept: tokens whose residual stream is kept for every block; ``kept_prompts``: prompts whose
+            next-token probabilities are kept.
+    """
+
+    tokens: float
+    passes: float
+    kept: float = 0.0
+    kept_prompts: int = 0
+
+
+@dataclass(frozen=True)
+class Write:
+    """Completions written side by side.
+
+    Attributes:
+        rows: how many; ``new``: tokens that each may have; ``length``: tokens of a prompt.
+    """
+
+    rows: float
+    new: int
+    length: float
+
+
+@dataclass(frozen=True)
+class Force:
+    """Texts read for the logits of each of their tokens, float64 a few at a time.
+
+    Attributes:
+        tokens: in all; ``together``: those that could be read at once.
+    """
+
+    tokens: float
+    together: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """Given answers read for their log-likelihoods. ``tokens``: in all."""
+
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Questions to a server or to another model, whose speed is not known here.
+
+    Attributes:
+        requests: how many; ``read``, ``written``: tokens of one.
+        price: money for all, where prices were given.
+    """
+
+    requests: float
+    read: float
+    written: float
+    price: float | None = None
+
+
+Work = Read | Search | Write | Force | Score | Ask
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a training, validation and test prompt beside what all begin with, which is
+    ``begins`` tokens long.
+    """
+
+    train: float = 20.0  # a one-line instruction with its template
+    val: float = 20.0
+    test: float = 20.0
+    begins: float = 20.0

@@ -1,0 +1,190 @@
+"""Drift as a stage of a run: on the model's own answers, and on the texts that are named.
+
+drift/<text>.<condition>.jsonl   nats and KL of every token
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from refusal.core.direction import Direction
+from refusal.core.errors import PromptError
+from refusal.core.records import Metric, to_json
+from refusal.core.storage import file_sha256, write_jsonl
+from refusal.core.strict_files import damaged, read_lines
+from refusal.core.work import Force, Work
+from refusal.evaluations.drift.measure import (
+    Drift,
+    ForcedText,
+    drift_metrics,
+    measure_drift,
+    own_answers,
+)
+from refusal.evaluations.drift.texts import Corpus, read_corpus
+from refusal.interventions.conditions import BASELINE, STOPPING, interventions_for
+from refusal.model.chat_model import ChatModel
+from refusal.model.contexts import check_rows
+from refusal.runs.files import read_completions
+from refusal.runs.stage import Asked, Plan, Run, Stage
+
+OWN_ANSWERS = "own-answers"
+WITH_CONTROLS = " with controls"  # how the step of a text's controls is told from the text's own
+TAKEN = (OWN_ANSWERS, "harmful", "harmless", "direction", "judges")  # sets of other metrics
+CONTROLS = 2  # controls that are no random directions
+WRITTEN = 0.7  # of the tokens that a completion may have: many end early
+log = logging.getLogger(__name__)
+
+
+class DriftStage(Stage):
+    """Cross-entropy and KL along texts under each condition and control."""
+
+    name = "drift"
+
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        config = asked.config
+        folder = Path(config.data_dir).expanduser() if config.data_dir is not None else None
+        files = list(dict.fromkeys(config.texts))
+        self.corpora = [read_corpus(file, config.n_texts, config.seed, folder) for file in files]
+        check_names([corpus.name for corpus in self.corpora], files)
+
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """Each text once a condition; of the controls' the first ones."""
+        config = plan.config
+        if config.drift_tokens == 0:
+            return ()
+        controls = len(STOPPING) * (config.controls + CONTROLS) if config.controls else 0
+        own = min(config.n_texts, config.n_test)
+        answer = plan.lengths.begins + plan.lengths.test + WRITTEN * config.max_new_tokens
+        found = [_forced(plan, own, answer, controls)]
+        return found + [_forced(plan, config.n_texts, config.text_tokens, controls)] * len(
+            dict.fromkeys(config.texts)
+        )
+
+    def check(self, model: ChatModel) -> None:
+        """Every text, as it will be cut, must fit into the model's context."""
+        tokens = self.asked.config.text_tokens
+        for corpus in self.corpora if self.asked.config.drift_tokens else ():
+            _check_corpus(model, corpus, tokens)
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """Measure what is not measured yet; KL over the first tokens only on own answers."""
+        if run.config.drift_tokens == 0:
+            return
+        for set_name, texts in self._texts(run):
+            if not texts:
+                text = "No drift is measured on %s: it has no text of two tokens or more."
+                log.warning(text, set_name)
+                continue
+            first = run.config.drift_tokens if set_name == OWN_ANSWERS else None
+            yield from drift_metrics(self._measured(run, set_name, texts), set_name, first)
+
+    def _texts(self, run: Run) -> Iterator[tuple[str, Sequence[ForcedText]]]:
+        path, tokens = run.folder.completions("harmless", BASELINE), run.config.text_tokens
+        baseline = read_completions(path)[: run.config.n_texts]
+        yield OWN_ANSWERS, own_answers(run.model, baseline, tokens)
+        for corpus in self.corpora:
+            yield corpus.name, corpus.forced(run.model, tokens)
+
+    def _measured(
+        self, run: Run, set_name: str, texts: Sequence[ForcedText]
+    ) -> dict[str, tuple[Drift, ...]]:
+        """Every text under the direction's own conditions, the first ``n_control`` under those of
+        the controls.
+        """
+        own = self._step(run, set_name, texts, dict.fromkeys(STOPPING, run.direction))
+        controls = {
+            f"{name}-{action}": control
+            for action in STOPPING
+            for name, control in run.controls.items()
+        }
+        if not controls:
+            return own
+        some = texts[: run.config.n_control]
+        return {**own, **self._step(run, f"{set_name}{WITH_CONTROLS}", some, controls)}
+
+    def _step(
+        self,
+        run: Run,
+        about: str,
+        texts: Sequence[ForcedText],
+        directions: dict[str, Direction],
+    ) -> dict[str, tuple[Drift, ...]]:
+        """All ``directions`` at once, by condition; the baseline's file is written with the
+        direction's own.
+        """
+        own = not about.endswith(WITH_CONTROLS)
+        set_name = about.removesuffix(WITH_CONTROLS)
+        folder, controls = run.folder.path / "drift", run.folder.path / "controls.safetensors"
+        conditions = [*([BASELINE] if own else []), *directions]
+        paths = {condition: folder / f"{set_name}.{condition}.jsonl" for condition in conditions}
+        inputs = {
+            "texts": [asdict(text) for text in texts],
+            "direction": run.direction_hash if own else file_sha256(controls),
+        }
+
+        def work() -> None:
+            edits = {
+                condition: interventions_for(condition, d) for condition, d in directions.items()
+            }
+            found = measure_drift(run.model, texts, edits, about)
+            for condition, path in paths.items():
+                write_jsonl(path, to_json(found[condition]))
+
+        read = sum(len(text.ids) for text in texts)
+        costs = [Force(read * (len(directions) + 1), read)]
+        self.do(run, about, inputs, list(paths.values()), work, costs)
+        return {condition: read_drift(path) for condition, path in paths.items()}
+
+
+def _forced(plan: Plan, n: int, length: float, controls: int) -> Force:
+    """``n`` texts under baseline, ablation and subtraction, the first of them under controls."""
+    some = min(plan.config.n_control, n)
+    return Force(((1 + len(STOPPING)) * n + controls * some) * length, n * length)
+
+
+def check_names(names: Sequence[str], files: Sequence[str]) -> None:
+    """Make sure that each file's results have a name of their own.
+
+    Raises:
+        PromptError: two are called the same, where case does not count either, or one like another
+            set.
+    """
+    taken = dict.fromkeys(TAKEN, "what is measured under that name anyway")
+    for name, file in zip(names, files, strict=True):
+        key = name.casefold().removesuffix(WITH_CONTROLS)
+        if key in taken:
+            raise PromptError(
+                f"The results of --texts {file} would be called {name!r}, like {taken[key]}. "
+                "Rename the file."
+            )
+        taken[key] = f"those of {file}"
+
+
+def _check_corpus(model: ChatModel, corpus: Corpus, tokens: int) -> None:
+    """Texts as they will be cut; the instruction before an answer is not."""
+    try:
+        texts = corpus.forced(model, tokens)
+        check_rows(model, [text.ids for text in texts], 0, [text.id for text in texts])
+    except PromptError as error:
+        raise PromptError(
+            f"{corpus.name}: {error} What is read of a text is limited with --text-tokens."
+        ) from error
+
+
+def read_drift(path: Path) -> tuple[Drift, ...]:
+    """The drift of one file.
+
+    Raises:
+        RunFolderError: it cannot be read, or a row is something else.
+    """
+    found = read_lines(path, Drift)
+    for number, row in enumerate(found, start=1):
+        if not row.nats or len(row.nats) != len(row.kl):
+            raise damaged(
+                path,
+                f"line {number}: {len(row.nats)} nats and {len(row.kl)} kl, not as many of both",
+            )
+    return found

@@ -1,0 +1,137 @@
+"""The same interventions with other directions of equal size: what they do is no merit of this one.
+
+controls.safetensors                          random, of shuffled labels, of matched pairs
+completions/<set>.<control>-<action>.jsonl    each completion with its verdict
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from refusal.core.direction import Direction
+from refusal.core.errors import DirectionError
+from refusal.core.records import Metric, to_json
+from refusal.core.storage import file_sha256, write_jsonl, write_tensors
+from refusal.core.valid import direction_fault
+from refusal.core.work import Read, Work, Write
+from refusal.directions.controls import control_directions
+from refusal.evaluations.refusal.completions import complete_controls
+from refusal.evaluations.refusal.generate import refresh_verdicts, sizes_of
+from refusal.evaluations.refusal.pairs import actions_on
+from refusal.prompts.load import matched_pairs
+from refusal.runs.folder import prompts_hash
+from refusal.runs.records import read_controls
+from refusal.runs.stage import Plan, Run, Stage
+
+MATCHED = 200  # prompts of the matched pairs
+FITTED = 2  # controls that are no random directions: shuffled labels, matched pairs
+
+
+class Controls(Stage):
+    """The control directions themselves."""
+
+    name = "controls"
+
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """Means over shuffled training prompts and over matched pairs."""
+        if plan.config.controls == 0:
+            return ()
+        pairs = Read(MATCHED, plan.lengths.begins)  # built-in one-line requests
+        return Read(2 * plan.config.n_train, plan.lengths.train), pairs
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """Make them once, and leave them in ``controls.safetensors``."""
+        config, train = run.config, self.asked.prompts.train
+        if config.controls == 0:
+            return ()
+        path = run.folder.path / "controls.safetensors"
+        inputs = {
+            "direction": run.direction_hash,
+            "n": config.controls,
+            "train": prompts_hash([*train.harmful, *train.harmless]),
+            "n_train": config.n_train,
+            "seed": config.seed,
+        }
+        measured = [prompt for pool in self.asked.measured.values() for prompt in pool]
+        pairs = matched_pairs(apart_from=measured)
+        if len(pairs.harmful) < len(matched_pairs().harmful):  # own prompts may be among them
+            inputs["matched"] = prompts_hash([*pairs.harmful, *pairs.harmless])
+
+        def work() -> None:
+            made = control_directions(
+                run.model,
+                run.direction,
+                train,
+                run.refusal_tokens,
+                n_random=config.controls,
+                n_train=config.n_train,
+                matched=pairs,
+                seed=config.seed,
+            )
+            about = {
+                name: json.dumps({"norm": d.norm, "seen": sorted(d.seen)})
+                for name, d in made.items()
+            }
+            write_tensors(path, {name: control.vector for name, control in made.items()}, about)
+
+        self.do(run, "", inputs, [path], work, self.costs(run.plan))
+        found = read_controls(path, run.direction)
+        for name, d in found.items():
+            if fault := direction_fault(d.vector.numpy(), d.norm, d.position, d.layer, d.qualified):
+                raise DirectionError(
+                    f"{path}: {name} is no direction, {fault}. Delete it; the same command makes "
+                    "it."
+                )
+        run.controls = found
+        return ()
+
+
+class GenerateControls(Stage):
+    """Completions of the first prompts of every set under each action of each control."""
+
+    name = "generate"
+
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """The controls of an action side by side."""
+        if plan.config.controls == 0:
+            return ()
+        found = []
+        for name, n in sizes_of(plan).items():
+            found += [_side_by_side(plan, n, plan.config.controls + FITTED)] * len(actions_on(name))
+        return found
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """One action after the other."""
+        if run.controls:
+            for set_name in self.asked.measured:
+                for action in actions_on(set_name):
+                    self._complete(run, set_name, action, run.controls)
+        return ()
+
+    def _complete(
+        self, run: Run, set_name: str, action: str, controls: dict[str, Direction]
+    ) -> None:
+        prompts = self.asked.measured[set_name][: run.config.n_control]
+        paths = [run.folder.completions(set_name, f"{name}-{action}") for name in controls]
+        inputs = {
+            "prompts": prompts_hash(prompts),
+            "max_new_tokens": run.config.max_new_tokens,
+            "controls": file_sha256(run.folder.path / "controls.safetensors"),
+        }
+
+        def work() -> None:
+            new = run.config.max_new_tokens
+            done = complete_controls(run.model, controls, prompts, action, new, set_name)
+            for condition, completions in done.items():
+                write_jsonl(run.folder.completions(set_name, condition), to_json(completions))
+
+        about = f"{set_name}.controls-{action}"
+        costs = [_side_by_side(run.plan, len(prompts), len(controls))]
+        self.do(run, about, inputs, paths, work, costs)
+        refresh_verdicts(run.folder, f"generate {about}", paths)
+
+
+def _side_by_side(plan: Plan, n: int, controls: int) -> Write:
+    rows = min(plan.config.n_control, n) * controls
+    return Write(rows, plan.config.max_new_tokens, plan.lengths.test)

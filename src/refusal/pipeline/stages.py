@@ -1,0 +1,27 @@
+"""The stages of a run in their order: one more is one more line here."""
+
+from refusal.evaluations.capability.stage import Capability
+from refusal.evaluations.drift.stage import DriftStage
+from refusal.evaluations.judges.stage import Judging
+from refusal.evaluations.refusal.controlled import Controls, GenerateControls
+from refusal.evaluations.refusal.generate import Generate
+from refusal.evaluations.refusal.measured import Rates
+from refusal.evaluations.seeds import Seeds
+from refusal.evaluations.separation import Separation
+from refusal.runs.finding import Extract, Select, Tokens
+from refusal.runs.stage import Stage
+
+# By the verb of the command line that goes as far as that.
+STAGES: dict[str, tuple[type[Stage], ...]] = {
+    "extract": (Tokens, Extract),
+    "select": (Select, Separation),
+    "generate": (Generate, Controls, GenerateControls),
+    "evaluate": (Rates, Capability, Seeds, Judging, DriftStage),
+}
+ALL = tuple(stage for stages in STAGES.values() for stage in stages)
+
+
+def stages_until(verb: str) -> tuple[type[Stage], ...]:
+    """The stages that a verb goes through."""
+    verbs = list(STAGES)
+    return tuple(stage for name in verbs[: verbs.index(verb) + 1] for stage in STAGES[name])

@@ -1,0 +1,160 @@
+"""What a stage is: a class in the file of what it measures, and a line in ``pipeline.stages``.
+
+A run makes every stage first, so that a wrong name or a missing package stops it before anything
+slow; then each does its work in turn. How long that takes and what it holds in memory is the sum
+of what the stages say of themselves, in ``refusal estimate`` as in the run.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from refusal.config.run_config import RunConfig
+from refusal.core.direction import Direction
+from refusal.core.records import Metric, Prompt, PromptSplits, RefusalTokens
+from refusal.core.storage import file_sha256
+from refusal.core.work import Lengths, Work
+from refusal.directions.records import Candidates, Selection
+from refusal.model.chat_model import ChatModel
+from refusal.runs.folder import RunFolder, Step
+
+Pools = Mapping[str, tuple[Prompt, ...]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run is asked for.
+
+    Attributes:
+        config: all its options.
+        prompts: training, validation and test pools of both classes.
+        measured: prompts that are completed, by set: ``harmful``, ``harmless``, over-refusal sets.
+        folder: where the run lives.
+    """
+
+    config: RunConfig
+    prompts: PromptSplits
+    measured: Pools
+    folder: Path
+
+    @property
+    def found_with(self) -> list[Prompt]:
+        """Every training and validation prompt."""
+        pairs = (self.prompts.train, self.prompts.val)
+        return [prompt for pair in pairs for prompt in (*pair.harmful, *pair.harmless)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before its model is loaded.
+
+    Attributes:
+        config: all its options; ``layers``: of the model; ``lengths``: of prompts in tokens.
+    """
+
+    config: RunConfig
+    layers: int
+    lengths: Lengths = field(default_factory=Lengths)
+
+
+@dataclass
+class Run:
+    """A run under way: what it was asked for, its folder and model, and what stages leave for
+    later ones.
+    """
+
+    asked: Asked
+    folder: RunFolder
+    model: ChatModel
+    plan: Plan
+    tokens: RefusalTokens | None = None
+    candidates: Candidates | None = None
+    selection: Selection | None = None
+    controls: dict[str, Direction] = field(default_factory=dict)
+
+    @property
+    def config(self) -> RunConfig:
+        """All options of the run."""
+        return self.asked.config
+
+    @property
+    def refusal_tokens(self) -> RefusalTokens:
+        """The refusal tokens; only after the stage that finds them."""
+        assert self.tokens is not None
+        return self.tokens
+
+    @property
+    def chosen(self) -> Selection:
+        """The chosen candidate with all scores; only after the selection."""
+        assert self.selection is not None
+        return self.selection
+
+    @property
+    def direction(self) -> Direction:
+        """The direction; only after the selection."""
+        return self.chosen.direction
+
+    @cached_property
+    def direction_hash(self) -> str:
+        """Sha256 of the direction's file; only after the selection."""
+        return file_sha256(self.folder.path / "direction.safetensors")
+
+
+class Stage:
+    """One thing that a run does.
+
+    Attributes:
+        name: of its records in the manifest (their first word), and of its line in an estimate.
+        version: part of what its results are kept under. Raise it when the same inputs give other
+            results than before.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def __init__(self, asked: Asked) -> None:
+        """Look for what will be needed, before anything slow.
+
+        Raises:
+            UsageError: a wrong name, a package, file or key that is missing.
+        """
+        self.asked = asked
+
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """Count what the stage reads and writes; nothing where the configuration leaves it out.
+
+        Raises:
+            ConfigError: it cannot be counted without what is missing here.
+        """
+        raise NotImplementedError
+
+    def check(self, model: ChatModel) -> None:
+        """Look at the loaded model: will all that is asked for fit it?
+
+        Raises:
+            UsageError: it will not.
+        """
+
+    def do(
+        self,
+        run: Run,
+        about: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[Path],
+        work: Callable[[], None],
+        costs: Sequence[Work] = (),
+    ) -> None:
+        """Do a step of this stage, unless it is done; ``about`` tells its steps apart."""
+        name = f"{self.name} {about}".strip()
+        run.folder.do(Step(name, str(self.version), inputs, outputs, work, costs))
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """Do what is not done yet, leave it in ``run`` and the folder, and say what was measured.
+
+        Raises:
+            refusal.Error: what can go wrong.
+        """
+        raise NotImplementedError
