@@ -19,7 +19,6 @@ import pytest
 import saved
 import torch
 from conftest import make_prompts
-from refusal.evaluations.refusal.stages import ORDER
 from transformers import AutoTokenizer
 
 from refusal import Ablate, Add, ChatModel, Check, Direction, load
@@ -27,6 +26,7 @@ from refusal.audits.self_checks import CHECKS
 from refusal.cli.verbs import VERBS, main
 from refusal.config.run_config import RunConfig
 from refusal.core.text import visible
+from refusal.evaluations.refusal.generate import ORDER
 from refusal.interventions.conditions import CONDITIONS
 
 STAGES: Any = import_module("refusal.runs.finding")

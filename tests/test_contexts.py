@@ -10,7 +10,7 @@ import pytest
 import saved
 import tiny_models
 import torch
-from refusal.evaluations.sets import TAKEN, check_names
+from refusal.evaluations.drift.stage import TAKEN, check_names
 from transformers import AutoConfig
 
 from refusal import (

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import saved
 import torch
-from refusal.pipeline.costs.memory import weights_of
 from torch import nn
 
 import refusal
 from refusal import ChatModel, ConfigError, PromptPair, QuantisedModelError, RefusalTokens, load
+from refusal.model.memory import weights_of
 from refusal.model.sizes import size_of
 from refusal.weights.save import export_model
 

@@ -17,7 +17,6 @@ import pytest
 import saved
 import tiny_models
 import torch
-from refusal.evaluations.refusal.stages import ORDER
 from safetensors import safe_open
 
 from refusal import (
@@ -33,6 +32,7 @@ from refusal import (
 from refusal import run as run_stages
 from refusal.config.run_config import RunConfig
 from refusal.core.storage import file_sha256
+from refusal.evaluations.refusal.generate import ORDER
 from refusal.interventions.conditions import CONDITIONS
 
 STAGES: Any = import_module("refusal.runs.finding")

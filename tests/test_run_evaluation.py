@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import saved
 import torch
-from refusal.evaluations.refusal.stages import read_drift
 
 from refusal import Direction, LeakageError, Prompt, PromptError, RunFolderError, load
 from refusal import run as run_stages
 from refusal.config.run_config import RunConfig
 from refusal.core.storage import write_json
+from refusal.evaluations.drift.stage import read_drift
 from refusal.evaluations.refusal.completions import complete_under
 from refusal.evaluations.refusal.rates import measure_all
 from refusal.interventions.conditions import ACTIONS, CONDITIONS

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import saved
-from refusal.evaluations.refusal.stages import warn_of_no_answers
 
 from refusal import Completion, ConfigError, JudgeError, PromptError, RunFailure
 from refusal import run as run_stages
@@ -20,6 +19,7 @@ from refusal.config.run_config import RunConfig
 from refusal.core.strict_files import read_json
 from refusal.evaluations.judges.protocol import JudgeKind, Judgement
 from refusal.evaluations.judges.stage import check_judged, judge_all
+from refusal.evaluations.refusal.generate import warn_of_no_answers
 from refusal.interventions.conditions import CONDITIONS
 from refusal.runs.files import read_completions
 from refusal.runs.folder import RunFolder

@@ -13,7 +13,7 @@ import report_runs
 from damage import damage, files_of, kinds_for
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from refusal.evaluations.refusal.stages import read_drift
+from refusal.evaluations.drift.stage import read_drift
 
 from refusal import Direction, Error, RunFolderError, compare
 from refusal.cli.verbs import main
