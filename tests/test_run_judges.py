@@ -280,7 +280,7 @@ def test_a_judge_that_failed_on_everything_fails_the_run_and_one_that_failed_on_
 def test_a_whole_run_says_so_in_the_end_when_its_judge_only_failed(
     finished: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = import_module("refusal.pipeline.run")  # the name in the package is the function's
+    module = import_module("refusal.evaluations.judges.stage")
     out = Path(shutil.copytree(finished[1], tmp_path / "run"))
     every = {
         row.prompt_id

@@ -15,8 +15,8 @@ class Read:
         prompts: how many; ``length``: tokens of one, beside what all of them begin with.
     """
 
-    prompts: float
-    length: float
+    prompts: int | float
+    length: int | float
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Search:
             next-token probabilities are kept.
     """
 
-    tokens: float
-    passes: float
-    kept: float = 0.0
+    tokens: int | float
+    passes: int | float
+    kept: int | float = 0.0
     kept_prompts: int = 0
 
 
@@ -43,9 +43,9 @@ class Write:
         rows: how many; ``new``: tokens that each may have; ``length``: tokens of a prompt.
     """
 
-    rows: float
+    rows: int | float
     new: int
-    length: float
+    length: int | float
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Force:
         tokens: in all; ``together``: those that could be read at once.
     """
 
-    tokens: float
-    together: float
+    tokens: int | float
+    together: int | float
 
 
 @dataclass(frozen=True)
 class Score:
     """Given answers read for their log-likelihoods. ``tokens``: in all."""
 
-    tokens: float
+    tokens: int | float
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Ask:
         price: money for all, where prices were given.
     """
 
-    requests: float
-    read: float
-    written: float
-    price: float | None = None
+    requests: int | float
+    read: int | float
+    written: int | float
+    price: int | float | None = None
 
 
 Work = Read | Search | Write | Force | Score | Ask
@@ -91,7 +91,7 @@ class Lengths:
     ``begins`` tokens long.
     """
 
-    train: float = 20.0  # a one-line instruction with its template
-    val: float = 20.0
-    test: float = 20.0
-    begins: float = 20.0
+    train: int | float = 20.0  # a one-line instruction with its template
+    val: int | float = 20.0
+    test: int | float = 20.0
+    begins: int | float = 20.0

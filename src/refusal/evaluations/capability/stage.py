@@ -124,7 +124,7 @@ def _benchmarks(config: RunConfig) -> tuple[Benchmark, ...]:
     return load_benchmarks(config.tasks, folder)
 
 
-def _work(items: float, spec: Spec, plan: Plan) -> Work:
+def _work(items: int | float, spec: Spec, plan: Plan) -> Work:
     """So many items of a task: answers are written where it asks for text, else scored."""
     shots = SHOTS if spec.shots is None else spec.shots
     if spec.name.startswith(WRITTEN_TASKS):

@@ -139,7 +139,7 @@ class DriftStage(Stage):
         return {condition: read_drift(path) for condition, path in paths.items()}
 
 
-def _forced(plan: Plan, n: int, length: float, controls: int) -> Force:
+def _forced(plan: Plan, n: int, length: int | float, controls: int) -> Force:
     """``n`` texts under baseline, ablation and subtraction, the first of them under controls."""
     some = min(plan.config.n_control, n)
     return Force(((1 + len(STOPPING)) * n + controls * some) * length, n * length)

@@ -96,7 +96,7 @@ def judge_all(
     return _AtWork(folder, config, judges).metrics(completions)
 
 
-def _asked(config: RunConfig, n: int, read: float) -> Ask:
+def _asked(config: RunConfig, n: int, read: int | float) -> Ask:
     """The questions to an endpoint, with what they cost where both prices are given."""
     price_in, price_out = config.judge_price_in, config.judge_price_out
     if price_in is None or price_out is None:

@@ -51,9 +51,9 @@ class Machine:
 
     speed: Speed
     kind: str = "cpu"
-    room: float = math.inf
+    room: int | float = math.inf
     count: int = 1
-    price: float | None = None
+    price: int | float | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class _Clock:
     size: ModelSize
     speed: Speed
     room: Room
-    begins: float
+    begins: int | float
 
     def seconds(self, work: Work) -> float:
         """Of one kind of work."""
@@ -194,7 +194,7 @@ class _Clock:
         each = activation_bytes(size.d_model, size.inner, self.room.itemsize)
         return TRAFFIC * each / self.speed.bandwidth
 
-    def _pass(self, tokens: float, passes: float) -> float:
+    def _pass(self, tokens: int | float, passes: int | float) -> float:
         """So many tokens in so many passes."""
         some, each = tokens / passes, self.size.active / self.size.layers
         block = self.speed.read(some)
@@ -202,12 +202,12 @@ class _Clock:
             block = some * (2 * each / self.speed.flops + self._traffic) + self.speed.block
         return passes * self.size.layers * block
 
-    def _prompts(self, n: float, length: float) -> float:
+    def _prompts(self, n: int | float, length: int | float) -> float:
         """At least a pass for each class, and each reads what all begin with."""
         passes = max(2, n * length / self.room.tokens)
         return self._pass(n * length + passes * self.begins, passes)
 
-    def _written(self, rows: float, new: int, length: float) -> float:
+    def _written(self, rows: int | float, new: int, length: int | float) -> float:
         """Prompts, then step after step for the rows that are still going."""
         size, speed = self.size, self.speed
         batches = max(1.0, rows / self.room.rows(2 * math.ceil(length) + new))
