@@ -10,7 +10,6 @@ import pytest
 import saved
 import tiny_models
 import torch
-from refusal.evaluations.drift.stage import TAKEN, check_names
 from transformers import AutoConfig
 
 from refusal import (
@@ -25,6 +24,7 @@ from refusal import (
 from refusal import run as run_stages
 from refusal.config.rule import Rule
 from refusal.directions.refusal_tokens import check_tokens, given_tokens
+from refusal.evaluations.drift.stage import TAKEN, check_names
 from refusal.model.contexts import context_length
 
 ROPE = {"rope_theta": 10000.0}

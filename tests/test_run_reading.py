@@ -13,12 +13,12 @@ import report_runs
 from damage import damage, files_of, kinds_for
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from refusal.evaluations.drift.stage import read_drift
 
 from refusal import Direction, Error, RunFolderError, compare
 from refusal.cli.verbs import main
 from refusal.core.strict_files import read_one
 from refusal.evaluations.capability.results import read_task_run
+from refusal.evaluations.drift.stage import read_drift
 from refusal.evaluations.seeds import _Choice
 from refusal.report.csv_tables import csv_tables
 from refusal.report.data import read_run

@@ -90,7 +90,12 @@ def room_of(model: ChatModel) -> Room:
 
 
 def room_on(
-    size: ModelSize, kind: str, itemsize: int, weights: int, free: int | float, most: int | None = None
+    size: ModelSize,
+    kind: str,
+    itemsize: int,
+    weights: int,
+    free: int | float,
+    most: int | None = None,
 ) -> Room:
     """A model that is not loaded, on a device with ``free`` bytes beside its weights.
 
