@@ -133,7 +133,7 @@ def test_tensors_stay_aligned_whatever_the_metadata(tmp_path: Path, length: int)
 def test_the_same_tensors_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     """Stages are told apart by the hashes of their files."""
     code = (
-        "import sys, torch; from pathlib import Path; from refusal.storage import write_tensors;"
+        "import sys, torch; from pathlib import Path; from refusal.core.storage import write_tensors;"
         "write_tensors(Path(sys.argv[1]), {'b': torch.ones(2), 'a': torch.zeros(3)}, {str(i): 'x' "
         "for i in range(9)})"
     )
