@@ -1,6 +1,7 @@
 """The public names: sorted, importable, and every exception in one tree with an exit code."""
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -15,15 +16,23 @@ def test_all_is_sorted_and_every_name_is_there() -> None:
     assert [name for name in refusal.__all__ if not hasattr(refusal, name)] == []
 
 
-def test_all_lists_everything_that_the_package_imports_for_its_users() -> None:
+def test_editors_and_mypy_see_the_names_where_they_are_found() -> None:
     tree = ast.parse(Path(refusal.__file__).read_text(encoding="utf-8"))
-    imported = [
-        alias.asname or alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    ]
-    assert sorted(imported) == refusal.__all__
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.asname == alias.name  # public, not only imported
+            seen[alias.name] = node.module
+    assert seen == refusal._WHERE
+
+
+def test_a_name_is_found_once_and_one_that_is_not_there_is_told() -> None:
+    assert refusal.run is importlib.import_module("refusal.pipeline.run").run
+    assert {*refusal.__all__} <= {*dir(refusal)}
+    with pytest.raises(AttributeError, match="'refusal' has no attribute 'nothing'"):
+        _ = refusal.nothing
 
 
 ERRORS = [

@@ -23,7 +23,8 @@ from transformers import AutoTokenizer
 
 from refusal import Ablate, Add, ChatModel, Check, Direction, load
 from refusal.audits.self_checks import CHECKS
-from refusal.cli.verbs import VERBS, main
+from refusal.cli.entry import main
+from refusal.cli.verbs import VERBS
 from refusal.config.run_config import RunConfig
 from refusal.core.text import visible
 from refusal.evaluations.refusal.generate import ORDER
@@ -215,7 +216,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, cli: Cli, *arguments: str) -> tupl
         asked.append((config, out))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refusal.cli.verbs.run_stages", record)
+    monkeypatch.setattr("refusal.pipeline.run.run", record)
     assert cli(*arguments).code == 130
     return asked[0]
 
@@ -606,7 +607,7 @@ def test_chat_switches_between_conditions(talk: Any, direction: Path) -> None:
     assert done.code == 0
     found = Direction.load(direction)
     kinds = [[(type(i), getattr(i, "alpha", None)) for i in each] for each in applied]
-    assert kinds == [[], [(Ablate, None)], [(Add, 1.0)], [(Add, -2.0)], []]
+    assert kinds == [[], [(Ablate, 1.0)], [(Add, 1.0)], [(Add, -2.0)], []]
     assert all(i.direction.layer == found.layer for each in applied for i in each)
     states = [a.split("]")[0].lstrip("[") for a in asked]
     assert (

@@ -4,6 +4,8 @@ run.
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import saved
 
 from refusal import RunFolderError, compare
 from refusal import run as run_stages
-from refusal.cli.verbs import main
+from refusal.cli.entry import main
 from refusal.core import stats
 from refusal.detector.accuracy import DETECTOR
 from refusal.runs.files import read_completions
@@ -185,3 +187,39 @@ def test_evaluate_refuses_completions_of_other_prompts(
     said = " ".join(capsys.readouterr().err.split())
     assert "harmless.baseline.jsonl" in said
     assert (message or "line 1, prompt_id: Field required") in said
+
+
+SLOW = ("torch", "transformers")
+LIGHT = """
+import sys
+from refusal.cli.entry import main
+
+code = main(sys.argv[2:])
+sys.stderr.write(" ".join(m for m in sys.argv[1].split() if m in sys.modules))
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "barred"),
+    [
+        ("--help", (*SLOW, "matplotlib", "numpy", "scipy")),
+        ("run --help", SLOW),
+        ("config", SLOW),
+        ("completion bash", SLOW),
+        ("compare FIRST SECOND --json", SLOW),
+        ("compare FIRST SECOND --out OUT", SLOW),
+        ("report FIRST --json", SLOW),
+    ],
+)
+def test_what_needs_no_model_does_not_wait_for_torch(
+    runs: tuple[Path, Path], tmp_path: Path, command: str, barred: tuple[str, ...]
+) -> None:
+    places = {"FIRST": str(runs[0]), "SECOND": str(runs[1]), "OUT": str(tmp_path / "page.html")}
+    given = [places.get(word, word) for word in command.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, " ".join(barred), *given], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = done.stderr.splitlines()[-1:]  # compare's table, as a person reads it, stands before
+    assert not {*" ".join(loaded).split()} & {*barred}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from refusal.cli.verbs import main
+from refusal.cli.entry import main
 from refusal.config.commented import commented_toml
 from refusal.config.run_config import RunConfig, make_config
 

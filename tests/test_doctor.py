@@ -16,8 +16,9 @@ from huggingface_hub import constants
 import refusal
 from refusal.cli import doctor
 from refusal.cli import verbs as cli
+from refusal.cli.entry import main
 from refusal.cli.examples import EXAMPLES
-from refusal.cli.verbs import app, main
+from refusal.cli.verbs import app
 from refusal.config.run_config import RunConfig, make_config
 from refusal.model.sizes import ModelSize, size_of
 from refusal.pipeline.costs.estimate import (

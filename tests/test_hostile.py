@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refusal import Direction
-from refusal.cli.verbs import main
+from refusal.cli.entry import main
 from refusal.core.storage import write_tensors
 from refusal.weights.same_weights import files_hash
 

@@ -18,7 +18,7 @@ from lxml import html
 
 from refusal import NoCandidateError, RunFolderError
 from refusal import run as run_stages
-from refusal.cli.verbs import main
+from refusal.cli.entry import main
 from refusal.core.tables import minus
 from refusal.core.text import visible
 from refusal.report.data import read_run

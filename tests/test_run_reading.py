@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from refusal import Direction, Error, RunFolderError, compare
-from refusal.cli.verbs import main
+from refusal.cli.entry import main
 from refusal.core.strict_files import read_one
 from refusal.evaluations.capability.results import read_task_run
 from refusal.evaluations.drift.stage import read_drift

@@ -21,7 +21,7 @@ from loopback import Reply, items, says, serving
 from refusal import ConfigError, JudgeError, make_config
 from refusal.cli import console, progress_bars
 from refusal.cli import present as display
-from refusal.cli.verbs import main
+from refusal.cli.entry import main
 from refusal.config.commented import commented_toml
 from refusal.config.judges import JudgeOptions
 from refusal.core import endpoint, parallel
@@ -209,7 +209,7 @@ def test_a_launcher_that_says_nonsense(
 @pytest.mark.parametrize("redirection", ["| head -0", ">&-", "2>&-", "<&-"])
 def test_outputs_that_are_closed(tmp_path: Path, redirection: str) -> None:
     """No traceback, and nothing from the interpreter's own exit."""
-    program = f"{sys.executable} -c 'from refusal.cli.verbs import entry; entry()' config"
+    program = f"{sys.executable} -c 'from refusal.cli.entry import entry; entry()' config"
     done = subprocess.run(
         ["bash", "-c", f"{program} {redirection}"], capture_output=True, text=True, timeout=300
     )
@@ -230,7 +230,7 @@ def test_what_chat_does_with_other_bytes(tmp_path: Path) -> None:
     program = [
         sys.executable,
         "-c",
-        "from refusal.cli.verbs import entry; entry()",
+        "from refusal.cli.entry import entry; entry()",
         "chat",
         str(model),
     ]

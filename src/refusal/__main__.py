@@ -1,5 +1,5 @@
 """``python -m refusal``."""
 
-from refusal.cli.verbs import entry
+from refusal.cli.entry import entry
 
 entry()

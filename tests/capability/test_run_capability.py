@@ -13,7 +13,7 @@ from bench_files import bench_folder, roomy_model
 
 import refusal
 from refusal import compare
-from refusal.cli.verbs import main
+from refusal.cli.entry import main
 from refusal.config.run_config import RunConfig
 from refusal.core import stats
 from refusal.core.records import Metric

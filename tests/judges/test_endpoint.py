@@ -16,7 +16,7 @@ from loopback import Reply, Server, items, says, serving
 
 from refusal import ConfigError, JudgeError
 from refusal.config.judges import JudgeOptions
-from refusal.core.endpoint import Usage
+from refusal.core.endpoint_records import Usage
 from refusal.core.records import to_json
 from refusal.evaluations.judges.endpoint import EndpointJudge
 from refusal.evaluations.judges.make import make_judge

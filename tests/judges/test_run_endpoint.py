@@ -10,7 +10,7 @@ import saved
 from loopback import Reply, says, serving
 
 from refusal import run
-from refusal.cli.verbs import main
+from refusal.cli.entry import main
 from refusal.runs.files import read_metrics
 
 N_TEST = 6

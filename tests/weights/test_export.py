@@ -14,7 +14,7 @@ from safetensors.torch import load
 from saved import save_model, small_config, write_prompts
 
 import refusal
-from refusal.cli.verbs import main
+from refusal.cli.entry import main
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The options that several commands take, in the groups that ``--help`` shows."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,3 +89,8 @@ class Settings:
 
 Run = Annotated[Settings, Parameter(name="*")]
 MODEL_DEFAULTS, RUN_DEFAULTS = ModelOptions(), Settings()
+
+
+def default_folder(model: str) -> Path:
+    """Where a run of a model goes that was given no folder."""
+    return Path("runs") / (re.sub(r"[^\w.-]+", "-", model).strip("-.") or "model")

@@ -1,25 +1,18 @@
-"""The command line: parse, call the library, display. Exit codes: 0 done, 1 documented failure, 2
-wrong usage.
+"""The command line's verbs: parse, call the library, display.
+
+What is slow to import (torch, transformers) is imported by the verb that needs it, so that help, a
+report or a comparison do not wait for it.
 """
 
-import re
-import signal
-import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import cyclopts
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
-from pydantic import ValidationError
 
-from refusal.audits.self_checks import inspect_model
-from refusal.cli import console
 from refusal.cli import present as display
-from refusal.cli.chat import COMMANDS, talk
-from refusal.cli.doctor import examine
 from refusal.cli.examples import EXAMPLES
 from refusal.cli.options import (
     MODEL_DEFAULTS,
@@ -31,28 +24,14 @@ from refusal.cli.options import (
     Quiet,
     Run,
     Verbose,
+    default_folder,
 )
 from refusal.cli.progress_bars import reporting
 from refusal.config.commented import commented_toml
-from refusal.config.run_config import added, make_config, wrong_value
+from refusal.config.exports import ExportKind
+from refusal.config.run_config import added, make_config
 from refusal.core import parallel
-from refusal.core.direction import Direction
-from refusal.core.errors import Error, RunFailure, RunFolderError
-from refusal.core.secrecy import check_arguments
-from refusal.core.valid import check_place, check_width
-from refusal.model.load import load
-from refusal.pipeline.costs.estimate import estimate_run
-from refusal.pipeline.export import Kind, export_run
-from refusal.pipeline.run import run as run_stages
-from refusal.report.compare import check_completed
-from refusal.report.compare import compare as compare_runs
-from refusal.report.compare_page import write_comparison
-from refusal.report.write import write_report
-from refusal.runs.files import is_run_folder, read_manifest
-from refusal.weights.same_weights import check_loaded
-
-INTERRUPTED = 130
-BROKEN_PIPE = 141  # as a program that SIGPIPE ends
+from refusal.core.errors import RunFailure
 
 
 def examples(verb: str) -> str:
@@ -103,6 +82,10 @@ def _verb(until: str) -> Callable[..., None]:
         quiet: Quiet = False,
         verbose: Verbose = False,
     ) -> None:
+        from refusal.pipeline.run import run as run_stages
+        from refusal.report.compare import check_completed
+        from refusal.runs.files import is_run_folder
+
         existing = (
             Path(model)
             if until == "evaluate" and model is not None and is_run_folder(Path(model))
@@ -115,7 +98,7 @@ def _verb(until: str) -> Callable[..., None]:
             config = settings.make(model)
         with parallel.joined(split=config.tp_plan is not None):
             with reporting(quiet, verbose):
-                folder = out or existing or _default_folder(config.model)
+                folder = out or existing or default_folder(config.model)
                 result = run_stages(config, folder, until=until, adding=existing is not None)
             if not parallel.is_writer():
                 return
@@ -147,6 +130,8 @@ def report(
     """Write a run's page, its figures as files and its tables as CSV; an unfinished run's page says
     what is missing.
     """
+    from refusal.report.write import write_report
+
     page = write_report(run, out=out, show_completions=show_completions, formats=figures)
     display.present(page, json)
 
@@ -160,6 +145,9 @@ def compare(
     """Runs side by side (models, prompt sets, interventions), with paired tests where the prompts
     are the same.
     """
+    from refusal.report.compare import compare as compare_runs
+    from refusal.report.compare_page import write_comparison
+
     found = compare_runs(runs)
     if out is not None:
         write_comparison(runs, out)
@@ -180,6 +168,9 @@ def inspect(
 
     Exit code 1 if a check fails, 2 if the model cannot be handled.
     """
+    from refusal.audits.self_checks import inspect_model
+    from refusal.model.load import load
+
     with reporting(quiet, verbose):
         found = inspect_model(
             load(model or "embedded", **options.model_dump(exclude_defaults=True))
@@ -211,26 +202,33 @@ def chat(
     options: ModelGroup = MODEL_DEFAULTS,
 ) -> None:
     """Talk to the model; /baseline, /ablate and /add 1.0 switch between conditions, /quit ends."""
-    model = model or "embedded"
-    folder = out or _default_folder(model)
-    if direction is None and not (folder / "direction.safetensors").is_file():
-        raise RunFolderError(
-            f"{folder} holds no direction yet. Find it first: refusal select {model} --out "
-            f"{folder}."
-        )
-    found = Direction.load(direction or folder / "direction.safetensors")
-    with reporting():
-        chat_model = load(model, **options.model_dump(exclude_defaults=True))
-        if (run := direction.parent if direction else folder).joinpath("manifest.json").is_file():
-            check_loaded(run, read_manifest(run), chat_model)
-            found = replace(found, model=chat_model.name)
-    # What does not fit is refused here, not in the middle of the talk.
-    check_width(found.vector, chat_model.sites.d_model)
-    check_place(found.position, found.layer, len(chat_model.chat.suffix), chat_model.sites.n_layers)
-    if found.model and found.model != chat_model.name:
-        display.show_notice(f"Note: this direction was found on {found.model}.")
-    display.show_notice(f"Each line is one question by itself. {COMMANDS}")
-    talk(chat_model, found, max_new_tokens)
+    from refusal.cli.chat import start
+
+    start(model or "embedded", out, direction, max_new_tokens, options)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How `refusal export` edits weights, and what it measures of the edit."""
+
+    preserve_norm: Annotated[
+        bool, Parameter(negative="", help="Keep the norm of what each input writes.")
+    ] = False
+    stream: Annotated[
+        bool,
+        Parameter(
+            negative="", help="With --as model: edit the files tensor by tensor, in little memory."
+        ),
+    ] = False
+    n_prompts: Annotated[
+        int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))
+    ] = 16
+    model: Annotated[
+        str | None, Parameter(help="The run's model, where it lies elsewhere now.")
+    ] = None
+
+
+EDIT_DEFAULTS = Edit()
 
 
 @app.command(help_epilogue=examples("export"))
@@ -238,25 +236,11 @@ def export(
     run: Annotated[Path, Parameter(help="Run folder with a direction.safetensors and a run.toml.")],
     /,
     *,
-    as_: Annotated[Kind, Parameter(name="--as", help="What to write.")],
+    as_: Annotated[ExportKind, Parameter(name="--as", help="What to write.")],
     out: Annotated[
         Path | None, Parameter(help="New or empty folder; default RUN/export/KIND.")
     ] = None,
-    preserve_norm: Annotated[
-        bool, Parameter(negative="", help="Keep the norm of what each input writes.")
-    ] = False,
-    stream: Annotated[
-        bool,
-        Parameter(
-            negative="", help="With --as model: edit the files tensor by tensor, in little memory."
-        ),
-    ] = False,
-    n_prompts: Annotated[
-        int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))
-    ] = 16,
-    model: Annotated[
-        str | None, Parameter(help="The run's model, where it lies elsewhere now.")
-    ] = None,
+    edit: Annotated[Edit, Parameter(name="*")] = EDIT_DEFAULTS,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -268,16 +252,10 @@ def export(
     and stored with it. With --stream nothing is measured: the model is never loaded, its files keep
     their dtype, and the same command goes on after an interruption.
     """
+    from refusal.pipeline.export import export_run
+
     with reporting(quiet, verbose):
-        result = export_run(
-            run,
-            as_,
-            out or run / "export" / as_,
-            n_prompts=n_prompts,
-            preserve_norm=preserve_norm,
-            stream=stream,
-            model=model,
-        )
+        result = export_run(run, as_, out or run / "export" / as_, **vars(edit))
     display.present(result, json, quiet)
 
 
@@ -298,6 +276,8 @@ def doctor(
 
     Exit code 1 if something is in the way of a run.
     """
+    from refusal.cli.doctor import examine
+
     with reporting():
         found = examine(model, options)
     display.present(found, json)
@@ -319,6 +299,8 @@ def estimate(
     --device names a kind (a100, h100, h200, b200, l40s, mi300x), by data sheet; without it this
     machine is measured.
     """
+    from refusal.pipeline.costs.estimate import estimate_run
+
     with reporting():
         found = estimate_run(settings.make(model), count)
     display.present(found, json)
@@ -331,72 +313,3 @@ def completion(
 ) -> None:
     """Print a shell's completion script, for its start-up file or completion folder."""
     display.print_text(app.generate_completion(shell=shell))
-
-
-def _default_folder(model: str) -> Path:
-    return Path("runs") / (re.sub(r"[^\w.-]+", "-", model).strip("-.") or "model")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    return _guarded(lambda: _parse(given))
-
-
-def _parse(arguments: list[str]) -> None:
-    """Run a command; what it leaves unwritten is written here, where a failure can still be
-    told.
-    """
-    check_arguments(arguments)
-    app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    console.flush()
-
-
-def _guarded(call: Callable[[], object]) -> int:
-    """Every expected end as one message and an exit code."""
-    try:
-        call()
-    except Error as error:
-        if parallel.speaks_of(error):
-            display.show_error(error)
-        return error.exit_code
-    except cyclopts.CycloptsError as error:
-        display.show_error(_usage_message(error))
-        return 2
-    except BrokenPipeError:  # whoever read the output has gone, and wants no message
-        console.close_output()
-        return BROKEN_PIPE
-    except OSError as error:
-        name = "" if error.filename is None else f"{str(error.filename)[:200]}: "
-        display.show_error(
-            f"{name}{error.strerror or error}. Check the path, its permissions and the disk."
-        )
-        return 2
-    except KeyboardInterrupt:
-        display.show_notice(
-            "Interrupted. A run keeps its finished stages: the same command goes on from there."
-        )
-        return INTERRUPTED
-    return 0
-
-
-def _usage_message(error: cyclopts.CycloptsError) -> str:
-    """What is wrong with the arguments, on one line, and where to look."""
-    cause = error.__cause__
-    wrong = (
-        str(wrong_value(cause))
-        if isinstance(cause, ValidationError)
-        else " ".join(str(error).split())
-    )
-    return f"{wrong} See: {' '.join(['refusal', *(error.command_chain or ()), '--help'])}."
-
-
-def entry() -> None:
-    """The console script; told to end (by a scheduler, or by a launcher that lost another process)
-    it cleans up.
-    """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    console.prepare_output()
-    code = main()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing of ours is left to clean up
-    sys.exit(code)

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from refusal.core.endpoint import OPENAI_URL
 from refusal.core.secrecy import Url
 
+OPENAI_URL = "https://api.openai.com/v1"
 Count = Annotated[int, Field(ge=1)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -9,18 +9,17 @@ only, and is cut out of every message.
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from queue import SimpleQueue
 from typing import Any
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import ValidationError
 
+from refusal.core.endpoint_records import Address, Answer, Message, Messages, Reply, Tokens, Usage
 from refusal.core.errors import ConfigError, UsageError
 
-OPENAI_URL = "https://api.openai.com/v1"
 # The endpoint is given up when it turns down this many first requests, and no other has been
 # answered.
 FIRST_REFUSED = 3
@@ -29,103 +28,6 @@ MOST_BYTES = 16_000_000  # of a response: far more than an answer has
 LONGEST_PAUSE = (
     120.0  # seconds between two tries that the openai client grants a server that asks for them
 )
-
-Messages = Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where to ask, as whom, and how patiently.
-
-    Attributes:
-        url: up to and with /v1. model: its name there.
-        key_env: environment variable that holds the key; needed only if ``key_needed``.
-        key_option: the command line's option that names another one.
-        concurrency: most requests under way at once. timeout: seconds to wait for an answer, each
-            try.
-        retries: further tries after a failed request. max_tokens: longest answer.
-        extra: further fields of every request, for servers that know them.
-    """
-
-    url: str
-    model: str
-    key_env: str
-    key_needed: bool
-    key_option: str
-    concurrency: int
-    timeout: float
-    retries: int
-    max_tokens: int
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What the answers have cost so far: tokens read and written, and answers whose server did not
-    say.
-    """
-
-    answers: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    unknown: int = 0
-
-    def cost(self, price_in: float | None, price_out: float | None) -> float | None:
-        """Money, from the prices of a million tokens; ``None`` without both prices, or where usage
-        is not known.
-        """
-        if price_in is None or price_out is None or self.unknown:
-            return None
-        return (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came of the ``index``-th question: a text, or why there is none.
-
-    Attributes:
-        thought: what the server has taken out of the text as thinking, if it does.
-        tokens_in: tokens that the server read for it, if it says so.
-    """
-
-    index: int
-    text: str | None = None
-    error: str | None = None
-    thought: str | None = None
-    tokens_in: int | None = None
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> "_Message":
-        if self.content is None and self.thought is None:
-            raise ValueError("neither content nor reasoning")
-        return self
-
-    @property
-    def thought(self) -> str | None:
-        """Thinking, under either of the names that servers give it."""
-        return self.reasoning_content if self.reasoning_content is not None else self.reasoning
-
-
-class _Choice(BaseModel):
-    message: _Message
-
-
-class _Tokens(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class _Answer(BaseModel):
-    """The part of a chat completion that is needed; anything else than this is no answer."""
-
-    choices: list[_Choice]
-    usage: _Tokens | None = None
 
 
 class _Failed(Exception):
@@ -249,7 +151,7 @@ class Endpoint:
             index, message.content or "", thought=message.thought or None, tokens_in=tokens
         ), False
 
-    async def _answer(self, client: Any, question: Messages) -> tuple[_Message, int | None]:
+    async def _answer(self, client: Any, question: Messages) -> tuple[Message, int | None]:
         """What the model writes, its tokens counted, and how many it has read."""
         import openai
 
@@ -282,7 +184,7 @@ class Endpoint:
             raise self._status(error) from error
         self._reached = True
         try:
-            answer = _Answer.model_validate_json(raw.content)
+            answer = Answer.model_validate_json(raw.content)
         except ValidationError as error:
             raise _Failed("answered with something else than a chat completion") from error
         self._count(answer.usage)
@@ -322,7 +224,7 @@ class Endpoint:
             return _Refused(f"HTTP {status}: {said}")
         return _Failed(f"HTTP {status}: {said}")
 
-    def _count(self, tokens: _Tokens | None) -> None:
+    def _count(self, tokens: Tokens | None) -> None:
         before = self.usage
         self.usage = Usage(
             before.answers + 1,

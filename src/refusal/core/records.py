@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from refusal.core.errors import ConfigError
 from refusal.core.frames import Shown, dataframe
 from refusal.core.thinking import split
-from refusal.core.valid import tokens_fault
 
 if TYPE_CHECKING:
     import pandas
@@ -80,8 +79,26 @@ class RefusalTokens:
 
     def __post_init__(self) -> None:
         """Raise ConfigError unless the ids are a set of token ids, each with its text."""
-        if fault := tokens_fault(self.ids, self.texts, self.probabilities):
+        if fault := self._fault():
             raise ConfigError(f"Refusal tokens {list(self.ids)[:8]} cannot be used: {fault}.")
+
+    def _fault(self) -> str | None:
+        """The first thing that is wrong; ``None`` if nothing is."""
+        ids, n = self.ids, len(self.ids)
+        if not ids:
+            return "there are none"
+        if wrong := [i for i in ids if type(i) is not int or i < 0]:
+            return f"{wrong[0]!r} is no token id"
+        if len(set(ids)) < n:
+            twice = next(i for i in ids if list(ids).count(i) > 1)
+            return f"{twice} is named twice and would count twice"
+        given = len(ids if self.probabilities is None else self.probabilities)
+        if not len(self.texts) == given == n:
+            return (
+                f"ids, texts and probabilities are {n}, {len(self.texts)} and {given}, not one for "
+                "each token"
+            )
+        return None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,4 @@
-"""What makes a direction, or a set of refusal tokens: checked where one is made or read, and where
-it meets a model.
-"""
+"""What makes a direction: checked where one is made or read, and where it meets a model."""
 
 import json
 import math
@@ -95,22 +93,6 @@ def _provenance_fault(seed: Any, seen: Any) -> str | None:
         return f"its seed is {seed!r}, not a whole number"
     if not isinstance(seen, list) or not all(isinstance(item, str) for item in seen):
         return "what it has seen is no list of fingerprints"
-    return None
-
-
-def tokens_fault(ids: Any, texts: Any, probabilities: Any) -> str | None:
-    """The first thing that is wrong with a set of refusal tokens; ``None`` if it is one."""
-    if not ids:
-        return "there are none"
-    if wrong := [i for i in ids if not _is_whole(i) or i < 0]:
-        return f"{wrong[0]!r} is no token id"
-    if len(set(ids)) < len(ids):
-        return (
-            f"{next(i for i in ids if list(ids).count(i) > 1)} is named twice and would count twice"
-        )
-    if len(texts) != len(ids) or (probabilities is not None and len(probabilities) != len(ids)):
-        counts = f"{len(ids)}, {len(texts)} and {len(probabilities or ids)}"
-        return f"ids, texts and probabilities are {counts}, not one for each token"
     return None
 
 

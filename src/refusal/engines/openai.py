@@ -13,9 +13,11 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from refusal.config.engines import EngineOptions
+from refusal.config.judges import OPENAI_URL
 from refusal.core import parallel
 from refusal.core.day import ASKS, LLAMA
-from refusal.core.endpoint import OPENAI_URL, Address, Endpoint
+from refusal.core.endpoint import Endpoint
+from refusal.core.endpoint_records import Address
 from refusal.core.errors import ConfigError, EngineError
 from refusal.core.progress import task
 from refusal.core.thinking import marked, split

@@ -4,10 +4,10 @@ prompts.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from transformers import AutoConfig
 
+from refusal.config.exports import ExportKind
 from refusal.config.run_config import RunConfig, make_config
 from refusal.core.direction import Direction
 from refusal.core.errors import (
@@ -30,12 +30,10 @@ from refusal.weights.gguf_control_vector import write_control_vector
 from refusal.weights.same_weights import check_files, check_loaded
 from refusal.weights.save import Exported, export_direction, export_lora, export_model
 
-Kind = Literal["model", "lora", "direction", "gguf-control-vector"]
-
 
 def export_run(
     run: Path,
-    kind: Kind,
+    kind: ExportKind,
     out: Path,
     *,
     n_prompts: int = 16,

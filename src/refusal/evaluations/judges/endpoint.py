@@ -4,8 +4,9 @@ answer means.
 
 from collections.abc import Iterator, Sequence
 
-from refusal.config.judges import JudgeOptions
-from refusal.core.endpoint import OPENAI_URL, Address, Endpoint, Usage
+from refusal.config.judges import OPENAI_URL, JudgeOptions
+from refusal.core.endpoint import Endpoint
+from refusal.core.endpoint_records import Address, Usage
 from refusal.core.errors import JudgeError
 from refusal.core.records import Completion
 from refusal.evaluations.judges.protocol import JudgeKind, Judgement
