@@ -89,6 +89,7 @@ def prepare(model: ChatModel, options: argparse.Namespace) -> tuple[Candidates, 
         pair = PromptPair(prompts.val.harmful[: options.n], prompts.val.harmless[: options.n])
         return Candidates(vectors, tokens, model.name), pair, Rule(-math.inf, math.inf)
     activations = collect(model, prompts.train, n=128)
+    assert activations.tokens is not None
     tokens = activations.tokens
     kept = {
         label: draw_passing(model, getattr(prompts.val, label), label, tokens, options.n).prompts
@@ -121,6 +122,7 @@ def compare(
             select(model, candidates, pair, filtered=False, rule=rule, resamples=resamples)
         )
 
+    assert candidates.tokens is not None
     naive = Naive(
         model,
         [p.text for p in pair.harmful],

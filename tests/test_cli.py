@@ -27,8 +27,7 @@ from refusal.cli.entry import main
 from refusal.cli.verbs import VERBS
 from refusal.config.run_config import RunConfig
 from refusal.core.text import visible
-from refusal.evaluations.refusal.generate import ORDER
-from refusal.interventions.conditions import CONDITIONS
+from refusal.interventions.conditions import CONDITIONS, ORDER
 
 STAGES: Any = import_module("refusal.runs.finding")
 

@@ -65,9 +65,13 @@ def test_the_whole_job(real: ChatModel, tmp_path: Path) -> None:
     assert score.induce is not None
     assert score.kl is not None
     assert selection.qualified
-    assert selection.harmful_count.mean_metric > 0 > selection.harmless_count.mean_metric
-    assert score.bypass < selection.harmful_count.mean_metric - 2
-    assert score.induce > selection.harmless_count.mean_metric + 2
+    harmful = selection.harmful_count.mean_metric
+    harmless = selection.harmless_count.mean_metric
+    assert harmful is not None
+    assert harmless is not None
+    assert harmful > 0 > harmless
+    assert score.bypass < harmful - 2
+    assert score.induce > harmless + 2
     assert score.kl <= 0.1
     rate = {(m.set, m.condition): m.value for m in result.metrics if m.name == "refusal_rate"}
     assert rate["harmful", "baseline"] >= 0.75

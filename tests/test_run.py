@@ -32,8 +32,7 @@ from refusal import (
 from refusal import run as run_stages
 from refusal.config.run_config import RunConfig
 from refusal.core.storage import file_sha256
-from refusal.evaluations.refusal.generate import ORDER
-from refusal.interventions.conditions import CONDITIONS
+from refusal.interventions.conditions import CONDITIONS, ORDER
 
 STAGES: Any = import_module("refusal.runs.finding")
 MEASURING: Any = import_module("refusal.evaluations.refusal.generate")

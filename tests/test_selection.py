@@ -57,6 +57,7 @@ def plain_scores(
     model: ChatModel, candidates: Candidates, pair: PromptPair
 ) -> list[CandidateScore]:
     """Every candidate, every prompt alone, every score (DESIGN: the mathematics)."""
+    assert candidates.tokens is not None
     return plain.scores(
         model.hf,
         model.sites.blocks,

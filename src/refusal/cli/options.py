@@ -17,6 +17,16 @@ from refusal.config.run_config import (
     SelectionOptions,
     make_config,
 )
+from refusal.directions import METHODS
+from refusal.interventions import INTERVENTIONS
+
+# What is registered is named here, so that a new method or intervention shows in --help by itself.
+for section, name, table in (
+    (SelectionOptions, "method", METHODS),
+    (MeasureOptions, "interventions", INTERVENTIONS),
+):
+    field_info = section.model_fields[name]
+    field_info.description = f"{field_info.description} One of: {', '.join(table)}."
 
 Model = Annotated[
     str | None, Parameter(help="Hub id, folder, .gguf file, or embedded (the default).")

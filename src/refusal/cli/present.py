@@ -65,7 +65,8 @@ def _run(result: "RunResult") -> None:
     """The tokens, the direction and the tables, whatever of it the run has."""
     from refusal.report.tables import all_tables
 
-    _tokens(result.tokens)
+    if result.tokens is not None:
+        _tokens(result.tokens)
     if result.selection is not None:
         _selection(result.selection)
     for table in all_tables(result.metrics):
@@ -79,11 +80,11 @@ def _run_value(result: "RunResult") -> dict[str, Any]:
     return {
         "folder": str(result.folder),
         "model": result.config.model,
-        "refusal_tokens": asdict(result.tokens),
+        "refusal_tokens": None if result.tokens is None else asdict(result.tokens),
         "selection": None
         if chosen is None
         else {
-            **asdict(chosen.score),
+            **chosen.score.to_row(),
             "qualified": chosen.qualified,
             "norm": chosen.direction.norm,
             "rejected": chosen.rejected,
@@ -113,11 +114,15 @@ def _selection(selection: "Selection") -> None:
         err.print(f"D{where}", style="bold")
     else:
         err.print(f"UNQUALIFIED d{where}", style="bold red")
-    baseline = selection.harmful_count.mean_metric, selection.harmless_count.mean_metric
-    err.print(
-        f"  bypass {s.bypass:+.2f} (baseline {baseline[0]:+.2f}), "
-        f"induce {s.induce:+.2f} (baseline {baseline[1]:+.2f}), KL {s.kl:.3f}",
-    )
+    harmful, harmless = selection.harmful_count.mean_metric, selection.harmless_count.mean_metric
+    parts = [
+        f"{name} {value:+.2f} (baseline {baseline:+.2f})"
+        for name, value, baseline in (("bypass", s.bypass, harmful), ("induce", s.induce, harmless))
+        if value is not None and baseline is not None
+    ]
+    more = (("KL", s.kl), *s.more.items())
+    parts += [f"{name} {value:.3f}" for name, value in more if value is not None]
+    err.print(f"  {', '.join(parts)}")
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(selection.rejected.items()))
     err.print(f"  {len(selection.scores)} candidates; rejected by {reasons or 'nothing'}")
     if selection.stability is not None:

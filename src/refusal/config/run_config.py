@@ -86,10 +86,12 @@ class PromptOptions(BaseModel):
 
 
 class SelectionOptions(BaseModel):
-    """How the direction is chosen."""
+    """How the direction is found and chosen."""
 
     model_config = STRICT
 
+    method: str = "dim"
+    """How the direction is found: dim is the difference in means with the paper's rule."""
     refusal_tokens: tuple[str, ...] = ()
     """Refusal tokens as texts or ids; by default a preset or chosen from the model's
     completions.
@@ -123,6 +125,8 @@ class MeasureOptions(BaseModel):
     """Random directions to do the same with, beside shuffled labels and matched pairs; 0 leaves all
     controls out.
     """
+    interventions: tuple[str, ...] = ()
+    """Further interventions to measure beside ablation, subtraction and addition."""
     n_control: Count = 32
     """Prompts of a set, or texts of a file, that each control is run on."""
     over_refusal: tuple[Literal["xstest", "orbench-hard"], ...] = ()

@@ -19,7 +19,7 @@ class Direction(Shown):
     provenance.
 
     ``seen``: fingerprints of the prompts that it was found and chosen with; it is never evaluated
-    on those.
+    on those. ``harmless_mean`` is the mean residual stream of harmless prompts at its place.
     """
 
     vector: Float[Tensor, "d_model"]
@@ -30,10 +30,11 @@ class Direction(Shown):
     model: str = ""
     seed: int | None = None
     seen: frozenset[str] = frozenset()
+    harmless_mean: Float[Tensor, "d_model"] | None = None
 
     def save(self, path: str | Path) -> None:
-        """Write safetensors: tensor ``direction`` (unit, float32) and its provenance as
-        metadata.
+        """Write safetensors: tensor ``direction`` (unit, float32), ``harmless_mean`` where it is
+        known, and the provenance as metadata.
         """
         metadata = {
             "position": str(self.position),
@@ -44,7 +45,10 @@ class Direction(Shown):
             "seed": json.dumps(self.seed),
             "seen": json.dumps(sorted(self.seen)),
         }
-        write_tensors(Path(path), {"direction": self.vector.float().cpu()}, metadata)
+        tensors = {"direction": self.vector.float().cpu()}
+        if self.harmless_mean is not None:
+            tensors["harmless_mean"] = self.harmless_mean.float().cpu()
+        write_tensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
@@ -54,4 +58,6 @@ class Direction(Shown):
             DirectionError: the file is missing, no safetensors, or holds no direction.
         """
         saved = read_direction(Path(path))
-        return cls(**{**vars(saved), "vector": torch.from_numpy(saved.vector)})
+        arrays = {"vector": saved.vector, "harmless_mean": saved.harmless_mean}
+        tensors = {name: torch.from_numpy(x) for name, x in arrays.items() if x is not None}
+        return cls(**{**vars(saved), **tensors})

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,18 +104,19 @@ class RefusalTokens:
 @dataclass(frozen=True)
 class ClassCount:
     """How many prompts of a class were run, how many passed the filter, and their mean refusal
-    metric.
+    metric (``None`` without refusal tokens).
     """
 
     drawn: int
     passed: int
-    mean_metric: float
+    mean_metric: float | None
 
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """The three selection scores of one candidate; a score that the decision did not need is
-    ``None``.
+    """The selection scores of one candidate; a score that the decision did not need is ``None``.
+
+    ``more`` are scores by name that only some methods have.
     """
 
     position: int
@@ -124,6 +125,17 @@ class CandidateScore:
     induce: float | None
     kl: float | None
     rejected_because: str | None = None
+    more: Mapping[str, float | None] = field(default_factory=dict, hash=False)
+
+    @property
+    def by_name(self) -> dict[str, float | None]:
+        """Every score."""
+        return {"bypass": self.bypass, "induce": self.induce, "kl": self.kl, **self.more}
+
+    def to_row(self) -> dict[str, Any]:
+        """Flat, as files and tables have it."""
+        row = {name: value for name, value in asdict(self).items() if name != "more"}
+        return {**row, **self.more}
 
 
 @dataclass(frozen=True)
@@ -264,7 +276,7 @@ def to_json(record: Any) -> Any:
     """A record, or a tuple of records, as plain JSON values; anything else is a TypeError."""
     if isinstance(record, (list, tuple)):
         return [to_json(item) for item in record]
-    return asdict(record)
+    return record.to_row() if isinstance(record, CandidateScore) else asdict(record)
 
 
 def finite(value: Any) -> Any:

@@ -30,6 +30,7 @@ class SavedDirection:
     model: str
     seed: int | None
     seen: frozenset[str]
+    harmless_mean: Float[np.ndarray, "d_model"] | None = None
 
 
 def read_direction(path: Path) -> SavedDirection:
@@ -41,6 +42,8 @@ def read_direction(path: Path) -> SavedDirection:
     try:
         with safe_open(str(path), framework="np") as file:
             meta = file.metadata() or {}
+            known = "harmless_mean" in file.keys()  # noqa: SIM118 (no mapping)
+            mean = file.get_tensor("harmless_mean") if known else None
             parts: dict[str, Any] = {
                 "vector": file.get_tensor("direction"),
                 "norm": float(meta["norm"]),
@@ -49,9 +52,11 @@ def read_direction(path: Path) -> SavedDirection:
                 "qualified": json.loads(meta["qualified"]),
             }
         seed, seen = json.loads(meta.get("seed", "null")), json.loads(meta.get("seen", "[]"))
-        if fault := direction_fault(**parts) or _provenance_fault(seed, seen):
+        fault = direction_fault(**parts) or _provenance_fault(seed, seen)
+        if fault := fault or _mean_fault(mean, parts["vector"]):
             raise ValueError(fault)
-        return SavedDirection(**parts, model=meta.get("model", ""), seed=seed, seen=frozenset(seen))
+        about = {"model": meta.get("model", ""), "seed": seed, "seen": frozenset(seen)}
+        return SavedDirection(**parts, **about, harmless_mean=mean)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DirectionError(
             f"{path} holds no refusal direction ({error}). Give a direction.safetensors that "
@@ -84,6 +89,15 @@ def direction_fault(
         return f"its layer is {layer!r}, not a number from 0"
     if not isinstance(qualified, bool):
         return f"qualified is {qualified!r}, not true or false"
+    return None
+
+
+def _mean_fault(mean: Any, vector: Any) -> str | None:
+    """What is wrong with the harmless mean beside a direction."""
+    if mean is None:
+        return None
+    if mean.shape != vector.shape or mean.dtype.kind != "f" or not np.isfinite(mean).all():
+        return f"its harmless mean is not {len(vector)} finite numbers"
     return None
 
 

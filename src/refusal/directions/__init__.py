@@ -1,3 +1,12 @@
 """From prompts to a direction: activations, the refusal metric, the methods, the selection, the
 controls.
 """
+
+from refusal.core.registry import Registry
+
+METHODS = Registry(
+    "method",
+    {
+        "dim": "refusal.directions.difference_in_means:DifferenceInMeans",
+    },
+)

@@ -28,7 +28,7 @@ def control_directions(
     model: ChatModel,
     direction: Direction,
     train: PromptPair,
-    tokens: RefusalTokens,
+    tokens: RefusalTokens | None,
     *,
     n_random: int = 8,
     n_train: int | None = None,
@@ -79,12 +79,18 @@ def _shuffled(train: PromptPair, n: int | None, seed: int) -> PromptPair:
 
 
 def _difference(
-    model: ChatModel, prompts: PromptPair, direction: Direction, tokens: RefusalTokens
+    model: ChatModel, prompts: PromptPair, direction: Direction, tokens: RefusalTokens | None
 ) -> Direction:
     """The difference in means of two classes at the direction's position and layer."""
     means = collect(model, prompts, tokens=tokens, filtered=False, layers=direction.layer + 1)
     found = difference_in_means(means).at(direction.position, direction.layer)
-    return replace(found, qualified=False, seed=direction.seed, seen=direction.seen | found.seen)
+    return replace(
+        found,
+        qualified=False,
+        seed=direction.seed,
+        seen=direction.seen | found.seen,
+        harmless_mean=direction.harmless_mean,
+    )
 
 
 def cosines(direction: Direction, controls: dict[str, Direction]) -> dict[str, float]:

@@ -67,7 +67,7 @@ def collect(
         prompts: the training pools, in drawing order.
         n: prompts per class; drawn until ``n`` have passed the filter. Default: the whole pool.
         tokens: the refusal tokens; default: a preset or chosen from the model's completions of
-            these prompts.
+            these prompts. Without the filter none are needed.
         filtered: keep a harmful prompt only if its metric is > 0, a harmless one only if < 0.
         layers: read only the inputs of blocks ``0 .. layers - 1``; the means of the others are NaN.
             Without the filter the blocks after them are not run. Default: all.
@@ -78,8 +78,10 @@ def collect(
         TooFewPromptsError: fewer than 8 prompts of a class pass.
         NonFiniteError: an activation is NaN or infinite; names the layer.
     """
-    tokens = tokens_for(model, prompts) if tokens is None else tokens
-    check_tokens(model, tokens)
+    if tokens is None and filtered:
+        tokens = tokens_for(model, prompts)
+    if tokens is not None:
+        check_tokens(model, tokens)
     sums = {}
     seen: set[str] = set()
     counts = {}
@@ -99,7 +101,7 @@ def collect(
                 break
         _check_enough(model, label, len(kept), drawn, n, pool, filtered)
         sums[label] = total.mean()
-        counts[label] = ClassCount(drawn, len(kept), sum(metrics) / len(metrics))
+        counts[label] = _count(drawn, metrics)
     return Activations(
         harmful=sums["harmful"],
         harmless=sums["harmless"],
@@ -116,11 +118,13 @@ def draw_passing(
     model: ChatModel,
     pool: Sequence[Prompt],
     label: Label,
-    tokens: RefusalTokens,
+    tokens: RefusalTokens | None,
     n: int | None,
     filtered: bool = True,
 ) -> Passed:
-    """The first ``n`` prompts of ``pool`` that pass the filter.
+    """The first ``n`` prompts of ``pool`` that pass the filter; without it simply the first.
+
+    Without refusal tokens nothing can be filtered: nothing is run, and the metrics are NaN.
 
     Raises:
         TooFewPromptsError: fewer than 8 pass.
@@ -128,7 +132,12 @@ def draw_passing(
     """
     kept, metrics, drawn = [], [], 0
     seen: set[str] = set()
-    for prompt, metric, _ in run_pool(model, pool, tokens, n, filtered, f"filter {label}", 0):
+    work = (
+        ((prompt, math.nan, None) for prompt in pool)
+        if tokens is None
+        else run_pool(model, pool, tokens, n, filtered, f"filter {label}", 0)
+    )
+    for prompt, metric, _ in work:
         drawn += 1
         seen.add(prompt.fingerprint)
         if not filtered or passes(prompt.label, metric):
@@ -137,8 +146,12 @@ def draw_passing(
         if n is not None and len(kept) == n:
             break
     _check_enough(model, label, len(kept), drawn, n, pool, filtered)
-    count = ClassCount(drawn, len(kept), sum(metrics) / len(metrics))
-    return Passed(tuple(kept), tuple(metrics), count, frozenset(seen))
+    return Passed(tuple(kept), tuple(metrics), _count(drawn, metrics), frozenset(seen))
+
+
+def _count(drawn: int, metrics: Sequence[float]) -> ClassCount:
+    mean = sum(metrics) / len(metrics)
+    return ClassCount(drawn, len(metrics), None if math.isnan(mean) else mean)
 
 
 def passes(label: Label, metric: float) -> bool:
@@ -191,7 +204,7 @@ class _Sum:
 def run_pool(
     model: ChatModel,
     pool: Sequence[Prompt],
-    tokens: RefusalTokens,
+    tokens: RefusalTokens | None,
     n: int | None,
     filtered: bool,
     name: str,
@@ -214,13 +227,14 @@ def run_pool(
         store: dict[int, Tensor] = {}
         with skipped(skip, model.sites.in_tuple):
             logits = read(model, batch, post_instruction_reads(model, batch, store, layers))[0]
-        metrics = [math.nan] * len(logits) if skip else refusal_metric(logits, tokens.ids).tolist()
+        known = () if skip or tokens is None else refusal_metric(logits, tokens.ids).tolist()
+        metrics = list(known) or [math.nan] * len(logits)
         if n is None:
             advance(len(metrics))
         stacked = (
             torch.stack([store[layer].cpu() for layer in range(layers)], dim=2) if layers else None
         )
-        _check_finite(model, stacked, metrics if not skip else ())
+        _check_finite(model, stacked, known)
         if stacked is None:
             return metrics, None
         here.update(zip(batch.prompts, stacked, strict=True))

@@ -5,7 +5,8 @@ Dimensions: ``position`` counts post-instruction tokens (first is the earliest, 
 width of the residual stream.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torch import Tensor
 from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
 from refusal.core.frames import Shown, dataframe
-from refusal.core.records import CandidateScore, Choice, ClassCount, RefusalTokens
+from refusal.core.records import Choice, ClassCount, Label, RefusalTokens
 
 if TYPE_CHECKING:
     import pandas
@@ -26,7 +27,7 @@ class Activations:
 
     harmful: Float[Tensor, "position layer d_model"]
     harmless: Float[Tensor, "position layer d_model"]
-    tokens: RefusalTokens
+    tokens: RefusalTokens | None
     harmful_count: ClassCount
     harmless_count: ClassCount
     model: str
@@ -36,16 +37,23 @@ class Activations:
 
 @dataclass(frozen=True)
 class Candidates(Shown):
-    """Differences in means ``mean_harmful - mean_harmless``, one per (position, layer), float32.
+    """One vector per (position, layer) that may become the direction, float32; by default the
+    differences in means ``mean_harmful - mean_harmless``.
 
-    ``seen``: fingerprints of the prompts that took part, here and in the other records.
+    Attributes:
+        tokens: the refusal tokens; ``None`` where the method needs none.
+        seen: fingerprints of the prompts that took part, here and in the other records.
+        harmless_means: mean residual stream of the harmless prompts, where it is known.
+        counts: prompts by class, where they are known.
     """
 
     vectors: Float[Tensor, "position layer d_model"]
-    tokens: RefusalTokens
+    tokens: RefusalTokens | None
     model: str
     seed: int | None = None
     seen: frozenset[str] = frozenset()
+    harmless_means: Float[Tensor, "position layer d_model"] | None = None
+    counts: Mapping[Label, ClassCount] = field(default_factory=dict)
 
     @property
     def n_positions(self) -> int:
@@ -69,9 +77,16 @@ class Candidates(Shown):
             )
         vector = self.vectors[position, layer].float()
         norm = float(vector.norm())
-        unit = vector / norm if norm > 0 else vector
+        means = self.harmless_means
         return Direction(
-            unit, norm, position, layer, model=self.model, seed=self.seed, seen=self.seen
+            vector=vector / norm if norm > 0 else vector,
+            norm=norm,
+            position=position,
+            layer=layer,
+            model=self.model,
+            seed=self.seed,
+            seen=self.seen,
+            harmless_mean=None if means is None else means[position, layer].float(),
         )
 
 
@@ -92,4 +107,5 @@ class Selection(Choice, Shown):
         Raises:
             UsageError: pandas is not installed.
         """
-        return dataframe(map(asdict, self.scores), [each.name for each in fields(CandidateScore)])
+        columns = dict.fromkeys(name for score in self.scores for name in score.to_row())
+        return dataframe((score.to_row() for score in self.scores), list(columns))

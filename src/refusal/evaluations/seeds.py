@@ -16,26 +16,21 @@ from refusal.core.records import CandidateScore, Metric, PromptSplits, finite, t
 from refusal.core.storage import write_json, write_jsonl
 from refusal.core.strict_files import Saved, damaged, read_one
 from refusal.core.work import Work, Write
-from refusal.directions.difference_in_means import difference_in_means
-from refusal.directions.pool import collect
-from refusal.directions.selection.select import select
 from refusal.evaluations.refusal.completions import complete_under
 from refusal.evaluations.refusal.generate import refresh_verdicts
 from refusal.evaluations.refusal.rates import measure
 from refusal.prompts.load import redealt
-from refusal.runs.files import read_completions
-from refusal.runs.finding import Extract, Select
+from refusal.runs.files import SavedScore, read_completions
+from refusal.runs.finding import Extract, Select, method_of, named
 from refusal.runs.folder import prompts_hash
 from refusal.runs.stage import Plan, Run, Stage
 
 log = logging.getLogger(__name__)
 
-SCORES = ("position", "layer", "bypass", "induce", "kl")
-
 
 class _Choice(Saved):
     seed: int
-    score: CandidateScore | None
+    score: SavedScore | None
     qualified: bool
 
 
@@ -61,8 +56,7 @@ class Seeds(Stage):
         config = run.config
         if config.seeds == 1:
             return
-        for name in SCORES:
-            value = float(getattr(run.chosen.score, name))
+        for name, value in _values(run.chosen.score).items():
             yield _exact(name, f"seed-{config.seed}", value)
         for seed in range(config.seed + 1, config.seed + config.seeds):
             yield from self._seed(run, redealt(self.asked.prompts, seed), seed)
@@ -72,37 +66,26 @@ class Seeds(Stage):
         ends = (".json", ".direction.safetensors", ".ablation.jsonl")
         summary, file, written = (base / f"{seed}{end}" for end in ends)
         test = prompts.test.harmful[: config.n_test]
-        rule = [config.n_train, config.n_val, config.filter, asdict(config.rule), config.layer_step]
+        method = method_of(config)
+        filtered, step = method.filters(config), config.layer_step
+        rule = [config.n_train, config.n_val, filtered, asdict(config.rule), step]
         pairs = (prompts.train, prompts.val)
         inputs = {
             "main": run.direction_hash,
-            "tokens": run.refusal_tokens.ids,
+            "tokens": run.token_ids,
             "options": rule,
             "prompts": prompts_hash([p for pair in pairs for p in (*pair.harmful, *pair.harmless)]),
             "test": prompts_hash(test),
             "max_new_tokens": config.max_new_tokens,
+            **named(config),
         }
 
         def work() -> None:
-            collected = collect(
-                model,
-                prompts.train,
-                n=config.n_train,
-                tokens=run.refusal_tokens,
-                filtered=config.filter,
-                seed=seed,
-            )
+            options = {"seed": seed, "resamples": 0, "full_map": False, "strict": False}
+            once = config.model_copy(update=options)
+            candidates = method.extract(model, prompts.train, run.tokens, once)
             try:
-                chosen = select(
-                    model,
-                    difference_in_means(collected),
-                    prompts.val,
-                    n=config.n_val,
-                    filtered=config.filter,
-                    rule=config.rule,
-                    layer_step=config.layer_step,
-                    resamples=0,
-                )
+                chosen = method.select(model, candidates, prompts.val, once)
             except NoCandidateError as error:
                 log.warning("Seed %d: %s", seed, error)
                 write_json(summary, {"seed": seed, "score": None, "qualified": False})
@@ -121,8 +104,7 @@ class Seeds(Stage):
         if score is None:
             return []
         condition = f"seed-{seed}"
-        values = {name: getattr(score, name) for name in SCORES}
-        found = [_exact(name, condition, float(v)) for name, v in values.items() if v is not None]
+        found = [_exact(name, condition, value) for name, value in _values(score).items()]
         other, main = Direction.load(file).vector, run.direction.vector
         if other.shape != main.shape:
             raise damaged(
@@ -131,6 +113,12 @@ class Seeds(Stage):
             )
         found.append(_exact("cosine", condition, float(main @ other)))
         return [*found, *measure(read_completions(written), "harmful", f"{condition}-ablation")]
+
+
+def _values(score: CandidateScore) -> dict[str, float]:
+    """A candidate's place and its scores, as far as they are known."""
+    values = {"position": score.position, "layer": score.layer, **score.by_name}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def _exact(name: str, condition: str, value: float) -> Metric:

@@ -20,6 +20,7 @@ from refusal.core.records import Label, Metric, PromptPair, finite
 from refusal.core.storage import write_json
 from refusal.core.work import Read, Work
 from refusal.directions.pool import passes, run_pool
+from refusal.runs.finding import method_of
 from refusal.runs.folder import prompts_hash
 from refusal.runs.projections import LABELS, read_projections
 from refusal.runs.stage import Plan, Run, Stage
@@ -41,10 +42,10 @@ class Separation(Stage):
         direction = run.direction
         inputs = {
             "direction": run.direction_hash,
-            "tokens": run.refusal_tokens.ids,
+            "tokens": run.token_ids,
             "val": prompts_hash([*val.harmful, *val.harmless]),
             "n": config.n_val,
-            "filter": config.filter,
+            "filter": method_of(config).filters(config),
         }
 
         def work() -> None:
@@ -94,20 +95,21 @@ def _read(
     are at the layer.
     """
     config, direction = run.config, run.direction
+    filtered = method_of(config).filters(config)
     unit = direction.vector.double()
     along: list[list[float]] = []
     places: list[Tensor] = []
     for prompt, metric, activation in run_pool(
         run.model,
         getattr(val, label),
-        run.refusal_tokens,
+        run.tokens,
         config.n_val,
-        config.filter,
+        filtered,
         f"project {label}",
         run.model.sites.n_layers,
         True,
     ):
-        if activation is not None and (not config.filter or passes(prompt.label, metric)):
+        if activation is not None and (not filtered or passes(prompt.label, metric)):
             stream = activation[direction.position].double()
             along.append((stream @ unit).tolist())
             places.append(stream[direction.layer])

@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 BASELINE = "baseline"
 LABELS: tuple[Label, Label] = ("harmful", "harmless")
-# What the method claims: ablation and subtraction stop refusal, addition causes it, ablation leaves
-# the rest alone.
-CLAIMED = ("ablation", "subtraction", "addition")
-# By class of the test prompts. These are what `actions`, `stopping` and `conditions` give, written
-# out since a report of a run is to need no torch.
+# What the method claims, by class of the test prompts: ablation and subtraction stop refusal,
+# addition causes it, ablation leaves the rest alone. It is what the table's entries say of
+# themselves, written out since a report of a run is to need no torch.
 ACTIONS: dict[Label, tuple[str, ...]] = {
     "harmful": ("ablation", "subtraction"),
     "harmless": ("ablation", "addition"),
@@ -32,6 +30,9 @@ STOPPING = ("ablation", "subtraction")
 CONDITIONS = tuple(
     (label, condition) for label, names in ACTIONS.items() for condition in (BASELINE, *names)
 )
+# Every condition of a direction itself, in the order of tables; not each is measured of each class.
+ORDER = (BASELINE, *INTERVENTIONS)
+EVERY = tuple((label, condition) for label in LABELS for condition in ORDER)
 _NAME = re.compile(
     rf"(?:(random-\d+|shuffled|matched)-)?({'|'.join(map(re.escape, INTERVENTIONS))})"
 )
@@ -86,29 +87,32 @@ def interventions_for(condition: str, direction: "Direction") -> "tuple[Interven
     return Condition.named(condition).on(direction)
 
 
-def actions(interventions: Iterable[str] = CLAIMED) -> dict[Label, tuple[str, ...]]:
-    """Which of the interventions each class of test prompts is completed under.
+def actions(further: Iterable[str] = ()) -> dict[Label, tuple[str, ...]]:
+    """What each class of test prompts is completed under: what the method claims, and ``further``
+    interventions.
 
     Raises:
         ConfigError: there is no such intervention.
     """
-    table = {name: INTERVENTIONS[name] for name in interventions}
-    return {
-        label: tuple(name for name, action in table.items() if label in action.sets)
-        for label in LABELS
+    table = {name: INTERVENTIONS[name] for name in dict.fromkeys(further)}
+    more = {
+        label: [name for name, action in table.items() if label in action.sets] for label in LABELS
     }
+    return {label: tuple(dict.fromkeys((*ACTIONS[label], *more[label]))) for label in LABELS}
 
 
-def stopping(interventions: Iterable[str] = CLAIMED) -> tuple[str, ...]:
-    """Those that are to stop refusal, and should change nothing else.
+def stopping(further: Iterable[str] = ()) -> tuple[str, ...]:
+    """Those of the claimed and of ``further`` interventions that are to stop refusal, and should
+    change nothing else.
 
     Raises:
         ConfigError: there is no such intervention.
     """
-    return tuple(name for name in interventions if INTERVENTIONS[name].stops)
+    more = [name for name in further if INTERVENTIONS[name].stops]
+    return tuple(dict.fromkeys((*STOPPING, *more)))
 
 
-def conditions(interventions: Iterable[str] = CLAIMED) -> tuple[tuple[Label, str], ...]:
+def conditions(further: Iterable[str] = ()) -> tuple[tuple[Label, str], ...]:
     """Class and condition of everything that is measured of a direction on the test prompts.
 
     Raises:
@@ -116,7 +120,7 @@ def conditions(interventions: Iterable[str] = CLAIMED) -> tuple[tuple[Label, str
     """
     return tuple(
         (label, condition)
-        for label, names in actions(interventions).items()
+        for label, names in actions(further).items()
         for condition in (BASELINE, *names)
     )
 

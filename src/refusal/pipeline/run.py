@@ -102,7 +102,7 @@ def _run(
     if found:
         parallel.only_writer(lambda: check_judged(folder, judging.judges))
     assert run.candidates is not None
-    return RunResult(folder.path, config, run.refusal_tokens, run.candidates, run.selection, found)
+    return RunResult(folder.path, config, run.tokens, run.candidates, run.selection, found)
 
 
 def ask(config: RunConfig, folder: Path) -> Asked:

@@ -17,7 +17,7 @@ from refusal.core.valid import SavedDirection, read_direction
 from refusal.evaluations.capability.rates import PREFIX, is_binary
 from refusal.evaluations.capability.results import file_name, read_task_run
 from refusal.evaluations.refusal.rates import CORRECTED, HITS, metric
-from refusal.interventions.conditions import CONDITIONS, random_group
+from refusal.interventions.conditions import EVERY, random_group
 from refusal.runs.files import read_completions, read_manifest, read_metrics
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def check_completed(path: Path) -> None:
     """Raise RunFolderError unless the folder has completions."""
     if not any(
         (path / "completions" / f"{set_name}.{condition}.jsonl").is_file()
-        for set_name, condition in CONDITIONS
+        for set_name, condition in EVERY
     ):
         raise RunFolderError(
             f"{path} holds no completions. Make them first: refusal generate MODEL --out {path}."

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 
-from refusal.core.records import CandidateScore, Metric, finite
+from refusal.core.records import Metric, finite
 from refusal.core.text import visible
 from refusal.report.data import ReportData
 from refusal.report.figures import cosine_grids
@@ -36,7 +36,7 @@ def csv_tables(data: ReportData) -> dict[str, str]:
     stages = data.manifest["stages"].items()
     found: dict[str, tuple[Sequence[str], Rows]] = {
         "metrics": (_names(Metric), [_values(m) for m in data.metrics]),
-        "scores": (_names(CandidateScore), [_values(s) for s in data.scores]),
+        "scores": _scores(data),
         "stability": (
             ("position", "layer", "share"),
             [(w.position, w.layer, w.share) for w in winners],
@@ -56,8 +56,14 @@ def _names(kind: type) -> tuple[str, ...]:
     return tuple(f.name for f in fields(kind))
 
 
-def _values(record: Metric | CandidateScore) -> list[object]:
+def _values(record: Metric) -> list[object]:
     return list(finite(asdict(record)).values())
+
+
+def _scores(data: ReportData) -> tuple[Sequence[str], Rows]:
+    rows = [finite(score.to_row()) for score in data.scores]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return columns, [[row.get(name) for name in columns] for row in rows]
 
 
 def _categories(data: ReportData) -> Rows:

@@ -16,7 +16,7 @@ from refusal.core.strict_files import damaged, read_list
 from refusal.core.valid import read_direction
 from refusal.evaluations.judges.agreement import Agreement
 from refusal.evaluations.refusal.rates import measure_all
-from refusal.interventions.conditions import BASELINE, CONDITIONS, STOPPING
+from refusal.interventions.conditions import BASELINE, EVERY, ORDER, conditions, stopping
 from refusal.prompts.over_refusal import SETS
 from refusal.runs.files import (
     SavedCandidates,
@@ -127,7 +127,7 @@ def read_run(path: Path) -> ReportData:
     }
     tokens = read_tokens(path) if there["refusal_tokens.json"] else None
     candidates = None
-    if tokens is not None and there["candidates.safetensors"]:
+    if there["candidates.safetensors"]:
         candidates = read_vectors(path)
     chosen = all(
         (path / f).is_file()
@@ -215,8 +215,8 @@ def _plain_completions(path: Path) -> Iterator[Path]:
     """Those under the direction itself and without any, in the order of the conditions."""
     over = [half for name in SETS for half in SETS[name]]
     for set_name, condition in (
-        *CONDITIONS,
-        *((half, c) for half in over for c in (BASELINE, *STOPPING)),
+        *EVERY,
+        *((half, c) for half in over for c in ORDER),
     ):
         file = path / "completions" / f"{set_name}.{condition}.jsonl"
         if file.is_file():
@@ -246,7 +246,7 @@ def _with_missing(data: ReportData) -> ReportData:
 
 def _missing(data: ReportData) -> Iterator[str]:
     """In words, in the order of the stages."""
-    if data.tokens is None:
+    if not (data.path / "refusal_tokens.json").is_file():
         yield "the refusal tokens"
     if data.candidates is None:
         yield "the candidate directions"
@@ -261,14 +261,14 @@ def _missing(data: ReportData) -> Iterator[str]:
         (half, c)
         for name in data.config.over_refusal
         for half in SETS[name]
-        for c in (BASELINE, *STOPPING)
+        for c in (BASELINE, *stopping(data.config.interventions))
     ]
     lacking: dict[str, list[str]] = {}
-    for set_name, condition in (*CONDITIONS, *over):
+    for set_name, condition in (*conditions(data.config.interventions), *over):
         if (set_name, condition) not in data.completions:
             lacking.setdefault(set_name, []).append(condition)
-    for set_name, conditions in lacking.items():
-        yield f"completions of {set_name} prompts under {', '.join(conditions)}"
+    for set_name, names in lacking.items():
+        yield f"completions of {set_name} prompts under {', '.join(names)}"
     if data.finished:
         return
     stages, config = data.manifest["stages"], data.config

@@ -48,11 +48,14 @@ def score_grid(
     """One of the scores of every candidate; without a score of that ``name``, no values."""
     rows = sorted({s.position for s in scores}, reverse=True)
     columns = sorted({s.layer for s in scores})
-    at = {(s.position, s.layer): getattr(s, name, None) for s in scores}
+    at = {(s.position, s.layer): s.by_name.get(name) for s in scores}
     values = tuple(tuple(at.get((p, layer)) for layer in columns) for p in rows)
     filled = {"rows": tuple(map(str, rows)), "title": name, "log": name == "kl", **more}
     place = _cell(chosen, rows, columns)
     return Grid(name=f"map-{name}", columns=tuple(columns), values=values, chosen=place, **filled)
+
+
+OWN = "The method's own score: of those inside the limits the highest is chosen."
 
 
 def score_grids(data: ReportData) -> tuple[Grid, ...]:
@@ -90,7 +93,13 @@ def score_grids(data: ReportData) -> tuple[Grid, ...]:
             limit=rule.kl_threshold,
             passing=lambda value: value <= rule.kl_threshold,
         ),
+        *(_map(data, name, name, OWN) for name in own_scores(data)),
     )
+
+
+def own_scores(data: ReportData) -> tuple[str, ...]:
+    """Name the scores that only the run's method has."""
+    return tuple(dict.fromkeys(name for score in data.scores for name in score.more))
 
 
 def _map(
@@ -103,7 +112,7 @@ def _map(
     **more: Any,
 ) -> Grid:
     """A score's grid with the positions' tokens; a dot where the value is ``passing``."""
-    at = {(s.position, s.layer): getattr(s, name, None) for s in data.scores}
+    at = {(s.position, s.layer): s.by_name.get(name) for s in data.scores}
     layers = sorted({s.layer for s in data.scores})
     marked = set()
     for i, position in enumerate(positions(data)):

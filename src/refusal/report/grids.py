@@ -10,7 +10,14 @@ from markupsafe import Markup
 from refusal.core.tables import minus
 from refusal.report import svg
 from refusal.report.data import ReportData
-from refusal.report.figures import cosine_grids, outcome, outcome_words, positions, score_grids
+from refusal.report.figures import (
+    cosine_grids,
+    outcome,
+    outcome_words,
+    own_scores,
+    positions,
+    score_grids,
+)
 from refusal.report.kinds import Grid
 
 
@@ -32,24 +39,23 @@ class GridGroup:
 
 
 def score_group(data: ReportData) -> GridGroup | None:
-    """The outcome and the three scores."""
+    """The outcome and every score."""
     at = {(s.position, s.layer): s for s in data.scores}
     grids = score_grids(data)
-    rows = positions(data)
+    rows, own = positions(data), [(name, "+.3f") for name in own_scores(data)]
+    names = ("bypass", "induce", "KL", *(name for name, _ in own))
     cells = {
         (i, j): (
             minus(str(p)),
             str(layer),
-            *(_number(getattr(at[p, layer], n), d) for n, d in SCORES),
+            *(_number(at[p, layer].by_name.get(n), d) for n, d in (*SCORES, *own)),
             outcome_words(data, outcome(data, at[p, layer])),
         )
         for i, p in enumerate(rows)
         for j, layer in enumerate(grids[0].columns if grids else ())
         if (p, layer) in at
     }
-    return _group(
-        "scores", grids, ("position", "layer", "bypass", "induce", "KL", "outcome"), cells
-    )
+    return _group("scores", grids, ("position", "layer", *names, "outcome"), cells)
 
 
 SCORES = (("bypass", "+.2f"), ("induce", "+.2f"), ("kl", ".3f"))

@@ -21,7 +21,7 @@ from refusal.core.text import visible
 from refusal.report import content, run_tables, svg
 from refusal.report.data import ReportData
 from refusal.report.draw import draw
-from refusal.report.figures import separation
+from refusal.report.figures import own_scores, separation
 from refusal.report.grids import GridGroup, cosine_group, score_group
 from refusal.report.tables import style_of, tables_by_section
 from refusal.report.verdict import numbers, verdict
@@ -173,23 +173,36 @@ def _rates(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
         yield Section("rates", "Refusal by condition", text, tables=tables)
 
 
+def _rule_words(data: ReportData) -> str:
+    """Say what the candidates are and which of them is chosen."""
+    rule, method = data.config.rule, data.config.method
+    own = next(iter(own_scores(data)), None)
+    kind = "a difference in means" if method == "dim" else f"one of the method {method}"
+    best = "lowest bypass" if own is None else f"highest {own} score"
+    induce = "" if own is not None else f"induce at least {rule.induce_threshold:g}, "
+    text = (
+        f"Of all candidates, {kind} per position and layer, the rule takes the one with the {best} "
+        f"among those with {induce}KL at most {rule.kl_threshold:g} and a layer below "
+        f"{data.eligible}."
+    )
+    if data.selection is None:
+        return text
+    harmful, harmless = data.selection.harmful_count, data.selection.harmless_count
+    if harmful.mean_metric is None or harmless.mean_metric is None:
+        return text
+    passed = " that passed the filter" if own is None else ""
+    return (
+        f"{text} Without intervention the metric is {harmful.mean_metric:+.2f} on the "
+        f"{harmful.passed} harmful and {harmless.mean_metric:+.2f} on the {harmless.passed} "
+        f"harmless validation prompts{passed}."
+    )
+
+
 def _choice(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
     group = score_group(data)
     if group is None:
         return
-    rule = data.config.rule
-    text = (
-        "Of all candidates, a difference in means per position and layer, the rule takes the one "
-        f"with the lowest bypass among those with induce at least {rule.induce_threshold:g}, KL "
-        f"at most {rule.kl_threshold:g} and a layer below {data.eligible}."
-    )
-    if data.selection is not None:
-        s = data.selection
-        text += (
-            f" Without intervention the metric is {s.harmful_count.mean_metric:+.2f} on the "
-            f"{s.harmful_count.passed} harmful and {s.harmless_count.mean_metric:+.2f} on the "
-            f"{s.harmless_count.passed} harmless validation prompts that passed the filter."
-        )
+    text = _rule_words(data)
     scored = [s for s in data.scores if None not in (s.bypass, s.induce, s.kl)]
     hint = f"All three scores are known of {len(scored)} of {len(data.scores)} candidates: "
     hint += "the others left as soon as the rule had to reject them (--full-map scores them all). "

@@ -22,6 +22,7 @@ from refusal.core.tables import (
     signed,
     table,
 )
+from refusal.directions import METHODS
 from refusal.evaluations.capability.rates import PREFIX as CAPABILITY
 
 CLASSES = ("harmful", "harmless")
@@ -164,8 +165,9 @@ def capabilities(found: Found) -> Iterator[Table]:
 
 def seeds(found: Found) -> Iterator[Table]:
     """The choice with other seeds: place, scores, cosine, refusal under ablation; the spread."""
-    runs = [m.condition for m in found.named("bypass")]
-    forms = {"bypass": "+.2f", "induce": "+.2f", "kl": ".3f", "cosine": "+.2f"}
+    runs = [m.condition for m in found.named("layer")]
+    own = {name: "+.3f" for name in METHODS if any(found.named(name))}
+    forms = {"bypass": "+.2f", "induce": "+.2f", "kl": ".3f", **own, "cosine": "+.2f"}
     kept: dict[str, list[Metric]] = {name: [] for name in (*forms, "refusal_rate")}
     rows = []
     for i, run in enumerate(runs):
@@ -187,7 +189,7 @@ def seeds(found: Found) -> Iterator[Table]:
             form = forms.get(name, ".0%")
             spread.append(f"{min(values):{form}} to {max(values):{form}}" if values else "")
         rows.append(("all", "", *spread))
-    columns = ("bypass", "induce", "KL", "cosine", "refusal under ablation")
+    columns = ("bypass", "induce", "KL", *own, "cosine", "refusal under ablation")
     yield table("Other seeds", ("seed", "at"), columns, rows)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refusal.core.storage import check_page, remove, write_text
+from refusal.directions import METHODS
 from refusal.report.csv_tables import NAMES, csv_tables
 from refusal.report.data import ReportData, read_run
 from refusal.report.draw import FORMATS, check_formats, write_figure
@@ -16,6 +17,7 @@ DRAWN = (
     "map-induce",
     "map-kl",
     "map-bypass",
+    *(f"map-{name}" for name in METHODS),
     "projections",
     "separation",
     "plane",

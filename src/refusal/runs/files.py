@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from refusal.core.errors import ConfigError, RunFolderError
 from refusal.core.records import (
@@ -34,6 +34,7 @@ from refusal.core.strict_files import (
     read_one,
 )
 from refusal.core.valid import read_direction
+from refusal.directions import METHODS
 
 FORMAT = 2  # of the manifest
 MOST = 100_000  # layers or positions: more than any model has, and little enough to count and draw
@@ -101,8 +102,19 @@ class _SavedMetric(Metric):
     high: float | None  # type: ignore[assignment]
 
 
+def _gathered(row: Any) -> Any:
+    """The score that only one method has, and that is called like it, under a key of its own."""
+    if not isinstance(row, dict) or "more" in row:
+        return row
+    more = {name: value for name, value in row.items() if name in METHODS}
+    return {**{name: value for name, value in row.items() if name not in METHODS}, "more": more}
+
+
+SavedScore = Annotated[CandidateScore, BeforeValidator(_gathered)]
+
+
 class _Selection(Saved):
-    score: CandidateScore
+    score: SavedScore
     qualified: bool
     rejected: dict[str, Number]
     harmful_count: ClassCount
@@ -118,11 +130,13 @@ class SavedCandidates:
         suffix: texts of the post-instruction tokens, the earliest first; empty where they were not
             kept.
         seen: fingerprints of the prompts that took part.
+        harmless_means: mean residual stream of the harmless prompts; older versions kept none.
     """
 
     vectors: Float[np.ndarray, "position layer d_model"]
     suffix: tuple[str, ...]
     seen: frozenset[str]
+    harmless_means: Float[np.ndarray, "position layer d_model"] | None = None
 
 
 def is_run_folder(path: Path) -> bool:
@@ -192,27 +206,31 @@ def read_metrics(path: Path) -> tuple[Metric, ...]:
     )
 
 
-def read_tokens(folder: Path) -> RefusalTokens:
-    """The refusal tokens.
+def read_tokens(folder: Path) -> RefusalTokens | None:
+    """The refusal tokens; ``None`` where the method needs none and none are known.
 
     Raises:
         RunFolderError: the file cannot be read, or holds something else; so do the others.
     """
     path = folder / "refusal_tokens.json"
     try:
-        found: RefusalTokens = read_one(path, RefusalTokens)
+        found: RefusalTokens | None = read_one(path, RefusalTokens | None)
     except ConfigError as error:  # the record's own checks
         raise damaged(path, str(error)) from error
-    if max(found.ids) >= 2**31:
+    if found is not None and max(found.ids) >= 2**31:
         raise damaged(path, f"ids: {max(found.ids)} is no token id")
     return found
 
 
 def read_vectors(folder: Path) -> SavedCandidates:
-    """The candidates, without the tokens that they were found with; read without torch."""
+    """The candidates, without the tokens that they were found with; read without torch. Older
+    versions kept no harmless means.
+    """
     path = folder / "candidates.safetensors"
-    arrays, metadata = read_arrays(path, ["candidates"])
-    vectors = arrays["candidates"]
+    arrays, metadata = read_arrays(path)
+    if "candidates" not in arrays:
+        raise damaged(path, "it lacks the tensor candidates")
+    vectors, means = arrays["candidates"], arrays.get("harmless_means")
     if vectors.ndim != 3 or vectors.dtype.kind != "f" or not vectors.size:
         raise damaged(
             path,
@@ -221,17 +239,23 @@ def read_vectors(folder: Path) -> SavedCandidates:
         )
     if not (np.isfinite(vectors).all(-1) | np.isnan(vectors).all(-1)).all():
         raise damaged(path, "candidates: a vector holds NaN or infinity")
+    if means is not None and (
+        means.shape != vectors.shape
+        or means.dtype.kind != "f"
+        or not (np.isfinite(means) == np.isfinite(vectors)).all()
+    ):
+        raise damaged(path, "harmless_means: not as many finite numbers as the candidates have")
     seen, suffix = (
         read_metadata(path, {name: "[]", **metadata}, name, tuple[str, ...])
         for name in ("seen", "suffix")
     )
-    return SavedCandidates(vectors, tuple(suffix), frozenset(seen))
+    return SavedCandidates(vectors, tuple(suffix), frozenset(seen), means)
 
 
 def read_scores(folder: Path) -> tuple[CandidateScore, ...]:
     """The scores of all candidates; there also where no direction was chosen."""
     path = folder / "scores.json"
-    found = read_list(path, CandidateScore)
+    found: tuple[CandidateScore, ...] = read_list(path, SavedScore)
     for number, score in enumerate(found, start=1):
         if not -MOST <= score.position < 0 <= score.layer < MOST:
             raise damaged(
@@ -249,8 +273,9 @@ def read_choice(folder: Path) -> Choice:
     scores = read_scores(folder)
     direction = read_direction(folder / "direction.safetensors")
     chosen = saved.score.position, saved.score.layer
-    if None in (saved.score.bypass, saved.score.induce, saved.score.kl):
-        raise damaged(path, "score: the chosen candidate lacks one of its three scores")
+    needed = saved.score.more or saved.score.by_name
+    if None in needed.values():
+        raise damaged(path, "score: the chosen candidate lacks one of its scores")
     if chosen not in {(score.position, score.layer) for score in scores}:
         raise damaged(path, f"score: {chosen} is none of the candidates in scores.json")
     if chosen != (direction.position, direction.layer):

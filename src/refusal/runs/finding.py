@@ -5,39 +5,41 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from refusal.config.run_config import RunConfig
 from refusal.core.errors import NoCandidateError
-from refusal.core.records import Metric, finite, to_json
+from refusal.core.records import Metric, RefusalTokens, finite, to_json
 from refusal.core.storage import file_sha256, write_json, write_tensors
 from refusal.core.valid import check_place, check_width
-from refusal.core.work import Read, Search, Work, Write
-from refusal.directions.difference_in_means import difference_in_means
-from refusal.directions.pool import collect
-from refusal.directions.refusal_tokens import CHOOSE_NEW_TOKENS, CHOOSE_PROMPTS, tokens_for
+from refusal.core.work import Read, Work, Write
+from refusal.directions import METHODS
+from refusal.directions.method import DirectionMethod
+from refusal.directions.refusal_tokens import (
+    CHOOSE_NEW_TOKENS,
+    CHOOSE_PROMPTS,
+    preset_tokens,
+    tokens_for,
+)
 from refusal.directions.selection.rule import explain
-from refusal.directions.selection.select import select
 from refusal.model.chat_model import ChatModel
 from refusal.runs.files import read_tokens
 from refusal.runs.folder import prompts_hash
 from refusal.runs.inputs import check_prompts
 from refusal.runs.records import read_candidates, read_selection
-from refusal.runs.stage import Plan, Run, Stage
-
-DRAWN = 1.4  # prompts read for each that passes the filter
-POSITIONS = 5  # tokens after the instruction: that many candidates a layer
-SCORED = 0.07  # of a triple loop's tokens: early exit, and induce starts in the middle
-LOOKED = 12.0  # prompts for each candidate besides: what it takes to see that it fails
-LOOKS = 3.0  # passes for each candidate
+from refusal.runs.stage import Asked, Plan, Run, Stage
 
 
 class Tokens(Stage):
-    """The tokens whose probability says that a refusal begins."""
+    """The tokens whose probability says that a refusal begins.
+
+    A method that needs none takes those that are given or known of the model's family, if any.
+    """
 
     name = "tokens"
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
         """Completions of a few training prompts, unless the tokens are given."""
-        if plan.config.refusal_tokens:
+        if plan.config.refusal_tokens or not METHODS[plan.config.method].needs_tokens:
             return ()
         rows, length = 2 * CHOOSE_PROMPTS, plan.lengths.train
         return Write(rows, CHOOSE_NEW_TOKENS, length), Read(rows, length)
@@ -51,8 +53,16 @@ class Tokens(Stage):
             "seed": run.config.seed,
         }
 
+        wanted = run.config.refusal_tokens
+        needed = METHODS[run.config.method].needs_tokens or bool(wanted)
+        if not needed:
+            inputs["needed"] = False
+
         def work() -> None:
-            write_json(path, to_json(tokens_for(run.model, train, run.config.refusal_tokens)))
+            found: RefusalTokens | None = (
+                tokens_for(run.model, train, wanted) if needed else preset_tokens(run.model)
+            )
+            write_json(path, plain(found))
 
         self.do(run, "", inputs, [path], work, self.costs(run.plan))
         run.tokens = read_tokens(run.folder.path)
@@ -64,6 +74,10 @@ class Extract(Stage):
 
     name = "extract"
 
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        method_of(asked.config)  # before anything slow
+
     def check(self, model: ChatModel) -> None:
         """Every training prompt must fit into the model's context."""
         train = self.asked.prompts.train
@@ -71,50 +85,41 @@ class Extract(Stage):
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
-        """The training prompts of both classes."""
-        return (Read(2 * drawn(plan) * plan.config.n_train, plan.lengths.train),)
+        """What the method says."""
+        return method_of(plan.config).extract_costs(plan.config, plan.lengths)
 
     def work(self, run: Run) -> Iterable[Metric]:
         """Leave the candidates in ``candidates.safetensors``."""
         config, train = run.config, self.asked.prompts.train
         path = run.folder.path / "candidates.safetensors"
-        needs_all = config.filter or config.full_map  # the filter looks at the model's output
-        layers = None if needs_all else config.rule.eligible_layers(run.model.sites.n_layers)
+        method, tokens = method_of(config), run.tokens
         inputs = {
             "train": prompts_hash([*train.harmful, *train.harmless]),
-            "tokens": run.refusal_tokens.ids,
+            "tokens": run.token_ids,
             "n": config.n_train,
-            "filter": config.filter,
-            "layers": layers,
+            "filter": method.filters(config),
+            "layers": method.layers_read(config, run.model.sites.n_layers),
             "seed": config.seed,
+            **named(config),
         }
 
         def work() -> None:
-            activations = collect(
-                run.model,
-                train,
-                n=config.n_train,
-                tokens=run.refusal_tokens,
-                filtered=config.filter,
-                layers=layers,
-                seed=config.seed,
-            )
-            counts = {
-                "harmful": asdict(activations.harmful_count),
-                "harmless": asdict(activations.harmless_count),
-            }
+            found = method.extract(run.model, train, tokens, config)
+            counts = {label: asdict(count) for label, count in found.counts.items()}
             metadata = {
                 "counts": json.dumps(finite(counts)),
                 "model": run.model.name,
                 "suffix": json.dumps(run.model.chat.suffix_tokens),
-                "seen": json.dumps(sorted(activations.seen)),
+                "seen": json.dumps(sorted(found.seen)),
             }
-            vectors = difference_in_means(activations).vectors
-            write_tensors(path, {"candidates": vectors}, metadata)
+            tensors = {"candidates": found.vectors}
+            if found.harmless_means is not None:
+                tensors["harmless_means"] = found.harmless_means
+            write_tensors(path, tensors, metadata)
 
         self.do(run, "", inputs, [path], work, self.costs(run.plan))
         folder = run.folder.path
-        run.candidates = read_candidates(folder, run.refusal_tokens, run.model.name, config.seed)
+        run.candidates = read_candidates(folder, tokens, run.model.name, config.seed)
         return ()
 
 
@@ -125,14 +130,8 @@ class Select(Stage):
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
-        """The validation prompts unmodified, and again under every candidate."""
-        config, length = plan.config, plan.lengths.val
-        layers = range(0, config.rule.eligible_layers(plan.layers), config.layer_step)
-        candidates = POSITIONS * len(layers)
-        literal = 3.0 * candidates * config.n_val * length
-        tokens = literal if config.full_map else SCORED * literal + LOOKED * length * candidates
-        search = Search(tokens, LOOKS * candidates, config.n_val * length, config.n_val)
-        return search, Read(2 * drawn(plan) * config.n_val, length)
+        """What the method says."""
+        return method_of(plan.config).select_costs(plan.config, plan.layers, plan.lengths)
 
     def check(self, model: ChatModel) -> None:
         """Some layer must be eligible, and every validation prompt fit into the context."""
@@ -146,33 +145,24 @@ class Select(Stage):
         assert candidates is not None
         names = ("scores.json", "direction.safetensors", "selection.json", "stability.json")
         scores, direction, summary, stability = (run.folder.path / name for name in names)
+        method = method_of(config)
         inputs = {
             "candidates": file_sha256(run.folder.path / "candidates.safetensors"),
-            "tokens": candidates.tokens.ids,
+            "tokens": run.token_ids,
             "val": prompts_hash([*val.harmful, *val.harmless]),
             "n": config.n_val,
-            "filter": config.filter,
+            "filter": method.filters(config),
             "rule": asdict(config.rule),
             "layer_step": config.layer_step,
             "full_map": config.full_map,
             "resamples": config.resamples,
             "seed": config.seed,
+            **named(config),
         }
 
         def work() -> None:
             try:
-                selection = select(
-                    run.model,
-                    candidates,
-                    val,
-                    n=config.n_val,
-                    filtered=config.filter,
-                    rule=config.rule,
-                    layer_step=config.layer_step,
-                    full_map=config.full_map,
-                    resamples=config.resamples,
-                    strict=config.strict,
-                )
+                selection = method.select(run.model, candidates, val, config)
                 if selection.direction.norm == 0:  # the rule may choose it; nothing can be measured
                     raise NoCandidateError(
                         f"The best candidate ({selection.score.position}, {selection.score.layer}) "
@@ -206,9 +196,19 @@ class Select(Stage):
         return ()
 
 
-def drawn(plan: Plan) -> float:
-    """Prompts that are read for each that counts."""
-    return DRAWN if plan.config.filter else 1.0
+def method_of(config: RunConfig) -> DirectionMethod:
+    """The method that a configuration names.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    method: DirectionMethod = METHODS[config.method]()
+    return method
+
+
+def named(config: RunConfig) -> dict[str, str]:
+    """What the method adds to the inputs of a step; ``dim`` was there before methods had names."""
+    return {} if config.method == "dim" else {"method": config.method}
 
 
 def plain(value: Any) -> Any:

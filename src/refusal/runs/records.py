@@ -19,7 +19,7 @@ class _Control(Saved):
 
 
 def read_candidates(
-    folder: Path, tokens: RefusalTokens, model: str, seed: int | None
+    folder: Path, tokens: RefusalTokens | None, model: str, seed: int | None
 ) -> Candidates:
     """The candidates, with the fingerprints of the prompts that took part; NaN for layers that were
     not read.
@@ -28,7 +28,9 @@ def read_candidates(
         RunFolderError: the file cannot be read, or holds something else.
     """
     saved = read_vectors(folder)
-    return Candidates(torch.from_numpy(saved.vectors), tokens, model, seed, saved.seen)
+    vectors, means = torch.from_numpy(saved.vectors), saved.harmless_means
+    known = None if means is None else torch.from_numpy(means)
+    return Candidates(vectors, tokens, model, seed, saved.seen, known)
 
 
 def read_selection(folder: Path) -> Selection:

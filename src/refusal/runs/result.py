@@ -19,7 +19,7 @@ class RunResult(Shown):
 
     folder: Path
     config: RunConfig
-    tokens: RefusalTokens
+    tokens: RefusalTokens | None
     candidates: Candidates
     selection: Selection | None = None
     metrics: tuple[Metric, ...] = ()

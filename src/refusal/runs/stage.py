@@ -80,10 +80,9 @@ class Run:
         return self.asked.config
 
     @property
-    def refusal_tokens(self) -> RefusalTokens:
-        """The refusal tokens; only after the stage that finds them."""
-        assert self.tokens is not None
-        return self.tokens
+    def token_ids(self) -> tuple[int, ...] | None:
+        """Ids of the refusal tokens, where there are some; after the stage that finds them."""
+        return None if self.tokens is None else self.tokens.ids
 
     @property
     def chosen(self) -> Selection:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from refusal.config.rule import Rule
 from refusal.core.records import CandidateScore
+from refusal.directions.records import Candidates
 
 SHOWN = 3  # of the nearest misses, in messages
 
@@ -69,6 +70,17 @@ def closest(scores: Sequence[CandidateScore], n_layers: int, rule: Rule) -> Cand
 def count_rejected(scores: Sequence[CandidateScore]) -> dict[str, int]:
     """How many candidates each criterion rejected."""
     return dict(Counter(s.rejected_because for s in scores if s.rejected_because is not None))
+
+
+def left_out(candidates: Candidates, layers: Sequence[int], rule: Rule) -> list[CandidateScore]:
+    """The candidates of all other ``layers``, with why they were not scored."""
+    eligible = rule.eligible_layers(candidates.n_layers)
+    return [
+        CandidateScore(position, layer, None, None, None, "step" if layer < eligible else "layer")
+        for position in range(-candidates.n_positions, 0)
+        for layer in range(candidates.n_layers)
+        if layer not in layers
+    ]
 
 
 def explain(scores: Sequence[CandidateScore], rule: Rule | None = None) -> str:

@@ -41,12 +41,14 @@ class Scorer:
         model: ChatModel,
         harmful: Passed,
         harmless: Passed,
-        tokens: RefusalTokens,
+        tokens: RefusalTokens | None,
         layers: int,
     ) -> None:
-        """``layers``: additions will be asked for at layers ``0 .. layers - 1``."""
+        """``layers``: additions will be asked for at layers ``0 .. layers - 1``; without ``tokens``
+        only for KL.
+        """
         self.model = model
-        self.tokens = tokens.ids
+        self.tokens = () if tokens is None else tokens.ids
         self.layers = layers
         harmful_rows, refused = _most_telling_first(model, harmful)
         harmless_rows, answered = _most_telling_first(model, harmless)

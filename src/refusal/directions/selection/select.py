@@ -11,8 +11,15 @@ from refusal.core.errors import NoCandidateError, NonFiniteError
 from refusal.core.records import CandidateScore, PromptPair
 from refusal.directions.pool import draw_passing
 from refusal.directions.records import Candidates, Selection
-from refusal.directions.refusal_tokens import check_tokens
-from refusal.directions.selection.rule import SHOWN, choose, closest, count_rejected, explain
+from refusal.directions.refusal_tokens import check_tokens, tokens_for
+from refusal.directions.selection.rule import (
+    SHOWN,
+    choose,
+    closest,
+    count_rejected,
+    explain,
+    left_out,
+)
 from refusal.directions.selection.score import Scorer
 from refusal.directions.selection.search import Contender, Search
 from refusal.directions.selection.stability import measure_stability
@@ -62,11 +69,12 @@ def select(
     rule = rule or Rule()
     n_layers = candidates.n_layers
     rule.check(n_layers)
-    check_tokens(model, candidates.tokens)
-    harmful = draw_passing(model, prompts.harmful, "harmful", candidates.tokens, n, filtered)
-    harmless = draw_passing(model, prompts.harmless, "harmless", candidates.tokens, n, filtered)
+    tokens = candidates.tokens or tokens_for(model, prompts)
+    check_tokens(model, tokens)
+    harmful = draw_passing(model, prompts.harmful, "harmful", tokens, n, filtered)
+    harmless = draw_passing(model, prompts.harmless, "harmless", tokens, n, filtered)
     layers = range(0, n_layers if full_map else rule.eligible_layers(n_layers), layer_step)
-    scorer = Scorer(model, harmful, harmless, candidates.tokens, max(layers, default=0) + 1)
+    scorer = Scorer(model, harmful, harmless, tokens, max(layers, default=0) + 1)
     positions = range(-candidates.n_positions, 0)
     contenders = [
         Contender(candidates.at(position, layer)) for position in positions for layer in layers
@@ -81,21 +89,10 @@ def select(
     best = choose(search.scores(), n_layers, **vars(rule))
     if best is None:
         best = _fall_back(search, rule, strict)
-    skipped = [
-        CandidateScore(
-            position,
-            layer,
-            None,
-            None,
-            None,
-            "step" if layer < rule.eligible_layers(n_layers) else "layer",
-        )
-        for position in positions
-        for layer in range(n_layers)
-        if layer not in layers
-    ]
     stability = measure_stability(search, best, rule, resamples) if resamples else None
-    scores = sorted([*search.scores(), *skipped], key=lambda s: (s.position, s.layer))
+    scores = sorted(
+        [*search.scores(), *left_out(candidates, layers, rule)], key=lambda s: (s.position, s.layer)
+    )
     qualified = best.rejected_because is None
     return Selection(
         direction=replace(

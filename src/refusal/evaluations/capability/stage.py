@@ -23,7 +23,7 @@ from refusal.evaluations.capability.rates import capability_metrics
 from refusal.evaluations.capability.results import TaskRun, file_name, read_task_run
 from refusal.evaluations.capability.run import load_benchmarks, run_benchmark
 from refusal.evaluations.capability.tasks import Benchmark, Spec
-from refusal.interventions.conditions import BASELINE, STOPPING, interventions_for
+from refusal.interventions.conditions import BASELINE, Condition, interventions_for, stopping
 from refusal.runs.stage import Asked, Plan, Run, Stage
 
 CONTROLS = 2  # controls that are no random directions
@@ -58,23 +58,25 @@ class Capability(Stage):
             sized = [(b.spec, b.n_items(config.n_items)) for b in _benchmarks(config)]
         controls = config.controls + CONTROLS if config.controls else 0
         found: list[Work] = []
+        actions = stopping(config.interventions)
         for spec, n in sized:
-            some = len(STOPPING) * controls * min(n, config.n_control)
-            found.append(_work((1 + len(STOPPING)) * n + some, spec, plan))
+            some = len(actions) * controls * min(n, config.n_control)
+            found.append(_work((1 + len(actions)) * n + some, spec, plan))
         return found
 
     def work(self, run: Run) -> Iterable[Metric]:
         """Run what was not run yet."""
+        actions = stopping(run.config.interventions)
         for benchmark in self.benchmarks:
-            plain = (BASELINE, *STOPPING)
+            plain = (BASELINE, *actions)
             runs = {name: self._run(run, benchmark, name, run.direction) for name in plain}
             if not runs[BASELINE].items:  # there is nothing to pair
                 text = "%s gave no valid answer of the unmodified model: nothing is measured."
                 log.warning(text, benchmark.spec.text)
             else:
-                for action in STOPPING:
+                for action in actions:
                     for name, control in run.controls.items():
-                        condition = f"{name}-{action}"
+                        condition = Condition(action, name).name
                         runs[condition] = self._run(run, benchmark, condition, control)
             yield from capability_metrics(runs)
 
@@ -82,7 +84,7 @@ class Capability(Stage):
         config, folder = run.config, run.folder.path
         rows = folder / "capability" / f"{file_name(benchmark.spec.text)}.{condition}.jsonl"
         about = rows.with_suffix(".json")
-        control = condition not in (BASELINE, *STOPPING)
+        control = Condition.named(condition).control is not None
         of = "controls.safetensors" if control else "direction.safetensors"
         limit, n = benchmark.spec.items or config.n_items, config.n_control
         options: dict[str, Any] = {

@@ -22,7 +22,7 @@ from refusal.evaluations.drift.measure import (
     own_answers,
 )
 from refusal.evaluations.drift.texts import Corpus, read_corpus
-from refusal.interventions.conditions import BASELINE, STOPPING, interventions_for
+from refusal.interventions.conditions import BASELINE, Condition, interventions_for, stopping
 from refusal.model.chat_model import ChatModel
 from refusal.model.contexts import check_rows
 from refusal.runs.files import read_completions
@@ -55,7 +55,8 @@ class DriftStage(Stage):
         config = plan.config
         if config.drift_tokens == 0:
             return ()
-        controls = len(STOPPING) * (config.controls + CONTROLS) if config.controls else 0
+        actions = len(stopping(config.interventions))
+        controls = actions * (config.controls + CONTROLS) if config.controls else 0
         own = min(config.n_texts, config.n_test)
         answer = plan.lengths.begins + plan.lengths.test + WRITTEN * config.max_new_tokens
         found = [_forced(plan, own, answer, controls)]
@@ -94,10 +95,11 @@ class DriftStage(Stage):
         """Every text under the direction's own conditions, the first ``n_control`` under those of
         the controls.
         """
-        own = self._step(run, set_name, texts, dict.fromkeys(STOPPING, run.direction))
+        actions = stopping(run.config.interventions)
+        own = self._step(run, set_name, texts, dict.fromkeys(actions, run.direction))
         controls = {
-            f"{name}-{action}": control
-            for action in STOPPING
+            Condition(action, name).name: control
+            for action in actions
             for name, control in run.controls.items()
         }
         if not controls:
@@ -140,9 +142,10 @@ class DriftStage(Stage):
 
 
 def _forced(plan: Plan, n: int, length: int | float, controls: int) -> Force:
-    """``n`` texts under baseline, ablation and subtraction, the first of them under controls."""
+    """``n`` texts under the baseline and each intervention, the first of them under controls."""
     some = min(plan.config.n_control, n)
-    return Force(((1 + len(STOPPING)) * n + controls * some) * length, n * length)
+    actions = len(stopping(plan.config.interventions))
+    return Force(((1 + actions) * n + controls * some) * length, n * length)
 
 
 def check_names(names: Sequence[str], files: Sequence[str]) -> None:

@@ -65,7 +65,10 @@ class Judging(Stage):
         judges is read by it.
         """
         config = plan.config
-        n = sum(rows * (1 + len(actions_on(name))) for name, rows in sizes_of(plan).items())
+        n = sum(
+            rows * (1 + len(actions_on(name, plan.config.interventions)))
+            for name, rows in sizes_of(plan).items()
+        )
         answer = plan.lengths.begins + plan.lengths.test + config.max_new_tokens
         found: list[Work] = []
         for spec in dict.fromkeys(config.judges):
@@ -85,7 +88,9 @@ class Judging(Stage):
         """
         if not self.judges:
             return ()
-        completions = completions_of(run, plain_pairs(self.asked.measured))
+        completions = completions_of(
+            run, plain_pairs(self.asked.measured, run.config.interventions)
+        )
         return judge_all(run.folder, run.config, self.judges, completions)
 
 

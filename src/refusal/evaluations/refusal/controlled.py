@@ -62,7 +62,7 @@ class Controls(Stage):
                 run.model,
                 run.direction,
                 train,
-                run.refusal_tokens,
+                run.tokens,
                 n_random=config.controls,
                 n_train=config.n_train,
                 matched=pairs,
@@ -98,14 +98,15 @@ class GenerateControls(Stage):
             return ()
         found = []
         for name, n in sizes_of(plan).items():
-            found += [_side_by_side(plan, n, plan.config.controls + FITTED)] * len(actions_on(name))
+            one = _side_by_side(plan, n, plan.config.controls + FITTED)
+            found += [one] * len(actions_on(name, plan.config.interventions))
         return found
 
     def work(self, run: Run) -> Iterable[Metric]:
         """One action after the other."""
         if run.controls:
             for set_name in self.asked.measured:
-                for action in actions_on(set_name):
+                for action in actions_on(set_name, run.config.interventions):
                     self._complete(run, set_name, action, run.controls)
         return ()
 

@@ -18,8 +18,8 @@ from refusal.core.work import Ask, Work, Write
 from refusal.engines.make import make_engine
 from refusal.evaluations.judges.reading import check_completions
 from refusal.evaluations.refusal.completions import complete_under, judged_again
-from refusal.evaluations.refusal.pairs import plain_pairs
-from refusal.interventions.conditions import ACTIONS, BASELINE, CONDITIONS, STOPPING
+from refusal.evaluations.refusal.pairs import actions_on, plain_pairs
+from refusal.interventions.conditions import BASELINE, ORDER, conditions
 from refusal.model.chat_model import ChatModel
 from refusal.prompts.over_refusal import halves
 from refusal.runs.files import read_completions
@@ -28,7 +28,6 @@ from refusal.runs.identity import program
 from refusal.runs.inputs import check_prompts
 from refusal.runs.stage import Asked, Plan, Run, Stage
 
-ORDER = (BASELINE, "ablation", "subtraction", "addition")
 SERVED = (BASELINE, "ablation")  # what a server of edited weights can write
 log = logging.getLogger(__name__)
 
@@ -42,6 +41,7 @@ class Generate(Stage):
         super().__init__(asked)
         options = {name: getattr(asked.config, name) for name in EngineOptions.model_fields}
         self.engine = make_engine(EngineOptions(**options), asked.folder)
+        self.pairs = plain_pairs(asked.measured, asked.config.interventions)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
@@ -50,7 +50,7 @@ class Generate(Stage):
         found = [
             _one(plan, condition, n)
             for name, n in sizes.items()
-            for condition in (BASELINE, *(ACTIONS.get(name, STOPPING)))  # type: ignore[call-overload]
+            for condition in (BASELINE, *actions_on(name, plan.config.interventions))
         ]
         return found
 
@@ -62,9 +62,7 @@ class Generate(Stage):
     def work(self, run: Run) -> Iterable[Metric]:
         """One condition after the other: an engine may have to start anew for each."""
         try:
-            for name, condition in sorted(
-                plain_pairs(self.asked.measured), key=lambda pair: ORDER.index(pair[1])
-            ):
+            for name, condition in sorted(self.pairs, key=lambda pair: ORDER.index(pair[1])):
                 self._complete(run, name, condition)
         finally:
             self.engine.close()
@@ -184,7 +182,7 @@ def check_completions_of(folder: RunFolder, config: RunConfig, prompts: PromptSp
         "harmful": prompts.test.harmful,
         "harmless": prompts.test.harmless,
     }
-    for set_name, condition in CONDITIONS:
+    for set_name, condition in conditions(config.interventions):
         path = folder.completions(set_name, condition)
         if path.is_file():
             check_completions(read_completions(path), pools[set_name][: config.n_test], str(path))

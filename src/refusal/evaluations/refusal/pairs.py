@@ -3,32 +3,46 @@
 from collections.abc import Iterable
 
 from refusal.core.records import Completion, Prompt
-from refusal.interventions.conditions import ACTIONS, BASELINE, STOPPING
+from refusal.interventions.conditions import BASELINE, Condition, actions, stopping
 from refusal.runs.files import read_completions
 from refusal.runs.stage import Pools, Run
 
 Pair = tuple[str, str]  # a set and a condition
 
 
-def actions_on(set_name: str) -> tuple[str, ...]:
-    """What is done on a set of prompts: the method's claims on both classes; over-refusal sets are
-    to be refused less.
+def actions_on(set_name: str, further: Iterable[str]) -> tuple[str, ...]:
+    """What is done on a set of prompts: the method's claims on both classes, and ``further``
+    interventions; over-refusal sets are to be refused less.
+
+    Raises:
+        ConfigError: there is no such intervention.
     """
-    return ACTIONS[set_name] if set_name in ("harmful", "harmless") else STOPPING  # type: ignore[index]
+    by_label = {str(label): names for label, names in actions(further).items()}
+    return by_label.get(set_name, stopping(further))
 
 
-def plain_pairs(measured: Pools) -> list[Pair]:
-    """The pairs of the direction itself, the baseline of each set first."""
-    return [(name, condition) for name in measured for condition in (BASELINE, *actions_on(name))]
+def plain_pairs(measured: Pools, further: Iterable[str] = ()) -> list[Pair]:
+    """The pairs of the direction itself, the baseline of each set first.
+
+    Raises:
+        ConfigError: there is no such intervention.
+    """
+    return [
+        (name, condition)
+        for name in measured
+        for condition in (BASELINE, *actions_on(name, further))
+    ]
 
 
-def control_pairs(measured: Pools, controls: Iterable[str]) -> list[Pair]:
+def control_pairs(
+    measured: Pools, controls: Iterable[str], further: Iterable[str] = ()
+) -> list[Pair]:
     """The pairs of the control directions of these names."""
     names = list(controls)
     return [
-        (set_name, f"{name}-{action}")
+        (set_name, Condition(action, name).name)
         for set_name in measured
-        for action in actions_on(set_name)
+        for action in actions_on(set_name, further)
         for name in names
     ]
 
