@@ -1,5 +1,6 @@
-# `make demo`: the paper's result on a real chat model. `make test`: the tests. `make docs`: these pages as a site.
-# All set themselves up.
+# `make demo`: the paper's result on a real chat model. `make test`: the tests, in minutes. `make test-all`: those too
+# that are long and rare: the real model, every family in every sweep, the distributions. `make docs`: these pages as a
+# site. All set themselves up.
 PYTHON ?= python3
 VENV := .venv
 UV ?= uv
@@ -8,12 +9,15 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test docs check format lock clean
+.PHONY: demo test test-all docs check format lock clean
 
 demo: $(READY)
 	$(BIN)/refusal run embedded --preset quick --out runs/demo
 
 test: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not embedded'
+
+test-all: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # -E: everything is read anew, since warnings about pages that did not change would not be given again.

@@ -1,6 +1,7 @@
 """Shapes in types are checked in every test; shared fixtures."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,12 +22,36 @@ torch.set_num_threads(1)
 DATA = Path(os.environ.get("REFUSAL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+# Of a sweep over all families `make test` takes these, one for each way in which families differ:
+# norms, attention, experts, wrappers, recurrence; `make test-all` takes every one.
+FEW = {
+    *("llama", "gemma2", "gpt2", "falcon-new", "qwen3_moe", "gpt_oss", "gemma3", "llama4"),
+    *("mistral-sliding", "paligemma", "gpt_neo", "mamba", "jamba", "qwen3_5", "zamba2"),
+}
+SWEPT = {*tiny_models.FAMILIES, *tiny_models.OTHERS} - FEW
+SWEEP = 12  # families from which on a test is a sweep
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the real model first: they take longest, and nothing shall wait for them at the
-    end.
+    """Marks what only `make test-all` takes, and puts the longest files first, so that nothing waits
+    for them at the end.
     """
-    slow = {item.path for item in items if item.get_closest_marker("embedded") is not None}
-    items.sort(key=lambda item: item.path not in slow)
+    families = Counter(_test(item) for item in items if _family(item) is not None)
+    for item in items:
+        if _family(item) in SWEPT and families[_test(item)] >= SWEEP:
+            item.add_marker(pytest.mark.slow)
+    real = {item.path for item in items if item.get_closest_marker("embedded") is not None}
+    items.sort(key=lambda item: item.path not in real)
+
+
+def _test(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+def _family(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("family") if callspec is not None else None
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import families_table
+import pytest
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 
 
+@pytest.mark.slow
 def test_the_page_has_the_verdicts_that_are_measured() -> None:
     lines = [
         line.strip("|").split("|")

@@ -87,11 +87,13 @@ def only_errors(calls: list[Callable[[], object]]) -> list[Error]:
     return said
 
 
-@settings(QUICK, max_examples=500)
-@given(number=ANY, seed=ANY)
-def test_a_damaged_file_is_read_or_refused(
-    clean: Path, broken: Path, number: int, seed: int
-) -> None:
+@pytest.mark.parametrize("examples", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_damaged_file_is_read_or_refused(clean: Path, broken: Path, examples: int) -> None:
+    check = given(number=ANY, seed=ANY)(a_damaged_file_is_read_or_refused)
+    settings(QUICK, max_examples=examples)(check)(clean, broken)
+
+
+def a_damaged_file_is_read_or_refused(clean: Path, broken: Path, number: int, seed: int) -> None:
     files = files_of(clean)
     file = files[number % len(files)]
     content = (clean / file).read_bytes()

@@ -30,7 +30,7 @@ def direction_for(model: ChatModel) -> Direction:
     return Direction(vector / vector.norm(), 2.0, -1, 1, qualified=False, model=model.name)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+@pytest.mark.parametrize("family", ["gemma2", pytest.param("gpt_oss", marks=pytest.mark.slow)])
 def test_a_fresh_process_completes_the_same(family: str, tmp_path: Path) -> None:
     base = save_model(tmp_path / "base", family=family)
     model = refusal.load(str(base), dtype="float32")
