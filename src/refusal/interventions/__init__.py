@@ -8,5 +8,6 @@ INTERVENTIONS = Registry(
         "ablation": "refusal.interventions.ablate_add:ablation",
         "subtraction": "refusal.interventions.ablate_add:subtraction",
         "addition": "refusal.interventions.ablate_add:addition",
+        "affine": "refusal.interventions.affine:affine",
     },
 )

@@ -1,0 +1,89 @@
+"""Affine concept editing (arXiv 2411.09003): the component along the direction is set to what it is
+on harmless prompts, not to zero.
+
+Zero need not be neutral: where both classes lie far on one side of it, ablation to zero takes the
+model out of what it knows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal.core.direction import Direction
+from refusal.core.errors import DirectionError
+from refusal.core.records import Metric
+from refusal.core.valid import check_width
+from refusal.interventions.ablate_add import project_out
+from refusal.interventions.stream import Action, StreamEdit
+
+
+@dataclass(frozen=True)
+class Affine(StreamEdit):
+    """``x - u (u . x) + u (u . reference) + alpha r`` at the input of the block where the direction
+    was read, at every token.
+
+    ``u`` is the direction's unit vector, ``r`` the difference in means, ``reference`` the mean
+    residual stream of harmless prompts there. ``alpha = 0`` sets the component along ``u`` to the
+    harmless mean's, ``alpha = 1`` to the harmful mean's, whatever it was.
+    """
+
+    direction: Direction
+    reference: Float[Tensor, "d_model"]
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise DirectionError unless the reference is as wide as the direction."""
+        check_width(self.direction.vector, len(self.reference))
+
+    @property
+    def block(self) -> int:
+        """The block at whose input the direction was read."""
+        return self.direction.layer
+
+    @property
+    def vectors(self) -> Float[Tensor, "2 d_model"]:
+        """The unit vector, and the component that all tokens get."""
+        unit = self.direction.vector.float()
+        level = unit.double() @ self.reference.double().to(unit.device)
+        return torch.stack([unit, unit * (level + self.alpha * self.direction.norm).float()])
+
+    @staticmethod
+    def change(
+        x: Float[Tensor, "*batch d_model"], vectors: Float[Tensor, "2 *rows d_model"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """``x`` with that component instead of its own."""
+        return (project_out(x.float(), vectors[0]) + vectors[1]).to(x.dtype)
+
+
+def to_harmless_mean(direction: Direction) -> Affine:
+    """The component of harmless prompts for all.
+
+    Raises:
+        DirectionError: no harmless mean is known of the direction.
+    """
+    return Affine(direction, _reference(direction))
+
+
+def levels(direction: Direction) -> Sequence[Metric]:
+    """The mean component along the direction of harmless prompts, and beside it of harmful ones."""
+    harmless = float(direction.vector.double() @ _reference(direction).double())
+    means = {"harmless": harmless, "harmful": harmless + direction.norm}
+    return [
+        Metric(f"mean_{label}_component", "direction", "affine", value, value, value, 1)
+        for label, value in means.items()
+    ]
+
+
+def _reference(direction: Direction) -> Float[Tensor, "d_model"]:
+    if direction.harmless_mean is None:
+        raise DirectionError(
+            "The direction has no harmless mean beside it: an older version found it, and affine "
+            "needs that. Delete candidates.safetensors of the run; the same command makes it again."
+        )
+    return direction.harmless_mean
+
+
+affine = Action(to_harmless_mean, sets=("harmful", "harmless"), stops=True, numbers=levels)
