@@ -23,7 +23,7 @@ from refusal.report import tables
 from refusal.report.data import read_run
 from refusal.report.draw import figure_file
 from refusal.report.figures import figures
-from refusal.report.tables import all_tables
+from refusal.report.tables import all_tables, tables_by_section
 from refusal.report.write import write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -117,9 +117,10 @@ def test_an_evaluation_adds_its_table_in_one_place(
 def test_new_interventions_are_rows_of_the_rates() -> None:
     names = ("baseline", "affine", "random-affine", "random-1-affine", "seed-43-ablation")
     found = [Metric("refusal_rate", "harmful", name, 0.5, 0.4, 0.6, 100) for name in names]
-    rates, controls = all_tables(found)
+    rates, controls = tables_by_section(found)["rates"]
     assert [row[1] for row in rates.rows] == ["baseline", "affine"]
     assert [row[1] for row in controls.rows] == ["affine, random"]
+    assert all_tables(found) == [rates]  # each control's own rates are for the page
 
 
 def test_a_judge_is_not_taken_for_the_rule_of_its_name() -> None:
@@ -173,3 +174,21 @@ def test_other_formats_say_what_to_install_before_anything_is_done(
     with pytest.raises(ConfigError, match="Figures as png"):
         run_stages(config, run)
     assert read_run(run).config.n_test != 2
+
+
+def test_controls_stand_beside_the_direction() -> None:
+    change = "refusal_rate_change"
+    found = [
+        Metric("refusal_rate", "harmful", "ablation", 0.1, 0.0, 0.2, 100),
+        Metric(change, "harmful", "ablation", -0.8, -0.9, -0.7, 100),
+        Metric(change, "harmful", "random-ablation", 0.01, -0.05, 0.07, 40),
+        Metric(change, "harmful", "random-2-ablation", 0.5, 0.4, 0.6, 40),
+        Metric(change, "harmless", "addition", 0.3, 0.2, 0.4, 100),  # no control has it
+        Metric("cosine", "direction", "matched", 0.95, 0.95, 0.95, 1),
+    ]
+    (changes,) = [t for t in all_tables(found) if "first 40 prompts" in t.title]
+    assert changes.columns == ("prompts", "condition", "this direction", "random", "matched")
+    assert changes.rows == (
+        ("harmful", "ablation", "-80 (-90 to -70)", "+1 (-5 to +7)", ""),
+        ("cosine", "", "", "", "+0.95"),
+    )

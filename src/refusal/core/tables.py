@@ -38,6 +38,7 @@ class Table:
         numeric: names of the columns that are set to the right.
         note: what one must know to read it.
         grouped: rows with one first cell belong together: a page shows it once.
+        detail: for the page only.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Table:
     numeric: frozenset[str] = frozenset()
     note: str = ""
     grouped: bool = False
+    detail: bool = False
 
     def keep(self, wanted: Sequence[bool]) -> "Table":
         """Return the table with those of its columns that are ``wanted``."""
@@ -69,6 +71,7 @@ def table(
     *,
     note: str = "",
     grouped: bool = False,
+    detail: bool = False,
 ) -> Table:
     """Build a table of ``labels``, then ``numbers``; a column without anything in it is left out.
 
@@ -79,7 +82,7 @@ def table(
     drawn = {
         c for c, cells in zip(columns, filled, strict=True) if cells and isinstance(cells[0], Bar)
     }
-    made = Table(title, columns, found, frozenset(numbers) - drawn, note, grouped)
+    made = Table(title, columns, found, frozenset(numbers) - drawn, note, grouped, detail)
     return made.keep([bool(cells) for cells in filled])
 
 

@@ -1,7 +1,8 @@
 """Metrics as tables: every rate with its interval, every condition with its change.
 
 ``TABLES`` names who makes tables of metrics, by the section of the page that shows them; the
-terminal and a notebook show all. A metric that none of them looks at is in the last table of all.
+terminal and a notebook show all but those in detail. A metric that none of them looks at is in the
+last table of all.
 """
 
 import re
@@ -64,12 +65,27 @@ def rates(found: Found) -> Iterator[Table]:
     yield from _rate_table(found, rows, "Share of completions that refuse", note)
 
 
+def changes(found: Found) -> Iterator[Table]:
+    """How far the direction and the control directions change refusal, side by side."""
+    kinds = {"": "this direction"} | {f"{kind}-": kind for kind in CONTROLS}
+    rows = []
+    for m in _summed_up(found):
+        if m.set in CLASSES and not _control(m):
+            name = "refusal_rate_change"
+            cells = [found.get(name, m.set, kind + m.condition) for kind in kinds]
+            if any(cells[1:]):
+                rows.append((m.set, m.condition, *map(points, cells)))
+    cosines = {m.condition: f"{m.value:+.2f}" for m in found.named("cosine")}
+    if rows:
+        rows.append(("cosine", "", "", *(cosines.get(kind, "") for kind in CONTROLS)))
+    random = (m for m in found.named("refusal_rate_change") if m.condition.startswith("random-"))
+    n = next((m.n for m in random), 0)
+    title = f"Change of the refusal rate by control directions (points; first {n} prompts)"
+    yield table(title, ("prompts", "condition"), tuple(kinds.values()), rows)
+
+
 def controls(found: Found) -> Iterator[Table]:
     """Refusal under the same interventions with control directions, the random ones together."""
-    cosines = {m.condition: f"{m.value:+.2f}" for m in found.named("cosine")}
-    alike = [f"{words} {cosines[name]}" for name, words in CONTROLS.items() if name in cosines]
-    note = "Random directions of the same norm are taken together. "
-    note += f"Cosine with the direction: {', '.join(alike)}." if alike else ""
     rows = [m for m in _summed_up(found) if m.set in CLASSES and _control(m)]
     kinds = list(CONTROLS.values())
     order = list(dict.fromkeys(_control(m).partition(", ")[0] for m in rows))
@@ -79,7 +95,8 @@ def controls(found: Found) -> Iterator[Table]:
         return order.index(action), kinds.index(kind)
 
     title = "The same with control directions"
-    yield from _rate_table(found, sorted(rows, key=place), title, note)
+    note = "Random directions of the same norm are taken together."
+    yield from _rate_table(found, sorted(rows, key=place), title, note, detail=True)
 
 
 def over_refusal(found: Found) -> Iterator[Table]:
@@ -100,7 +117,7 @@ def _control(m: Metric) -> str:
 
 
 def _rate_table(
-    found: Found, metrics: Sequence[Metric], title: str, note: str = ""
+    found: Found, metrics: Sequence[Metric], title: str, note: str = "", detail: bool = False
 ) -> Iterator[Table]:
     order = list(dict.fromkeys(m.set for m in metrics))
     rows = []
@@ -112,8 +129,9 @@ def _rate_table(
         label = _control(m) or m.condition
         shown = (share(m), bar(m, style_of(m.set)), share(corrected), points(change))
         rows.append((m.set, label, *shown, percent(degenerate), str(m.n)))
+    labels = ("prompts", "condition")
     columns = ("refused", "0 to 100%", "corrected", "change, points", "degenerate", "n")
-    yield table(title, ("prompts", "condition"), columns, rows, note=note, grouped=True)
+    yield table(title, labels, columns, rows, note=note, grouped=True, detail=detail)
 
 
 def cross_entropies(found: Found) -> Iterator[Table]:
@@ -233,7 +251,7 @@ def others(found: Found) -> Iterator[Table]:
 
 # By section of the page, in its order; ``others`` stays last of all.
 TABLES: dict[str, tuple[Callable[[Found], Iterable[Table]], ...]] = {
-    "rates": (rates, controls),
+    "rates": (rates, changes, controls),
     "choice": (seeds,),
     "judges": (judged, agreement),
     "side-effects": (over_refusal, divergence, cross_entropies, capabilities, others),
@@ -250,5 +268,6 @@ def tables_by_section(metrics: Sequence[Metric]) -> dict[str, tuple[Table, ...]]
 
 
 def all_tables(metrics: Sequence[Metric]) -> list[Table]:
-    """Return all tables that there is something in."""
-    return [t for tables in tables_by_section(metrics).values() for t in tables]
+    """Return the tables that there is something in, but for those in ``detail``."""
+    every = tables_by_section(metrics).values()
+    return [t for tables in every for t in tables if not t.detail]
