@@ -17,7 +17,8 @@ from machine import get_model, peak_memory, seconds
 
 from refusal import Ablate, Add, ChatModel, Direction, load_prompts
 from refusal.cli.progress_bars import reporting
-from refusal.model.generation import complete, end_tokens
+from refusal.model.endings import end_tokens
+from refusal.model.generation import complete
 
 
 def main() -> None:

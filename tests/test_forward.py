@@ -12,10 +12,11 @@ from plain import last_logits
 from transformers import PretrainedConfig
 
 from refusal import ChatModel, OutOfMemoryError
-from refusal.model import forward
-from refusal.model.forward import Batch, packs, plan, read, run_batches
+from refusal.model import forward, rows
+from refusal.model.forward import packs, plan, read, run_batches
 from refusal.model.generation import complete
 from refusal.model.hooks import Edit
+from refusal.model.rows import Batch
 from refusal.model.sizes import narrowest_window
 
 TEXTS = [
@@ -206,13 +207,13 @@ def test_a_batch_is_laid_out_when_its_turn_comes(
     assert packs(model)
     model.token_budget.value = 40
     events = []
-    lay_out = forward._packed
+    lay_out = rows.packed
 
     def laid_out(*arguments: Any) -> Batch:
         events.append("laid out")
         return lay_out(*arguments)
 
-    monkeypatch.setattr(forward, "_packed", laid_out)
+    monkeypatch.setattr(forward, "packed", laid_out)
     n = len(list(run_batches(model, model.tokenize(TEXTS * 4), lambda batch: events.append("run"))))
     assert n > 4
     assert events == ["laid out", "run"] * n

@@ -9,14 +9,8 @@ from plain import last_logits
 
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
 from refusal.interventions.side_by_side import SideBySide
-from refusal.model.generation import (
-    batching,
-    complete,
-    complete_each,
-    complete_rows,
-    end_tokens,
-    read_prompts,
-)
+from refusal.model.endings import end_tokens
+from refusal.model.generation import batching, complete, complete_each, complete_rows, read_prompts
 
 TEXTS = [
     "Hi",

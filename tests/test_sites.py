@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from refusal import Ablate, ChatModel, Direction, UnsupportedModelError, find_sites
-from refusal.model.generation import complete_rows, end_tokens
+from refusal.model.endings import end_tokens
+from refusal.model.generation import complete_rows
 
 ALL = [*tiny_models.FAMILIES, *tiny_models.OTHERS]
 TEXTS = ("Hi", "Why is the sky blue on most days?", "Sing!")

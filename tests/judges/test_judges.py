@@ -13,12 +13,8 @@ from refusal.evaluations.judges.agreement import agreement
 from refusal.evaluations.judges.make import KINDS, make_judge, make_judges
 from refusal.evaluations.judges.protocol import Judge, Judgement, JudgementLabel
 from refusal.evaluations.judges.rates import judge_metrics
-from refusal.evaluations.judges.reading import (
-    check_completions,
-    match_judgements,
-    read_judgements,
-    unjudged,
-)
+from refusal.evaluations.judges.reading import match_judgements, read_judgements, unjudged
+from refusal.evaluations.refusal.matching import check_completions
 
 LOCAL = JudgeOptions(judge_url="http://127.0.0.1:9/v1")
 ROWS = [

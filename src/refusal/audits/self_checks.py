@@ -15,8 +15,9 @@ from refusal.core.errors import QuantisedModelError, UnsupportedModelError
 from refusal.interventions.ablate_add import Ablate
 from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import render, tokenize
+from refusal.model.endings import end_tokens
 from refusal.model.forward import call, logit_tolerance, packs, rows_gap
-from refusal.model.generation import complete_rows, end_tokens
+from refusal.model.generation import complete_rows
 from refusal.model.probe import run_probe
 from refusal.weights.norms import is_norm
 from refusal.weights.parameters import (

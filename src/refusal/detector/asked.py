@@ -8,17 +8,16 @@ import re
 from functools import cached_property
 
 from refusal.detector import languages
+from refusal.detector.answer_phrases import PERSONA_ASKED, REFUSAL_WORDS
 from refusal.detector.phrases import (
     ABOUT_THE_REQUEST,
     ABOUT_YOU,
     ASKING,
     MEANING_ASKED,
-    PERSONA_ASKED,
     PRAISED,
     PRESUMES,
     PRIVACY_ASKED,
     PRIVATE_ASKED,
-    REFUSAL_WORDS,
     SAYS_NO,
     VOICE_ASKED_FOR,
     WORDS_GIVEN,

@@ -6,8 +6,8 @@ All text here is plain (`plain_text`).
 
 import re
 
+from refusal.detector.answer_phrases import LABEL
 from refusal.detector.asked import Asked
-from refusal.detector.phrases import LABEL
 
 _SENTENCE_END = re.compile(r"[.!?]+[\"')]*\s+|[。！？\n]+")
 # Inside quoted speech or code the words are the text's, not the model's.

@@ -24,9 +24,10 @@ from refusal.directions.refusal_metric import refusal_metric
 from refusal.directions.refusal_tokens import check_tokens, tokens_for
 from refusal.model.batch_size import keeping_memory
 from refusal.model.chat_model import ChatModel
-from refusal.model.forward import Batch, last_logits, read, share_batches
+from refusal.model.forward import last_logits, read, share_batches
 from refusal.model.hooks import Edit, skipped
 from refusal.model.probe import other_dtype
+from refusal.model.rows import Batch
 
 log = logging.getLogger(__name__)
 

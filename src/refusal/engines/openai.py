@@ -26,7 +26,7 @@ from refusal.engines.protocol import Job
 from refusal.interventions.conditions import BASELINE
 from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import PROBES, render
-from refusal.model.generation import thought_opened
+from refusal.model.endings import thought_opened
 from refusal.model.thinking_tokens import loses_marks
 
 log = logging.getLogger(__name__)

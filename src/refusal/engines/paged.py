@@ -12,14 +12,10 @@ from refusal.core import parallel
 from refusal.core.errors import EngineError
 from refusal.core.progress import task
 from refusal.model.batch_size import row_budget
+from refusal.model.caches import cache_bytes_per_token
 from refusal.model.chat_model import ChatModel
-from refusal.model.generation import (
-    batching,
-    cache_bytes_per_token,
-    complete,
-    end_tokens,
-    read_outputs,
-)
+from refusal.model.endings import end_tokens, read_outputs
+from refusal.model.generation import batching, complete
 
 log = logging.getLogger(__name__)
 

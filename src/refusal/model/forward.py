@@ -14,12 +14,12 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal.core import parallel
@@ -27,8 +27,9 @@ from refusal.model.batch_size import is_out_of_memory, too_large
 from refusal.model.chat_model import ChatModel
 from refusal.model.contexts import check_rows
 from refusal.model.hooks import Edit, hooked
+from refusal.model.rows import Batch, Planned, groups, packed, padded
 from refusal.model.sizes import narrowest_window
-from refusal.model.token_tree import TokenTree, grow
+from refusal.model.token_tree import grow
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,38 +40,6 @@ PROBES = (
     "Name three rivers of Europe, please.",
     "How do birds find their way home in the autumn?",
 )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows ready to run, and where each prompt's tokens are.
-
-    ``mask`` is boolean with one prompt a row (which tokens are real); additive with packed rows.
-    ``prompts`` are indices into the list that was laid out, in the order of ``row``, ``last`` and
-    ``paths``: the row of a prompt, the index of its last token in the row, and those of all of its
-    tokens (on the CPU).
-    """
-
-    ids: Int[Tensor, "row token"]
-    positions: Int[Tensor, "row token"]
-    mask: Bool[Tensor, "row token"] | Float[Tensor, "row 1 token token"]
-    row: Int[Tensor, "prompt"]
-    last: Int[Tensor, "prompt"]
-    prompts: tuple[int, ...]
-    paths: tuple[Int[Tensor, "_"], ...]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A batch before it is laid out: with its mask, its largest part, it exists only while it is
-    needed.
-
-    ``tokens``: with padding.
-    """
-
-    prompts: tuple[int, ...]
-    tokens: int
-    lay_out: Callable[[], Batch]
 
 
 def plan(
@@ -89,12 +58,12 @@ def plan(
     longest = max(len(rows[i]) for i in chosen)
     if not _packable(model, longest):
         order = sorted(chosen, key=lambda i: -len(rows[i]))
-        groups = _groups(order, [len(rows[i]) for i in order], budget if pads(model) else 0)
+        apart = groups(order, [len(rows[i]) for i in order], budget if pads(model) else 0)
         return [
             Planned(
-                tuple(group), len(group) * len(rows[group[0]]), partial(_padded, model, rows, group)
+                tuple(group), len(group) * len(rows[group[0]]), partial(padded, model, rows, group)
             )
-            for group in groups
+            for group in apart
         ]
     trees = grow(rows, chosen, max(min(ROW_TOKENS, budget), longest))
     per_batch = max(1, budget // max(len(tree.ids) for tree in trees))
@@ -103,7 +72,7 @@ def plan(
         Planned(
             tuple(i for tree in some for i in tree.paths),
             len(some) * max(len(tree.ids) for tree in some),
-            partial(_packed, model, some),
+            partial(packed, model, some),
         )
         for some in grouped
     ]
@@ -257,58 +226,6 @@ def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt
     return torch.stack([out[i] for i in range(len(texts))])
 
 
-def _groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut a list sorted by falling length into groups whose padded size keeps to the budget."""
-    groups: list[list[int]] = []
-    width = 0
-    for index, length in zip(order, lengths, strict=True):
-        if groups and (len(groups[-1]) + 1) * width <= budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-            width = length
-    return groups
-
-
-def _padded(model: ChatModel, rows: Sequence[Sequence[int]], group: Sequence[int]) -> Batch:
-    """One prompt a row, padded on the right: a token's index is its position."""
-    width = max(len(rows[i]) for i in group)
-    ids = torch.tensor([list(rows[i]) + [0] * (width - len(rows[i])) for i in group])
-    length = torch.tensor([len(rows[i]) for i in group])
-    positions = torch.arange(width).expand(len(group), -1)
-    mask = positions < length[:, None]
-    tensors = (ids, positions, mask, torch.arange(len(group)), length - 1)
-    return Batch(
-        *_on_device(model, tensors), tuple(group), tuple(torch.arange(len(rows[i])) for i in group)
-    )
-
-
-def _packed(model: ChatModel, trees: Sequence[TokenTree]) -> Batch:
-    """A tree a row; padding at the end sees only itself."""
-    width = max(len(tree.ids) for tree in trees)
-    ids = torch.zeros(len(trees), width, dtype=torch.long)
-    positions = torch.zeros(len(trees), width, dtype=torch.long)
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
-    for r, tree in enumerate(trees):
-        n = len(tree.ids)
-        ids[r, :n] = torch.tensor(tree.ids)
-        positions[r, :n] = torch.tensor(tree.depth)
-        sees[r, :n, :n] = tree.sees()
-    dtype = model.hf.dtype
-    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
-    row = torch.tensor([r for r, tree in enumerate(trees) for _ in tree.paths])
-    paths = tuple(torch.tensor(path) for tree in trees for path in tree.paths.values())
-    tensors = (ids, positions, mask, row, torch.stack([path[-1] for path in paths]))
-    return Batch(*_on_device(model, tensors), tuple(i for tree in trees for i in tree.paths), paths)
-
-
-def _on_device(
-    model: ChatModel, tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    ids, positions, mask, row, last = (tensor.to(model.device) for tensor in tensors)
-    return ids, positions, mask, row, last
-
-
 def packs(model: ChatModel) -> bool:
     """Whether prompts may share a row; measured once, and said where they may not."""
     if model.packs is None:
@@ -332,7 +249,7 @@ def pads(model: ChatModel) -> bool:
         rows = model.tokenize(PROBES)
         try:
             with uncounted(model):
-                gap = _gap(model, rows, _padded(model, rows, range(len(rows))))
+                gap = _gap(model, rows, padded(model, rows, range(len(rows))))
         except (RuntimeError, ValueError, IndexError) as error:
             log.info("padding: %s", error)
             gap = math.inf
@@ -368,7 +285,7 @@ def _measure_packing(model: ChatModel) -> bool:
         return False
     rows = model.tokenize(PROBES)
     try:
-        together = _packed(model, grow(rows, range(len(rows)), sum(map(len, rows))))
+        together = packed(model, grow(rows, range(len(rows)), sum(map(len, rows))))
         # What leaks from one prompt into the next (a short convolution, a state) shows most where
         # they part.
         parting = next(
@@ -400,7 +317,7 @@ def _gap(model: ChatModel, rows: Sequence[Sequence[int]], batch: Batch, at: int 
     """
     together = read(model, _ending(batch, at))[0].float()
     alone = torch.cat(
-        [read(model, _ending(_padded(model, rows, [i]), at))[0] for i in batch.prompts]
+        [read(model, _ending(padded(model, rows, [i]), at))[0] for i in batch.prompts]
     ).float()
     return float((together - alone).norm() / (alone - alone.mean()).norm().clamp_min(1e-12))
 

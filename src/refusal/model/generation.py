@@ -13,28 +13,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from refusal.core import parallel
 from refusal.core.progress import task
-from refusal.core.thinking import opens
 from refusal.model.batch_size import BatchSize, batched, row_budget
+from refusal.model.caches import cache_bytes_per_token, rows_apart
 from refusal.model.chat_model import Batching, ChatModel
 from refusal.model.contexts import check_rows
 from refusal.model.edits import RowWise
+from refusal.model.endings import end_tokens, read_outputs
 from refusal.model.forward import PROBES, call, logit_tolerance, uncounted
 from refusal.model.hooks import Edit, hooked
-from refusal.model.sizes import cache_values, narrowest_window
-from refusal.model.thinking_tokens import readable
+from refusal.model.sizes import narrowest_window
 
 log = logging.getLogger(__name__)
 
 OnRows = Callable[[Sequence[int]], object]
 Ended = Callable[[Sequence[int]], bool]
-
-# Caches that hold each row's tokens apart. Recurrent states would mix padding in and cannot drop
-# rows.
-_ROWS_APART = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def complete(
@@ -44,21 +40,6 @@ def complete(
     return read_outputs(
         model, complete_rows(model, model.tokenize(instructions), max_new_tokens, name)
     )
-
-
-def read_outputs(model: ChatModel, outputs: Sequence[Sequence[int]]) -> list[str]:
-    """Generated tokens as text: thoughts stand in ``<think>…</think>``, special tokens are
-    dropped.
-    """
-    opened = thought_opened(model)
-    return [readable(model.tokenizer, output, opened) for output in outputs]
-
-
-def thought_opened(model: ChatModel) -> bool:
-    """Whether the template's own end of a prompt has opened a thought that the completion begins
-    in.
-    """
-    return opens(str(model.tokenizer.decode(list(model.chat.suffix), skip_special_tokens=False)))
 
 
 def complete_each(
@@ -170,16 +151,6 @@ def _shared(
 
     for part in parallel.share(units, work):
         yield from part
-
-
-def end_tokens(model: ChatModel) -> list[int]:
-    """Tokens that end a turn: what the generation config and the tokenizer say."""
-    configured = (
-        model.hf.generation_config.eos_token_id if model.hf.generation_config is not None else None
-    )
-    ends = set(configured if isinstance(configured, list) else [configured])
-    ends.add(model.tokenizer.eos_token_id)
-    return sorted(token for token in ends if token is not None)
 
 
 @dataclass
@@ -377,17 +348,3 @@ def _two_steps(
         mask = torch.cat([state.mask, state.mask.new_ones(len(rows), 1)], dim=1)
         after = call(model, token, mask, state.position + 1, state.cache)[:, -1]
     return torch.stack([state.logits, after]).float().cpu()
-
-
-def rows_apart(config: PreTrainedConfig) -> bool:
-    """Whether a model's state keeps the tokens of every row apart, so that rows can be padded,
-    dropped and paged.
-    """
-    return all(type(layer) in _ROWS_APART for layer in DynamicCache(config=config).layers)
-
-
-def cache_bytes_per_token(model: ChatModel) -> int:
-    """Keys and values of one token in all layers; a process that holds a part of the model keeps
-    its share.
-    """
-    return cache_values(model.hf.config) * model.hf.dtype.itemsize // parallel.parts()

@@ -14,8 +14,8 @@ from refusal.model.batch_size import (
     rows_that_fit,
     tokens_that_fit,
 )
+from refusal.model.caches import cache_bytes_per_token
 from refusal.model.chat_model import ChatModel
-from refusal.model.generation import cache_bytes_per_token
 from refusal.model.sizes import ModelSize, activation_bytes, held_bytes, size_of
 
 # bitsandbytes: half a byte or one for a number, and in 4 bits a float32 scale for every 64.

@@ -25,7 +25,7 @@ from refusal.evaluations.judges.stage import Judging, check_judged
 from refusal.evaluations.refusal.generate import check_completions_of
 from refusal.model.chat_model import ChatModel
 from refusal.model.load import load
-from refusal.pipeline.costs.lengths import lengths_of
+from refusal.pipeline.lengths import lengths_of
 from refusal.pipeline.stages import ALL, STAGES
 from refusal.prompts.load import load_prompts
 from refusal.prompts.over_refusal import load_over_refusal

@@ -8,17 +8,13 @@ finished.
 import hashlib
 import logging
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from refusal.config.run_config import RunConfig
 from refusal.core import parallel
@@ -33,6 +29,7 @@ from refusal.model.memory import Memory, memory_of, room_of
 from refusal.model.sizes import active_parameters
 from refusal.runs.files import FORMAT, read_manifest
 from refusal.runs.identity import digest, model_identity, program
+from refusal.runs.machine import devices, hardware, peak_memory, versions
 from refusal.weights.same_weights import files_hash_of
 
 # Files that are worth something and would be replaced; without a manifest beside them nobody knows
@@ -118,7 +115,7 @@ class RunFolder:
         self.model, self.price = model, config.price_per_device_hour
         self.active_parameters, self.devices = (
             active_parameters(model.hf),
-            parallel.processes() * _devices(model),
+            parallel.processes() * devices(model),
         )
         parallel.wait()  # until all have read what was here
         identity = model_identity(model)
@@ -141,8 +138,8 @@ class RunFolder:
             "date": str(model.chat.day),
             "prompts": {"name": prompts.name, "counts": prompts.counts, "sha256": pools},
             "seed": config.seed,
-            "versions": _versions(),
-            "hardware": _hardware(model),
+            "versions": versions(),
+            "hardware": hardware(model),
             "command": shown_arguments(sys.argv[1:])
             if Path(sys.argv[0]).stem in ("refusal", "__main__")
             else None,
@@ -229,7 +226,7 @@ class RunFolder:
             "files": {path.name: file_sha256(path) for path in step.outputs},
             **self._spent(read, time.perf_counter() - start),
             "needed_memory_bytes": None if need is None else need.total,
-            "peak_memory_bytes": _peak_memory(self.model),
+            "peak_memory_bytes": peak_memory(self.model),
             **({"direction": direction} if direction else {}),
         }
         self.save()
@@ -303,50 +300,3 @@ def prompts_hash(prompts: Sequence[Prompt]) -> str:
     for prompt in prompts:
         digest.update(f"{prompt.id}\0{prompt.text}\0{prompt.label}\n".encode())
     return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("refusal", "torch", "transformers", "tokenizers", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
-
-
-def _hardware(model: ChatModel) -> dict[str, Any]:
-    device = model.device
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "device": str(device),
-        "gpu": gpu,
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _devices(model: ChatModel) -> int:
-    """Accelerators that one process's model is spread over, else 1: a processor and a disk beside
-    them are not paid.
-    """
-    paid = {
-        parameter.device
-        for parameter in model.hf.parameters()
-        if parameter.device.type not in ("cpu", "meta")
-    }
-    return max(1, len(paid))
-
-
-def _peak_memory(model: ChatModel) -> int | None:
-    """Most memory that this process has held: of its GPUs, or resident; not known on Windows."""
-    if model.device.type == "cuda":
-        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

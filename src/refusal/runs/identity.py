@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import PROBES
-from refusal.model.generation import end_tokens
+from refusal.model.endings import end_tokens
 
 # Of a config: where it comes from and who wrote it, which change nothing that is computed.
 VOLATILE = frozenset(

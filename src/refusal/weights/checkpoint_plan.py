@@ -10,7 +10,6 @@ import copy
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,67 +28,11 @@ from refusal.core.errors import ModelLoadError, QuantisedModelError, Unsupported
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import load_message
 from refusal.weights.checkpoint import Checkpoint
+from refusal.weights.checkpoint_edits import Plan, Target, TensorCopy, TensorEdit
 from refusal.weights.orthogonalise import check_direction
 from refusal.weights.parameters import StreamParameter
 from refusal.weights.projection import project_weight
 from refusal.weights.proxy_model import MEND, Twin, carry_over, find_twin, skeleton
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a checkpoint tensor goes: a parameter's name, and the pattern of the conversion it goes
-    through, if any.
-    """
-
-    name: str
-    pattern: str | None
-
-
-@dataclass(frozen=True)
-class TensorEdit:
-    """Project on dimension ``axis``; behind ``norm``, the direction that this module's input has to
-    lose.
-    """
-
-    axis: int
-    norm: str | None
-
-
-@dataclass(frozen=True)
-class TensorCopy:
-    """The checkpoint's tensor ``source`` under another ``name``: as the source is written, or its
-    ``original``.
-    """
-
-    source: str
-    name: str
-    original: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The edit of a whole checkpoint.
-
-    Attributes:
-        model: the model without weights.
-        parameters: what is edited, by run-time name.
-        edits: what is edited, by checkpoint name.
-        unclaimed: tensors that transformers ignores when it loads this model; they are written as
-            they are.
-        norms: for each norm of an edit, its parameters' names within the module and in the
-            checkpoint.
-        untied: whether the embedding is tied to the head, which keeps the original.
-        copies: then, tensors to write once more, since the config says that nothing is tied any
-            more.
-    """
-
-    model: PreTrainedModel
-    parameters: tuple[StreamParameter, ...]
-    edits: dict[str, TensorEdit]
-    unclaimed: frozenset[str]
-    norms: dict[str, dict[str, str]]
-    untied: bool
-    copies: tuple[TensorCopy, ...]
 
 
 def make_plan(

@@ -35,7 +35,8 @@ from refusal.weights.checkpoint import (
     read_pieces,
     read_tensor,
 )
-from refusal.weights.checkpoint_plan import Plan, TensorEdit, load_norm, make_plan
+from refusal.weights.checkpoint_edits import Plan, TensorEdit
+from refusal.weights.checkpoint_plan import load_norm, make_plan
 from refusal.weights.norms import before_norm
 from refusal.weights.orthogonalise import OrthogonalisationReport
 from refusal.weights.projection import Removal, project_weight

@@ -22,8 +22,9 @@ from refusal.directions.refusal_metric import METRIC_BOUND, kl_from, refusal_met
 from refusal.interventions.ablate_add import AblateEach, Add
 from refusal.model.batch_size import is_out_of_memory, too_large
 from refusal.model.chat_model import ChatModel
-from refusal.model.forward import Batch, Planned, plan, read, run_batches
+from refusal.model.forward import plan, read, run_batches
 from refusal.model.hooks import Edit, skipped
+from refusal.model.rows import Batch, Planned
 
 Score = Literal["induce", "kl", "bypass"]
 

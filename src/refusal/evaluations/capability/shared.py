@@ -29,9 +29,10 @@ from transformers import PreTrainedModel
 
 from refusal.model.batch_size import MOST_SCORED, keeping_memory
 from refusal.model.chat_model import ChatModel
-from refusal.model.forward import Batch, call, share_batches
+from refusal.model.forward import call, share_batches
 from refusal.model.generation import complete_rows
 from refusal.model.hooks import Edit, hooked
+from refusal.model.rows import Batch
 
 log = logging.getLogger(__name__)
 

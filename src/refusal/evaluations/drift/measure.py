@@ -26,8 +26,9 @@ from refusal.interventions.conditions import BASELINE
 from refusal.model.batch_size import FORCED_CHUNK, FORCED_TOKENS
 from refusal.model.chat_model import ChatModel
 from refusal.model.edits import Intervention
-from refusal.model.forward import Batch, read_from, share_batches
-from refusal.model.generation import thought_opened
+from refusal.model.endings import thought_opened
+from refusal.model.forward import read_from, share_batches
+from refusal.model.rows import Batch
 from refusal.model.thinking_tokens import as_written
 
 

@@ -155,9 +155,14 @@ def fit(
         requests: what was asked, whatever its case.
 
     Raises:
-        PromptError: all odds are the same, so nothing can be told apart.
+        PromptError: all odds are the same, or one is no number, so nothing can be told apart.
     """
     scores, labels = np.array(odds, dtype=float), np.array(unsafe, dtype=bool)
+    if np.isnan(scores).any():
+        raise PromptError(
+            f"The judge gives {int(np.isnan(scores).sum())} answers of {source} odds that are no "
+            "number. Name another model, or --judge-dtype float32."
+        )
     asked = np.array([" ".join(text.casefold().split()) for text in requests])
     if len(np.unique(scores[np.isfinite(scores)])) < 2:
         raise PromptError(

@@ -4,46 +4,17 @@ What is judged in several goes, or by several judges, is only worth comparing if
 the same completion. A row that is not is an error, never dropped.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from refusal.core.errors import RunFolderError
-from refusal.core.records import Completion, Prompt
+from refusal.core.records import Completion
 from refusal.evaluations.judges.protocol import Judgement
+from refusal.evaluations.refusal.matching import check_ids
 
 _ROW = TypeAdapter(Judgement)
-
-
-def check_completions(
-    completions: Sequence[Completion], prompts: Sequence[Prompt], where: str
-) -> None:
-    """Make sure that there is exactly one completion per prompt, of that prompt's text.
-
-    Args:
-        completions: as read back, in any order.
-        prompts: what they should be of.
-        where: the file, for the message.
-
-    Raises:
-        RunFolderError: an id twice, missing or unknown, or another text.
-    """
-    _check_ids([c.prompt_id for c in completions], [p.id for p in prompts], where, "completion")
-    missing = {p.id for p in prompts} - {c.prompt_id for c in completions}
-    if missing:
-        raise RunFolderError(
-            f"{where} has no completion of {_some(missing)} ({len(missing)} of {len(prompts)} "
-            "prompts). Generate the completions again, or give the prompts that they are of."
-        )
-    texts = {p.id: p.text for p in prompts}
-    other = {c.prompt_id for c in completions if c.prompt != texts[c.prompt_id]}
-    if other:
-        raise RunFolderError(
-            f"{where} has another prompt under the name {_some(other)}. "
-            "Generate the completions again, or give the prompts that they are of."
-        )
 
 
 def match_judgements(
@@ -64,7 +35,7 @@ def match_judgements(
             raise RunFolderError(
                 f"{where} judges {judgement.prompt_id} twice. Delete it to judge again."
             )
-    _check_ids(list(found), [c.prompt_id for c in completions], where, "judgement")
+    check_ids(list(found), [c.prompt_id for c in completions], where, "judgement")
     return found
 
 
@@ -103,22 +74,3 @@ def read_judgements(path: Path) -> list[Judgement]:
                 f"Line {number} of {path} is no judgement ({said}). Delete it to judge again."
             ) from error
     return rows
-
-
-def _check_ids(ids: Sequence[str], known: Sequence[str], where: str, what: str) -> None:
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise RunFolderError(
-            f"{where} has more than one {what} of {_some(twice)}. Delete it to make it again."
-        )
-    unknown = set(ids) - set(known)
-    if unknown:
-        raise RunFolderError(
-            f"{where} has a {what} of {_some(unknown)}, which is not among the {len(known)} that "
-            "it should be of. Delete it to make it again, or give what it is of."
-        )
-
-
-def _some(names: Sequence[str] | set[str]) -> str:
-    shown = sorted(names)[:3]
-    return ", ".join(shown) + (", …" if len(names) > len(shown) else "")

@@ -16,8 +16,8 @@ from refusal.core.storage import file_sha256, write_jsonl
 from refusal.core.thinking import split
 from refusal.core.work import Ask, Work, Write
 from refusal.engines.make import make_engine
-from refusal.evaluations.judges.reading import check_completions
 from refusal.evaluations.refusal.completions import complete_under, judged_again
+from refusal.evaluations.refusal.matching import check_completions
 from refusal.evaluations.refusal.pairs import actions_on, plain_pairs
 from refusal.interventions.conditions import BASELINE, ORDER, conditions
 from refusal.model.chat_model import ChatModel

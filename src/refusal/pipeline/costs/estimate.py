@@ -25,8 +25,8 @@ from refusal.model.load import auto_class, loading, resolve
 from refusal.model.memory import Room, memory_of, room_on, weights_of
 from refusal.model.placement import find_device, find_dtype
 from refusal.model.sizes import ModelSize, activation_bytes, size_of
-from refusal.pipeline.costs.lengths import lengths_of
 from refusal.pipeline.costs.speed import DEVICES, Speed, measure_speed
+from refusal.pipeline.lengths import lengths_of
 from refusal.pipeline.run import prompts_of
 from refusal.pipeline.stages import ALL
 from refusal.runs.stage import Plan

@@ -18,8 +18,8 @@ from torch.nn.functional import linear
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from refusal.model.batch_size import BUSY_TOKENS, free_memory
+from refusal.model.caches import rows_apart
 from refusal.model.forward import ROW_TOKENS
-from refusal.model.generation import rows_apart
 from refusal.model.placement import find_dtype
 from refusal.model.sizes import active_parameters
 from refusal.weights.proxy_model import BUILD_ERRORS, blocks_needed, build, shorten
