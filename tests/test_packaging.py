@@ -176,7 +176,14 @@ def test_the_library_example_runs_in_the_installed_package(
 @pytest.mark.slow
 def test_the_source_distribution_has_what_its_tests_need(installed: Installed) -> None:
     """All are collected, and those run that read most of what lies beside the package."""
-    pytest_: list[str | Path] = [installed.bin / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    pytest_: list[str | Path] = [
+        installed.bin / "python",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     more = {"PYTHONPATH": str(installed.source / "src")}
     call(*pytest_, "--collect-only", at=installed.source, **more)
     call(*pytest_, "tests/test_docs.py", "-k", "not run_folders_page", at=installed.source, **more)
