@@ -9,9 +9,13 @@ import pytest
 import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from refusal import ConfigError, RunConfig, make_config
+from refusal.cli.options import Settings
+from refusal.config.commented import commented_toml
 from refusal.config.run_config import PRESETS, RunOptions
+from refusal.config.tables import KEYS, SECTIONS, in_tables
 from refusal.core.storage import write_toml
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
@@ -40,7 +44,9 @@ def test_a_configuration_survives_toml(
 ) -> None:
     config = RunConfig(**values)
     file = tmp_path_factory.mktemp("toml") / "run.toml"
-    write_toml(file, config.model_dump())
+    write_toml(file, in_tables(config.model_dump()))
+    assert make_config(file=file) == config
+    write_toml(file, config.model_dump())  # as runs of before had it
     assert make_config(file=file) == config
 
 
@@ -149,3 +155,68 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().n_train = 3
+
+
+# Of every option a value that is not its default.
+OTHER: dict[str, Any] = {
+    "model": "some/model", "revision": "main", "dtype": "float32", "device": "cpu", "device_map": "auto",
+    "max_memory": ("0=20GiB", "cpu=60GiB"), "quantize": "8bit", "tp_plan": "auto", "system": 'Say "yes".\n',
+    "date": "2026-01-02", "blocks": "model.layers", "writers": ("self_attn", "mlp"), "batch_size": 3,
+    "prompts": ("harmful=a.txt", "harmless=b.txt"), "data_dir": "data", "column": "text", "dedup": "exact",
+    "seed": 7, "n_train": 5, "n_val": 6, "n_test": 8, "filter": False,
+    "method": "cosmic", "interventions": ("affine",), "refusal_tokens": ("I", "40"), "induce_threshold": -0.5, "kl_threshold": 0.25, "prune_layers": 0.5,
+    "layer_step": 2, "full_map": True, "resamples": 9, "strict": True,
+    "max_new_tokens": 11, "controls": 1, "n_control": 2, "over_refusal": ("xstest",), "n_over_refusal": 4,
+    "seeds": 3, "drift_tokens": 12, "texts": ("a.txt",), "n_texts": 13, "text_tokens": 14,
+    "tasks": ("mmlu:5",), "n_items": 15, "task_chat": True, "task_tokens": 16, "task_exact": True,
+    "engine": "openai", "engine_url": "http://127.0.0.1:1/v1", "engine_model": "m", "engine_ablated": "e",
+    "engine_ablated_url": "http://127.0.0.1:2/v1", "engine_key_env": "KEY", "engine_concurrency": 17,
+    "engine_timeout": 18.5, "engine_arguments": ("tensor-parallel-size=8",),
+    "judges": ("substring",), "judge_url": "http://127.0.0.1:3/v1", "judge_key_env": "JUDGE",
+    "judge_concurrency": 19, "judge_timeout": 20.5, "judge_retries": 2, "judge_max_tokens": 21,
+    "judge_price_in": 1.5, "judge_price_out": 2.5, "judge_dtype": "float16", "judge_device": "cuda:1",
+    "judge_device_map": "auto", "judge_labels": "labels.csv", "judge_batch_size": 22, "short_is_safe": True,
+    "figures": ("pdf",), "price_per_device_hour": 3.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RunConfig.model_fields)
+def test_every_option_has_one_place_in_the_tables_and_comes_back(name: str, tmp_path: Path) -> None:
+    value = OTHER.get(name)
+    assert value != RunConfig.model_fields[name].default, f"OTHER lacks {name}"
+    config = make_config(**{name: value})
+    [(table, key)] = [
+        (t, k) for t, names in KEYS.items() for k, flat in names.items() if flat == name
+    ]
+    assert in_tables(config.model_dump())[table][key] == value
+    file = tmp_path / "run.toml"
+    for text in (
+        tomli_w.dumps({table: {key: value}}),
+        tomli_w.dumps({name: value}),
+        commented_toml(config),
+    ):
+        file.write_text(text, encoding="utf-8")
+        assert make_config(file=file) == config
+
+
+def test_tables_are_the_groups_of_help() -> None:
+    groups = [type(part) for part in vars(Settings()).values() if isinstance(part, BaseModel)]
+    assert groups == [section.options for section in SECTIONS.values()]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("n_test = 3\n[drift]\ntokens = 2", r"in tables \(\[drift\]\) and outside of them \(n_test\)"),
+        ("[drifts]\ntokens = 2", r"There is no table \[drifts\].*selection"),
+        ("[drift]\ndrift_tokens = 2", r"no option 'drift_tokens' in \[drift\]\. It is tokens in \[drift\]"),
+        ("[selection]\nn_test = 2", r"no option 'n_test' in \[selection\]\. It is n_test in \[prompts\]"),
+        ("[model]\nfrob = 2", r"no option 'frob' in \[model\]\. The options there are model, revision"),
+        ("[drift]\ntokens = 2\ntokens = 3", "cannot be read as TOML"),
+        ("[drift]\ntokens = -2", "drift_tokens = -2 cannot be used"),
+    ],
+)  # fmt: skip
+def test_a_wrong_place_is_one_message(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "options.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=says):
+        make_config(file=tmp_path / "options.toml")

@@ -9,6 +9,7 @@ import pytest
 from refusal.cli.entry import main
 from refusal.config.commented import commented_toml
 from refusal.config.run_config import RunConfig, make_config
+from refusal.config.tables import KEYS
 
 ODD: dict[str, Any] = {
     "model": 'C:\\models\\"mine"',
@@ -33,12 +34,13 @@ def test_read_again_it_is_the_same(config: RunConfig, tmp_path: Path) -> None:
 
 def test_every_option_is_there_once_with_what_it_does() -> None:
     text = commented_toml(make_config())
-    names = re.findall(r"^(?:# )?(\w+) =", text, re.MULTILINE)
-    assert sorted(names) == sorted(RunConfig.model_fields)
-    for name in names:
-        assert re.search(rf"^# .*\n(?:# )?{name} =", text, re.MULTILINE), (
-            f"nothing is said about {name}"
-        )
+    found = []
+    for part in re.split(r"^(?=\[\w+\]$)", text, flags=re.MULTILINE)[1:]:
+        table = part[1 : part.index("]")]
+        for key in re.findall(r"^(?:# )?(\w+) =", part, re.MULTILINE):
+            found.append(KEYS[table][key])
+            assert re.search(rf"^# .*\n(?:# )?{key} =", part, re.MULTILINE), f"nothing about {key}"
+    assert sorted(found) == sorted(RunConfig.model_fields)
 
 
 def test_the_command_prints_what_its_options_say(

@@ -210,7 +210,10 @@ def test_the_manifest_says_where_the_numbers_come_from(finished: Path, source: P
 
 def test_run_toml_gives_the_same_configuration_back(finished: Path, config: RunConfig) -> None:
     assert make_config(file=finished / "run.toml") == config
-    assert tomllib.loads((finished / "run.toml").read_text(encoding="utf-8"))["n_train"] == 8
+    assert (
+        tomllib.loads((finished / "run.toml").read_text(encoding="utf-8"))["prompts"]["n_train"]
+        == 8
+    )
 
 
 # --- reuse

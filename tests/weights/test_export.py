@@ -76,7 +76,9 @@ def test_what_a_split_run_found_is_exported_by_one_process(finished: Path, tmp_p
     run = tmp_path / "run"
     shutil.copytree(finished, run, ignore=shutil.ignore_patterns("export"))
     options = (run / "run.toml").read_text(encoding="utf-8")
-    (run / "run.toml").write_text(f'tp_plan = "auto"\n{options}', encoding="utf-8")
+    (run / "run.toml").write_text(
+        options.replace("[model]\n", '[model]\ntp_plan = "auto"\n'), encoding="utf-8"
+    )
     assert main(["export", str(run), "--as", "lora", "--n-prompts", "2"]) == 0
 
 

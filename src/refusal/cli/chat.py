@@ -10,7 +10,7 @@ from typing import Any
 from refusal.cli import present as display
 from refusal.cli.options import default_folder
 from refusal.cli.progress_bars import reporting
-from refusal.config.run_config import ModelOptions
+from refusal.config.options import ModelOptions
 from refusal.core.direction import Direction
 from refusal.core.errors import PromptError, RunFolderError
 from refusal.core.valid import check_place, check_width

@@ -15,7 +15,8 @@ import psutil
 import torch
 from huggingface_hub import constants
 
-from refusal.config.run_config import PRESETS, ModelOptions, make_config
+from refusal.config.options import ModelOptions
+from refusal.config.run_config import PRESETS, make_config
 from refusal.core.storage import cache_root
 from refusal.model import embedded
 from refusal.model.batch_size import free_memory

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
+from pydantic import BaseModel
 
 from refusal.config.engines import EngineOptions
 from refusal.config.judges import JudgeOptions
-from refusal.config.run_config import (
+from refusal.config.options import (
+    CapabilityOptions,
+    DriftOptions,
     MeasureOptions,
     ModelOptions,
     PromptOptions,
-    RunConfig,
+    ReportOptions,
     SelectionOptions,
-    make_config,
 )
+from refusal.config.run_config import RunConfig, make_config
 from refusal.directions import METHODS
 from refusal.interventions import INTERVENTIONS
 
@@ -40,16 +43,22 @@ Verbose = Annotated[
     bool,
     Parameter(name=["--verbose", "-v"], negative="", help="Also notes, such as reused stages."),
 ]
-ModelGroup = Annotated[ModelOptions, Parameter(name="*", group=Group("Model", sort_key=1))]
-PromptsGroup = Annotated[PromptOptions, Parameter(name="*", group=Group("Prompts", sort_key=2))]
-SelectionGroup = Annotated[
-    SelectionOptions, Parameter(name="*", group=Group("Selection", sort_key=3))
-]
-MeasureGroup = Annotated[
-    MeasureOptions, Parameter(name="*", group=Group("Measurements", sort_key=4))
-]
-EngineGroup = Annotated[EngineOptions, Parameter(name="*", group=Group("Engine", sort_key=5))]
-JudgeGroup = Annotated[JudgeOptions, Parameter(name="*", group=Group("Judges", sort_key=6))]
+
+
+def _group(place: int, table: str) -> Parameter:
+    """Options as they are called, below a heading that is also their table's name in TOML."""
+    return Parameter(name="*", group=Group(table.capitalize(), sort_key=place))
+
+
+ModelGroup = Annotated[ModelOptions, _group(1, "model")]
+PromptsGroup = Annotated[PromptOptions, _group(2, "prompts")]
+SelectionGroup = Annotated[SelectionOptions, _group(3, "selection")]
+MeasureGroup = Annotated[MeasureOptions, _group(4, "measurements")]
+DriftGroup = Annotated[DriftOptions, _group(5, "drift")]
+CapabilityGroup = Annotated[CapabilityOptions, _group(6, "capability")]
+EngineGroup = Annotated[EngineOptions, _group(7, "engine")]
+JudgeGroup = Annotated[JudgeOptions, _group(8, "judges")]
+ReportGroup = Annotated[ReportOptions, _group(9, "report")]
 
 
 @dataclass(frozen=True)
@@ -67,21 +76,20 @@ class Settings:
     prompting: PromptsGroup = field(default_factory=PromptOptions)
     selecting: SelectionGroup = field(default_factory=SelectionOptions)
     measuring: MeasureGroup = field(default_factory=MeasureOptions)
+    drifting: DriftGroup = field(default_factory=DriftOptions)
+    benchmarking: CapabilityGroup = field(default_factory=CapabilityOptions)
     writing: EngineGroup = field(default_factory=EngineOptions)
     judging: JudgeGroup = field(default_factory=JudgeOptions)
+    reporting: ReportGroup = field(default_factory=ReportOptions)
 
     @property
     def given(self) -> dict[str, Any]:
         """The options that were typed."""
-        groups = (
-            self.loading,
-            self.prompting,
-            self.selecting,
-            self.measuring,
-            self.writing,
-            self.judging,
-        )
-        return {name: getattr(group, name) for group in groups for name in group.model_fields_set}
+        found: dict[str, Any] = {}
+        for each in vars(self).values():
+            if isinstance(each, BaseModel):
+                found |= {name: getattr(each, name) for name in each.model_fields_set}
+        return found
 
     def make(self, model: str | None) -> RunConfig:
         """The configuration: preset, then file, then what was typed.

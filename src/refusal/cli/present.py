@@ -38,7 +38,8 @@ def present(record: object, as_json: bool = False, quiet: bool = False) -> None:
         record: one of the records of ``VIEWS``, or a tuple of them.
     """
     kind = record[0] if isinstance(record, tuple) else record
-    show, to_value = VIEWS["Path" if isinstance(kind, Path) else type(kind).__name__]
+    names = [each.__name__ for each in type(kind).__mro__]  # a view is good for subclasses too
+    show, to_value = next(VIEWS[name] for name in names if name in VIEWS)
     if as_json:
         from refusal.core.records import finite
 

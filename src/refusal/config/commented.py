@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Literal, get_args, get_origin
 
 import tomli_w
-from pydantic.fields import FieldInfo
 
-from refusal.config.run_config import SECTIONS, RunConfig
+from refusal.config.run_config import RunConfig
+from refusal.config.tables import KEYS
 from refusal.core.text import visible
 
 WIDTH = 110
@@ -21,12 +21,11 @@ def commented_toml(config: RunConfig) -> str:
         "# A configuration of refusal. Use it with: refusal run --config FILE",
         "# What is given on the command line wins over it. A line that starts with # is not set.",
         "",
-        *_option("model", RunConfig.model_fields["model"], config.model),
     ]
-    for title, section in SECTIONS.items():
-        lines += [f"# ---- {title} ----", ""]
-        for name in section.model_fields:
-            lines += _option(name, RunConfig.model_fields[name], getattr(config, name))
+    for table, keys in KEYS.items():
+        lines += [f"[{table}]", ""]
+        for key, name in keys.items():
+            lines += _option(key, name, getattr(config, name))
     return "".join(map(_escaped, "\n".join(lines).rstrip())) + "\n"
 
 
@@ -35,19 +34,22 @@ def _escaped(character: str) -> str:
     return character if visible(character) == character else f"\\U{ord(character):08X}"
 
 
-def _option(name: str, field: FieldInfo, value: object) -> Iterator[str]:
+def _option(key: str, name: str, value: object) -> Iterator[str]:
+    field = RunConfig.model_fields[name]
     choices = _choices(field.annotation)
     words = (field.description or "").replace("\n", " ") + (
         f" One of: {', '.join(choices)}." if choices else ""
     )
+    if key != name:
+        words += f" (--{name.replace('_', '-')})"
     yield from textwrap.wrap(words, WIDTH, initial_indent="# ", subsequent_indent="# ")
     if value is None:
-        yield f"# {name} ="
+        yield f"# {key} ="
     elif isinstance(value, tuple):
         items = [tomli_w.dumps({"x": item}).removeprefix("x = ").rstrip("\n") for item in value]
-        yield f"{name} = [{', '.join(items)}]"
+        yield f"{key} = [{', '.join(items)}]"
     else:
-        yield tomli_w.dumps({name: value}).rstrip("\n")
+        yield tomli_w.dumps({key: value}).rstrip("\n")
     yield ""
 
 

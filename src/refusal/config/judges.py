@@ -12,10 +12,14 @@ Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class JudgeOptions(BaseModel):
-    """How judges are asked or loaded."""
+    """Further judges, and how they are asked or loaded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    judges: tuple[str, ...] = ()
+    """Further judges: substring, llama-guard-3, harmbench, wildguard, strongreject,
+    endpoint-refusal=MODEL, …
+    """
     judge_url: Url = OPENAI_URL
     """Address of an OpenAI-compatible endpoint, up to and with /v1."""
     judge_key_env: str = "OPENAI_API_KEY"

@@ -1,10 +1,10 @@
 """What stands on the page beside figures and tables: completions side by side, what was run."""
 
-import json
 from dataclasses import dataclass
 
 import tomli_w
 
+from refusal.config.tables import in_tables
 from refusal.core.records import Completion
 from refusal.core.text import visible
 from refusal.report.data import ReportData
@@ -107,4 +107,4 @@ def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
 
 def configuration(data: ReportData) -> str:
     """``run.toml``, as it is."""
-    return visible(tomli_w.dumps(json.loads(data.config.model_dump_json(exclude_none=True))))
+    return visible(tomli_w.dumps(in_tables(data.config.model_dump())))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal.config.run_config import RunConfig
+from refusal.config.tables import in_tables
 from refusal.core import parallel
 from refusal.core.errors import RunFolderError
 from refusal.core.records import Prompt, PromptSplits
@@ -149,7 +150,7 @@ class RunFolder:
         }
         options = self.path / "run.toml"
         self.earlier_options = options.read_bytes() if options.is_file() else None
-        write_toml(options, config.model_dump(exclude_none=True))
+        write_toml(options, in_tables(config.model_dump()))
         self.save()
 
     def _files_hash(self, config: RunConfig, identity: dict[str, Any], loaded: bool) -> str | None:

@@ -1,0 +1,188 @@
+"""The options of a run in the groups that help shows, each with its meaning and limits.
+
+A group is a table in TOML too (`tables.py`). Those of engines and judges are files of their own.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from refusal.core.day import iso_date
+
+Count = Annotated[int, Field(ge=1)]
+STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelOptions(BaseModel):
+    """How a model is loaded."""
+
+    model_config = STRICT
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    """Precision of weights and activations: bfloat16, float32, float16; auto: bfloat16 where the
+    device has it.
+    """
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    device_map: str | None = None
+    """As in transformers: `auto` spreads a model over several devices."""
+    max_memory: tuple[str, ...] = ()
+    """With a device map, what each device may hold: 0=20GiB cpu=60GiB; what fits nowhere stays on
+    the disk.
+    """
+    quantize: Literal["4bit", "8bit"] | None = None
+    """Load the weights of linear layers in 4 or 8 bits, by bitsandbytes."""
+    tp_plan: Literal["auto"] | None = None
+    """`auto`: split every weight over the processes of a launcher (tensor parallel), as in
+    transformers.
+    """
+    system: str | None = None
+    """A system prompt; by default what the template does by itself."""
+    date: Annotated[str, BeforeValidator(iso_date)] | None = None
+    """YYYY-MM-DD: the date of templates that write one into prompts; by default that of the run's
+    first day.
+    """
+    blocks: str | None = None
+    """Path of the decoder blocks, where they are not found ("model.layers")."""
+    writers: tuple[str, ...] = ()
+    """Names of the writing children of a block, where they are not found (self_attn mlp)."""
+    batch_size: Count | None = None
+    """Most prompts at once when generating; by default chosen from free memory."""
+
+
+class PromptOptions(BaseModel):
+    """Which prompts, and how many."""
+
+    model_config = STRICT
+
+    prompts: tuple[str, ...] = ("builtin",)
+    """builtin, paper, or files: harmful=bad.txt harmless=good.txt all.csv"""
+    data_dir: str | None = None
+    """Folder of already downloaded source files (for `paper`)."""
+    column: str | None = None
+    """Text column of your own csv or json files."""
+    dedup: Literal["near", "exact"] = "near"
+    """Drop near-duplicates of later splits, or only exact ones as the published splits do."""
+    seed: int = 42
+    """Shuffles the prompt pools."""
+    n_train: Count = 128
+    """Training prompts per class that must pass the filter."""
+    n_val: Count = 32
+    """Validation prompts per class that must pass the filter."""
+    n_test: Count = 100
+    """Test prompts per class."""
+    filter: bool = True
+    """Keep only harmful prompts that the model refuses and harmless ones that it does not, by the
+    refusal metric.
+    """
+
+
+class SelectionOptions(BaseModel):
+    """How the direction is found and chosen."""
+
+    model_config = STRICT
+
+    method: str = "dim"
+    """How the direction is found: dim is the difference in means with the paper's rule."""
+    refusal_tokens: tuple[str, ...] = ()
+    """Refusal tokens as texts or ids; by default a preset or chosen from the model's
+    completions.
+    """
+    induce_threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """A candidate must induce refusal at least this much."""
+    kl_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """A candidate's ablation may change harmless behaviour at most this much."""
+    prune_layers: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the last layers that is not eligible."""
+    layer_step: Count = 1
+    """Score every n-th layer only."""
+    full_map: bool = False
+    """Give every candidate of every layer all three scores (for plots), not only what the decision
+    needs.
+    """
+    resamples: Annotated[int, Field(ge=0)] = 1000
+    """Resamples of the validation prompts that show how firm the choice is; 0 leaves them out."""
+    strict: bool = False
+    """Stop with exit code 1 when no candidate qualifies."""
+
+
+class MeasureOptions(BaseModel):
+    """What is measured of the direction on prompts."""
+
+    model_config = STRICT
+
+    max_new_tokens: Count = 512
+    """Length of the completions."""
+    controls: Annotated[int, Field(ge=0)] = 8
+    """Random directions to do the same with, beside shuffled labels and matched pairs; 0 leaves all
+    controls out.
+    """
+    interventions: tuple[str, ...] = ()
+    """Further interventions to measure beside ablation, subtraction and addition."""
+    n_control: Count = 32
+    """Prompts of a set, or texts of a file, that each control is run on."""
+    over_refusal: tuple[Literal["xstest", "orbench-hard"], ...] = ()
+    """Also complete these sets of harmless prompts that look harmful (and XSTest's unsafe half)."""
+    n_over_refusal: Count = 100
+    """Prompts of each half of those sets."""
+    seeds: Count = 1
+    """Repeat split, extraction and selection with so many seeds in all, and report how far they
+    agree.
+    """
+
+
+class DriftOptions(BaseModel):
+    """How much else the ablation changes: drift on the model's own answers and on given texts."""
+
+    model_config = STRICT
+
+    drift_tokens: Annotated[int, Field(ge=0)] = 32
+    """Tokens of the model's own answers over which KL is taken, beside the first; 0 measures no
+    drift at all.
+    """
+    texts: tuple[str, ...] = ()
+    """Files for cross-entropy: running text (.txt, .jsonl with text) or pairs (.jsonl with
+    instruction and output).
+    """
+    n_texts: Count = 64
+    """Texts of each kind."""
+    text_tokens: Annotated[int, Field(ge=2)] = 256
+    """Longest text, in tokens."""
+
+
+class CapabilityOptions(BaseModel):
+    """Benchmarks of ability, with and without the direction."""
+
+    model_config = STRICT
+
+    tasks: tuple[str, ...] = ()
+    """Benchmarks of lm-eval: arc_challenge mmlu:5 gsm8k_cot@50 (MMLU with five worked examples, 50
+    items of GSM8K).
+    """
+    n_items: Count | None = None
+    """Items of each benchmark, a seeded random choice; by default all."""
+    task_chat: bool = False
+    """Put the items into the model's chat format (lm-eval's default is not to)."""
+    task_tokens: Count | None = None
+    """Longest written answer to a benchmark's item; by default what the task says, else 256."""
+    task_exact: bool = False
+    """Run lm-eval's own model class bit for bit, slower, instead of reading once what items begin
+    with in common.
+    """
+
+
+class ReportOptions(BaseModel):
+    """What the report holds beside the numbers."""
+
+    model_config = STRICT
+
+    figures: tuple[Literal["svg", "png", "pdf", "none"], ...] = ("svg",)
+    """Formats of the report's figures as files: svg, png, pdf (these two by the extra ``figures``),
+    or none.
+    """
+    price_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Money for a device for an hour; the manifest and the report then say what each stage has
+    cost.
+    """
