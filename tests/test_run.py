@@ -114,8 +114,9 @@ def test_the_folder_holds_the_documented_files(finished: Path, source: Path) -> 
     files = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
     assert files == {"run.toml", "manifest.json", *REPORT, *EVERYTHING}
     with safe_open(str(finished / "candidates.safetensors"), framework="pt") as file:
-        assert list(file.keys()) == ["candidates"]
+        assert set(file.keys()) == {"candidates", "harmless_means"}
         candidates = file.get_tensor("candidates")
+        assert file.get_tensor("harmless_means").shape == candidates.shape
     positions = len(load(str(source)).chat.suffix)
     assert candidates.shape == (positions, tiny_models.LAYERS, tiny_models.WIDTH)
     assert candidates.dtype == torch.float32
@@ -136,7 +137,7 @@ def test_every_candidate_has_a_row_of_scores(finished: Path) -> None:
 
 def test_the_direction_is_the_chosen_candidate_normalised(finished: Path, source: Path) -> None:
     with safe_open(str(finished / "direction.safetensors"), framework="pt") as file:
-        assert list(file.keys()) == ["direction"]
+        assert set(file.keys()) == {"direction", "harmless_mean"}
         vector, meta = file.get_tensor("direction"), file.metadata()
     with safe_open(str(finished / "candidates.safetensors"), framework="pt") as file:
         candidate = file.get_tensor("candidates")[int(meta["position"]), int(meta["layer"])]
