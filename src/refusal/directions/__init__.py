@@ -8,5 +8,6 @@ METHODS = Registry(
     "method",
     {
         "dim": "refusal.directions.difference_in_means:DifferenceInMeans",
+        "cosmic": "refusal.directions.cosmic:Cosmic",
     },
 )
