@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import refusal
+from refusal.config.options import ModelOptions
 from refusal.core import errors
+from refusal.model.load import LoadOptions
 
 
 def test_all_is_sorted_and_every_name_is_there() -> None:
@@ -63,3 +65,9 @@ def test_a_user_can_catch_everything_at_once() -> None:
 def test_public_things_say_what_they_are() -> None:
     bare = [name for name in refusal.__all__ if not (getattr(refusal, name).__doc__ or "").strip()]
     assert bare == []
+
+
+def test_load_takes_the_options_of_a_model_and_no_others() -> None:
+    assert [*LoadOptions.__annotations__] == [*ModelOptions.model_fields]
+    with pytest.raises(TypeError, match="load\\(\\) has no option 'dtyp'"):
+        refusal.load("embedded", dtyp="float32")  # type: ignore[call-arg]

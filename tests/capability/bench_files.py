@@ -12,7 +12,7 @@ import torch
 
 from refusal import ChatModel, Direction
 from refusal.evaluations.capability.results import TaskRun
-from refusal.evaluations.capability.run import load_benchmarks, run_benchmark
+from refusal.evaluations.capability.run import HowToRun, load_benchmarks, run_benchmark
 from refusal.model.edits import Intervention
 
 WORDS = ["salt", "rain", "glass", "wool", "tin", "chalk", "moss", "silk"]
@@ -108,6 +108,6 @@ def run_tasks(
 ) -> dict[str, TaskRun]:
     """Several tasks at once, by what they were asked for."""
     return {
-        benchmark.spec.text: run_benchmark(model, interventions, benchmark, **options)
+        benchmark.spec.text: run_benchmark(model, interventions, benchmark, HowToRun(**options))
         for benchmark in load_benchmarks(tasks, data_dir)
     }

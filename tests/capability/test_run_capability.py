@@ -19,7 +19,7 @@ from refusal.core import stats
 from refusal.core.records import Metric
 from refusal.evaluations.capability.rates import capability_metrics
 from refusal.evaluations.capability.results import ItemResult, TaskRun, read_task_run
-from refusal.evaluations.capability.run import load_benchmarks, run_benchmark
+from refusal.evaluations.capability.run import HowToRun, load_benchmarks, run_benchmark
 from refusal.runs.files import read_metrics
 
 TASKS = ("arc_challenge", "gsm8k_cot:2@2")
@@ -115,7 +115,9 @@ def test_an_intervention_is_really_there(finished: tuple[RunConfig, Path]) -> No
     model = refusal.load(config.model, dtype="float32")
     direction = refusal.Direction.load(folder / "direction.safetensors")
     (benchmark,) = load_benchmarks(["arc_challenge"], Path(str(config.data_dir)))
-    run = run_benchmark(model, [refusal.Ablate(direction)], benchmark, limit=5, seed=config.seed)
+    run = run_benchmark(
+        model, [refusal.Ablate(direction)], benchmark, HowToRun(limit=5, seed=config.seed)
+    )
     assert {item.id: item.value for item in run.main} == items(folder, "ablation")
 
 
@@ -217,7 +219,7 @@ def test_a_smaller_limit_gives_some_of_the_same_items(tmp_path: Path) -> None:
     (benchmark,) = load_benchmarks(["arc_challenge"], bench_folder(tmp_path))
     model = roomy_model()
     some, more = (
-        {item.id for item in run_benchmark(model, (), benchmark, limit=n, seed=3).main}
+        {item.id for item in run_benchmark(model, (), benchmark, HowToRun(limit=n, seed=3)).main}
         for n in (2, 6)
     )
     assert some < more

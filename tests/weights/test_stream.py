@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from refusal import ChatModel, DirectionError, ModelLoadError, StorageError, UnsupportedModelError
+from refusal.config.options import ModelOptions
 from refusal.core import storage
 from refusal.core.direction import Direction
 from refusal.core.errors import ExportError, QuantisedModelError
@@ -127,7 +128,11 @@ def test_the_folder_mirrors_the_source(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source", "gemma")
     (source / "pytorch_model.bin").write_bytes(b"another copy of the weights")
     result = stream_model(
-        source, DIRECTION, tmp_path / "streamed", name="owner/model", revision="abc"
+        source,
+        DIRECTION,
+        tmp_path / "streamed",
+        name="owner/model",
+        options=ModelOptions(revision="abc"),
     )
     assert result.written == tuple(path.name for path in sorted(source.glob("*.safetensors")))
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):

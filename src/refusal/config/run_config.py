@@ -51,6 +51,11 @@ class RunConfig(RunOptions):
     """Hub id, folder, .gguf file, or `embedded`."""
 
 
+def model_options(config: RunConfig) -> ModelOptions:
+    """How a run's model is loaded."""
+    return ModelOptions(**{name: getattr(config, name) for name in ModelOptions.model_fields})
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Arditi et al. 2024: 128 / 32 / 100 prompts a class, 512 new tokens, every position and layer.
     "paper": {},

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from refusal.config.engines import EngineOptions
+from refusal.config.options import ModelOptions
 from refusal.core.errors import ConfigError, EngineError
 from refusal.core.progress import task
 from refusal.engines.openai import ABLATION, address_of, ask_checked
@@ -95,7 +96,11 @@ class Vllm:
             if job.condition == ABLATION:
                 edited = Path(folder.name) / "model"
                 stream_model(
-                    source, job.direction, edited, name=model.name, revision=model.revision
+                    source,
+                    job.direction,
+                    edited,
+                    name=model.name,
+                    options=ModelOptions(revision=model.revision),
                 )
                 source = edited
             return _Running(folder, job.condition, context, self._arguments(source, model, context))

@@ -36,7 +36,7 @@ class ChatModel:
         hf: the transformers model, in eval mode.
         tokenizer: its tokenizer.
         name: what it was loaded from.
-        revision: which of its versions, for a hub model.
+        revision: which of its versions, for a hub model; whoever loads one sets it.
         chat: the chat format: prefix and post-instruction tokens.
         sites: blocks and writers, verified.
         token_budget: tokens per pass when reading; chosen from free memory, halved when memory runs
@@ -56,7 +56,6 @@ class ChatModel:
         tokenizer: PreTrainedTokenizerBase,
         name: str = "",
         *,
-        revision: str | None = None,
         system: str | None = None,
         sites: Sites | None = None,
         batch_size: int | None = None,
@@ -66,7 +65,7 @@ class ChatModel:
         self.hf = hf
         self.tokenizer = tokenizer
         self.name = name or str(hf.name_or_path)
-        self.revision = revision
+        self.revision: str | None = None
         self.chat: ChatFormat = find_format(tokenizer, system, day)
         self.sites: Sites = sites if sites is not None else find_sites(hf)
         each = activation_bytes(self.sites.d_model, widest(hf.config), hf.dtype.itemsize)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
+from refusal.config.options import ModelOptions
 from refusal.core.day import day_of
 from refusal.core.errors import ModelLoadError, OutOfMemoryError
 from refusal.core.progress import task
@@ -59,22 +60,24 @@ LOAD_ERRORS = (
 )
 
 
-def load(
-    name: str = "embedded",
-    *,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
-    max_memory: Sequence[str] = (),
-    quantize: Literal["4bit", "8bit"] | None = None,
-    tp_plan: Literal["auto"] | None = None,
-    system: str | None = None,
-    date: str | None = None,
-    blocks: str | None = None,
-    writers: Sequence[str] | None = None,
-    batch_size: int | None = None,
-) -> ChatModel:
+class LoadOptions(TypedDict, total=False):
+    """The keyword arguments of ``load``; what they mean and default to is in ``ModelOptions``."""
+
+    revision: str | None
+    dtype: str
+    device: str
+    device_map: str | None
+    max_memory: Sequence[str]
+    quantize: Literal["4bit", "8bit"] | None
+    tp_plan: Literal["auto"] | None
+    system: str | None
+    date: str | None
+    blocks: str | None
+    writers: Sequence[str] | None
+    batch_size: int | None
+
+
+def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
     """Load a chat model.
 
     Args:
@@ -91,8 +94,8 @@ def load(
             transformers.
         system: a system prompt; by default what the template does by itself.
         date: ``YYYY-MM-DD``, what templates that ask for the date write; by default today.
-        blocks: where discovery fails, see ``find_sites``.
-        writers: likewise.
+        blocks: path of the decoder blocks, where discovery fails (see ``find_sites``).
+        writers: names of the writing children of a block, where discovery fails.
         batch_size: most rows at once when generating; by default chosen from free memory.
 
     Raises:
@@ -102,37 +105,46 @@ def load(
         OutOfMemoryError: the weights do not fit.
         ConfigError: no such date, unknown dtype or device, ``tp_plan`` without a launcher, or
             ``quantize`` without bitsandbytes.
+        TypeError: no such option.
     """
-    day = day_of(date)
-    where = find_device(device)
-    precision = find_dtype(dtype, where)
+    if unknown := options.keys() - LoadOptions.__annotations__.keys():
+        raise TypeError(f"load() has no option {min(unknown)!r}")
+    given = ModelOptions.model_construct(**options)
+    day = day_of(given.date)
+    where = find_device(given.device)
+    precision = find_dtype(given.dtype, where)
     source = resolve(name)
-    options = hub_options(revision)
-    placement = place(where, precision, device_map, max_memory, quantize, tp_plan)
+    hub = hub_options(given.revision)
+    placement = place(
+        where, precision, given.device_map, given.max_memory, given.quantize, given.tp_plan
+    )
     with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
         if not tokenizer.chat_template:
-            tokenizer.chat_template = _processor_template(source, options)
-        find_format(tokenizer, system, day)  # a base model is refused before its weights are read
-        config = AutoConfig.from_pretrained(source, **options)
+            tokenizer.chat_template = _processor_template(source, hub)
+        find_format(
+            tokenizer, given.system, day
+        )  # a base model is refused before its weights are read
+        config = AutoConfig.from_pretrained(source, **hub)
         check_special_ids(config, name)
         hf = load_whole(
-            name, source, auto_class(config), config, options, {"dtype": precision, **placement}
+            name, source, auto_class(config), config, hub, {"dtype": precision, **placement}
         )
         if not placement:
             hf.to(where)  # type: ignore[arg-type]
         multiply_as_asked(hf, precision)
-    sites = find_sites(hf, blocks, writers)
-    return ChatModel(
+    sites = find_sites(hf, given.blocks, given.writers or None)
+    model = ChatModel(
         hf,
         tokenizer,
         name,
-        revision=revision,
-        system=system,
+        system=given.system,
         sites=sites,
-        batch_size=batch_size,
+        batch_size=given.batch_size,
         day=day,
     )
+    model.revision = given.revision
+    return model
 
 
 @contextmanager

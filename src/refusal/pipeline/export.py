@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from refusal.config.exports import ExportKind
-from refusal.config.run_config import RunConfig, make_config
+from refusal.config.run_config import RunConfig, make_config, model_options
 from refusal.core.direction import Direction
 from refusal.core.errors import (
     ConfigError,
@@ -92,10 +92,8 @@ def export_run(
             direction,
             out,
             name=config.model,
-            revision=config.revision,
             preserve_norm=preserve_norm,
-            blocks=config.blocks,
-            writers=config.writers or None,
+            options=model_options(config),
         )
     if preserve_norm and kind == "lora":
         raise ConfigError(

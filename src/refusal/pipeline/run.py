@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from refusal.config.run_config import RunConfig
+from refusal.config.run_config import RunConfig, model_options
 from refusal.core import parallel
 from refusal.core.day import day_of
 from refusal.core.errors import Error, RunFolderError
@@ -144,21 +144,7 @@ def prompts_of(config: RunConfig) -> PromptSplits:
 
 def load_for(config: RunConfig) -> ChatModel:
     """The model that a run's configuration names."""
-    return load(
-        config.model,
-        date=config.date,
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        device_map=config.device_map,
-        max_memory=config.max_memory,
-        quantize=config.quantize,
-        tp_plan=config.tp_plan,
-        system=config.system,
-        blocks=config.blocks,
-        writers=config.writers or None,
-        batch_size=config.batch_size,
-    )
+    return load(config.model, **vars(model_options(config)))
 
 
 def _work(run: Run, stages: Sequence[Stage]) -> Iterator[Metric]:

@@ -10,7 +10,7 @@ and compared; a folder that is not what was meant goes away.
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refusal.config.options import ModelOptions
 from refusal.core.direction import Direction
 from refusal.core.errors import ExportError
 from refusal.core.progress import Advance, task
@@ -79,16 +80,17 @@ class _Output:
     edit: TensorEdit | None
 
 
+AS_FOUND = ModelOptions()
+
+
 def stream_model(
     source: Path,
     direction: Direction,
     out: Path,
     *,
     name: str = "",
-    revision: str | None = None,
     preserve_norm: bool = False,
-    blocks: str | None = None,
-    writers: Sequence[str] | None = None,
+    options: ModelOptions = AS_FOUND,
 ) -> Streamed:
     """Write ``source``'s checkpoint, orthogonalised against the direction, into the folder ``out``.
 
@@ -100,9 +102,9 @@ def stream_model(
         source: a folder with ``config.json`` and safetensors.
         direction: what is projected out.
         out: a new or empty folder, or one that the same call has begun to fill.
-        name, revision: what the model is called; default: ``source``.
+        name: what the model is called; default: ``source``.
         preserve_norm: see ``orthogonalise``.
-        blocks, writers: where discovery fails, see ``find_sites``.
+        options: of them ``revision``, and ``blocks`` and ``writers`` where they are not found.
 
     Raises:
         ModelLoadError: no safetensors, or damaged ones.
@@ -118,7 +120,7 @@ def stream_model(
     _check_folder(checkpoint, out, job)
     start = time.perf_counter()
     with task("work out the edit", total=0, unit=""):
-        plan = make_plan(checkpoint, direction, name, blocks, writers)
+        plan = make_plan(checkpoint, direction, name, options.blocks, options.writers or None)
         removals = _removals(checkpoint, plan, direction)
     for left in out.glob(".*.safetensors.*"):  # temporary files of a process that was killed
         remove(left)
@@ -158,7 +160,7 @@ def stream_model(
             )
             advance(1)
         _write_rest(
-            checkpoint, plan, outputs, what_was_done(name, revision, direction, report), out
+            checkpoint, plan, outputs, what_was_done(name, options.revision, direction, report), out
         )
         check_loading(out, type(plan.model).__name__)
     remove(out / JOURNAL)

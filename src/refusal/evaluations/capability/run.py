@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -50,22 +51,11 @@ def load_benchmarks(tasks: Sequence[str], data_dir: Path | None = None) -> tuple
     return tuple(found)
 
 
-def run_benchmark(
-    model: ChatModel,
-    interventions: Sequence[Intervention],
-    benchmark: Benchmark,
-    *,
-    limit: int | None = None,
-    seed: int = 42,
-    apply_chat_template: bool = False,
-    max_gen_toks: int | None = None,
-    exact: bool = False,
-    batch_size: int | None = None,
-    name: str = "capability",
-) -> TaskRun:
-    """Run a benchmark with ``interventions`` active, and give lm-eval's numbers item by item.
+@dataclass(frozen=True)
+class HowToRun:
+    """How a benchmark is run; lm-eval's words.
 
-    Args:
+    Attributes:
         limit: items per task or group, a seeded random choice; by default what the task was asked
             for with, else all. A smaller limit gives some of the same.
         seed: of the choice of items: the same ones whatever the model and the interventions.
@@ -76,6 +66,30 @@ def run_benchmark(
         exact: run lm-eval's own ``HFLM`` as it is, bit for bit; by default what requests begin with
             in common is read once, which is faster and changes numbers by rounding only.
         batch_size: prompts at once under ``exact``; lm-eval's default is 1.
+    """
+
+    limit: int | None = None
+    seed: int = 42
+    apply_chat_template: bool = False
+    max_gen_toks: int | None = None
+    exact: bool = False
+    batch_size: int | None = None
+
+
+AS_ASKED = HowToRun()
+
+
+def run_benchmark(
+    model: ChatModel,
+    interventions: Sequence[Intervention],
+    benchmark: Benchmark,
+    how: HowToRun = AS_ASKED,
+    *,
+    name: str = "capability",
+) -> TaskRun:
+    """Run a benchmark with ``interventions`` active, and give lm-eval's numbers item by item.
+
+    Args:
         name: of the progress.
 
     Raises:
@@ -83,6 +97,7 @@ def run_benchmark(
         NonFiniteError: a log-likelihood is NaN or infinite.
         OutOfMemoryError: one prompt alone does not fit.
     """
+    limit, chat = how.limit, how.apply_chat_template
     if limit is not None and limit < 1:
         raise ConfigError(
             f"There is nothing to run with a limit of {limit} items. Give one over 0."
@@ -91,15 +106,16 @@ def run_benchmark(
 
     label = f"{name}: {benchmark.spec.text}"
     with hosted(label), ExitStack() as stack:
-        items = choose_items(benchmark, limit if limit is not None else benchmark.spec.items, seed)
-        lm = make_harness(
-            model, label, exact, batch_size, thinking=False if apply_chat_template else None
+        items = choose_items(
+            benchmark, limit if limit is not None else benchmark.spec.items, how.seed
         )
-        _limit_answers(benchmark, max_gen_toks, lm)
-        if exact:
+        thinking = False if chat else None
+        lm = make_harness(model, label, how.exact, how.batch_size, thinking=thinking)
+        _limit_answers(benchmark, how.max_gen_toks, lm)
+        if how.exact:
             stack.enter_context(counted(model))
         with model.apply(*interventions):
-            results = _evaluate(lm, benchmark, items, apply_chat_template, model.chat.system)
+            results = _evaluate(lm, benchmark, items, chat, model.chat.system)
     return _task_run(benchmark, results)
 
 

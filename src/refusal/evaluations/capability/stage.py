@@ -21,7 +21,7 @@ from refusal.core.storage import file_sha256, write_json, write_jsonl
 from refusal.core.work import Score, Work, Write
 from refusal.evaluations.capability.rates import capability_metrics
 from refusal.evaluations.capability.results import TaskRun, file_name, read_task_run
-from refusal.evaluations.capability.run import load_benchmarks, run_benchmark
+from refusal.evaluations.capability.run import HowToRun, load_benchmarks, run_benchmark
 from refusal.evaluations.capability.tasks import Benchmark, Spec
 from refusal.interventions.conditions import BASELINE, Condition, interventions_for, stopping
 from refusal.runs.stage import Asked, Plan, Run, Stage
@@ -104,7 +104,9 @@ class Capability(Stage):
 
         def work() -> None:
             interventions = interventions_for(condition, direction)
-            done = run_benchmark(run.model, interventions, benchmark, **options, name=condition)
+            done = run_benchmark(
+                run.model, interventions, benchmark, HowToRun(**options), name=condition
+            )
             write_jsonl(rows, to_json(done.items))
             write_json(about, finite(to_json(replace(done, items=()))))
 

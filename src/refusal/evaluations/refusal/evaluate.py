@@ -2,7 +2,7 @@
 intervals.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from refusal.core.direction import Direction
 from refusal.core.records import Completion, Evaluation, PromptPair
@@ -33,7 +33,6 @@ def evaluate(
     *,
     n: int | None = None,
     max_new_tokens: int = 512,
-    conditions: Sequence[tuple[str, str]] = CONDITIONS,
     controls: Mapping[str, Direction] | None = None,
     n_control: int = N_CONTROL,
 ) -> Evaluation:
@@ -51,11 +50,11 @@ def evaluate(
     """
     pools = {"harmful": prompts.harmful[:n], "harmless": prompts.harmless[:n]}
     completions: dict[tuple[str, str], tuple[Completion, ...]] = {}
-    for set_name, condition in conditions:
+    for set_name, condition in CONDITIONS:
         completions[set_name, condition] = complete_under(
             model, direction, pools[set_name], condition, max_new_tokens, set_name
         )
-    for set_name, action in conditions:
+    for set_name, action in CONDITIONS:
         if controls and action != "baseline":
             done = complete_controls(
                 model, controls, pools[set_name][:n_control], action, max_new_tokens, set_name
