@@ -136,7 +136,7 @@ def test_pointing_shows_a_cells_numbers_and_leaving_brings_the_chosen_back(
 def test_a_click_keeps_and_drops(opened: Any, pages: dict[str, Path]) -> None:
     one = opened(pages["report"])
     one.cell("0,0").click()
-    one.cell("2,1", map=3).click()
+    one.cell("2,1", mapping=3).click()
     kept = one.lines("keeping")
     assert [row[:2] for row in kept] == [["−1", "0"], ["−3", "1"]]
     one.page.locator("h1").hover()
