@@ -28,6 +28,7 @@ from refusal.core import endpoint, parallel
 from refusal.core.errors import UsageError
 from refusal.core.secrecy import shown_arguments
 from refusal.core.storage import write_text
+from refusal.core.tables import Cell, Table
 from refusal.evaluations.judges.make import make_judge
 from refusal.report.csv_tables import to_csv
 
@@ -114,8 +115,10 @@ def test_a_configuration_on_the_terminal_is_escaped_and_means_the_same(tmp_path:
 
 
 def test_texts_are_no_formulas_and_numbers_are_numbers() -> None:
-    cells: list[object] = ["=1+1", "+1", "-x", "@a", "\tb", "\rc", "plain", -1.5, -3, None]
-    (row,) = csv.reader(io.StringIO(to_csv(("a",), [cells]).partition("\n")[2], newline=""))
+    cells: list[Cell] = ["=1+1", "+1", "-x", "@a", "\tb", "\rc", "plain", -1.5, -3, None]
+    (row,) = csv.reader(
+        io.StringIO(to_csv(Table("", ("a",), (tuple(cells),))).partition("\n")[2], newline="")
+    )
     assert row == ["'=1+1", "'+1", "'-x", "'@a", "'\tb", "␍c", "plain", "-1.5", "-3", ""]
 
 

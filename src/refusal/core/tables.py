@@ -27,7 +27,7 @@ class Bar:
     style: Style = "plain"
 
 
-Cell = str | Bar
+Cell = str | float | None | Bar  # numbers, and nothing, for CSV: elsewhere they are written out
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from refusal.core.records import Metric, finite
+from refusal.core.records import finite
+from refusal.core.tables import Table
 from refusal.core.text import visible
 from refusal.report.data import ReportData
 from refusal.report.figures import cosine_grids
@@ -24,83 +26,70 @@ STAGE_KEYS = (
     "needed_memory_bytes",
     "peak_memory_bytes",
 )
-Rows = list[Sequence[object]]
 
 
 def csv_tables(data: ReportData) -> dict[str, str]:
     """File contents by name (one of ``NAMES``), those that there is something in."""
-    grids = cosine_grids(data)
+    scores = [finite(score.to_row()) for score in data.scores]
     stability = data.selection.stability if data.selection is not None else None
-    winners = stability.winners if stability is not None else ()
-    categories = ("set", "category", "condition", "refusal_rate", "low", "high", "n")
     stages = data.manifest["stages"].items()
-    found: dict[str, tuple[Sequence[str], Rows]] = {
-        "metrics": (_names(Metric), [_values(m) for m in data.metrics]),
-        "scores": _scores(data),
-        "stability": (
-            ("position", "layer", "share"),
-            [(w.position, w.layer, w.share) for w in winners],
+    made = (
+        _records("metrics", [finite(asdict(m)) for m in data.metrics]),
+        _records("scores", scores),
+        _records("stability", [asdict(w) for w in stability.winners] if stability else []),
+        _categories(data),
+        _projections(data),
+        _cosines(data),
+        _records(
+            "stages", [{"stage": name} | {k: s.get(k) for k in STAGE_KEYS} for name, s in stages]
         ),
-        "categories": (categories, _categories(data)),
-        "projections": (("layer", "auroc", "class", "prompt", "projection"), _projections(data)),
-        "cosines": (("position", "layer", *(grid.name for grid in grids)), _cosines(data)),
-        "stages": (
-            ("stage", *STAGE_KEYS),
-            [(name, *(stage.get(key) for key in STAGE_KEYS)) for name, stage in stages],
-        ),
-    }
-    return {name: to_csv(header, rows) for name, (header, rows) in found.items() if rows}
+    )
+    return {table.title: to_csv(table) for table in made if table.rows}
 
 
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind))
+def _records(title: str, records: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each record, a column for each of their fields."""
+    columns = tuple(dict.fromkeys(name for record in records for name in record))
+    rows = tuple(tuple(record.get(name) for name in columns) for record in records)
+    return Table(title, columns, rows)
 
 
-def _values(record: Metric) -> list[object]:
-    return list(finite(asdict(record)).values())
-
-
-def _scores(data: ReportData) -> tuple[Sequence[str], Rows]:
-    rows = [finite(score.to_row()) for score in data.scores]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return columns, [[row.get(name) for name in columns] for row in rows]
-
-
-def _categories(data: ReportData) -> Rows:
-    rows: Rows = []
+def _categories(data: ReportData) -> Table:
+    rows = []
     for set_name in data.categories:
         for name, rates in category_rates(data, set_name):
             for condition, m in rates.items():
                 rows.append((set_name, name, condition, m.value, m.low, m.high, m.n))
-    return rows
+    columns = ("set", "category", "condition", "refusal_rate", "low", "high", "n")
+    return Table("categories", columns, tuple(rows))
 
 
-def _projections(data: ReportData) -> Rows:
-    if data.projections is None:
-        return []
-    rows: Rows = []
-    for label, prompts in data.projections.along.items():
+def _projections(data: ReportData) -> Table:
+    rows = []
+    auroc = data.projections.auroc if data.projections is not None else []
+    for label, prompts in data.projections.along.items() if data.projections is not None else ():
         for i, prompt in enumerate(prompts):
             for layer, value in enumerate(prompt):
-                rows.append((layer, data.projections.auroc[layer], label, i, value))
-    return rows
+                rows.append((layer, auroc[layer], label, i, value))
+    columns = ("layer", "auroc", "class", "prompt", "projection")
+    return Table("projections", columns, tuple(rows))
 
 
-def _cosines(data: ReportData) -> Rows:
+def _cosines(data: ReportData) -> Table:
     grids = cosine_grids(data)
-    rows: Rows = []
+    rows = []
     for i, line in enumerate(grids[0].values if grids else ()):
         for j in range(len(line)):
             rows.append((-i - 1, j, *(grid.values[i][j] for grid in grids)))
-    return rows
+    return Table("cosines", ("position", "layer", *(grid.name for grid in grids)), tuple(rows))
 
 
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write rows as CSV; no text of them is a formula."""
+def to_csv(table: Table) -> str:
+    """Write a table as CSV, its numbers unrounded; no text of it is a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    writer.writerow(table.columns)
+    writer.writerows([_harmless(cell) for cell in row] for row in table.rows)
     return text.getvalue()
 
 

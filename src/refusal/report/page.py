@@ -78,7 +78,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = lambda c: svg.interval_bar(c) if isinstance(c, Bar) else minus(c)
+    environment.filters["cell"] = lambda c: (
+        svg.interval_bar(c) if isinstance(c, Bar) else minus(str(c))
+    )
     return environment
 
 

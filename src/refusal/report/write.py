@@ -4,27 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refusal.core.storage import check_page, remove, write_text
-from refusal.directions import METHODS
 from refusal.report.csv_tables import NAMES, csv_tables
 from refusal.report.data import ReportData, read_run
 from refusal.report.draw import FORMATS, check_formats, write_figure
 from refusal.report.figures import figures
 from refusal.report.page import report_page
 
-DRAWN = (
-    "refusal-rates",
-    "map-outcome",
-    "map-induce",
-    "map-kl",
-    "map-bypass",
-    *(f"map-{name}" for name in METHODS),
-    "projections",
-    "separation",
-    "plane",
-    "cosine-layer",
-    "cosine-position",
-    "cosine-chosen",
-)
+# Names of our figures; a method may have scores, and so maps, of its own.
+DRAWN = ("refusal-rates", "map-*", "projections", "separation", "plane", "cosine-*")
 
 
 def write_report(
@@ -74,11 +61,16 @@ def _write_tables(data: ReportData) -> None:
 
 
 def _write_figures(data: ReportData, formats: Sequence[str]) -> None:
-    drawn = {figure.name: figure for figure in figures(data)}
-    for name in DRAWN:
+    """Write all figures in those formats; those of ours that are drawn no more go."""
+    folder = data.path / "figures"
+    drawn = figures(data)
+    names = {figure.name for figure in drawn}
+    for pattern in DRAWN:
         for form in FORMATS:
-            path = data.path / "figures" / f"{name}.{form}"
-            if name not in drawn:
-                remove(path)
-            elif form in formats:
-                write_figure(drawn[name], path)
+            for path in folder.glob(f"{pattern}.{form}"):
+                if path.stem not in names:
+                    remove(path)
+    for figure in drawn:
+        for form in FORMATS:
+            if form in formats:
+                write_figure(figure, folder / f"{figure.name}.{form}")
