@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from refusal import ChatModel, Completion, Direction, EngineError, refusal_verdict
 from refusal.config.engines import EngineOptions
 from refusal.core.thinking import marked, opens, split
-from refusal.engines.hooks import OWN
-from refusal.engines.make import make_engine
-from refusal.engines.protocol import Job
+from refusal.engines import ENGINES
+from refusal.engines.hooks import HOOKS
+from refusal.engines.protocol import Engine, Job
 from refusal.evaluations.drift.measure import own_answers
 from refusal.evaluations.refusal.rates import measure
 from refusal.interventions.ablate_add import Ablate
@@ -60,6 +60,11 @@ FAMILIES = {
     "nobody's": (("<|ponder_on|>", "<|ponder_off|>"), "<|ponder_on|>{0}<|ponder_off|>{1}"),
     "apertus": (("<|inner_prefix|>", "<|inner_suffix|>"), "<|inner_prefix|>{0}<|inner_suffix|>{1}"),
 }
+
+
+def make_engine(options: EngineOptions, scratch: Path) -> Engine:
+    made: Engine = ENGINES[options.engine](options, scratch)
+    return made
 
 
 def tokenizer(marks: tuple[str, ...], special: bool = True) -> PreTrainedTokenizerFast:
@@ -317,7 +322,7 @@ def test_a_server_may_take_thoughts_out_or_leave_their_marks(
     field: str | None, tmp_path: Path
 ) -> None:
     work = job(thinking_model())
-    own = OWN.complete(work)
+    own = HOOKS.complete(work)
     thoughts = iter([text.removeprefix("<think>") for text in own])
 
     def reply(item: int, k: int) -> Reply:
@@ -337,7 +342,7 @@ def test_a_server_may_take_thoughts_out_or_leave_their_marks(
 
 def test_a_server_that_does_not_know_the_switch_is_asked_without_it(tmp_path: Path) -> None:
     work = job(thinking_model())
-    own = OWN.complete(work)
+    own = HOOKS.complete(work)
     thoughts = iter([text.removeprefix("<think>") for text in own])
 
     def reply(item: int, k: int) -> Reply:
@@ -361,7 +366,7 @@ def test_a_server_that_drops_the_marks_is_not_believed(
     tok = tokenizer(("[THINK]", "[/THINK]"))
     model = ChatModel(tiny_models.network(vocab_size=300), tok)
     monkeypatch.setattr(
-        OWN, "complete", lambda given: ["<think>Locks are" for _ in given.instructions]
+        HOOKS, "complete", lambda given: ["<think>Locks are" for _ in given.instructions]
     )
     with serving(lambda item, k: says("Locks are nice. I won't say more.", tokens=None)) as server:
         engine = make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path)

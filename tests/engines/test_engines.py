@@ -24,9 +24,10 @@ import refusal
 from refusal import ChatModel, ConfigError, Direction, EngineError
 from refusal.config.commented import commented_toml
 from refusal.config.engines import EngineOptions
-from refusal.engines.hooks import OWN, Paged
-from refusal.engines.make import make_engine
-from refusal.engines.protocol import Job
+from refusal.engines import ENGINES
+from refusal.engines.hooks import HOOKS
+from refusal.engines.paged import Paged
+from refusal.engines.protocol import Engine, Job
 from refusal.runs.files import read_completions
 from refusal.weights.save import export_model
 
@@ -39,6 +40,11 @@ TEXTS = (
     "Hm",
 )
 NEW = 8
+
+
+def make_engine(options: EngineOptions, scratch: Path) -> Engine:
+    made: Engine = ENGINES[options.engine](options, scratch)
+    return made
 
 
 def direction(model: ChatModel, layer: int = 1, norm: float = 40.0) -> Direction:
@@ -77,13 +83,13 @@ def edited(folder: Path, model: ChatModel, tmp_path_factory: pytest.TempPathFact
 def test_pages_change_nothing(family: str, condition: str) -> None:
     model = tiny_models.chat_model(family)
     given = Job(model, direction(model), condition, TEXTS, NEW, "test")
-    assert Paged().complete(given) == OWN.complete(given)
+    assert Paged().complete(given) == HOOKS.complete(given)
 
 
 def test_a_model_without_pages_is_completed_as_ever(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_models.chat_model("mamba2")
     given = Job(model, direction(model), "ablation", TEXTS[:2], 4, "test")
-    assert Paged().complete(given) == OWN.complete(given)
+    assert Paged().complete(given) == HOOKS.complete(given)
     assert "cannot be kept in pages" in caplog.text
 
 
@@ -92,7 +98,7 @@ def test_fewer_pages_than_rows_only_take_longer(
 ) -> None:
     monkeypatch.setattr("refusal.engines.paged.row_budget", lambda device, bytes_per_row: 2)
     given = Job(model, direction(model), "ablation", TEXTS, NEW, "test")
-    assert Paged().complete(given) == OWN.complete(given)
+    assert Paged().complete(given) == HOOKS.complete(given)
 
 
 # --- a server that runs
@@ -112,8 +118,8 @@ def test_a_real_server_writes_what_the_model_does(
         engine = make_engine(options, tmp_path)
         for condition in ("baseline", "ablation"):
             given = Job(model, direction(model), condition, TEXTS, NEW, "test")
-            assert engine.complete(given) == OWN.complete(given)
-        assert OWN.complete(
+            assert engine.complete(given) == HOOKS.complete(given)
+        assert HOOKS.complete(
             Job(model, direction(model), "baseline", TEXTS, NEW, "")
         ) != engine.complete(Job(model, direction(model), "ablation", TEXTS, NEW, ""))
 
@@ -189,7 +195,7 @@ def test_the_unedited_model_is_not_taken_for_the_edited_one(model: ChatModel, fo
             engine="openai", engine_url=url, engine_model=str(folder), engine_ablated=str(folder)
         )
         own = {
-            c: OWN.complete(Job(model, far, c, TEXTS[:4], NEW, ""))
+            c: HOOKS.complete(Job(model, far, c, TEXTS[:4], NEW, ""))
             for c in ("baseline", "ablation")
         }
         assert not any(
@@ -202,7 +208,7 @@ def test_the_unedited_model_is_not_taken_for_the_edited_one(model: ChatModel, fo
 
 
 def test_a_prompt_without_a_completion_ends_the_run(model: ChatModel) -> None:
-    own = OWN.complete(Job(model, direction(model), "baseline", TEXTS, NEW, ""))
+    own = HOOKS.complete(Job(model, direction(model), "baseline", TEXTS, NEW, ""))
     broken = iter(range(100))
 
     def behave(item: int, k: int) -> Any:
@@ -218,7 +224,7 @@ def test_a_prompt_without_a_completion_ends_the_run(model: ChatModel) -> None:
 
 def test_the_edited_model_may_be_at_another_server(model: ChatModel) -> None:
     own = {
-        c: OWN.complete(Job(model, direction(model), c, TEXTS[:1], NEW, ""))[0]
+        c: HOOKS.complete(Job(model, direction(model), c, TEXTS[:1], NEW, ""))[0]
         for c in ("baseline", "ablation")
     }
     with (
@@ -267,7 +273,7 @@ def test_vllm_is_started_for_each_condition_and_nothing_stays(
     try:
         for condition in ("baseline", "ablation"):
             given = Job(model, direction(model), condition, TEXTS, NEW, "test")
-            assert engine.complete(given) == OWN.complete(given)
+            assert engine.complete(given) == HOOKS.complete(given)
             assert len(list(scratch.iterdir())) == 1
     finally:
         engine.close()

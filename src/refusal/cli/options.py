@@ -21,12 +21,14 @@ from refusal.config.options import (
 )
 from refusal.config.run_config import RunConfig, make_config
 from refusal.directions import METHODS
+from refusal.engines import ENGINES
 from refusal.interventions import INTERVENTIONS
 
 # What is registered is named here, so that a new method or intervention shows in --help by itself.
 for section, name, table in (
     (SelectionOptions, "method", METHODS),
     (MeasureOptions, "interventions", INTERVENTIONS),
+    (EngineOptions, "engine", ENGINES),
 ):
     field_info = section.model_fields[name]
     field_info.description = f"{field_info.description} One of: {', '.join(table)}."

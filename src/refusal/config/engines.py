@@ -2,7 +2,7 @@
 model.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +16,7 @@ class EngineOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    engine: Literal["own", "paged", "openai", "vllm"] = "own"
+    engine: str = "own"
     """own; paged: transformers' continuous batching; openai: a server that runs; vllm: a server
     started for it.
     """

@@ -94,5 +94,8 @@ def _difference(
 
 
 def cosines(direction: Direction, controls: dict[str, Direction]) -> dict[str, float]:
-    """Cosine of each control with the direction."""
-    return {name: float(direction.vector @ control.vector) for name, control in controls.items()}
+    """Cosine of each control with the direction, in float64: in float32 it depends on where the
+    vectors lie in memory.
+    """
+    unit = direction.vector.double()
+    return {name: float(unit @ control.vector.double()) for name, control in controls.items()}

@@ -30,9 +30,10 @@ from refusal.directions.selection.score import Score, Scorer
 from refusal.interventions.ablate_add import Ablate, Add
 from refusal.model.chat_model import ChatModel
 from refusal.model.edits import Intervention
-from refusal.model.forward import Batch, read, run_batches
+from refusal.model.forward import read, run_batches
 from refusal.model.hooks import Edit, skipped
 from refusal.model.probe import other_dtype
+from refusal.model.rows import Batch
 
 LEAST_ALIKE = 0.1  # share of the layers at which the classes are compared; one at least
 TRIED = 3  # candidates, from the highest score down, whose KL is looked at, about

@@ -2,19 +2,25 @@
 batching.
 """
 
-from refusal.engines.paged import complete_paged
+from pathlib import Path
+
+from refusal.config.engines import EngineOptions
 from refusal.engines.protocol import Job
 from refusal.interventions.conditions import interventions_for
 from refusal.model.generation import complete
 
 
-class Own:
+class Hooks:
     """Batches of rows that are left-padded and leave when they end (``generation``)."""
 
     elsewhere = False
     write = staticmethod(complete)
 
-    def serves(self, condition: str) -> bool:
+    def __init__(self, options: EngineOptions | None = None, scratch: Path | None = None) -> None:
+        """Nothing is needed beside the model."""
+
+    @staticmethod
+    def serves(condition: str) -> bool:
         """Every condition."""
         return True
 
@@ -27,12 +33,4 @@ class Own:
         """Nothing was started."""
 
 
-class Paged(Own):
-    """Continuous batching over a paged cache: a new prompt takes the place of one that has
-    ended.
-    """
-
-    write = staticmethod(complete_paged)
-
-
-OWN = Own()
+HOOKS = Hooks()

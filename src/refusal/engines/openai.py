@@ -8,6 +8,7 @@ completions must begin as the model's own.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -21,7 +22,7 @@ from refusal.core.endpoint_records import Address
 from refusal.core.errors import ConfigError, EngineError
 from refusal.core.progress import task
 from refusal.core.thinking import marked, split
-from refusal.engines.hooks import OWN
+from refusal.engines.hooks import HOOKS
 from refusal.engines.protocol import Job
 from refusal.interventions.conditions import BASELINE
 from refusal.model.chat_model import ChatModel
@@ -44,7 +45,7 @@ class Server:
 
     elsewhere = True
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, scratch: Path | None = None) -> None:
         """Nothing is sent yet.
 
         Raises:
@@ -58,7 +59,8 @@ class Server:
             )
         self._options = options
 
-    def serves(self, condition: str) -> bool:
+    @staticmethod
+    def serves(condition: str) -> bool:
         """The unedited model and the edited one."""
         return condition in (BASELINE, ABLATION)
 
@@ -207,7 +209,7 @@ def _check_beginnings(endpoint: Endpoint, job: Job, written: Sequence[str]) -> N
         max_new_tokens=min(CHECKED_TOKENS, job.max_new_tokens),
         name=f"check: {job.condition}",
     )
-    own = OWN.complete(beginnings)
+    own = HOOKS.complete(beginnings)
     for ours, theirs in zip(own, written, strict=True):
         if split(ours).thought and not split(theirs).thought:
             raise EngineError(

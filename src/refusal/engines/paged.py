@@ -11,6 +11,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from refusal.core import parallel
 from refusal.core.errors import EngineError
 from refusal.core.progress import task
+from refusal.engines.hooks import Hooks
 from refusal.model.batch_size import row_budget
 from refusal.model.caches import cache_bytes_per_token
 from refusal.model.chat_model import ChatModel
@@ -97,3 +98,11 @@ def _complete_paged(
             model.forward_tokens += len(result.prompt_ids) + len(result.generated_tokens)
             advance(1)
     return [found[ident] for ident in order]
+
+
+class Paged(Hooks):
+    """Continuous batching over a paged cache: a new prompt takes the place of one that has
+    ended.
+    """
+
+    write = staticmethod(complete_paged)

@@ -36,7 +36,8 @@ class Engine(Protocol):
 
     elsewhere: bool
 
-    def serves(self, condition: str) -> bool:
+    @staticmethod
+    def serves(condition: str) -> bool:
         """Whether it can write under that condition."""
         ...
 

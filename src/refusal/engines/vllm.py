@@ -59,7 +59,8 @@ class Vllm:
         self._scratch = scratch
         self._running: _Running | None = None
 
-    def serves(self, condition: str) -> bool:
+    @staticmethod
+    def serves(condition: str) -> bool:
         """The unedited model and an edited one."""
         return condition in (BASELINE, ABLATION)
 

@@ -7,7 +7,7 @@ from refusal.core.direction import Direction
 from refusal.core.errors import LeakageError
 from refusal.core.records import Completion, Prompt
 from refusal.detector.verdict import refusal_verdict
-from refusal.engines.hooks import OWN
+from refusal.engines.hooks import HOOKS
 from refusal.engines.protocol import Engine, Job
 from refusal.interventions import INTERVENTIONS
 from refusal.interventions.conditions import Condition
@@ -23,7 +23,7 @@ def complete_under(
     condition: str,
     max_new_tokens: int,
     name: str,
-    engine: Engine = OWN,
+    engine: Engine = HOOKS,
 ) -> tuple[Completion, ...]:
     """Greedy completions of ``prompts`` under a condition of ``direction``.
 
@@ -36,7 +36,7 @@ def complete_under(
     """
     check_untouched(prompts, direction)
     texts, what = [p.text for p in prompts], f"generate: {name}, {condition}"
-    writer = engine if engine.serves(condition) else OWN
+    writer = engine if engine.serves(condition) else HOOKS
     return _judged(
         prompts, writer.complete(Job(model, direction, condition, texts, max_new_tokens, what))
     )

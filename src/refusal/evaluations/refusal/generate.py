@@ -15,7 +15,8 @@ from refusal.core.records import Completion, Metric, Prompt, PromptSplits, to_js
 from refusal.core.storage import file_sha256, write_jsonl
 from refusal.core.thinking import split
 from refusal.core.work import Ask, Work, Write
-from refusal.engines.make import make_engine
+from refusal.engines import ENGINES
+from refusal.engines.protocol import Engine
 from refusal.evaluations.refusal.completions import complete_under, judged_again
 from refusal.evaluations.refusal.matching import check_completions
 from refusal.evaluations.refusal.pairs import actions_on, plain_pairs
@@ -28,7 +29,6 @@ from refusal.runs.identity import program
 from refusal.runs.inputs import check_prompts
 from refusal.runs.stage import Asked, Plan, Run, Stage
 
-SERVED = (BASELINE, "ablation")  # what a server of edited weights can write
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +40,8 @@ class Generate(Stage):
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
         options = {name: getattr(asked.config, name) for name in EngineOptions.model_fields}
-        self.engine = make_engine(EngineOptions(**options), asked.folder)
+        kind = ENGINES[asked.config.engine]
+        self.engine: Engine = kind(EngineOptions(**options), asked.folder)
         self.pairs = plain_pairs(asked.measured, asked.config.interventions)
 
     @classmethod
@@ -117,7 +118,8 @@ def sizes_of(plan: Plan) -> dict[str, int]:
 
 def _one(plan: Plan, condition: str, n: int) -> Work:
     config, length = plan.config, plan.lengths.test
-    if config.engine in ("openai", "vllm") and condition in SERVED:
+    engine = ENGINES[config.engine]
+    if engine.elsewhere and engine.serves(condition):
         return Ask(n, plan.lengths.begins + length, config.max_new_tokens)
     return Write(n, config.max_new_tokens, length)
 
