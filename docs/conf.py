@@ -36,7 +36,7 @@ nitpick_ignore_regex = [
         r"(torch|transformers|pandas|pathlib|pydantic|collections|datetime|jaxtyping|typing)\..*",
     ),
     ("py:.*", r"(Path|Tensor|Float|Int|NoneType)"),
-    ("py:.*", r"[\w* ]*d_model"),  # jaxtyping's shapes
+    ("py:.*", r"'[\w* ]*d_model'"),  # jaxtyping's shapes
 ]
 
 html_theme = "furo"
