@@ -34,7 +34,8 @@ from refusal.config.run_config import RunConfig
 from refusal.core.storage import file_sha256
 from refusal.interventions.conditions import CONDITIONS, ORDER
 
-STAGES: Any = import_module("refusal.runs.finding")
+DIM: Any = import_module("refusal.directions.difference_in_means")
+METHOD: Any = import_module("refusal.directions.method")
 MEASURING: Any = import_module("refusal.evaluations.refusal.generate")
 RATES = {
     "refusal_rate",
@@ -468,14 +469,14 @@ def test_strict_keeps_the_scores(source: Path, prompts: tuple[str, ...], tmp_pat
 def test_scores_that_are_not_numbers_become_null(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[..., Any] = STAGES.select
+    real: Callable[..., Any] = METHOD.select
 
     def with_nan(*args: Any, **kwargs: Any) -> Any:
         found = real(*args, **kwargs)
         first = replace(found.scores[0], induce=math.nan, kl=math.inf, rejected_because="nan")
         return replace(found, scores=(first, *found.scores[1:]))
 
-    monkeypatch.setattr(STAGES, "select", with_nan)
+    monkeypatch.setattr(METHOD, "select", with_nan)
     result = run_stages(config, tmp_path / "run", until="select")
     row = read(tmp_path / "run" / "scores.json")[0]
     assert (row["induce"], row["kl"], row["rejected_because"]) == (None, None, "nan")
@@ -530,9 +531,9 @@ def test_a_run_ends_where_nothing_beats_a_zero_vector(
     """The rule may choose a candidate that is zero; nothing can be measured of it, and its scores
     are kept.
     """
-    found = STAGES.difference_in_means
+    found = DIM.difference_in_means
     monkeypatch.setattr(
-        STAGES,
+        DIM,
         "difference_in_means",
         lambda activations: replace(
             found(activations), vectors=torch.zeros_like(found(activations).vectors)

@@ -110,9 +110,11 @@ def read_metadata(path: Path, metadata: dict[str, str], name: str, kind: Any) ->
     """
     if name not in metadata:
         raise damaged(path, f"its metadata lacks {name}")
-    return _validated(
-        path, kind, f"[{metadata[name]}]".encode(), f"metadata, {name}", AGAIN, skip=1
-    )[0]
+    where = f"metadata, {name}"
+    found = _validated(path, kind, f"[{metadata[name]}]".encode(), where, AGAIN, skip=1)
+    if len(found) != 1:
+        raise damaged(path, f"{where}: not one value")
+    return found[0]
 
 
 def _bytes(path: Path, mend: str = AGAIN) -> bytes:

@@ -242,9 +242,9 @@ def read_vectors(folder: Path) -> SavedCandidates:
     if means is not None and (
         means.shape != vectors.shape
         or means.dtype.kind != "f"
-        or not (np.isfinite(means) == np.isfinite(vectors)).all()
+        or not (np.isfinite(means).all(-1) | np.isnan(means).all(-1)).all()
     ):
-        raise damaged(path, "harmless_means: not as many finite numbers as the candidates have")
+        raise damaged(path, "harmless_means: not as many numbers as the candidates have, finite")
     seen, suffix = (
         read_metadata(path, {name: "[]", **metadata}, name, tuple[str, ...])
         for name in ("seen", "suffix")

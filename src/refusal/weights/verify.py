@@ -179,9 +179,16 @@ def check_direction_file(path: Path, direction: Direction) -> None:
             found = Direction.load(path)
         except DirectionError as error:
             raise wrong(str(error)) from error
-        check_tensors({"direction": found.vector}, {"direction": direction.vector.float()})
-        if replace(found, vector=direction.vector) != direction:
+        check_tensors(_tensors_of(found), _tensors_of(direction))
+        compared = replace(found, vector=direction.vector, harmless_mean=direction.harmless_mean)
+        if compared != direction:
             raise wrong(f"{path.name} says something else of where the direction was found")
+
+
+def _tensors_of(direction: Direction) -> dict[str, Tensor]:
+    mean = direction.harmless_mean
+    known = {} if mean is None else {"harmless_mean": mean.float()}
+    return {"direction": direction.vector.float(), **known}
 
 
 @contextmanager
