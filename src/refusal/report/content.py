@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import tomli_w
 
 from refusal.config.tables import in_tables
-from refusal.core.records import Completion
+from refusal.core.records import Completion, RefusalTokens
 from refusal.core.text import visible
 from refusal.report.data import ReportData
 
@@ -17,9 +17,7 @@ OPEN_SETS = ("harmless",)  # whose completions are shown without being asked for
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion: ``text`` is ``None`` where it is hidden, ``folded`` what shows of a long
-    one.
-    """
+    """One completion: ``text`` is ``None`` where hidden, ``folded`` what shows of a long one."""
 
     condition: str
     verdict: str
@@ -46,14 +44,11 @@ def examples(data: ReportData, set_name: str, show_hidden: bool) -> tuple[Exampl
     hidden = set_name not in OPEN_SETS and not show_hidden
     found = []
     for row in shown:
-        written = [
-            (c, rows[row.prompt_id])
-            for c, rows in zip(conditions, by_id, strict=True)
-            if row.prompt_id in rows
-        ]
-        found.append(
-            Example(visible(row.prompt), tuple(_answer(c, one, hidden) for c, one in written))
-        )
+        answers = []
+        for condition, rows in zip(conditions, by_id, strict=True):
+            if row.prompt_id in rows:
+                answers.append(_answer(condition, rows[row.prompt_id], hidden))
+        found.append(Example(visible(row.prompt), tuple(answers)))
     return tuple(found)
 
 
@@ -66,43 +61,34 @@ def _answer(condition: str, row: Completion, hidden: bool) -> Answer:
 
 
 def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
-    """What was run, as name and value."""
-    manifest = data.manifest
-    model, prompts, hardware = manifest["model"], manifest["prompts"], manifest["hardware"]
-    found = [
-        ("Model", model["name"]),
-        ("Revision", model.get("revision")),
-        ("Weights, sha256", model["weight_hash"]),
-    ]
-    found += [("Precision", model["dtype"]), ("Chat template, sha256", model["template_hash"])]
-    found += [
-        ("System prompt", model.get("system")),
-        ("Prompts", prompts["name"]),
-        ("Seed", str(manifest["seed"])),
-    ]
-    if data.tokens is not None:
-        quality = (
-            ""
-            if data.tokens.auroc is None
-            else f"; AUROC {data.tokens.auroc:.2f} on {data.tokens.judged} completions"
-        )
-        found.append(
-            (
-                "Refusal tokens",
-                ", ".join(map(repr, data.tokens.texts)) + f" ({data.tokens.source}){quality}",
-            )
-        )
-    found.append(
-        (
-            "Hardware",
-            ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in hardware.items() if v is not None),
-        )
-    )
-    found.append(("Versions", ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())))
-    found.append(("Started", manifest["started"].replace("T", " ")))
+    """What was run, as name and value; what is not known is left out."""
+    manifest, tokens = data.manifest, data.tokens
+    model = manifest["model"]
+    hardware = {k.replace("_", " "): v for k, v in manifest["hardware"].items() if v is not None}
+    found = {
+        "Model": model["name"],
+        "Revision": model.get("revision"),
+        "Weights, sha256": model["weight_hash"],
+        "Precision": model["dtype"],
+        "Chat template, sha256": model["template_hash"],
+        "System prompt": model.get("system"),
+        "Prompts": manifest["prompts"]["name"],
+        "Seed": str(manifest["seed"]),
+        "Refusal tokens": "" if tokens is None else _tokens(tokens),
+        "Hardware": ", ".join(f"{name} {value}" for name, value in hardware.items()),
+        "Versions": ", ".join(f"{name} {value}" for name, value in manifest["versions"].items()),
+        "Started": manifest["started"].replace("T", " "),
+    }
     if manifest.get("command"):
-        found.append(("Command", " ".join(["refusal", *manifest["command"]])))
-    return tuple((name, visible(str(value))) for name, value in found if value)
+        found["Command"] = " ".join(["refusal", *manifest["command"]])
+    return tuple((name, visible(str(value))) for name, value in found.items() if value)
+
+
+def _tokens(tokens: RefusalTokens) -> str:
+    text = f"{', '.join(map(repr, tokens.texts))} ({tokens.source})"
+    if tokens.auroc is not None:
+        text += f"; AUROC {tokens.auroc:.2f} on {tokens.judged} completions"
+    return text
 
 
 def configuration(data: ReportData) -> str:
