@@ -21,7 +21,7 @@ from conftest import make_prompts
 from transformers import AutoTokenizer
 
 from refusal import Ablate, Add, ChatModel, Check, Direction, load
-from refusal.audits.self_checks import CHECKS
+from refusal.audits import CHECKS
 from refusal.cli.entry import main
 from refusal.cli.verbs import VERBS
 from refusal.config.run_config import RunConfig
@@ -722,7 +722,8 @@ def test_inspect_ends_with_1_if_a_check_fails(
     cli: Cli, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = Check("a sum", float("inf"), 1e-4)
-    monkeypatch.setattr("refusal.audits.self_checks.CHECKS", (*CHECKS, lambda model: bad))
+    checks = {**CHECKS, "sum": lambda model: bad}
+    monkeypatch.setattr("refusal.audits.self_checks.CHECKS", checks)
     found = cli("inspect", str(source), "--dtype", "float32", "--json")
     assert found.code == 1
     assert "1 of 6 self-checks failed: a sum (inf, limit 1e-04)" in found.err

@@ -4,12 +4,12 @@ its own few.
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from refusal.audits import CHECKS
 from refusal.core.direction import Direction
 from refusal.core.errors import QuantisedModelError, UnsupportedModelError
 from refusal.interventions.ablate_add import Ablate
@@ -127,7 +127,7 @@ def inspect_model(model: ChatModel) -> Inspection:
         bos_doubled=_count_bos(model, doubled) > 1,
         thinking_switch=chat.thinking_switch,
         shares_rows=packs(model),
-        checks=tuple(found for check in CHECKS if (found := check(model)) is not None),
+        checks=tuple(found for check in CHECKS.values() if (found := check(model)) is not None),
     )
 
 
@@ -211,16 +211,6 @@ def check_weights(model: ChatModel) -> Check | None:
         log.warning("%s", error)
         kept = math.inf
     return Check("direction left by edited weights", kept, Probe(model.hf, model.sites).tolerance)
-
-
-# What ``inspect_model`` runs, in this order.
-CHECKS: tuple[Callable[[ChatModel], Check | None], ...] = (
-    check_additive,
-    check_ablation,
-    check_rows,
-    check_cache,
-    check_weights,
-)
 
 
 def _kinds(model: ChatModel) -> tuple[BlockKind, ...]:
