@@ -48,7 +48,7 @@ html_show_copyright = False  # the licence is in the repository
 html_static_path = ["style"]
 html_css_files = ["site.css"]
 templates_path: list[str] = []
-exclude_patterns = ["_build", "decisions"]  # why the code is as it is: beside it, not on the site
+exclude_patterns = ["_build"]
 
 
 def _inline(self: HTML5Translator, node: nodes.math) -> None:

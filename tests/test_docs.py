@@ -20,15 +20,17 @@ import refusal
 from refusal.cli.verbs import VERBS, app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Options that pages mention and that are not of `refusal`: of llama.cpp, vLLM, torchrun, pip, the
-# benchmarks, of everything.
+# benchmarks, a recipe's toy, of everything.
 FOREIGN = {
     "--accuracy",
     "--bootstrap",
     "--control-vector-scaled",
     "--enable-lora",
+    "--entropy",
     "--generation-config",
     "--hash",
     "--help",
@@ -37,6 +39,7 @@ FOREIGN = {
     "--nproc-per-node",
     "--require-hashes",
     "--shape",
+    "--tolerance",
     "--weights",
     "--write",
 }
@@ -88,6 +91,7 @@ def test_a_command_that_is_shown_can_be_typed(words: list[str]) -> None:
         case _:
             assert words[0] in (
                 "ls",
+                "python",
                 "python3",
                 ".",
                 "transformers",
