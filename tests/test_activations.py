@@ -79,9 +79,10 @@ def signs(model: ChatModel, prompts: tuple[Prompt, ...], tokens: tuple[int, ...]
 
 def some_tokens(model: ChatModel, prompts: tuple[Prompt, ...]) -> RefusalTokens:
     """A token set whose metric is positive for some of the prompts and negative for others."""
+    logits = [last_logits(model.hf, ids) for ids in model.tokenize([p.text for p in prompts])]
     for size in range(1, 260):
         tokens = tuple(range(5, 5 + size))
-        positive = sum(value > 0 for value in signs(model, prompts, tokens))
+        positive = sum(metric(each, tokens) > 0 for each in logits)
         if 12 <= positive <= len(prompts) - 4:
             return RefusalTokens(tokens, ("",) * size, source="test")
     raise AssertionError("no mixed token set")
