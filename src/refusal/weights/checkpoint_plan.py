@@ -3,7 +3,7 @@
 Checkpoint names differ from the names at run time for some families: transformers renames tensors
 when it loads, and fuses those of single experts. Its own conversion tables say which tensor goes
 where; how a fused parameter's edit looks in the tensors that are fused into it is measured on the
-twin.
+proxy.
 """
 
 import copy
@@ -32,7 +32,7 @@ from refusal.weights.checkpoint_edits import Plan, Target, TensorCopy, TensorEdi
 from refusal.weights.orthogonalise import check_direction
 from refusal.weights.parameters import StreamParameter
 from refusal.weights.projection import project_weight
-from refusal.weights.proxy_model import MEND, Twin, carry_over, find_twin, skeleton
+from refusal.weights.proxy_model import MEND, ProxyModel, build_proxy, carry_over, skeleton
 
 
 def make_plan(
@@ -52,13 +52,13 @@ def make_plan(
     """
     config = read_config(checkpoint)
     whole = skeleton(config)
-    twin = find_twin(config, whole, blocks, writers)
-    parameters = {parameter.name: parameter for parameter in carry_over(twin, whole)}
+    proxy = build_proxy(config, whole, blocks, writers)
+    parameters = {parameter.name: parameter for parameter in carry_over(proxy, whole)}
     width = _width(whole, parameters)
     check_direction(direction, name, width)
     targets, unclaimed = find_targets(whole, checkpoint)
     try:
-        axes = _converted_axes(twin)
+        axes = _converted_axes(proxy)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedModelError(
             f"transformers cannot take the small model apart ({error}). {MEND}"
@@ -162,24 +162,24 @@ def find_targets(
     return targets, frozenset(lost)
 
 
-def _converted_axes(twin: Twin) -> dict[tuple[str, str], int]:
+def _converted_axes(proxy: ProxyModel) -> dict[tuple[str, str], int]:
     """For each edited parameter that is fused from checkpoint tensors: the dimension of these to
     project.
 
-    The twin's state, edited and not, is taken apart as for saving; the tensors that differ must
+    The proxy's state, edited and not, is taken apart as for saving; the tensors that differ must
     differ by a projection on one of their dimensions.
     """
-    width = twin.sites.d_model
+    width = proxy.sites.d_model
     unit = torch.nn.functional.normalize(
         torch.randn(width, generator=torch.Generator().manual_seed(0)), dim=0
     )
-    state = {name: tensor.clone() for name, tensor in twin.model.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in proxy.model.state_dict().items()}
     edited = dict(state)
-    for parameter in twin.parameters:
+    for parameter in proxy.parameters:
         edited[parameter.name] = project_weight(state[parameter.name], parameter.axis, unit)
-    before = revert_weight_conversion(twin.model, state)
-    after = revert_weight_conversion(twin.model, edited)
-    conversions = get_model_conversion_mapping(twin.model)
+    before = revert_weight_conversion(proxy.model, state)
+    after = revert_weight_conversion(proxy.model, edited)
+    conversions = get_model_conversion_mapping(proxy.model)
     renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
     converters = [
         conversion for conversion in conversions if isinstance(conversion, WeightConverter)
@@ -187,7 +187,7 @@ def _converted_axes(twin: Twin) -> dict[tuple[str, str], int]:
     axes: dict[tuple[str, str], int] = {}
     for name in sorted(before, key=dot_natural_key):
         renamed, pattern = rename_source_key(
-            name, renamings, converters, twin.model.base_model_prefix, state
+            name, renamings, converters, proxy.model.base_model_prefix, state
         )
         if pattern is None or torch.equal(before[name], after[name]):
             continue

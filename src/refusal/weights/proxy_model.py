@@ -1,7 +1,7 @@
 """Which parameters of a checkpoint's model write to the stream, without loading it: measured on a
-small twin.
+small proxy.
 
-The twin is a model of the same config with random weights, as few blocks as show every kind of
+The proxy is a model of the same config with random weights, as few blocks as show every kind of
 block, a vocabulary of 64 and, if that is still too large, widths divided by a power of two. What is
 measured on one of its blocks holds for every block of the whole model that is built alike: same
 modules, same parameters, same number of dimensions. The whole model is built as well, but on
@@ -31,7 +31,7 @@ from refusal.weights.parameters import StreamParameter, find_parameters
 
 log = logging.getLogger(__name__)
 
-MOST_PARAMETERS = 2**25  # of a twin: 128 MB in float32
+MOST_PARAMETERS = 2**25  # of a proxy: 128 MB in float32
 VOCABULARY = 64
 DIVISORS = (1, 2, 4, 8, 16, 32, 64)
 WIDTH = 256  # a number in a config that is at least this is taken for a width
@@ -53,7 +53,7 @@ Kind = tuple[tuple[tuple[str, str], ...], tuple[tuple[str, int], ...]]
 
 
 @dataclass(frozen=True)
-class Twin:
+class ProxyModel:
     """The small model and what was measured on it."""
 
     model: PreTrainedModel
@@ -77,20 +77,20 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def find_twin(
+def build_proxy(
     config: PreTrainedConfig,
     whole: PreTrainedModel,
     blocks: str | None = None,
     writers: Sequence[str] | None = None,
-) -> Twin:
-    """The first twin that is small enough and whose measurements hold; ``blocks`` and ``writers``
+) -> ProxyModel:
+    """The first proxy that is small enough and whose measurements hold; ``blocks`` and ``writers``
     as in ``find_sites``.
 
     Raises:
         UnsupportedModelError: there is none.
     """
     try:
-        return _first_twin(config, whole, blocks, writers)
+        return _first_proxy(config, whole, blocks, writers)
     except UnsupportedModelError:
         raise
     except BUILD_ERRORS as error:
@@ -100,17 +100,17 @@ def find_twin(
         ) from error
 
 
-def _first_twin(
+def _first_proxy(
     config: PreTrainedConfig,
     whole: PreTrainedModel,
     blocks: str | None,
     writers: Sequence[str] | None,
-) -> Twin:
+) -> ProxyModel:
     reason = "every one is too large"
     unsupported = None
     for divisor, small in _smaller(config, blocks_needed(whole)):
         if divisor > 1 and unsupported is not None:
-            raise unsupported  # a twin of full width was measured: narrower ones will be no better
+            raise unsupported  # a proxy of full width was measured: narrower ones will be no better
         try:
             with torch.device("meta"):
                 n_parameters = build(small).num_parameters()
@@ -119,7 +119,7 @@ def _first_twin(
             return _measured(small, blocks, writers)
         except BUILD_ERRORS as error:
             reason = _first_line(error)
-            log.info("A twin with widths / %d does not work: %s", divisor, reason)
+            log.info("A proxy with widths / %d does not work: %s", divisor, reason)
             if divisor == 1 and isinstance(error, UnsupportedModelError):
                 unsupported = error
     raise UnsupportedModelError(
@@ -127,24 +127,24 @@ def _first_twin(
     )
 
 
-def carry_over(twin: Twin, whole: PreTrainedModel) -> tuple[StreamParameter, ...]:
+def carry_over(proxy: ProxyModel, whole: PreTrainedModel) -> tuple[StreamParameter, ...]:
     """The parameters of the whole model that write to the stream.
 
     Raises:
-        UnsupportedModelError: a block has a parameter that the twin's block of its kind has no
+        UnsupportedModelError: a block has a parameter that the proxy's block of its kind has no
             counterpart for.
     """
-    path = twin.sites.blocks[0].rpartition(".")[0]
+    path = proxy.sites.blocks[0].rpartition(".")[0]
     blocks = whole.get_submodule(path)
     found = [
-        parameter for parameter in twin.parameters if not parameter.name.startswith(f"{path}.")
+        parameter for parameter in proxy.parameters if not parameter.name.startswith(f"{path}.")
     ]
     first: dict[Kind, int] = {}
     for index, block in enumerate(blocks.children()):
         like = first.setdefault(_kind(block), index)
-        if like >= len(twin.sites.blocks):
+        if like >= len(proxy.sites.blocks):
             raise UnsupportedModelError(f"No block like {path}.{index} could be measured. {MEND}")
-        pattern = _Pattern(twin, f"{path}.{like}")
+        pattern = _Pattern(proxy, f"{path}.{like}")
         for name, _ in block.named_parameters():
             if (match := pattern.match(name)) is not None:
                 norm = None if match.norm is None else f"{path}.{index}.{match.norm}"
@@ -153,9 +153,9 @@ def carry_over(twin: Twin, whole: PreTrainedModel) -> tuple[StreamParameter, ...
 
 
 class _Pattern:
-    """What was measured on one block of the twin, with names relative to the block."""
+    """What was measured on one block of the proxy, with names relative to the block."""
 
-    def __init__(self, twin: Twin, block: str) -> None:
+    def __init__(self, proxy: ProxyModel, block: str) -> None:
         self.block = block
         self.found = {
             _within(parameter.name, block): StreamParameter(
@@ -163,15 +163,15 @@ class _Pattern:
                 parameter.axis,
                 parameter.norm and _within(parameter.norm, block),
             )
-            for parameter in twin.parameters
+            for parameter in proxy.parameters
             if parameter.name.startswith(f"{block}.")
         }
-        self.names = {name for name, _ in twin.model.get_submodule(block).named_parameters()}
+        self.names = {name for name, _ in proxy.model.get_submodule(block).named_parameters()}
 
     def match(self, name: str) -> StreamParameter | None:
         """What holds for the parameter of this name in a block of this kind.
 
-        A number that the twin does not have (an expert's) stands for those it has, if they are all
+        A number that the proxy does not have (an expert's) stands for those it has, if they are all
         alike.
         """
         if name in self.names:
@@ -187,7 +187,9 @@ class _Pattern:
         return alike.pop()
 
 
-def _measured(config: PreTrainedConfig, blocks: str | None, writers: Sequence[str] | None) -> Twin:
+def _measured(
+    config: PreTrainedConfig, blocks: str | None, writers: Sequence[str] | None
+) -> ProxyModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build(config, dtype=torch.float32)
@@ -201,7 +203,7 @@ def _measured(config: PreTrainedConfig, blocks: str | None, writers: Sequence[st
     parameters = find_parameters(model, sites)
     noise = torch.randn(sites.d_model, generator=torch.Generator().manual_seed(0))
     check_unedited(model, sites, Direction(noise / noise.norm(), 1.0, -1, 0), parameters)
-    return Twin(model, sites, parameters)
+    return ProxyModel(model, sites, parameters)
 
 
 def build(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
@@ -231,7 +233,7 @@ def _kind(block: nn.Module) -> Kind:
 
 
 def _smaller(config: PreTrainedConfig, n_layers: int) -> Iterator[tuple[int, PreTrainedConfig]]:
-    """Configs of twins, the largest first, each with the divisor of its widths.
+    """Configs of proxies, the largest first, each with the divisor of its widths.
 
     Which numbers of a config belong together (heads times head width is the hidden width, say)
     differs from family to family, so the smaller numbers are tried one by one beside the widths,

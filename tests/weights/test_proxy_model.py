@@ -1,4 +1,4 @@
-"""Twins of configs of real size: small, quick, and right about every block of the whole model.
+"""Proxies of configs of real size: small, quick, and right about every block of the whole model.
 
 Expected counts are worked out by hand from the architecture: an embedding, and the writers of every
 block.
@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig
 
 from refusal import UnsupportedModelError
-from refusal.weights import proxy_model as twins
-from refusal.weights.proxy_model import MOST_PARAMETERS, carry_over, find_twin, shorten, skeleton
+from refusal.weights import proxy_model as proxies
+from refusal.weights.proxy_model import MOST_PARAMETERS, build_proxy, carry_over, shorten, skeleton
 
 LLAMA_70B: dict[str, Any] = {
     "hidden_size": 8192,
@@ -35,14 +35,14 @@ LLAMA_70B: dict[str, Any] = {
         ("falcon_h1", {}, 1 + 32 * 3),  # attention, state space and MLP in every block
     ],
 )
-def test_a_twin_of_a_large_config(family: str, values: dict[str, Any], count: int) -> None:
+def test_a_proxy_of_a_large_config(family: str, values: dict[str, Any], count: int) -> None:
     config = AutoConfig.for_model(family, **values)
     whole = skeleton(config)
     before = config.to_dict()
-    twin = find_twin(config, whole)
+    proxy = build_proxy(config, whole)
     assert config.to_dict() == before
-    assert twin.model.num_parameters() <= MOST_PARAMETERS < whole.num_parameters()
-    parameters = carry_over(twin, whole)
+    assert proxy.model.num_parameters() <= MOST_PARAMETERS < whole.num_parameters()
+    parameters = carry_over(proxy, whole)
     assert len(parameters) == len({parameter.name for parameter in parameters}) == count
     shapes = {name: parameter.shape for name, parameter in whole.named_parameters()}
     assert {shapes[parameter.name][parameter.axis] for parameter in parameters} == {
@@ -60,16 +60,16 @@ def test_the_whole_model_takes_no_memory() -> None:
     assert {parameter.device for parameter in whole.parameters()} == {torch.device("meta")}
 
 
-def test_a_block_that_is_built_unlike_every_block_of_the_twin_is_refused() -> None:
+def test_a_block_that_is_built_unlike_every_block_of_the_proxy_is_refused() -> None:
     config = AutoConfig.for_model("llama", **LLAMA_70B)
     whole = skeleton(config)
-    twin = find_twin(config, whole)
+    proxy = build_proxy(config, whole)
     block = whole.get_submodule("model.layers.41")
     block.second_mlp = torch.nn.Linear(8192, 8192, device="meta")
     with pytest.raises(
         UnsupportedModelError, match=r"No block like model\.layers\.41 could be measured"
     ):
-        carry_over(twin, whole)
+        carry_over(proxy, whole)
 
 
 def test_configs_of_every_kind_are_made_smaller() -> None:
@@ -87,9 +87,9 @@ def test_a_config_that_cannot_be_made_smaller_is_refused(monkeypatch: pytest.Mon
         raise ValueError("num_heads must be odd")
 
     config = AutoConfig.for_model("llama", **LLAMA_70B)
-    monkeypatch.setattr(twins, "shorten", fail)
+    monkeypatch.setattr(proxies, "shorten", fail)
     with pytest.raises(
         UnsupportedModelError,
         match=r"LlamaForCausalLM cannot be made smaller .num_heads must be odd",
     ):
-        find_twin(config, skeleton(config))
+        build_proxy(config, skeleton(config))
