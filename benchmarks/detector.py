@@ -3,7 +3,7 @@
     python benchmarks/detector.py --data-dir ../shared/data                          # tables on the screen
     python benchmarks/detector.py --data-dir ../shared/data --write docs/detector.md # into the page
     python benchmarks/detector.py --data-dir ../shared/data --weights                # the weights fitted to all files
-    python benchmarks/detector.py --data-dir ../shared/data --accuracy               # counts for evaluate/accuracy.py
+    python benchmarks/detector.py --data-dir ../shared/data --accuracy               # counts for detector/accuracy.py
 
 The data folder holds `labelled/` with the files named in `FILES`. No completion is printed or
 written.

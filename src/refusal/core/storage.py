@@ -2,7 +2,7 @@
 
 Everything is written under a temporary name in the target folder and renamed, so that an
 interruption or a full disk never leaves half a file behind. Of several processes of a run only the
-first writes (``ranks``).
+first writes (``parallel``).
 """
 
 import hashlib
