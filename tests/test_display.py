@@ -180,6 +180,7 @@ def test_controls_over_refusal_drift_and_seeds_get_tables_of_their_own() -> None
         Metric("capability_acc", "arc", "ablation", 0.44, 0.37, 0.51, 200),
         Metric("capability_perplexity", "wiki2", "ablation", 21.5, float("-inf"), float("inf"), 62),
         Metric("bypass", "direction", "seed-42", -4.5, -4.5, -4.5, 1),
+        Metric("layer", "direction", "seed-42", 15.0, 15.0, 15.0, 1),
         Metric("bypass", "direction", "seed-43", -5.25, -5.25, -5.25, 1),
         Metric("position", "direction", "seed-43", -1.0, -1.0, -1.0, 1),
         Metric("layer", "direction", "seed-43", 16.0, 16.0, 16.0, 1),
