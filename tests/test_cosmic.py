@@ -1,5 +1,6 @@
 """COSMIC: the score against a plain loop, and a model whose best candidate is known."""
 
+import html
 import json
 from pathlib import Path
 
@@ -198,6 +199,9 @@ def test_a_run_needs_no_refusal_tokens(tmp_path: Path, tokens: tuple[str, ...]) 
     assert "highest cosmic score" in page
     header = (out / "tables" / "scores.csv").read_text("utf-8").splitlines()[0]
     assert header.endswith(",cosmic")
+    assert "cosmic score not the highest" in page
+    shown = str(result.selection._repr_html_())
+    assert "cosmic: the method's own score" in html.unescape(shown)
     conditions = {m.condition for m in result.metrics if m.name == "cosmic"}
     assert conditions == {"seed-42", "seed-43"}
     before = times(out)

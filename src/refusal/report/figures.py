@@ -158,7 +158,9 @@ def outcome_words(data: ReportData, key: str | None) -> str:
         "step": "layer left out",
         "nan": "not a number",
     }
-    return words.get(key or "", "meets every limit, bypass not the lowest")
+    own = own_scores(data)
+    other = f"{own[0]} score not the highest" if own else "meets every limit, bypass not the lowest"
+    return words.get(key or "", other)
 
 
 def positions(data: ReportData) -> tuple[int, ...]:

@@ -43,9 +43,7 @@ STYLE = Markup("""<style>
 
 
 def selection_html(selection: Selection) -> str:
-    """The choice in a line, and the three score maps; a cell's numbers show where the pointer
-    is.
-    """
+    """The choice in a line, and a map of each score; a cell's numbers show where the pointer is."""
     s = selection.score
     words = (
         f"Direction at ({s.position}, {s.layer})"
@@ -56,7 +54,8 @@ def selection_html(selection: Selection) -> str:
         f"{words}: {_scores(s)}. Norm {selection.direction.norm:.3g}, model "
         f"{selection.direction.model or 'not named'}."
     )
-    return _page(_line(line), *(_map(selection, name, title) for name, title in MAPS.items()))
+    maps = MAPS | {name: f"{name}: the method's own score" for name in s.more}
+    return _page(_line(line), *(_map(selection, name, title) for name, title in maps.items()))
 
 
 MAPS = {
@@ -119,7 +118,8 @@ def _label(s: CandidateScore) -> str:
 
 
 def _scores(s: CandidateScore) -> str:
-    forms = (("bypass", s.bypass, "+.2f"), ("induce", s.induce, "+.2f"), ("KL", s.kl, ".3f"))
+    forms = [("bypass", s.bypass, "+.2f"), ("induce", s.induce, "+.2f"), ("KL", s.kl, ".3f")]
+    forms += [(name, value, "+.3f") for name, value in s.more.items()]
     return (
         ", ".join(f"{name} {value:{form}}" for name, value, form in forms if value is not None)
         or "not scored"

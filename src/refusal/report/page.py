@@ -211,7 +211,7 @@ def _choice(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
     words = (
         "Point at a cell, or move with the arrow keys; a click or Enter keeps its numbers below."
     )
-    if len(scored) < len(data.scores):
+    if len(scored) < len(data.scores) and not own_scores(data):
         words = hint + words
     firm = run_tables.stability_table(data)
     columns, cells = group.columns, tuple(group.cells.values())
