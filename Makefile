@@ -6,6 +6,8 @@ VENV := .venv
 UV ?= uv
 # Test files side by side; each job may hold the real model, about 7 GB.
 JOBS ?= 2
+# What `make test-all` takes: all, or what these marks say.
+SELECT ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -18,7 +20,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not embedded'
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m '$(SELECT)'
 
 # -E: everything is read anew, since warnings about pages that did not change would not be given again.
 # Not `python -m sphinx`: the command line's page would take its usage lines from that name.
