@@ -36,7 +36,7 @@ PROMPTS = ("Why?", "Name three rivers of Europe, please.", "How do birds find th
 INTRO = """# Families
 
 What is found and measured on a tiny model of each family, with random weights, gains and biases (float32, width 32).
-Written by `python tests/families_table.py > docs/families.md`; a test measures it again.
+Written by `python tests/families_table.py > docs/families.md`; a test measures it again. What to do about a family that is not here: [a new model family](new-family.md).
 
 - **writers**: the modules whose outputs are added to the stream, per kind of block; a number is a constant multiplier.
 - **additive error**: of input plus writes against the stream, largest over blocks, relative.
