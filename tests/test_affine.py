@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from plain import block_inputs
 from saved import save_model, small_config, write_prompts
 
-from refusal import ChatModel, Direction, DirectionError, run
+from refusal import ChatModel, Direction, DirectionError, RunFolderError, run
+from refusal.core.storage import write_tensors
 from refusal.interventions.affine import Affine, levels
 from refusal.interventions.conditions import interventions_for
 from refusal.interventions.side_by_side import SideBySide
+from refusal.runs.records import read_candidates
 
 WIDTH = tiny_models.WIDTH
 
@@ -112,3 +114,20 @@ def test_a_run_measures_it_with_controls(tmp_path: Path) -> None:
     assert found["mean_harmful_component"] == pytest.approx(harmful.value)
     assert harmful.value - harmless.value == pytest.approx(direction.norm)
     assert Direction.load(tmp_path / "run" / "direction.safetensors").harmless_mean is not None
+
+
+def test_candidates_of_older_versions_have_no_harmless_means(tmp_path: Path) -> None:
+    vectors, means = drawn(1, 2, 3, WIDTH), drawn(2, 2, 3, WIDTH)
+    file = tmp_path / "candidates.safetensors"
+    about = {"seen": "[]", "suffix": "[]"}
+    write_tensors(file, {"candidates": vectors}, about)
+    assert read_candidates(tmp_path, None, "tiny", 0).at(-1, 1).harmless_mean is None
+    write_tensors(file, {"candidates": vectors, "harmless_means": means}, about)
+    found = read_candidates(tmp_path, None, "tiny", 0).at(-2, 1).harmless_mean
+    assert found is not None
+    assert torch.equal(found, means[0, 1])
+    means[0, 1, 5] = torch.nan
+    for wrong in (means, means[:, :2].clone()):
+        write_tensors(file, {"candidates": vectors, "harmless_means": wrong}, about)
+        with pytest.raises(RunFolderError, match="harmless_means"):
+            read_candidates(tmp_path, None, "tiny", 0)
