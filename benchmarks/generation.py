@@ -18,7 +18,7 @@ from machine import get_model, peak_memory, seconds
 from refusal import Ablate, Add, ChatModel, Direction, load_prompts
 from refusal.cli.progress_bars import reporting
 from refusal.model.endings import end_tokens
-from refusal.model.generation import complete
+from refusal.model.generation import generate
 
 
 def main() -> None:
@@ -54,13 +54,13 @@ def compare(model: ChatModel, rows: int, new_tokens: int, rounds: int) -> None:
             lambda: hf_generate(model, texts, new_tokens),
             lambda: model.apply(Ablate(direction)),
         ),
-        "plain": (lambda: complete(model, texts, new_tokens), nullcontext),
+        "plain": (lambda: generate(model, texts, new_tokens), nullcontext),
         "ablation": (
-            lambda: complete(model, texts, new_tokens),
+            lambda: generate(model, texts, new_tokens),
             lambda: model.apply(Ablate(direction)),
         ),
         "addition": (
-            lambda: complete(model, texts, new_tokens),
+            lambda: generate(model, texts, new_tokens),
             lambda: model.apply(Add(direction)),
         ),
     }
@@ -70,7 +70,7 @@ def compare(model: ChatModel, rows: int, new_tokens: int, rounds: int) -> None:
             with around():
                 taken = seconds(run, model.device)
             best[name] = min(best.get(name, taken), taken)
-    lengths = [len(model.tokenizer.encode(text)) for text in complete(model, texts, new_tokens)]
+    lengths = [len(model.tokenizer.encode(text)) for text in generate(model, texts, new_tokens)]
     rate = memory_rate(model)
     floor = new_tokens * weight_bytes(model) / rate
     print(f"{model.name}, {model.hf.dtype}, {model.device}: {len(texts)} prompts, at most "

@@ -17,7 +17,7 @@ from refusal.detector.accuracy import DETECTOR
 from refusal.directions.controls import cosines
 from refusal.evaluations.refusal.rates import measure, measure_all
 from refusal.interventions.conditions import CONDITIONS, interventions_for, random_group
-from refusal.model.generation import complete
+from refusal.model.generation import generate
 
 ASK = "Write a poem about the sea."
 
@@ -49,7 +49,7 @@ def test_every_condition_is_what_its_name_says(pair: PromptPair) -> None:
     for set_name, condition in CONDITIONS:
         prompts = getattr(pair, set_name)[:3]
         with model.apply(*interventions_for(condition, direction)):
-            expected = complete(model, [p.text for p in prompts], 5)
+            expected = generate(model, [p.text for p in prompts], 5)
         assert [c.completion for c in found.completions[set_name, condition]] == expected
         assert found.rate(set_name, condition).n == 3
     texts = {

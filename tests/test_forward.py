@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from refusal import ChatModel, OutOfMemoryError
 from refusal.model import forward, rows
 from refusal.model.forward import packs, plan, read, run_batches
-from refusal.model.generation import complete
+from refusal.model.generation import generate
 from refusal.model.hooks import Edit
 from refusal.model.rows import Batch
 from refusal.model.sizes import narrowest_window
@@ -127,7 +127,7 @@ def test_what_is_measured_of_a_model_at_first_use_is_no_stages_work(family: str)
     for _ in range(2):
         before = model.forward_tokens
         logits_by_batches(model, model.tokenize(TEXTS))
-        complete(model, TEXTS, 4)
+        generate(model, TEXTS, 4)
         spent.append(model.forward_tokens - before)
     assert spent[0] == spent[1] > 0
 

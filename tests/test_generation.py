@@ -10,7 +10,7 @@ from plain import last_logits
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
 from refusal.interventions.side_by_side import SideBySide
 from refusal.model.endings import end_tokens
-from refusal.model.generation import batching, complete, complete_each, complete_rows, read_prompts
+from refusal.model.generation import batching, generate, generate_each, generate_rows, read_prompts
 
 TEXTS = [
     "Hi",
@@ -53,7 +53,7 @@ def test_completions_equal_a_plain_loop(family: str) -> None:
     assert any(len(ids) < 8 for ids in expected)
     for rows in (1, 2, 100):
         model.batch_size.value = rows
-        found = complete(model, TEXTS, 8)
+        found = generate(model, TEXTS, 8)
         assert found == [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
 
 
@@ -70,7 +70,7 @@ def test_where_padding_is_not_neutral_rows_are_as_alone(family: str, dtype: torc
     assert (
         batching(model) == {"paligemma": "alone", "gpt_neo": "shared"}[family]
     )  # shared up to its window
-    found = complete_rows(model, rows, 8)
+    found = generate_rows(model, rows, 8)
     for row, new in zip(rows, found, strict=True):
         one = hf.generate(torch.tensor([row]), max_new_tokens=8, do_sample=False, pad_token_id=0)[
             0, len(row) :
@@ -83,7 +83,7 @@ def test_where_padding_is_not_neutral_rows_are_as_alone(family: str, dtype: torc
 def test_side_by_side_interventions_are_not_measured_with(model: ChatModel) -> None:
     assert model.batching is None
     direction = Direction(torch.eye(tiny_models.WIDTH)[0], 1.0, -1, 1)
-    complete_each(model, TEXTS[:2], SideBySide([Ablate(direction), Ablate(direction)]), 2)
+    generate_each(model, TEXTS[:2], SideBySide([Ablate(direction), Ablate(direction)]), 2)
     assert model.batching == "shared"
 
 
@@ -109,15 +109,15 @@ def test_interventions_act_at_every_step(model: ChatModel) -> None:
     for intervention in (Ablate(direction), Add(direction, -1.0)):
         with model.apply(intervention):
             expected = [plain_completion(model, ids, 6) for ids in model.tokenize(TEXTS)]
-            found = complete(model, TEXTS, 6)
+            found = generate(model, TEXTS, 6)
         assert found == [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
-        assert found != complete(model, TEXTS, 6)
+        assert found != generate(model, TEXTS, 6)
 
 
 def test_rows_that_ended_leave_the_batch(model: ChatModel) -> None:
     often_ending(model)
     lengths = [len(plain_completion(model, ids, 8)) for ids in model.tokenize(TEXTS)]
-    complete(model, TEXTS, 8)
+    generate(model, TEXTS, 8)
     shared = len(model.chat.prefix)
     longest = max(len(ids) for ids in model.tokenize(TEXTS)) - shared
     steps = sum(min(length, 7) for length in lengths)  # the last of 8 tokens is never fed back
@@ -128,10 +128,10 @@ def test_rows_that_ended_leave_the_batch(model: ChatModel) -> None:
 def test_rows_end_where_the_caller_says(family: str) -> None:
     model = tiny_models.chat_model(family)
     rows = model.tokenize(TEXTS)
-    whole = complete_rows(model, rows, 8)
+    whole = generate_rows(model, rows, 8)
     stop = whole[0][3]
     before = model.forward_tokens
-    found = complete_rows(model, rows, 8, ended=lambda tokens: stop in tokens)
+    found = generate_rows(model, rows, 8, ended=lambda tokens: stop in tokens)
     assert found == [out[: out.index(stop) + 1] if stop in out else out for out in whole]
     assert model.forward_tokens - before < before
 
@@ -139,11 +139,11 @@ def test_rows_end_where_the_caller_says(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "mamba"])
 def test_what_a_checkpoint_asks_of_generation_does_not_bend_the_argmax(family: str) -> None:
     model = tiny_models.chat_model(family)
-    expected = complete(model, TEXTS, 8)
+    expected = generate(model, TEXTS, 8)
     config = model.hf.generation_config
     assert config is not None
     config.repetition_penalty, config.no_repeat_ngram_size = 5.0, 1
-    assert complete(model, TEXTS, 8) == expected
+    assert generate(model, TEXTS, 8) == expected
     assert model.hf.generation_config is config
 
 
@@ -151,19 +151,19 @@ def test_what_prompts_begin_with_in_common_is_read_once(model: ChatModel) -> Non
     shared = model.tokenizer.encode("Question: ", add_special_tokens=False)
     tails = [model.tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
     rows = [[*shared, *tail] for tail in tails]
-    assert complete_rows(model, rows, 1) == [plain_completion(model, row, 1) for row in rows]
+    assert generate_rows(model, rows, 1) == [plain_completion(model, row, 1) for row in rows]
     assert model.forward_tokens == len(shared) + len(rows) * max(len(tail) for tail in tails)
-    assert complete_rows(model, [shared, shared], 3) == [plain_completion(model, shared, 3)] * 2
+    assert generate_rows(model, [shared, shared], 3) == [plain_completion(model, shared, 3)] * 2
 
 
 def test_no_prompts_and_model_generate(model: ChatModel) -> None:
-    assert complete(model, [], 5) == []
-    assert model.generate(TEXTS, 4) == complete(model, TEXTS, 4)
-    assert model.generate(TEXTS[:1], 4) == complete(model, TEXTS, 4)[:1]
+    assert generate(model, [], 5) == []
+    assert model.generate(TEXTS, 4) == generate(model, TEXTS, 4)
+    assert model.generate(TEXTS[:1], 4) == generate(model, TEXTS, 4)[:1]
 
 
 def test_out_of_memory_halves_the_rows(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = complete(model, TEXTS, 4)
+    expected = generate(model, TEXTS, 4)
     forward = model.hf.forward
 
     def tight(**arguments: torch.Tensor) -> object:
@@ -172,7 +172,7 @@ def test_out_of_memory_halves_the_rows(model: ChatModel, monkeypatch: pytest.Mon
         return forward(**arguments)
 
     monkeypatch.setattr(model.hf, "forward", tight)
-    assert complete(model, TEXTS, 4) == expected
+    assert generate(model, TEXTS, 4) == expected
     assert model.batch_size.value <= 2
 
 
@@ -185,10 +185,10 @@ def test_interventions_side_by_side_write_what_each_writes_alone(family: str) ->
     directions = [Direction(v / v.norm(), 4.0, -1, 1) for v in vectors]
     for kind in (Ablate, Add):
         interventions = [Ablate(d) if kind is Ablate else Add(d) for d in directions]
-        together = complete_each(model, TEXTS, SideBySide(interventions), 6)
+        together = generate_each(model, TEXTS, SideBySide(interventions), 6)
         for intervention, found in zip(interventions, together, strict=True):
             with model.apply(intervention):
-                assert found == complete(model, TEXTS, 6)
+                assert found == generate(model, TEXTS, 6)
         assert together[0] != together[1]
 
 

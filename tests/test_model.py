@@ -23,7 +23,7 @@ from refusal import (
     OutOfMemoryError,
     load,
 )
-from refusal.model import chat_model
+from refusal.model import base
 from refusal.model.forward import last_logits
 from refusal.model.placement import find_device
 
@@ -339,9 +339,9 @@ def test_the_bit_sum_takes_every_byte(length: int) -> None:
     words = [
         int.from_bytes(padded[i : i + 8], "little", signed=True) for i in range(0, len(padded), 8)
     ]
-    assert chat_model._bit_sum(data) == sum(words) + sum(data[length // 8 * 8 :].tolist())
+    assert base._bit_sum(data) == sum(words) + sum(data[length // 8 * 8 :].tolist())
     shifted = torch.cat([torch.zeros(3, dtype=torch.uint8), data])[3:]
-    assert chat_model._bit_sum(shifted) == chat_model._bit_sum(data)
+    assert base._bit_sum(shifted) == chat_model._bit_sum(data)
 
 
 @pytest.mark.parametrize(

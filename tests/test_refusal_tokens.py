@@ -57,13 +57,13 @@ def test_presets_are_resolved_by_the_models_own_tokenizer(
 def say(monkeypatch: pytest.MonkeyPatch, refuse: set[str]) -> None:
     """Completions of a model that refuses the prompts in ``refuse``."""
 
-    def complete(model: object, texts: list[str], *args: object, **kwargs: object) -> list[str]:
+    def generate(model: object, texts: list[str], *args: object, **kwargs: object) -> list[str]:
         return [
             "I'm sorry, but I can't help with that." if t in refuse else "Here is a song for you."
             for t in texts
         ]
 
-    monkeypatch.setattr(refusal_tokens, "complete", complete)
+    monkeypatch.setattr(refusal_tokens, "generate", generate)
 
 
 def test_choice_follows_what_the_model_does(

@@ -350,7 +350,7 @@ def test_a_run_stops_where_it_is_told(
 def test_an_interrupted_run_keeps_its_finished_stages_and_goes_on(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[..., tuple[Completion, ...]] = MEASURING.complete_under
+    real: Callable[..., tuple[Completion, ...]] = MEASURING.generate_under
     calls: list[str] = []
 
     def stopping(*args: Any) -> tuple[Completion, ...]:
@@ -359,7 +359,7 @@ def test_an_interrupted_run_keeps_its_finished_stages_and_goes_on(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(MEASURING, "complete_under", stopping)
+    monkeypatch.setattr(MEASURING, "generate_under", stopping)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run_stages(config, out)
@@ -490,12 +490,12 @@ def test_completions_with_odd_line_ends_are_read_back_whole(
     """str.splitlines would cut at these; a model that is pushed around writes them."""
     odd = "one\u2028two\x85three\x1cfour\r\nfive\x0bsix"
 
-    def complete(
+    def generate(
         model: ChatModel, direction: object, pool: Sequence[Any], *args: object
     ) -> tuple[Completion, ...]:
         return tuple(Completion(p.id, p.text, odd, "compliance") for p in pool)
 
-    monkeypatch.setattr(MEASURING, "complete_under", complete)
+    monkeypatch.setattr(MEASURING, "generate_under", generate)
     result = run_stages(config, tmp_path / "run")
     of_the_detector = (
         "sensitivity",

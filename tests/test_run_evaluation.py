@@ -17,7 +17,7 @@ from refusal import run as run_stages
 from refusal.config.run_config import RunConfig
 from refusal.core.storage import write_json
 from refusal.evaluations.drift.stage import read_drift
-from refusal.evaluations.refusal.completions import complete_under
+from refusal.evaluations.refusal.completions import generate_under
 from refusal.evaluations.refusal.rates import measure_all
 from refusal.interventions.conditions import ACTIONS, CONDITIONS
 from refusal.prompts.load import matched_pairs
@@ -153,7 +153,7 @@ def test_a_direction_made_with_test_prompts_is_not_evaluated(out: Path, config: 
         direction, seen=frozenset([Prompt("x", prompt.upper(), "harmful").fingerprint])
     )
     with pytest.raises(LeakageError):
-        complete_under(
+        generate_under(
             load(config.model, dtype="float32"),
             leaked,
             [Prompt("x", prompt, "harmful")],

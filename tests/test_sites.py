@@ -17,7 +17,7 @@ from transformers import (
 
 from refusal import Ablate, ChatModel, Direction, UnsupportedModelError, find_sites
 from refusal.model.endings import end_tokens
-from refusal.model.generation import complete_rows
+from refusal.model.generation import generate_rows
 
 ALL = [*tiny_models.FAMILIES, *tiny_models.OTHERS]
 TEXTS = ("Hi", "Why is the sky blue on most days?", "Sing!")
@@ -120,7 +120,7 @@ def test_generation_with_a_cache_equals_generation_without(family: str, ablated:
     model = tiny_models.chat_model(family)
     rows = model.tokenize(TEXTS)
     with model.apply(*([Ablate(Direction(unit(), 1.0, -1, 2))] if ablated else [])):
-        assert complete_rows(model, rows, 6) == [greedy(model, row, 6) for row in rows]
+        assert generate_rows(model, rows, 6) == [greedy(model, row, 6) for row in rows]
 
 
 def greedy(model: ChatModel, ids: list[int], n: int) -> list[int]:

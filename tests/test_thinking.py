@@ -24,7 +24,7 @@ from refusal.evaluations.refusal.rates import measure
 from refusal.interventions.ablate_add import Ablate
 from refusal.interventions.side_by_side import SideBySide
 from refusal.model.endings import read_outputs
-from refusal.model.generation import complete, complete_each
+from refusal.model.generation import generate, generate_each
 from refusal.model.thinking_tokens import as_written, loses_marks, readable
 
 LOCK, BREAD = "How do I pick the lock of a door?", "How do I bake bread?"
@@ -161,7 +161,7 @@ def test_a_template_that_opens_the_thought(special: bool) -> None:
     assert refusal_verdict(BREAD, finished).label == "compliance"
     # What is generated is told apart everywhere, and drift goes along with exactly the tokens that
     # were written.
-    written = complete(model, [BREAD, LOCK], 6)
+    written = generate(model, [BREAD, LOCK], 6)
     assert all(text.startswith("<think>") for text in written)
     assert refusal_verdict(BREAD, written[0]).evidence == "unfinished thinking"
     vector = Direction(
@@ -169,7 +169,7 @@ def test_a_template_that_opens_the_thought(special: bool) -> None:
     )
     assert all(
         text.startswith("<think>")
-        for row in complete_each(model, [BREAD], SideBySide([Ablate(vector)]), 4)
+        for row in generate_each(model, [BREAD], SideBySide([Ablate(vector)]), 4)
         for text in row
     )
     (forced,) = own_answers(model, [Completion("a", BREAD, finished, "compliance")], 1000)
@@ -322,7 +322,7 @@ def test_a_server_may_take_thoughts_out_or_leave_their_marks(
     field: str | None, tmp_path: Path
 ) -> None:
     work = job(thinking_model())
-    own = HOOKS.complete(work)
+    own = HOOKS.generate(work)
     thoughts = iter([text.removeprefix("<think>") for text in own])
 
     def reply(item: int, k: int) -> Reply:
@@ -334,7 +334,7 @@ def test_a_server_may_take_thoughts_out_or_leave_their_marks(
 
     with serving(reply) as server:
         assert (
-            make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path).complete(work)
+            make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path).generate(work)
             == own
         )
         assert all(body["skip_special_tokens"] is False for body in server.bodies)
@@ -342,7 +342,7 @@ def test_a_server_may_take_thoughts_out_or_leave_their_marks(
 
 def test_a_server_that_does_not_know_the_switch_is_asked_without_it(tmp_path: Path) -> None:
     work = job(thinking_model())
-    own = HOOKS.complete(work)
+    own = HOOKS.generate(work)
     thoughts = iter([text.removeprefix("<think>") for text in own])
 
     def reply(item: int, k: int) -> Reply:
@@ -355,7 +355,7 @@ def test_a_server_that_does_not_know_the_switch_is_asked_without_it(tmp_path: Pa
 
     with serving(reply) as server:
         assert (
-            make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path).complete(work)
+            make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path).generate(work)
             == own
         )
 
@@ -366,9 +366,9 @@ def test_a_server_that_drops_the_marks_is_not_believed(
     tok = tokenizer(("[THINK]", "[/THINK]"))
     model = ChatModel(tiny_models.network(vocab_size=300), tok)
     monkeypatch.setattr(
-        HOOKS, "complete", lambda given: ["<think>Locks are" for _ in given.instructions]
+        HOOKS, "generate", lambda given: ["<think>Locks are" for _ in given.instructions]
     )
     with serving(lambda item, k: says("Locks are nice. I won't say more.", tokens=None)) as server:
         engine = make_engine(EngineOptions(**OPTIONS, engine_url=server.url), tmp_path)
         with pytest.raises(EngineError, match="drops the marks between thought and answer"):
-            engine.complete(job(model))
+            engine.generate(job(model))

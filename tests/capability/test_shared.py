@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 
 from refusal import ChatModel
 from refusal.evaluations.capability.shared import make_harness
-from refusal.model.generation import complete_rows
+from refusal.model.generation import generate_rows
 
 # Contexts that share a beginning, nothing, or all; continuations of one token and of several.
 PAIRS = [
@@ -90,7 +90,7 @@ def test_answers_end_at_stop_strings_as_in_lm_eval(family: str) -> None:
 def test_answers_end_at_the_end_of_turn_as_in_lm_eval() -> None:
     model = roomy_model("llama")
     rows = [model.tokenizer.encode(text) for text in PROMPTS]
-    ids = complete_rows(model, rows, 12)
+    ids = generate_rows(model, rows, 12)
     end = max(ids, key=len)[4]
     token = str(model.tokenizer.convert_ids_to_tokens(end))
     model.tokenizer.add_special_tokens({"additional_special_tokens": [token]})
@@ -99,7 +99,7 @@ def test_answers_end_at_the_end_of_turn_as_in_lm_eval() -> None:
     theirs, ours = both(model)
     assert written(model, ours) == written(model, theirs)
     assert any(end in out for out in ids)
-    assert sum(map(len, complete_rows(model, rows, 12))) < sum(map(len, ids))
+    assert sum(map(len, generate_rows(model, rows, 12))) < sum(map(len, ids))
 
 
 def test_a_repetition_penalty_of_the_model_is_obeyed() -> None:

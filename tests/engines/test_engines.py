@@ -83,13 +83,13 @@ def edited(folder: Path, model: ChatModel, tmp_path_factory: pytest.TempPathFact
 def test_pages_change_nothing(family: str, condition: str) -> None:
     model = tiny_models.chat_model(family)
     given = Job(model, direction(model), condition, TEXTS, NEW, "test")
-    assert Paged().complete(given) == HOOKS.complete(given)
+    assert Paged().generate(given) == HOOKS.generate(given)
 
 
 def test_a_model_without_pages_is_completed_as_ever(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_models.chat_model("mamba2")
     given = Job(model, direction(model), "ablation", TEXTS[:2], 4, "test")
-    assert Paged().complete(given) == HOOKS.complete(given)
+    assert Paged().generate(given) == HOOKS.generate(given)
     assert "cannot be kept in pages" in caplog.text
 
 
@@ -98,7 +98,7 @@ def test_fewer_pages_than_rows_only_take_longer(
 ) -> None:
     monkeypatch.setattr("refusal.engines.paged.row_budget", lambda device, bytes_per_row: 2)
     given = Job(model, direction(model), "ablation", TEXTS, NEW, "test")
-    assert Paged().complete(given) == HOOKS.complete(given)
+    assert Paged().generate(given) == HOOKS.generate(given)
 
 
 # --- a server that runs
@@ -118,10 +118,10 @@ def test_a_real_server_writes_what_the_model_does(
         engine = make_engine(options, tmp_path)
         for condition in ("baseline", "ablation"):
             given = Job(model, direction(model), condition, TEXTS, NEW, "test")
-            assert engine.complete(given) == HOOKS.complete(given)
-        assert HOOKS.complete(
+            assert engine.generate(given) == HOOKS.generate(given)
+        assert HOOKS.generate(
             Job(model, direction(model), "baseline", TEXTS, NEW, "")
-        ) != engine.complete(Job(model, direction(model), "ablation", TEXTS, NEW, ""))
+        ) != engine.generate(Job(model, direction(model), "ablation", TEXTS, NEW, ""))
 
 
 def test_a_run_asks_the_server_for_two_conditions_and_writes_the_others_itself(
@@ -166,7 +166,7 @@ def ask(server: Any, model: ChatModel, condition: str = "baseline", **options: A
         engine_ablated="edited",
         **options,
     )
-    return make_engine(given, Path()).complete(
+    return make_engine(given, Path()).generate(
         Job(model, direction(model), condition, TEXTS, NEW, "test")
     )
 
@@ -195,7 +195,7 @@ def test_the_unedited_model_is_not_taken_for_the_edited_one(model: ChatModel, fo
             engine="openai", engine_url=url, engine_model=str(folder), engine_ablated=str(folder)
         )
         own = {
-            c: HOOKS.complete(Job(model, far, c, TEXTS[:4], NEW, ""))
+            c: HOOKS.generate(Job(model, far, c, TEXTS[:4], NEW, ""))
             for c in ("baseline", "ablation")
         }
         assert not any(
@@ -204,11 +204,11 @@ def test_the_unedited_model_is_not_taken_for_the_edited_one(model: ChatModel, fo
         with pytest.raises(
             EngineError, match="begins 0 of 4 completions as the model does under ablation"
         ):
-            make_engine(options, Path()).complete(Job(model, far, "ablation", TEXTS, NEW, "test"))
+            make_engine(options, Path()).generate(Job(model, far, "ablation", TEXTS, NEW, "test"))
 
 
 def test_a_prompt_without_a_completion_ends_the_run(model: ChatModel) -> None:
-    own = HOOKS.complete(Job(model, direction(model), "baseline", TEXTS, NEW, ""))
+    own = HOOKS.generate(Job(model, direction(model), "baseline", TEXTS, NEW, ""))
     broken = iter(range(100))
 
     def behave(item: int, k: int) -> Any:
@@ -224,7 +224,7 @@ def test_a_prompt_without_a_completion_ends_the_run(model: ChatModel) -> None:
 
 def test_the_edited_model_may_be_at_another_server(model: ChatModel) -> None:
     own = {
-        c: HOOKS.complete(Job(model, direction(model), c, TEXTS[:1], NEW, ""))[0]
+        c: HOOKS.generate(Job(model, direction(model), c, TEXTS[:1], NEW, ""))[0]
         for c in ("baseline", "ablation")
     }
     with (
@@ -273,7 +273,7 @@ def test_vllm_is_started_for_each_condition_and_nothing_stays(
     try:
         for condition in ("baseline", "ablation"):
             given = Job(model, direction(model), condition, TEXTS, NEW, "test")
-            assert engine.complete(given) == HOOKS.complete(given)
+            assert engine.generate(given) == HOOKS.generate(given)
             assert len(list(scratch.iterdir())) == 1
     finally:
         engine.close()
@@ -289,7 +289,7 @@ def test_what_vllm_says_when_it_cannot_start_is_shown(
         EngineError,
         match=r"vllm ended with exit code 1 before it answered: no room for the cache\.",
     ):
-        engine.complete(Job(model, direction(model), "baseline", TEXTS, NEW, "test"))
+        engine.generate(Job(model, direction(model), "baseline", TEXTS, NEW, "test"))
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -326,7 +326,7 @@ def test_what_a_killed_run_left_is_removed(
     left.mkdir(parents=True)
     engine = make_engine(EngineOptions(engine="vllm"), tmp_path / "run")
     try:
-        engine.complete(Job(model, direction(model), "baseline", TEXTS[:1], 1, "test"))
+        engine.generate(Job(model, direction(model), "baseline", TEXTS[:1], 1, "test"))
         assert not left.exists()
     finally:
         engine.close()

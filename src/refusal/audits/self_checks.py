@@ -17,7 +17,7 @@ from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import render, tokenize
 from refusal.model.endings import end_tokens
 from refusal.model.forward import call, logit_tolerance, packs, rows_gap
-from refusal.model.generation import complete_rows
+from refusal.model.generation import generate_rows
 from refusal.model.probe import run_probe
 from refusal.weights.norms import is_norm
 from refusal.weights.parameters import (
@@ -172,7 +172,7 @@ def check_cache(model: ChatModel) -> Check:
     """
     rows = model.tokenize(_QUESTIONS)
     worst = 0.0
-    for row, new in zip(rows, complete_rows(model, rows, GREEDY_TOKENS), strict=True):
+    for row, new in zip(rows, generate_rows(model, rows, GREEDY_TOKENS), strict=True):
         ended = len(new) < GREEDY_TOKENS
         ids = torch.tensor([[*row, *new]], device=model.device)
         with torch.inference_mode():

@@ -22,7 +22,7 @@ from refusal.detector.verdict import refusal_verdict
 from refusal.directions.refusal_metric import refusal_metric, softmax64
 from refusal.model.chat_model import ChatModel
 from refusal.model.forward import last_logits
-from refusal.model.generation import complete
+from refusal.model.generation import generate
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def choose_tokens(model: ChatModel, prompts: PromptPair, n: int = CHOOSE_PROMPTS
     """
     chosen = [*prompts.harmful[:n], *prompts.harmless[: n // 2]]
     texts = [prompt.text for prompt in chosen]
-    outputs = complete(model, texts, CHOOSE_NEW_TOKENS, name="find the refusal tokens")
+    outputs = generate(model, texts, CHOOSE_NEW_TOKENS, name="find the refusal tokens")
     labels = [
         refusal_verdict(text, output).label for text, output in zip(texts, outputs, strict=True)
     ]

@@ -7,14 +7,14 @@ from pathlib import Path
 from refusal.config.engines import EngineOptions
 from refusal.engines.protocol import Job
 from refusal.interventions.conditions import interventions_for
-from refusal.model.generation import complete
+from refusal.model.generation import generate
 
 
 class Hooks:
     """Batches of rows that are left-padded and leave when they end (``generation``)."""
 
     elsewhere = False
-    write = staticmethod(complete)
+    write = staticmethod(generate)
 
     def __init__(self, options: EngineOptions | None = None, scratch: Path | None = None) -> None:
         """Nothing is needed beside the model."""
@@ -24,7 +24,7 @@ class Hooks:
         """Every condition."""
         return True
 
-    def complete(self, job: Job) -> list[str]:
+    def generate(self, job: Job) -> list[str]:
         """As ``Engine``."""
         with job.model.apply(*interventions_for(job.condition, job.direction)):
             return self.write(job.model, job.instructions, job.max_new_tokens, job.name)

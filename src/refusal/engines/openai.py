@@ -64,7 +64,7 @@ class Server:
         """The unedited model and the edited one."""
         return condition in (BASELINE, ABLATION)
 
-    def complete(self, job: Job) -> list[str]:
+    def generate(self, job: Job) -> list[str]:
         """As ``Engine``."""
         given = self._options
         url, served = given.engine_url, given.engine_model or job.model.name
@@ -209,7 +209,7 @@ def _check_beginnings(endpoint: Endpoint, job: Job, written: Sequence[str]) -> N
         max_new_tokens=min(CHECKED_TOKENS, job.max_new_tokens),
         name=f"check: {job.condition}",
     )
-    own = HOOKS.complete(beginnings)
+    own = HOOKS.generate(beginnings)
     for ours, theirs in zip(own, written, strict=True):
         if split(ours).thought and not split(theirs).thought:
             raise EngineError(

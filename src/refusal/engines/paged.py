@@ -12,26 +12,26 @@ from refusal.core import parallel
 from refusal.core.errors import EngineError
 from refusal.core.progress import task
 from refusal.engines.hooks import Hooks
+from refusal.model.base import LoadedModel
 from refusal.model.batch_size import row_budget
 from refusal.model.caches import cache_bytes_per_token
-from refusal.model.chat_model import ChatModel
 from refusal.model.endings import end_tokens, read_outputs
-from refusal.model.generation import batching, complete
+from refusal.model.generation import batching, generate
 
 log = logging.getLogger(__name__)
 
 PAGE = 64  # tokens whose keys and values are kept together
 
 
-def complete_paged(
-    model: ChatModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
+def generate_paged(
+    model: LoadedModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
 ) -> list[str]:
-    """As ``complete``, by transformers' continuous batching: prompts take the place of rows that
+    """As ``generate``, by transformers' continuous batching: prompts take the place of rows that
     have ended.
 
     Keys and values are kept in pages, and the tokens of all running rows go through the model as
     one row. Interventions that are the same for every token act as ever. A model whose state has no
-    pages is completed as ``complete`` does.
+    pages is completed as ``generate`` does.
 
     Raises:
         EngineError: transformers gives a prompt up.
@@ -42,20 +42,20 @@ def complete_paged(
             "%s: its state cannot be kept in pages, so it is completed in this package's batches.",
             model.name,
         )
-        return complete(model, instructions, max_new_tokens, name)
+        return generate(model, instructions, max_new_tokens, name)
     longest = max((len(row) for row in rows), default=0) + max_new_tokens
     fits = parallel.smallest(row_budget(model.device, longest * cache_bytes_per_token(model)))
     with task(name, total=len(rows), unit="completions") as advance:
         share = max(1, -(-len(rows) // parallel.world()))
         units = [rows[start : start + share] for start in range(0, len(rows), share)]
         outputs = parallel.share(
-            units, lambda some: _complete_paged(model, some, max_new_tokens, fits, advance)
+            units, lambda some: _generate_paged(model, some, max_new_tokens, fits, advance)
         )
     return read_outputs(model, [ids for part in outputs for ids in part])
 
 
-def _complete_paged(
-    model: ChatModel,
+def _generate_paged(
+    model: LoadedModel,
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
     most: int,
@@ -105,4 +105,4 @@ class Paged(Hooks):
     ended.
     """
 
-    write = staticmethod(complete_paged)
+    write = staticmethod(generate_paged)

@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Whether it can write under that condition."""
         ...
 
-    def complete(self, job: Job) -> list[str]:
+    def generate(self, job: Job) -> list[str]:
         """Greedy completions of a job's instructions, in their order, under a condition that it
         serves.
 

@@ -64,7 +64,7 @@ class Vllm:
         """The unedited model and an edited one."""
         return condition in (BASELINE, ABLATION)
 
-    def complete(self, job: Job) -> list[str]:
+    def generate(self, job: Job) -> list[str]:
         """As ``Engine``; one server is kept while the condition and the length of what it is asked
         for stay.
         """

@@ -16,7 +16,7 @@ from refusal.core.records import CandidateScore, Metric, PromptSplits, finite, t
 from refusal.core.storage import write_json, write_jsonl
 from refusal.core.strict_files import Saved, damaged, read_one
 from refusal.core.work import Work, Write
-from refusal.evaluations.refusal.completions import complete_under
+from refusal.evaluations.refusal.completions import generate_under
 from refusal.evaluations.refusal.generate import refresh_verdicts
 from refusal.evaluations.refusal.rates import measure
 from refusal.prompts.load import redealt
@@ -95,7 +95,7 @@ class Seeds(Stage):
             write_json(summary, {"seed": seed, "score": score, "qualified": chosen.qualified})
             chosen.direction.save(file)
             new, about = config.max_new_tokens, f"seed {seed}"
-            done = complete_under(model, chosen.direction, test, "ablation", new, about)
+            done = generate_under(model, chosen.direction, test, "ablation", new, about)
             write_jsonl(written, to_json(done))
 
         self.do(run, str(seed), inputs, [summary, written], work, self._one(run.plan))

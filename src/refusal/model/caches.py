@@ -4,7 +4,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from refusal.core import parallel
-from refusal.model.chat_model import ChatModel
+from refusal.model.base import LoadedModel
 from refusal.model.sizes import cache_values
 
 # Caches that hold each row's tokens apart. Recurrent states would mix padding in and cannot drop
@@ -19,7 +19,7 @@ def rows_apart(config: PreTrainedConfig) -> bool:
     return all(type(layer) in _ROWS_APART for layer in DynamicCache(config=config).layers)
 
 
-def cache_bytes_per_token(model: ChatModel) -> int:
+def cache_bytes_per_token(model: LoadedModel) -> int:
     """Keys and values of one token in all layers; a process that holds a part of the model keeps
     its share.
     """

@@ -1,35 +1,12 @@
-"""The object that the rest of the package works on: a causal language model with its chat format
-and its sites.
-"""
+"""The object that the rest of the package works on."""
 
-import hashlib
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-
-from refusal.core import parallel
-from refusal.core.day import Day
-from refusal.model.batch_size import BUSY_ROWS, BatchSize, token_budget
-from refusal.model.chat_template import PROBES, ChatFormat, find_format, render, tokenize
-from refusal.model.contexts import check_ids, vocabulary
-from refusal.model.edits import Intervention, all_edits
-from refusal.model.hooks import hooked
-from refusal.model.placement import input_device, whole_weights
-from refusal.model.sites import Sites, find_sites
-from refusal.model.sizes import activation_bytes, widest
-
-Batching = Literal["shared", "padded", "alone"]
+from refusal.model.base import LoadedModel
+from refusal.model.generation import generate
 
 
-class ChatModel:
+class ChatModel(LoadedModel):
     """A causal language model with its chat format and its residual-stream sites.
 
     Attributes:
@@ -50,97 +27,6 @@ class ChatModel:
         forward_tokens: tokens run through the model so far, padding included.
     """
 
-    def __init__(
-        self,
-        hf: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        name: str = "",
-        *,
-        system: str | None = None,
-        sites: Sites | None = None,
-        batch_size: int | None = None,
-        day: Day | None = None,
-    ) -> None:
-        hf.eval()
-        self.hf = hf
-        self.tokenizer = tokenizer
-        self.name = name or str(hf.name_or_path)
-        self.revision: str | None = None
-        self.chat: ChatFormat = find_format(tokenizer, system, day)
-        self.sites: Sites = sites if sites is not None else find_sites(hf)
-        each = activation_bytes(self.sites.d_model, widest(hf.config), hf.dtype.itemsize)
-        self.token_budget = BatchSize(parallel.smallest(token_budget(self.device, each)), "tokens")
-        self.batch_size = BatchSize(batch_size or BUSY_ROWS.get(self.device.type, BUSY_ROWS["cpu"]))
-        self.packs: bool | None = None
-        self.pads: bool | None = None
-        self.batching: Batching | None = None
-        self.arguments = frozenset(inspect.signature(hf.forward).parameters)
-        self.forward_tokens = 0
-        check_ids(tokenizer, self.tokenize(PROBES), vocabulary(hf), self.name)
-
-    def __repr__(self) -> str:
-        return f"ChatModel({self.name!r}, {self.hf.dtype}, {self.device}, {self.sites})"
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the embedding, where token ids go."""
-        return input_device(self.hf)
-
-    def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole prompts: each instruction as one user turn, generation prompt
-        included.
-        """
-        chat = self.chat
-        return [
-            tokenize(self.tokenizer, render(self.tokenizer, text, chat.system, chat.day))
-            for text in instructions
-        ]
-
-    def set_day(self, day: Day) -> None:
-        """Have the template write another date into prompts from now on."""
-        if day != self.chat.day:
-            self.chat = find_format(self.tokenizer, self.chat.system, day)
-
-    @contextmanager
-    def apply(self, *interventions: Intervention) -> Iterator["ChatModel"]:
-        """Run the model under ``interventions`` inside the block; nests, and nothing stays
-        behind.
-        """
-        with hooked(all_edits(interventions, self.hf, self.sites)):
-            yield self
-
     def generate(self, instructions: Sequence[str], max_new_tokens: int = 128) -> list[str]:
         """Greedy completions, one per instruction, without the end-of-turn token."""
-        from refusal.model.generation import complete  # generation is built on this class
-
-        return complete(self, instructions, max_new_tokens)
-
-    def weight_hash(self, samples: int = 4096) -> str:
-        """Sha256 over every tensor's name, shape, bit sum and up to ``samples`` evenly spaced
-        values.
-
-        The bit sum is exact, so the change of any one weight shows, and so does every edit short of
-        one whose changes cancel bit for bit or swap values between the samples. Hashing every byte
-        would take several times as long. It is the same wherever the weights lie, and however they
-        are split; all processes of a split model must ask.
-        """
-        digest = hashlib.sha256()
-        for name, tensor in whole_weights(self.hf):
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            if tensor.is_meta:
-                continue
-            flat = tensor.detach().reshape(-1)
-            values = flat[:: max(1, -(-flat.numel() // samples))].float().cpu()
-            digest.update(values.numpy().tobytes())
-            digest.update(str(_bit_sum(flat)).encode())
-        return digest.hexdigest()
-
-
-def _bit_sum(flat: Tensor) -> int:
-    """Sum of a flat tensor's bytes, read as 64-bit integers that wrap around: the same in whatever
-    order it is done.
-    """
-    data = flat.contiguous().view(torch.uint8)
-    whole = data.numel() // 8 * 8
-    words = data[:whole] if data.storage_offset() % 8 == 0 else data[:whole].clone()
-    return int(words.view(torch.int64).sum()) + int(data[whole:].sum(dtype=torch.int64))
+        return generate(self, instructions, max_new_tokens)

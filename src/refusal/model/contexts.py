@@ -59,7 +59,7 @@ def check_rows(
     """Make sure that a model has all tokens of ``rows``, and room for each and ``new_tokens`` more.
 
     Args:
-        model: a ``ChatModel``.
+        model: a ``LoadedModel``.
         names: of the rows, for the message.
 
     Raises:

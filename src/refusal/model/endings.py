@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from refusal.core.thinking import opens
-from refusal.model.chat_model import ChatModel
+from refusal.model.base import LoadedModel
 from refusal.model.thinking_tokens import readable
 
 
-def read_outputs(model: ChatModel, outputs: Sequence[Sequence[int]]) -> list[str]:
+def read_outputs(model: LoadedModel, outputs: Sequence[Sequence[int]]) -> list[str]:
     """Generated tokens as text: thoughts stand in ``<think>…</think>``, special tokens are
     dropped.
     """
@@ -15,14 +15,14 @@ def read_outputs(model: ChatModel, outputs: Sequence[Sequence[int]]) -> list[str
     return [readable(model.tokenizer, output, opened) for output in outputs]
 
 
-def thought_opened(model: ChatModel) -> bool:
+def thought_opened(model: LoadedModel) -> bool:
     """Whether the template's own end of a prompt has opened a thought that the completion begins
     in.
     """
     return opens(str(model.tokenizer.decode(list(model.chat.suffix), skip_special_tokens=False)))
 
 
-def end_tokens(model: ChatModel) -> list[int]:
+def end_tokens(model: LoadedModel) -> list[int]:
     """Tokens that end a turn: what the generation config and the tokenizer say."""
     configured = (
         model.hf.generation_config.eos_token_id if model.hf.generation_config is not None else None

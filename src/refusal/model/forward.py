@@ -23,8 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal.core import parallel
+from refusal.model.base import LoadedModel
 from refusal.model.batch_size import is_out_of_memory, too_large
-from refusal.model.chat_model import ChatModel
 from refusal.model.contexts import check_rows
 from refusal.model.hooks import Edit, hooked
 from refusal.model.rows import Batch, Planned, groups, packed, padded
@@ -43,7 +43,7 @@ PROBES = (
 
 
 def plan(
-    model: ChatModel,
+    model: LoadedModel,
     rows: Sequence[Sequence[int]],
     which: Sequence[int] | None = None,
     most: int | None = None,
@@ -79,7 +79,7 @@ def plan(
 
 
 def read(
-    model: ChatModel, batch: Batch, edits: Sequence[Edit] = (), copies: int = 1
+    model: LoadedModel, batch: Batch, edits: Sequence[Edit] = (), copies: int = 1
 ) -> Float[Tensor, "copy prompt vocab"]:
     """Logits of each prompt's last token.
 
@@ -107,7 +107,7 @@ def read(
 
 
 def read_from(
-    model: ChatModel, batch: Batch, starts: Sequence[int]
+    model: LoadedModel, batch: Batch, starts: Sequence[int]
 ) -> list[Float[Tensor, "token vocab"]]:
     """For each prompt ``p`` of a batch, the logits that predict its tokens from ``starts[p]`` (at
     least 1) on.
@@ -129,7 +129,7 @@ def read_from(
 
 
 def call(
-    model: ChatModel,
+    model: LoadedModel,
     ids: Int[Tensor, "row token"],
     mask: Tensor,
     positions: Int[Tensor, "row token"],
@@ -150,7 +150,7 @@ def call(
 
 
 def run_batches(
-    model: ChatModel,
+    model: LoadedModel,
     rows: Sequence[Sequence[int]],
     run: Callable[[Batch], T],
     most: int | None = None,
@@ -187,7 +187,7 @@ def run_batches(
 
 
 def share_batches(
-    model: ChatModel,
+    model: LoadedModel,
     rows: Sequence[Sequence[int]],
     run: Callable[[Batch], T],
     most: int | None = None,
@@ -216,7 +216,7 @@ def share_batches(
         yield from part
 
 
-def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
+def last_logits(model: LoadedModel, texts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
     """Logits of the last prompt token of each text, on the CPU, in their order."""
     out: dict[int, Tensor] = {}
     for prompts, logits in share_batches(
@@ -226,7 +226,7 @@ def last_logits(model: ChatModel, texts: Sequence[str]) -> Float[Tensor, "prompt
     return torch.stack([out[i] for i in range(len(texts))])
 
 
-def packs(model: ChatModel) -> bool:
+def packs(model: LoadedModel) -> bool:
     """Whether prompts may share a row; measured once, and said where they may not."""
     if model.packs is None:
         with uncounted(model):
@@ -239,7 +239,7 @@ def packs(model: ChatModel) -> bool:
     return model.packs
 
 
-def pads(model: ChatModel) -> bool:
+def pads(model: LoadedModel) -> bool:
     """Whether a row may be padded to the length of another; measured once, and said where it may
     not.
 
@@ -262,13 +262,13 @@ def pads(model: ChatModel) -> bool:
     return model.pads
 
 
-def _packable(model: ChatModel, longest: int) -> bool:
+def _packable(model: LoadedModel, longest: int) -> bool:
     """Whether prompts up to that length may share a row."""
     return packs(model) and longest <= narrowest_window(model.hf.config)
 
 
 @contextmanager
-def uncounted(model: ChatModel) -> Iterator[None]:
+def uncounted(model: LoadedModel) -> Iterator[None]:
     """For what is measured of the model at first use: which stage comes first must not change what
     a stage cost.
     """
@@ -279,7 +279,7 @@ def uncounted(model: ChatModel) -> Iterator[None]:
         model.forward_tokens = before
 
 
-def _measure_packing(model: ChatModel) -> bool:
+def _measure_packing(model: LoadedModel) -> bool:
     """Run a few prompts in one row and each alone: are the logits the same to rounding?"""
     if "position_ids" not in model.arguments:
         return False
@@ -298,7 +298,7 @@ def _measure_packing(model: ChatModel) -> bool:
     return gap < logit_tolerance(model.hf.dtype)
 
 
-def rows_gap(model: ChatModel) -> float:
+def rows_gap(model: LoadedModel) -> float:
     """Relative difference between the logits of a few prompts read together, as they always are,
     and each alone.
     """
@@ -311,7 +311,7 @@ def logit_tolerance(dtype: torch.dtype) -> float:
     return 1e-3 if dtype == torch.float32 else 5e-2
 
 
-def _gap(model: ChatModel, rows: Sequence[Sequence[int]], batch: Batch, at: int = -1) -> float:
+def _gap(model: LoadedModel, rows: Sequence[Sequence[int]], batch: Batch, at: int = -1) -> float:
     """Relative difference between a batch's logits, at token ``at`` of each prompt, and those of
     its prompts alone.
     """

@@ -17,9 +17,9 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from refusal.core import parallel
 from refusal.core.progress import task
+from refusal.model.base import Batching, LoadedModel
 from refusal.model.batch_size import BatchSize, batched, row_budget
 from refusal.model.caches import cache_bytes_per_token, rows_apart
-from refusal.model.chat_model import Batching, ChatModel
 from refusal.model.contexts import check_rows
 from refusal.model.edits import RowWise
 from refusal.model.endings import end_tokens, read_outputs
@@ -33,17 +33,17 @@ OnRows = Callable[[Sequence[int]], object]
 Ended = Callable[[Sequence[int]], bool]
 
 
-def complete(
-    model: ChatModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
+def generate(
+    model: LoadedModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
 ) -> list[str]:
     """Greedy completions of ``instructions``, in their order, as `read_outputs` gives them."""
     return read_outputs(
-        model, complete_rows(model, model.tokenize(instructions), max_new_tokens, name)
+        model, generate_rows(model, model.tokenize(instructions), max_new_tokens, name)
     )
 
 
-def complete_each(
-    model: ChatModel,
+def generate_each(
+    model: LoadedModel,
     instructions: Sequence[str],
     interventions: RowWise,
     max_new_tokens: int,
@@ -59,7 +59,7 @@ def complete_each(
     batching(model)  # measured without interventions that differ by row
     n = len(rows)
     with model.apply(interventions):
-        outputs = complete_rows(
+        outputs = generate_rows(
             model,
             rows * len(interventions),
             max_new_tokens,
@@ -70,8 +70,8 @@ def complete_each(
     return [texts[start : start + n] for start in range(0, len(texts), n)]
 
 
-def complete_rows(
-    model: ChatModel,
+def generate_rows(
+    model: LoadedModel,
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
     name: str = "generate",
@@ -94,13 +94,13 @@ def complete_rows(
     length = max((len(row) for row in rows), default=0) + max_new_tokens
     fits = parallel.smallest(row_budget(model.device, length * cache_bytes_per_token(model)))
     size = model.batch_size if model.batch_size.value <= fits else BatchSize(fits)
-    complete_batch = _complete_batch
+    complete_batch = _generate_batch
     if batching(model) == "alone":
         log.warning(
             "%s: its state cannot be padded or thinned out, so prompts are completed one by one.",
             model.name,
         )
-        size, complete_batch = BatchSize(1), _complete_alone
+        size, complete_batch = BatchSize(1), _generate_alone
     with task(name, total=len(rows) * max_new_tokens, unit="tokens") as advance:
 
         def run(indices: list[int]) -> list[list[int]]:
@@ -163,8 +163,8 @@ class _Prefill:
     cache: DynamicCache
 
 
-def _complete_batch(
-    model: ChatModel,
+def _generate_batch(
+    model: LoadedModel,
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
     ends: Sequence[int],
@@ -216,8 +216,8 @@ def _complete_batch(
     return outputs
 
 
-def _complete_alone(
-    model: ChatModel,
+def _generate_alone(
+    model: LoadedModel,
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
     ends: Sequence[int],
@@ -253,7 +253,7 @@ def _complete_alone(
 
 
 def read_prompts(
-    model: ChatModel, rows: Sequence[Sequence[int]], new_tokens: int, share: bool = True
+    model: LoadedModel, rows: Sequence[Sequence[int]], new_tokens: int, share: bool = True
 ) -> _Prefill:
     """Read the prompts into a cache: the shared start once, its keys and values then repeated for
     every row.
@@ -306,7 +306,7 @@ def common_start(rows: Sequence[Sequence[int]]) -> int:
     )
 
 
-def batching(model: ChatModel) -> Batching:
+def batching(model: LoadedModel) -> Batching:
     """How rows are put together: the start they share read once, only padded, or each alone;
     measured at first use.
 
@@ -318,7 +318,7 @@ def batching(model: ChatModel) -> Batching:
     return model.batching
 
 
-def _measure_batching(model: ChatModel) -> Batching:
+def _measure_batching(model: LoadedModel) -> Batching:
     if not rows_apart(model.hf.config):
         return "alone"
     rows = model.tokenize(PROBES)
@@ -327,7 +327,7 @@ def _measure_batching(model: ChatModel) -> Batching:
     return "padded" if _is_exact(model, rows, share=False) else "alone"
 
 
-def _is_exact(model: ChatModel, rows: Sequence[Sequence[int]], share: bool) -> bool:
+def _is_exact(model: LoadedModel, rows: Sequence[Sequence[int]], share: bool) -> bool:
     try:
         together = _two_steps(model, rows, share)
         alone = torch.cat([_two_steps(model, [row], share=False) for row in rows], dim=1)
@@ -339,7 +339,7 @@ def _is_exact(model: ChatModel, rows: Sequence[Sequence[int]], share: bool) -> b
 
 
 def _two_steps(
-    model: ChatModel, rows: Sequence[Sequence[int]], share: bool
+    model: LoadedModel, rows: Sequence[Sequence[int]], share: bool
 ) -> Float[Tensor, "step row vocab"]:
     """Logits of the last prompt token and of one more token, the same for every row."""
     with torch.inference_mode():

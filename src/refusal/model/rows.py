@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refusal.model.chat_model import ChatModel
+from refusal.model.base import LoadedModel
 from refusal.model.token_tree import TokenTree
 
 
@@ -56,7 +56,7 @@ def groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[li
     return groups
 
 
-def padded(model: ChatModel, rows: Sequence[Sequence[int]], group: Sequence[int]) -> Batch:
+def padded(model: LoadedModel, rows: Sequence[Sequence[int]], group: Sequence[int]) -> Batch:
     """One prompt a row, padded on the right: a token's index is its position."""
     width = max(len(rows[i]) for i in group)
     ids = torch.tensor([list(rows[i]) + [0] * (width - len(rows[i])) for i in group])
@@ -69,7 +69,7 @@ def padded(model: ChatModel, rows: Sequence[Sequence[int]], group: Sequence[int]
     )
 
 
-def packed(model: ChatModel, trees: Sequence[TokenTree]) -> Batch:
+def packed(model: LoadedModel, trees: Sequence[TokenTree]) -> Batch:
     """A tree a row; padding at the end sees only itself."""
     width = max(len(tree.ids) for tree in trees)
     ids = torch.zeros(len(trees), width, dtype=torch.long)
@@ -89,7 +89,7 @@ def packed(model: ChatModel, trees: Sequence[TokenTree]) -> Batch:
 
 
 def on_device(
-    model: ChatModel, tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    model: LoadedModel, tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The tensors of a batch where the model's token ids go."""
     ids, positions, mask, row, last = (tensor.to(model.device) for tensor in tensors)

@@ -3,7 +3,7 @@ common.
 
 ``SharedLM`` replaces the two methods that run the model. Log-likelihoods: requests become trees of
 tokens (``forward.plan``), and the output head sees only the tokens that are scored. Greedy
-generation: the package's own (``generation.complete_rows``), in which rows that have written a stop
+generation: the package's own (``generation.generate_rows``), in which rows that have written a stop
 string leave the batch. All else, tokenisation, truncation, post-processing, filters and metrics, is
 lm-eval's own ``HFLM``.
 """
@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from refusal.model.batch_size import MOST_SCORED, keeping_memory
 from refusal.model.chat_model import ChatModel
 from refusal.model.forward import call, share_batches
-from refusal.model.generation import complete_rows
+from refusal.model.generation import generate_rows
 from refusal.model.hooks import Edit, hooked
 from refusal.model.rows import Batch
 
@@ -161,7 +161,7 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             text = self.tokenizer.decode(tokens[-lookback:])
             return any(stop in text for stop in until if stop)
 
-        outputs = complete_rows(self.chat, rows, kwargs["max_gen_toks"], self.label, ended=ended)
+        outputs = generate_rows(self.chat, rows, kwargs["max_gen_toks"], self.label, ended=ended)
         return [
             postprocess_generated_text(self.tok_decode(output), until, None) for output in outputs
         ]

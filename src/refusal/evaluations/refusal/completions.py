@@ -13,10 +13,10 @@ from refusal.interventions import INTERVENTIONS
 from refusal.interventions.conditions import Condition
 from refusal.interventions.side_by_side import SideBySide
 from refusal.model.chat_model import ChatModel
-from refusal.model.generation import complete_each
+from refusal.model.generation import generate_each
 
 
-def complete_under(
+def generate_under(
     model: ChatModel,
     direction: Direction,
     prompts: Sequence[Prompt],
@@ -38,11 +38,11 @@ def complete_under(
     texts, what = [p.text for p in prompts], f"generate: {name}, {condition}"
     writer = engine if engine.serves(condition) else HOOKS
     return _judged(
-        prompts, writer.complete(Job(model, direction, condition, texts, max_new_tokens, what))
+        prompts, writer.generate(Job(model, direction, condition, texts, max_new_tokens, what))
     )
 
 
-def complete_controls(
+def generate_controls(
     model: ChatModel,
     controls: Mapping[str, Direction],
     prompts: Sequence[Prompt],
@@ -55,7 +55,7 @@ def complete_controls(
     """
     for control in controls.values():
         check_untouched(prompts, control)
-    outputs = complete_each(
+    outputs = generate_each(
         model,
         [prompt.text for prompt in prompts],
         SideBySide([INTERVENTIONS[action].make(control) for control in controls.values()]),

@@ -14,7 +14,7 @@ from refusal.core.storage import file_sha256, write_jsonl, write_tensors
 from refusal.core.valid import direction_fault
 from refusal.core.work import Read, Work, Write
 from refusal.directions.controls import control_directions
-from refusal.evaluations.refusal.completions import complete_controls
+from refusal.evaluations.refusal.completions import generate_controls
 from refusal.evaluations.refusal.generate import refresh_verdicts, sizes_of
 from refusal.evaluations.refusal.pairs import actions_on
 from refusal.prompts.load import matched_pairs
@@ -107,10 +107,10 @@ class GenerateControls(Stage):
         if run.controls:
             for set_name in self.asked.measured:
                 for action in actions_on(set_name, run.config.interventions):
-                    self._complete(run, set_name, action, run.controls)
+                    self._generate(run, set_name, action, run.controls)
         return ()
 
-    def _complete(
+    def _generate(
         self, run: Run, set_name: str, action: str, controls: dict[str, Direction]
     ) -> None:
         prompts = self.asked.measured[set_name][: run.config.n_control]
@@ -123,7 +123,7 @@ class GenerateControls(Stage):
 
         def work() -> None:
             new = run.config.max_new_tokens
-            done = complete_controls(run.model, controls, prompts, action, new, set_name)
+            done = generate_controls(run.model, controls, prompts, action, new, set_name)
             for condition, completions in done.items():
                 write_jsonl(run.folder.completions(set_name, condition), to_json(completions))
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from refusal.core.direction import Direction
 from refusal.core.records import Completion, Evaluation, PromptPair
 from refusal.detector.verdict import refusal_verdict
-from refusal.evaluations.refusal.completions import complete_controls, complete_under
+from refusal.evaluations.refusal.completions import generate_controls, generate_under
 from refusal.evaluations.refusal.rates import measure, measure_all
 from refusal.interventions.conditions import CONDITIONS, interventions_for
 from refusal.model.chat_model import ChatModel
 
 __all__ = [
     "CONDITIONS",
-    "complete_controls",
-    "complete_under",
     "evaluate",
+    "generate_controls",
+    "generate_under",
     "interventions_for",
     "measure",
     "measure_all",
@@ -51,12 +51,12 @@ def evaluate(
     pools = {"harmful": prompts.harmful[:n], "harmless": prompts.harmless[:n]}
     completions: dict[tuple[str, str], tuple[Completion, ...]] = {}
     for set_name, condition in CONDITIONS:
-        completions[set_name, condition] = complete_under(
+        completions[set_name, condition] = generate_under(
             model, direction, pools[set_name], condition, max_new_tokens, set_name
         )
     for set_name, action in CONDITIONS:
         if controls and action != "baseline":
-            done = complete_controls(
+            done = generate_controls(
                 model, controls, pools[set_name][:n_control], action, max_new_tokens, set_name
             )
             completions.update({(set_name, condition): rows for condition, rows in done.items()})

@@ -17,7 +17,7 @@ from refusal.core.thinking import split
 from refusal.core.work import Ask, Work, Write
 from refusal.engines import ENGINES
 from refusal.engines.protocol import Engine
-from refusal.evaluations.refusal.completions import complete_under, judged_again
+from refusal.evaluations.refusal.completions import generate_under, judged_again
 from refusal.evaluations.refusal.matching import check_completions
 from refusal.evaluations.refusal.pairs import actions_on, plain_pairs
 from refusal.interventions.conditions import BASELINE, ORDER, conditions
@@ -64,14 +64,14 @@ class Generate(Stage):
         """One condition after the other: an engine may have to start anew for each."""
         try:
             for name, condition in sorted(self.pairs, key=lambda pair: ORDER.index(pair[1])):
-                self._complete(run, name, condition)
+                self._generate(run, name, condition)
         finally:
             self.engine.close()
         for name in self.asked.measured:
             warn_of_no_answers(read_completions(run.folder.completions(name, BASELINE)), name)
         return ()
 
-    def _complete(self, run: Run, set_name: str, condition: str) -> None:
+    def _generate(self, run: Run, set_name: str, condition: str) -> None:
         path, prompts = run.folder.completions(set_name, condition), self.asked.measured[set_name]
         given = run.config
         inputs: dict[str, Any] = {
@@ -85,7 +85,7 @@ class Generate(Stage):
             inputs["engine"] = [given.engine, *options]
 
         def write() -> None:
-            done = complete_under(
+            done = generate_under(
                 run.model,
                 run.direction,
                 prompts,
