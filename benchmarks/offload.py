@@ -16,6 +16,7 @@ import torch
 
 import refusal
 from refusal import ChatModel, RefusalTokens
+from refusal.directions.selection.select import HowToSearch
 
 T = TypeVar("T")
 TOKENS = RefusalTokens((40,), ("I",), "given")
@@ -39,7 +40,12 @@ def small_job(model: ChatModel) -> tuple[torch.Tensor, object, list[str]]:
     chosen = timed(
         "select",
         lambda: refusal.select(
-            model, candidates, prompts.val, n=4, filtered=False, layer_step=14, resamples=0
+            model,
+            candidates,
+            prompts.val,
+            n=4,
+            filtered=False,
+            how=HowToSearch(layer_step=14, resamples=0),
         ),
     )
     with model.apply(refusal.Ablate(chosen.direction)):

@@ -38,6 +38,7 @@ from refusal.cli.progress_bars import reporting
 from refusal.directions.pool import draw_passing
 from refusal.directions.selection.score import Scorer
 from refusal.directions.selection.search import SCORES, Contender, Search
+from refusal.directions.selection.select import HowToSearch
 from refusal.model.forward import last_logits
 
 STEP = 4  # of the layers, where growth is measured
@@ -119,7 +120,14 @@ def compare(
 
     def run_fast(resamples: int = 0) -> None:
         found.append(
-            select(model, candidates, pair, filtered=False, rule=rule, resamples=resamples)
+            select(
+                model,
+                candidates,
+                pair,
+                filtered=False,
+                rule=rule,
+                how=HowToSearch(resamples=resamples),
+            )
         )
 
     assert candidates.tokens is not None
@@ -221,9 +229,7 @@ def growth(model: ChatModel, candidates: Candidates, pair: PromptPair) -> None:
                 p,
                 filtered=False,
                 rule=everything,
-                full_map=True,
-                layer_step=STEP,
-                resamples=0,
+                how=HowToSearch(full_map=True, layer_step=STEP, resamples=0),
             ),
             model.device,
         )

@@ -11,7 +11,6 @@ from refusal import (
     PromptPair,
     control_directions,
     evaluate,
-    tokens_for,
 )
 from refusal.detector.accuracy import DETECTOR
 from refusal.directions.controls import cosines
@@ -129,10 +128,9 @@ def test_names_of_conditions() -> None:
 
 def test_controls_have_the_norm_and_are_what_they_say(pair: PromptPair) -> None:
     model = tiny_models.chat_model()
-    tokens = tokens_for(model, pair, ("I",))
     vector = torch.randn(tiny_models.WIDTH, generator=torch.Generator().manual_seed(2))
     direction = Direction(vector / vector.norm(), 5.0, -1, 2, seen=frozenset(["x"]))
-    controls = control_directions(model, direction, pair, tokens, n_random=3, seed=7)
+    controls = control_directions(model, direction, pair, n_random=3, seed=7)
     assert list(controls) == ["random-1", "random-2", "random-3", "shuffled", "matched"]
     for name, control in controls.items():
         assert float(control.vector.norm()) == pytest.approx(1, abs=1e-5)
@@ -145,9 +143,9 @@ def test_controls_have_the_norm_and_are_what_they_say(pair: PromptPair) -> None:
         max(abs(value) for name, value in cosines(direction, controls).items() if name != "matched")
         < 0.9
     )
-    again = control_directions(model, direction, pair, tokens, n_random=3, seed=7)
+    again = control_directions(model, direction, pair, n_random=3, seed=7)
     assert all(torch.equal(controls[name].vector, again[name].vector) for name in controls)
-    assert control_directions(model, direction, pair, tokens, n_random=0) == {}
+    assert control_directions(model, direction, pair, n_random=0) == {}
 
 
 def test_every_control_is_evaluated_as_the_direction_is(pair: PromptPair) -> None:

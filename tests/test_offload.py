@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import refusal
 from refusal import ChatModel, PromptPair, RefusalTokens
+from refusal.directions.selection.select import HowToSearch
 
 TEXTS = ("Name a colour.", "Why is the sea salty, and since when?", "Sing")
 
@@ -59,8 +60,7 @@ def test_weights_on_the_disk_change_nothing(
             pair,
             n=6,
             filtered=False,
-            full_map=True,
-            resamples=0,
+            how=HowToSearch(full_map=True, resamples=0),
             rule=refusal.Rule(-1000.0, 1000.0),
         )
         with model.apply(refusal.Ablate(selection.direction)):

@@ -12,6 +12,7 @@ from torch import nn
 
 import refusal
 from refusal import ChatModel, ConfigError, PromptPair, QuantisedModelError, RefusalTokens, load
+from refusal.directions.selection.select import HowToSearch
 from refusal.model.memory import weights_of
 from refusal.model.sizes import size_of
 from refusal.weights.save import export_model
@@ -57,8 +58,7 @@ def test_the_whole_method_on_four_bits_is_that_on_the_numbers_they_stand_for(
             pair,
             n=6,
             filtered=False,
-            full_map=True,
-            resamples=0,
+            how=HowToSearch(full_map=True, resamples=0),
             rule=refusal.Rule(-1000.0, 1000.0),
         )
         with model.apply(refusal.Ablate(selection.direction)):

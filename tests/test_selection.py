@@ -35,6 +35,7 @@ from refusal import (
 from refusal.directions.refusal_metric import METRIC_BOUND, kl_floor
 from refusal.directions.selection.rule import explain, rejected
 from refusal.directions.selection.score import Scorer
+from refusal.directions.selection.select import HowToSearch
 
 TOKENS = RefusalTokens((40, 41, 42), ("a", "b", "c"), source="test")
 WORDS = st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=1, max_size=30)
@@ -142,7 +143,12 @@ def test_fast_equals_plain(family: str, full_map: bool, pair: PromptPair) -> Non
         kl_threshold=between([s.kl or 0.0 for s in oracle], 1 / 2),
     )
     found = select(
-        model, candidates, pair, filtered=False, rule=rule, full_map=full_map, resamples=0
+        model,
+        candidates,
+        pair,
+        filtered=False,
+        rule=rule,
+        how=HowToSearch(full_map=full_map, resamples=0),
     )
     assert_same(found, oracle, rule, model.sites.n_layers)
     assert found.qualified
@@ -176,7 +182,9 @@ def test_fast_equals_plain_for_random_prompts_and_thresholds(
     oracle = plain_scores(model, candidates, pair)
     rule = Rule(induce, kl)
     try:
-        found = select(model, candidates, pair, filtered=False, rule=rule, resamples=20)
+        found = select(
+            model, candidates, pair, filtered=False, rule=rule, how=HowToSearch(resamples=20)
+        )
     except NoCandidateError:
         inside = [
             s
@@ -206,7 +214,7 @@ def test_a_tie_goes_to_the_first_as_in_the_plain_loop(
     monkeypatch.setattr(Scorer, "values", rounded)
     rule = Rule(-math.inf, math.inf)
     oracle = plain_scores(model, candidates, pair)
-    found = select(model, candidates, pair, filtered=False, rule=rule, resamples=0)
+    found = select(model, candidates, pair, filtered=False, rule=rule, how=HowToSearch(resamples=0))
     assert_same(found, oracle, rule, model.sites.n_layers)
 
 
@@ -216,7 +224,9 @@ def test_nan_candidates_are_rejected_and_the_rest_is_chosen_from(
     candidates = random_candidates(model, 2, seed=3)
     candidates.vectors[0, :3] = float("nan")
     rule = Rule(-math.inf, math.inf)
-    found = select(model, candidates, pair, filtered=False, rule=rule, resamples=10)
+    found = select(
+        model, candidates, pair, filtered=False, rule=rule, how=HowToSearch(resamples=10)
+    )
     assert found.rejected["nan"] == 3
     assert_same(found, plain_scores(model, candidates, pair), rule, model.sites.n_layers)
     candidates.vectors[:] = float("nan")
@@ -230,7 +240,9 @@ def test_when_none_qualifies_the_closest_stands_in_and_says_so(
     candidates = random_candidates(model, 2, seed=5)
     oracle = plain_scores(model, candidates, pair)
     rule = Rule(induce_threshold=18.0, kl_threshold=sorted(s.kl or 0.0 for s in oracle)[5])
-    found = select(model, candidates, pair, filtered=False, rule=rule, resamples=10)
+    found = select(
+        model, candidates, pair, filtered=False, rule=rule, how=HowToSearch(resamples=10)
+    )
     assert not found.qualified
     assert not found.direction.qualified
     assert found.score.rejected_because == "induce"
@@ -242,7 +254,7 @@ def test_when_none_qualifies_the_closest_stands_in_and_says_so(
     assert "No candidate qualifies; rejected by induce" in caplog.text
     assert "misses by" in caplog.text
     with pytest.raises(NoCandidateError, match=r"rejected by .*Nearest: .*misses by .*--strict"):
-        select(model, candidates, pair, filtered=False, rule=rule, strict=True)
+        select(model, candidates, pair, filtered=False, rule=rule, how=HowToSearch(strict=True))
 
 
 def test_early_exit_saves_tokens(model: ChatModel, pair: PromptPair) -> None:
@@ -253,15 +265,14 @@ def test_early_exit_saves_tokens(model: ChatModel, pair: PromptPair) -> None:
         pair,
         filtered=False,
         rule=Rule(-math.inf, math.inf),
-        full_map=True,
-        resamples=0,
+        how=HowToSearch(full_map=True, resamples=0),
     )
     spent = model.forward_tokens
     rule = Rule(
         between([s.induce or 0.0 for s in full.scores], 1 / 2),
         between([s.kl or 0.0 for s in full.scores], 0.5),
     )
-    found = select(model, candidates, pair, filtered=False, rule=rule, resamples=0)
+    found = select(model, candidates, pair, filtered=False, rule=rule, how=HowToSearch(resamples=0))
     assert found.qualified
     assert model.forward_tokens - spent < 0.7 * spent
 
@@ -275,7 +286,12 @@ def test_out_of_memory_while_scoring_halves_the_batch_and_changes_nothing(
     candidates = random_candidates(model, 2, seed=1)
     rule = Rule(-math.inf, math.inf)
     expected = select(
-        model, candidates, pair, filtered=False, rule=rule, full_map=True, resamples=0
+        model,
+        candidates,
+        pair,
+        filtered=False,
+        rule=rule,
+        how=HowToSearch(full_map=True, resamples=0),
     )
     forward = model.hf.forward
 
@@ -285,10 +301,24 @@ def test_out_of_memory_while_scoring_halves_the_batch_and_changes_nothing(
         return forward(**arguments)
 
     monkeypatch.setattr(model.hf, "forward", tight)
-    found = select(model, candidates, pair, filtered=False, rule=rule, full_map=True, resamples=0)
+    found = select(
+        model,
+        candidates,
+        pair,
+        filtered=False,
+        rule=rule,
+        how=HowToSearch(full_map=True, resamples=0),
+    )
     assert "Out of memory" in caplog.text
     model.token_budget.value = 10_000  # the unmodified run does not fit either
-    again = select(model, candidates, pair, filtered=False, rule=rule, full_map=True, resamples=0)
+    again = select(
+        model,
+        candidates,
+        pair,
+        filtered=False,
+        rule=rule,
+        how=HowToSearch(full_map=True, resamples=0),
+    )
     assert again.score.bypass == pytest.approx(expected.score.bypass, abs=1e-4)
     for a, b in zip(found.scores, expected.scores, strict=True):
         assert (a.bypass, a.induce, a.kl) == pytest.approx((b.bypass, b.induce, b.kl), abs=1e-4)
@@ -307,7 +337,14 @@ def test_bounds_hold() -> None:
 def test_stability_is_the_bootstrap_done_plainly(model: ChatModel, pair: PromptPair) -> None:
     candidates = random_candidates(model, 3, seed=1)
     rule = Rule(-math.inf, math.inf)
-    found = select(model, candidates, pair, filtered=False, rule=rule, full_map=True, resamples=300)
+    found = select(
+        model,
+        candidates,
+        pair,
+        filtered=False,
+        rule=rule,
+        how=HowToSearch(full_map=True, resamples=300),
+    )
     assert found.stability is not None
     shares = {(w.position, w.layer): w.share for w in found.stability.winners}
     assert found.stability.none_qualifies == 0

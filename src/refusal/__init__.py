@@ -63,6 +63,7 @@ if TYPE_CHECKING:  # what mypy and editors read; a test holds it equal to the ta
     from refusal.directions.refusal_metric import refusal_metric as refusal_metric
     from refusal.directions.refusal_tokens import tokens_for as tokens_for
     from refusal.directions.selection.rule import choose as choose
+    from refusal.directions.selection.select import HowToSearch as HowToSearch
     from refusal.directions.selection.select import select as select
     from refusal.evaluations.refusal.evaluate import evaluate as evaluate
     from refusal.interventions.ablate_add import Ablate as Ablate
@@ -119,7 +120,7 @@ _MODULES = {
     "directions.refusal_metric": "kl_divergence refusal_metric",
     "directions.refusal_tokens": "tokens_for",
     "directions.selection.rule": "choose",
-    "directions.selection.select": "select",
+    "directions.selection.select": "HowToSearch select",
     "evaluations.refusal.evaluate": "evaluate",
     "interventions.ablate_add": "Ablate Add",
     "model.chat_model": "ChatModel",

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from refusal.core.direction import Direction
-from refusal.core.records import Prompt, PromptPair, RefusalTokens
+from refusal.core.records import Prompt, PromptPair
 from refusal.directions.difference_in_means import difference_in_means
 from refusal.directions.pool import collect
 from refusal.model.chat_model import ChatModel
@@ -28,7 +28,6 @@ def control_directions(
     model: ChatModel,
     direction: Direction,
     train: PromptPair,
-    tokens: RefusalTokens | None,
     *,
     n_random: int = 8,
     n_train: int | None = None,
@@ -40,18 +39,17 @@ def control_directions(
 
     Args:
         train: the training pools; their first ``n_train`` prompts a class are shuffled.
-        tokens: the refusal tokens (recorded, not used: nothing is filtered here).
         matched: pairs of a harmful prompt and a harmless one like it; by default the built-in ones.
         n_random: number of random directions; 0 gives no controls at all.
     """
     if n_random == 0:
         return {}
     pairs = matched_pairs() if matched is None else matched
-    shuffled = _difference(model, _shuffled(train, n_train, seed), direction, tokens)
+    shuffled = _difference(model, _shuffled(train, n_train, seed), direction)
     return {
         **random_directions(direction, n_random, seed),
         "shuffled": replace(shuffled, norm=direction.norm),
-        "matched": _difference(model, pairs, direction, tokens),
+        "matched": _difference(model, pairs, direction),
     }
 
 
@@ -78,11 +76,9 @@ def _shuffled(train: PromptPair, n: int | None, seed: int) -> PromptPair:
     return PromptPair(tuple(dealt[0]), tuple(dealt[1]))
 
 
-def _difference(
-    model: ChatModel, prompts: PromptPair, direction: Direction, tokens: RefusalTokens | None
-) -> Direction:
+def _difference(model: ChatModel, prompts: PromptPair, direction: Direction) -> Direction:
     """The difference in means of two classes at the direction's position and layer."""
-    means = collect(model, prompts, tokens=tokens, filtered=False, layers=direction.layer + 1)
+    means = collect(model, prompts, filtered=False, layers=direction.layer + 1)
     found = difference_in_means(means).at(direction.position, direction.layer)
     return replace(
         found,

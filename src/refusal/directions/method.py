@@ -8,7 +8,7 @@ from refusal.config.run_config import RunConfig
 from refusal.core.records import PromptPair, RefusalTokens
 from refusal.core.work import Lengths, Read, Search, Work
 from refusal.directions.records import Candidates, Selection
-from refusal.directions.selection.select import select
+from refusal.directions.selection.select import HowToSearch, select
 from refusal.model.chat_model import ChatModel
 
 DRAWN = 1.4  # prompts read for each that passes the filter
@@ -63,10 +63,7 @@ class DirectionMethod(ABC):
             n=config.n_val,
             filtered=self.filters(config),
             rule=config.rule,
-            layer_step=config.layer_step,
-            full_map=config.full_map,
-            resamples=config.resamples,
-            strict=config.strict,
+            how=HowToSearch(config.layer_step, config.full_map, config.resamples, config.strict),
         )
 
     def select_costs(self, config: RunConfig, n_layers: int, lengths: Lengths) -> Sequence[Work]:

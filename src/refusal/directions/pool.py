@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -51,6 +52,13 @@ class Passed:
     seen: frozenset[str] = frozenset()
 
 
+class Draw(NamedTuple):
+    """Which prompts of a pool count: the first ``n``, or all; ``filtered``: of those that pass."""
+
+    n: int | None = None
+    filtered: bool = True
+
+
 @keeping_memory()
 def collect(
     model: ChatModel,
@@ -89,7 +97,7 @@ def collect(
     for label, pool in (("harmful", prompts.harmful), ("harmless", prompts.harmless)):
         total = _Sum(model, layers)
         kept, metrics, drawn = [], [], 0
-        work = run_pool(model, pool, tokens, n, filtered, f"collect {label}", total.layers)
+        work = run_pool(model, pool, tokens, Draw(n, filtered), f"collect {label}", total.layers)
         for prompt, metric, activation in work:
             drawn += 1
             seen.add(prompt.fingerprint)
@@ -136,7 +144,7 @@ def draw_passing(
     work = (
         ((prompt, math.nan, None) for prompt in pool)
         if tokens is None
-        else run_pool(model, pool, tokens, n, filtered, f"filter {label}", 0)
+        else run_pool(model, pool, tokens, Draw(n, filtered), f"filter {label}", 0)
     )
     for prompt, metric, _ in work:
         drawn += 1
@@ -206,8 +214,7 @@ def run_pool(
     model: ChatModel,
     pool: Sequence[Prompt],
     tokens: RefusalTokens | None,
-    n: int | None,
-    filtered: bool,
+    draw: Draw,
     name: str,
     layers: int,
     everywhere: bool = False,
@@ -221,6 +228,7 @@ def run_pool(
     The metric and the activations come from one pass. Without the filter only activations are
     needed, so the blocks after the last one read are skipped and the metric is NaN.
     """
+    n, filtered = draw
     unneeded = [] if filtered or not layers else model.sites.blocks[layers:]
     skip = [model.hf.get_submodule(name) for name in unneeded]
 

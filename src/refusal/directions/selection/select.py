@@ -4,7 +4,7 @@ is.
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from refusal.config.rule import Rule
 from refusal.core.errors import NoCandidateError, NonFiniteError
@@ -31,6 +31,25 @@ __all__ = ["Rule", "choose", "explain", "select"]
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class HowToSearch:
+    """Which candidates are scored, and what is done beside the choice.
+
+    Attributes:
+        layer_step: score every ``layer_step``-th layer only (the quick preset); 1 scores all.
+        full_map: give every candidate of every layer all three scores, for plots; without it a
+            score that the decision does not need is ``None``.
+        resamples: of the validation prompts, to see how often the same candidate wins; 0 leaves it
+            out.
+        strict: raise instead of falling back when no candidate qualifies.
+    """
+
+    layer_step: int = 1
+    full_map: bool = False
+    resamples: int = 1000
+    strict: bool = False
+
+
 @keeping_memory()
 def select(
     model: ChatModel,
@@ -40,10 +59,7 @@ def select(
     n: int | None = None,
     filtered: bool = True,
     rule: Rule | None = None,
-    layer_step: int = 1,
-    full_map: bool = False,
-    resamples: int = 1000,
-    strict: bool = False,
+    how: HowToSearch | None = None,
 ) -> Selection:
     """Score the candidates on validation prompts and choose one by the rule.
 
@@ -52,12 +68,7 @@ def select(
         n: prompts per class, drawn until ``n`` have passed the filter. Default: the whole pool.
         filtered: as in ``collect``.
         rule: the thresholds; default: the paper's.
-        layer_step: score every ``layer_step``-th layer only (the quick preset); 1 scores all.
-        full_map: give every candidate of every layer all three scores, for plots; without it a
-            score that the decision does not need is ``None``.
-        resamples: of the validation prompts, to see how often the same candidate wins; 0 leaves it
-            out.
-        strict: raise instead of falling back when no candidate qualifies.
+        how: which layers are scored, and what is done beside the choice.
 
     Raises:
         ConfigError: no layer is eligible, or the refusal tokens are not this model's.
@@ -66,21 +77,21 @@ def select(
         NonFiniteError: every candidate's scores are NaN.
         TooFewPromptsError: fewer than 8 prompts of a class pass the filter.
     """
-    rule = rule or Rule()
+    rule, how = rule or Rule(), how or HowToSearch()
     n_layers = candidates.n_layers
     rule.check(n_layers)
     tokens = candidates.tokens or tokens_for(model, prompts)
     check_tokens(model, tokens)
     harmful = draw_passing(model, prompts.harmful, "harmful", tokens, n, filtered)
     harmless = draw_passing(model, prompts.harmless, "harmless", tokens, n, filtered)
-    layers = range(0, n_layers if full_map else rule.eligible_layers(n_layers), layer_step)
+    layers = range(0, n_layers if how.full_map else rule.eligible_layers(n_layers), how.layer_step)
     scorer = Scorer(model, harmful, harmless, tokens, max(layers, default=0) + 1)
     positions = range(-candidates.n_positions, 0)
     contenders = [
         Contender(candidates.at(position, layer)) for position in positions for layer in layers
     ]
     search = Search(scorer, contenders, n_layers)
-    search.run(rule, everything=full_map)
+    search.run(rule, everything=how.full_map)
     if all(c.out == "nan" for c in contenders):
         raise NonFiniteError(
             f"Every candidate's scores are NaN in {model.hf.dtype}. Run with --dtype float32."
@@ -88,8 +99,8 @@ def select(
 
     best = choose(search.scores(), n_layers, **vars(rule))
     if best is None:
-        best = _fall_back(search, rule, strict)
-    stability = measure_stability(search, best, rule, resamples) if resamples else None
+        best = _fall_back(search, rule, how.strict)
+    stability = measure_stability(search, best, rule, how.resamples) if how.resamples else None
     scores = sorted(
         [*search.scores(), *left_out(candidates, layers, rule)], key=lambda s: (s.position, s.layer)
     )

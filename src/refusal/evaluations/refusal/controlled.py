@@ -62,7 +62,6 @@ class Controls(Stage):
                 run.model,
                 run.direction,
                 train,
-                run.tokens,
                 n_random=config.controls,
                 n_train=config.n_train,
                 matched=pairs,
