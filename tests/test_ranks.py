@@ -119,7 +119,7 @@ def assert_same(run: Path, alone: Path) -> None:
         )  # a perplexity may be hundreds
 
 
-@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("n", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_give_what_one_gives(
     config: RunConfig, alone: Path, tmp_path: Path, n: int
 ) -> None:
@@ -134,6 +134,7 @@ def test_several_processes_give_what_one_gives(
     assert tokens[0] >= tokens[1]  # of all processes together
 
 
+@pytest.mark.slow
 def test_accelerates_launcher_does_as_well(config: RunConfig, alone: Path, tmp_path: Path) -> None:
     _, err = (done := launch(config, tmp_path / "run", 2, launcher=ACCELERATE)).communicate(
         timeout=240
@@ -223,6 +224,7 @@ def test_what_is_wrong_is_said_once(config: RunConfig, tmp_path: Path) -> None:
     assert err.count("no task 'no_such_task'") == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_and_it_resumes(
     config: RunConfig, alone: Path, tmp_path: Path
 ) -> None:
