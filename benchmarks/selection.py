@@ -37,7 +37,7 @@ from refusal import (
 from refusal.cli.progress_bars import reporting
 from refusal.directions.pool import draw_passing
 from refusal.directions.selection.score import Scorer
-from refusal.directions.selection.search import SCORES, Contender, Search
+from refusal.directions.selection.search import SCORES, Candidate, Search
 from refusal.directions.selection.select import HowToSearch
 from refusal.model.forward import last_logits
 
@@ -195,7 +195,7 @@ def agree(
         draw_passing(model, prompts, prompts[0].label, tokens, None, filtered=False)
         for prompts in (pair.harmful, pair.harmless)
     )
-    contenders = [Contender(candidates.at(s.position, s.layer)) for s in scores]
+    contenders = [Candidate(candidates.at(s.position, s.layer)) for s in scores]
     search = Search(
         Scorer(model, harmful, harmless, tokens, candidates.n_layers),
         contenders,

@@ -25,7 +25,7 @@ from refusal.audits import CHECKS
 from refusal.cli.entry import main
 from refusal.cli.verbs import VERBS
 from refusal.config.run_config import RunConfig
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 from refusal.directions import METHODS
 from refusal.interventions.conditions import CONDITIONS, ORDER
 
@@ -623,7 +623,7 @@ def test_chat_replies_are_those_of_the_library(talk: Any, source: Path, directio
     assert plain != moved
     assert done.code == 0  # the end of the input ends the talk
     for reply in (plain[0], moved[0]):
-        assert visible(reply).expandtabs() in done.out
+        assert sanitised(reply).expandtabs() in done.out
 
 
 @pytest.mark.parametrize(

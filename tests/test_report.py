@@ -20,7 +20,7 @@ from refusal import NoCandidateError, RunFolderError
 from refusal import run as run_stages
 from refusal.cli.entry import main
 from refusal.core.tables import minus
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 from refusal.report.data import read_run
 from refusal.report.plots import ticks
 from refusal.report.svg import CIVIDIS, colour
@@ -275,8 +275,8 @@ def test_what_a_model_writes_is_shown_harmlessly(run: Path) -> None:
     assert len(page.xpath("//script")) == clean == 3  # two groups' numbers, and ours
     assert page.xpath("//img | //*[@onerror] | //*[@onclick] | //iframe | //object") == []
     texts = [node.text_content() for node in page.find_class("text")]
-    assert texts.count(visible(nasty)) == 3
-    assert [node.text_content() for node in page.find_class("prompt")][:3] == [visible(nasty)] * 3
+    assert texts.count(sanitised(nasty)) == 3
+    assert [node.text_content() for node in page.find_class("prompt")][:3] == [sanitised(nasty)] * 3
     whole = (run / "report.html").read_text(encoding="utf-8")
     assert not re.search(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]", whole

@@ -54,10 +54,10 @@ def start(
     if found.model and found.model != model.name:
         display.show_notice(f"Note: this direction was found on {found.model}.")
     display.show_notice(f"Each line is one question by itself. {COMMANDS}")
-    talk(model, found, max_new_tokens)
+    converse(model, found, max_new_tokens)
 
 
-def talk(model: ChatModel, direction: Direction, max_new_tokens: int) -> None:
+def converse(model: ChatModel, direction: Direction, max_new_tokens: int) -> None:
     """Questions and replies until ``/quit`` or the end of the input."""
     interventions: tuple[Any, ...] = ()
     condition = "baseline"

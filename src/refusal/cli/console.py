@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 
 
 class PlainConsole(Console):
@@ -35,7 +35,7 @@ class PlainConsole(Console):
         stay.
         """
         for part in super().render(renderable, options):
-            yield part if part.control else Segment(visible(part.text), part.style)
+            yield part if part.control else Segment(sanitised(part.text), part.style)
 
 
 err = PlainConsole(stderr=True)

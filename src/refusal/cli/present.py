@@ -18,7 +18,7 @@ from rich.text import Text
 
 from refusal.cli.console import err, out
 from refusal.core.tables import Bar, Table
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 
 if TYPE_CHECKING:
     from refusal.audits.self_checks import Inspection
@@ -309,4 +309,4 @@ def show_notice(text: str) -> None:
 
 def show_reply(text: str) -> None:
     """Print a model's reply in the chat, control characters made visible."""
-    out.print(visible(text))  # before rich drops some of them
+    out.print(sanitised(text))  # before rich drops some of them

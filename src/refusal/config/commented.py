@@ -10,7 +10,7 @@ import tomli_w
 
 from refusal.config.run_config import RunConfig
 from refusal.config.tables import KEYS
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 
 WIDTH = 110
 
@@ -31,7 +31,7 @@ def commented_toml(config: RunConfig) -> str:
 
 def _escaped(character: str) -> str:
     """A character as a terminal may show it; what cannot be seen as TOML writes it in a string."""
-    return character if visible(character) == character else f"\\U{ord(character):08X}"
+    return character if sanitised(character) == character else f"\\U{ord(character):08X}"
 
 
 def _option(key: str, name: str, value: object) -> Iterator[str]:

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.core.frames import Shown
+from refusal.core.frames import NotebookRecord
 from refusal.core.storage import write_tensors
 from refusal.core.valid import read_direction
 
 
 @dataclass(frozen=True)
-class Direction(Shown):
+class Direction(NotebookRecord):
     """A refusal direction: unit vector, the norm it had as a difference in means, and its
     provenance.
 

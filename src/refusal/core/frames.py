@@ -21,7 +21,7 @@ def drawn_by(record: type, draw: Callable[[Any], str]) -> None:
     _drawn[record] = draw
 
 
-class Shown:
+class NotebookRecord:
     """A record that a notebook shows as more than its text."""
 
     def _repr_html_(self) -> str | None:

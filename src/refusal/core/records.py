@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from refusal.core.errors import ConfigError
-from refusal.core.frames import Shown, dataframe
+from refusal.core.frames import NotebookRecord, dataframe
 from refusal.core.thinking import split
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Evaluation(Shown):
+class Evaluation(NotebookRecord):
     """Completions by (set, condition), and the metrics computed from them."""
 
     completions: dict[tuple[str, str], tuple[Completion, ...]]

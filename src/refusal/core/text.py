@@ -12,7 +12,7 @@ KEPT = "\n\t\u200c\u200d"  # line ends, tabs, and the joiners of Arabic, Indic s
 _SHOWN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of what is not to be seen
 
 
-def visible(text: str) -> str:
+def sanitised(text: str) -> str:
     """The text with its control characters, bidirectional controls and other unseen characters
     shown.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
-from refusal.core.frames import Shown, dataframe
+from refusal.core.frames import NotebookRecord, dataframe
 from refusal.core.records import Choice, ClassCount, Label, RefusalTokens
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Activations:
 
 
 @dataclass(frozen=True)
-class Candidates(Shown):
+class Candidates(NotebookRecord):
     """One vector per (position, layer) that may become the direction, float32; by default the
     differences in means ``mean_harmful - mean_harmless``.
 
@@ -91,7 +91,7 @@ class Candidates(Shown):
 
 
 @dataclass(frozen=True)
-class Selection(Choice, Shown):
+class Selection(Choice, NotebookRecord):
     """The chosen direction, every score, and what each criterion rejected.
 
     ``qualified`` is False when no candidate satisfied the rule and the lowest bypass inside the KL

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refusal.core.errors import RunFolderError
-from refusal.core.frames import Shown, dataframe
+from refusal.core.frames import NotebookRecord, dataframe
 from refusal.core.records import Metric, Prompt
 from refusal.core.stats import corrected_change, rate_change
 from refusal.core.valid import SavedDirection, read_direction
@@ -55,7 +55,7 @@ class ComparedRow:
 
 
 @dataclass(frozen=True)
-class Comparison(Shown):
+class Comparison(NotebookRecord):
     """Runs and what they have in common; ``cosines`` are with the first run's direction, where the
     widths agree.
     """

@@ -6,7 +6,7 @@ import tomli_w
 
 from refusal.config.tables import in_tables
 from refusal.core.records import Completion, RefusalTokens
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 from refusal.report.data import ReportData
 
 EXAMPLES = 12  # prompts of a class that are shown
@@ -48,14 +48,14 @@ def examples(data: ReportData, set_name: str, show_hidden: bool) -> tuple[Exampl
         for condition, rows in zip(conditions, by_id, strict=True):
             if row.prompt_id in rows:
                 answers.append(_answer(condition, rows[row.prompt_id], hidden))
-        found.append(Example(visible(row.prompt), tuple(answers)))
+        found.append(Example(sanitised(row.prompt), tuple(answers)))
     return tuple(found)
 
 
 def _answer(condition: str, row: Completion, hidden: bool) -> Answer:
     if hidden:
         return Answer(condition, row.verdict, None)
-    text = visible(row.completion).strip("\n")
+    text = sanitised(row.completion).strip("\n")
     folded = text[:SHOWN].rstrip() + " …" if len(text) > LONG else None
     return Answer(condition, row.verdict, text, folded, len(row.completion))
 
@@ -81,7 +81,7 @@ def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
     }
     if manifest.get("command"):
         found["Command"] = " ".join(["refusal", *manifest["command"]])
-    return tuple((name, visible(str(value))) for name, value in found.items() if value)
+    return tuple((name, sanitised(str(value))) for name, value in found.items() if value)
 
 
 def _tokens(tokens: RefusalTokens) -> str:
@@ -93,4 +93,4 @@ def _tokens(tokens: RefusalTokens) -> str:
 
 def configuration(data: ReportData) -> str:
     """``run.toml``, as it is."""
-    return visible(tomli_w.dumps(in_tables(data.config.model_dump())))
+    return sanitised(tomli_w.dumps(in_tables(data.config.model_dump())))

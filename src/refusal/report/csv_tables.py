@@ -8,7 +8,7 @@ from typing import Any
 
 from refusal.core.records import finite
 from refusal.core.tables import Table
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 from refusal.report.data import ReportData
 from refusal.report.figures import cosine_grids
 from refusal.report.run_tables import category_rates
@@ -97,5 +97,5 @@ def _harmless(cell: object) -> object:
     """Put an apostrophe before a text that a spreadsheet would compute; numbers stay numbers."""
     if not isinstance(cell, str):
         return cell
-    text = visible(cell)  # a carriage return alone would end the row
+    text = sanitised(cell)  # a carriage return alone would end the row
     return f"'{text}" if text.startswith(FORMULA) else text

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from refusal.core.records import CandidateScore
 from refusal.core.tables import Bar, Style, minus
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 from refusal.report.data import ReportData
 from refusal.report.kinds import Figure, Grid, Intervals, Line, Lines, Points, Values
 from refusal.report.tables import tables_by_section
@@ -173,7 +173,7 @@ def position_label(data: ReportData, position: int) -> str:
     if len(data.suffix) < -position:
         return f"{position}"
     text = data.suffix[position].replace("Ċ", "\\n").replace("Ġ", " ").replace("\n", "\\n")
-    return f"{position} {visible(text.strip()) or repr(text)}"
+    return f"{position} {sanitised(text.strip()) or repr(text)}"
 
 
 def _cell(

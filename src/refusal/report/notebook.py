@@ -11,7 +11,7 @@ from refusal.core.direction import Direction
 from refusal.core.frames import drawn_by
 from refusal.core.records import CandidateScore, Evaluation, Metric
 from refusal.core.tables import minus
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 from refusal.directions.records import Candidates, Selection
 from refusal.report import svg
 from refusal.report.compare import Comparison
@@ -127,7 +127,7 @@ def _scores(s: CandidateScore) -> str:
 
 
 def _line(text: str) -> Markup:
-    return Markup("<p>{}</p>").format(minus(visible(text)))
+    return Markup("<p>{}</p>").format(minus(sanitised(text)))
 
 
 def _page(*parts: Markup) -> str:

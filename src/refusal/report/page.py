@@ -17,7 +17,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from refusal.core.tables import Bar, Table, bar, minus
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 from refusal.report import content, run_tables, svg
 from refusal.report.data import ReportData
 from refusal.report.draw import draw
@@ -86,7 +86,7 @@ def _environment() -> Environment:
 
 def _shown(value: Any) -> Any:
     """Show the unseen characters of every text on a page; what we wrote ourselves is as it is."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return sanitised(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def report_page(data: ReportData, *, show_completions: bool = False) -> str:
@@ -97,16 +97,17 @@ def report_page(data: ReportData, *, show_completions: bool = False) -> str:
             even the file has them.
     """
     manifest = data.manifest
-    name = visible(data.model)
+    name = sanitised(data.model)
     title, advice = _missing_words(data)
     first = [
         {**vars(n), "bar": bar(n.metric, style_of(n.metric.set)) if n.metric else ""}
         for n in numbers(data)
     ]
+    prompts = sanitised(manifest["prompts"]["name"])
     return render(
         "report.html.j2",
         title=f"Refusal: {name}",
-        heading=f"{name}, prompts {visible(manifest['prompts']['name'])}, seed {manifest['seed']}",
+        heading=f"{name}, prompts {prompts}, seed {manifest['seed']}",
         verdict=verdict(data),
         numbers=first,
         numbers_note=_numbers_note(data),

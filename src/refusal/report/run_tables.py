@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from refusal.core.records import Metric
 from refusal.core.stats import rate
 from refusal.core.tables import FEW, Cell, Table, bar, share, table
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 from refusal.evaluations.refusal.rates import HITS, metric
 from refusal.interventions.conditions import BASELINE
 from refusal.report.data import ReportData
@@ -58,7 +58,7 @@ def category_tables(data: ReportData, sets: Iterable[str]) -> Iterator[Table]:
             cells: list[Cell] = []
             for m in (rates[c] for c in conditions):
                 cells += [share(m), bar(m, style_of(set_name))]
-            rows.append((visible(name.replace("_", " ")), *cells, str(rates[conditions[0]].n)))
+            rows.append((sanitised(name.replace("_", " ")), *cells, str(rates[conditions[0]].n)))
         columns = [name for c in conditions for name in (c, "0 to 100%")]
         few = max(rates[conditions[0]].n for _, rates in found) < FEW
         note = "Few prompts each: the interval comes first, and is the result." if few else ""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refusal.config.run_config import RunConfig
-from refusal.core.frames import Shown
+from refusal.core.frames import NotebookRecord
 from refusal.core.records import Metric, RefusalTokens, metrics_dataframe
 from refusal.directions.records import Candidates, Selection
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunResult(Shown):
+class RunResult(NotebookRecord):
     """What a run has so far; stages that were not asked for are ``None`` or empty."""
 
     folder: Path

@@ -26,16 +26,15 @@ from refusal.directions.selection.score import Score, Scorer
 
 SCORES: tuple[Score, ...] = get_args(Score)
 SLACK = 1e-9  # rounding of a mean: no candidate exactly at a threshold is dropped by its bound
-PEEK = 1 / 8  # share of the prompts that tells how a score will come out
-AHEAD = 3  # looks for each of several processes between two meetings
-ROUND = 8  # looks for each process between two meetings, where nothing is decided on the way
-GRAIN = (
-    1 / 16
-)  # share of the prompts that a look ahead is rounded up to, so that candidates can go side by side
+PARTLY = 1 / 8  # share of the prompts that tells how a score will come out
+AHEAD = 3  # batches for each of several processes between two meetings
+ROUND = 8  # batches for each process between two meetings, where nothing is decided on the way
+# Share of the prompts that what is scored ahead is rounded up to: candidates then go side by side.
+GRAIN = 1 / 16
 
 
 @dataclass(eq=False)
-class Contender:
+class Candidate:
     """A candidate and what is known of it: per score the values of its first prompts, and why it is
     out.
     """
@@ -52,7 +51,7 @@ class Contender:
         return sum(known) / len(known) if known else math.nan
 
 
-class Step(NamedTuple):
+class PartialScore(NamedTuple):
     """Give a candidate the values of ``score`` for prompts ``start .. stop - 1``; ``layer`` only
     matters to induce.
     """
@@ -63,19 +62,19 @@ class Step(NamedTuple):
     layer: int
 
 
-class Look(NamedTuple):
-    """A step for candidates that go through the model side by side."""
+class EvaluationBatch(NamedTuple):
+    """One partial score of candidates that go through the model side by side."""
 
-    step: Step
-    contenders: tuple[Contender, ...]
+    part: PartialScore
+    candidates: tuple[Candidate, ...]
 
 
 class Search:
     """The scoring of all candidates of one selection."""
 
-    def __init__(self, scorer: Scorer, contenders: list[Contender], n_layers: int) -> None:
+    def __init__(self, scorer: Scorer, candidates: list[Candidate], n_layers: int) -> None:
         self.scorer = scorer
-        self.contenders = contenders
+        self.candidates = candidates
         self.n_layers = n_layers
         self.n = {score: scorer.n_prompts(score) for score in SCORES}
         # What the unknown values of a score would have to be for it to pass after all.
@@ -92,53 +91,53 @@ class Search:
         """
         if everything:
             for score in SCORES:
-                self.fill(self.contenders, score)
+                self.fill(self.candidates, score)
         else:
             self._decide(rule)
         self.judge(rule)
 
-    def fill(self, contenders: Sequence[Contender], score: Score) -> None:
-        """Give all of ``contenders`` every value of a score, also those that are out."""
-        todo = [c for c in contenders if not self.has(c, score)]
+    def fill(self, candidates: Sequence[Candidate], score: Score) -> None:
+        """Give all of the candidates every value of a score, also those that are out."""
+        todo = [c for c in candidates if not self.has(c, score)]
         if not todo:
             return
         with task(f"select: {score}", total=len(todo), unit="candidates") as advance:
             while todo:
-                looks = self._looks(
+                batches = self._batches(
                     [(c, self._rest(c, score)) for c in todo], ROUND * parallel.world()
                 )
-                self._take(looks)
+                self._take(batches)
                 todo = [c for c in todo if not self.has(c, score)]
-                advance(sum(len(look.contenders) for look in looks))
+                advance(sum(len(batch.candidates) for batch in batches))
 
     def judge(self, rule: Rule) -> None:
         """Say for every candidate with a complete score which criterion rejects it."""
-        for contender in self.contenders:
-            reason = rejected(self.score_of(contender), rule, self.n_layers)
-            contender.out = reason if self.is_complete(contender) else reason or contender.out
+        for candidate in self.candidates:
+            reason = rejected(self.score_of(candidate), rule, self.n_layers)
+            candidate.out = reason if self.is_complete(candidate) else reason or candidate.out
 
     def scores(self) -> list[CandidateScore]:
         """What is known of every candidate."""
-        return [self.score_of(contender) for contender in self.contenders]
+        return [self.score_of(candidate) for candidate in self.candidates]
 
-    def score_of(self, contender: Contender) -> CandidateScore:
+    def score_of(self, candidate: Candidate) -> CandidateScore:
         """What is known of a candidate, as a record; a mean that is not complete is ``None``."""
         induce, kl, bypass = (
-            contender.estimate(s) if self.has(contender, s) else None for s in SCORES
+            candidate.estimate(s) if self.has(candidate, s) else None for s in SCORES
         )
-        where = contender.direction
-        return CandidateScore(where.position, where.layer, bypass, induce, kl, contender.out)
+        where = candidate.direction
+        return CandidateScore(where.position, where.layer, bypass, induce, kl, candidate.out)
 
-    def has(self, contender: Contender, score: Score) -> bool:
+    def has(self, candidate: Candidate, score: Score) -> bool:
         """Whether a score is known for all prompts."""
-        return len(contender.values[score]) == self.n[score]
+        return len(candidate.values[score]) == self.n[score]
 
-    def is_complete(self, contender: Contender) -> bool:
+    def is_complete(self, candidate: Candidate) -> bool:
         """Whether all three scores are."""
-        return all(self.has(contender, score) for score in SCORES)
+        return all(self.has(candidate, score) for score in SCORES)
 
     def _decide(self, rule: Rule) -> None:
-        live = [c for c in self.contenders if c.out is None]
+        live = [c for c in self.candidates if c.out is None]
         with task("select", total=len(live), unit="candidates") as advance:
             while live:
                 limits = self._limits(rule)
@@ -148,16 +147,15 @@ class Search:
                     live.remove(head)  # complete, and the best so far
                     advance(1)
                     continue
-                # Few looks a round, since what a round learns, all the looks of the next one know;
-                # more than one for each of several processes, so that one that is done has
-                # something to do.
+                # Few batches a round, since what a round learns the next one knows; more than one
+                # for each of several processes, so that one that is done has something to do.
                 wanted = [(c, step) for c in live if (step := self._next(c, limits)) is not None]
                 self._take(
-                    self._looks(wanted, AHEAD * parallel.world() if parallel.world() > 1 else 1)
+                    self._batches(wanted, AHEAD * parallel.world() if parallel.world() > 1 else 1)
                 )
                 limits = self._limits(rule)
-                for contender in live:
-                    contender.out = self._certain(contender, rule, limits)
+                for candidate in live:
+                    candidate.out = self._certain(candidate, rule, limits)
                 advance(sum(c.out is not None for c in live))
                 live = [c for c in live if c.out is None]
 
@@ -166,7 +164,7 @@ class Search:
         qualify.
         """
         complete = [
-            self.score_of(c) for c in self.contenders if c.out is None and self.is_complete(c)
+            self.score_of(c) for c in self.candidates if c.out is None and self.is_complete(c)
         ]
         best = [
             s.bypass
@@ -179,44 +177,46 @@ class Search:
             "bypass": min(best, default=math.inf),
         }
 
-    def _promise(self, contender: Contender, limits: dict[Score, float]) -> tuple[bool, float]:
+    def _promise(self, candidate: Candidate, limits: dict[Score, float]) -> tuple[bool, float]:
         """Sorts whom to go on with: not yet looked at, then what passes so far by its bypass, then
         what fails.
         """
-        fails = any(self._needed(contender, score, limits) for score in SCORES)
-        return fails, contender.estimate("bypass") if contender.values["bypass"] else -math.inf
+        fails = any(self._needed(candidate, score, limits) for score in SCORES)
+        return fails, candidate.estimate("bypass") if candidate.values["bypass"] else -math.inf
 
-    def _next(self, contender: Contender, limits: dict[Score, float]) -> Step | None:
+    def _next(self, candidate: Candidate, limits: dict[Score, float]) -> PartialScore | None:
         """What to learn next of a candidate: what should decide it with the least work; ``None`` if
         all is known.
         """
-        layer = contender.direction.layer
-        unseen = [s for s in SCORES if math.isfinite(limits[s]) and not contender.values[s]]
+        layer = candidate.direction.layer
+        unseen = [s for s in SCORES if math.isfinite(limits[s]) and not candidate.values[s]]
         if "induce" in unseen:
-            return self._peek("induce", layer)
+            return self._partly("induce", layer)
         fatal = [
-            Step(score, len(contender.values[score]), stop, layer if score == "induce" else 0)
+            PartialScore(
+                score, len(candidate.values[score]), stop, layer if score == "induce" else 0
+            )
             for score in SCORES
-            if (stop := self._needed(contender, score, limits)) is not None
+            if (stop := self._needed(candidate, score, limits)) is not None
         ]
         if fatal:
             return min(fatal, key=lambda step: self.scorer.cost(*step))
-        if not contender.values["bypass"]:
-            return self._peek("bypass", 0)
+        if not candidate.values["bypass"]:
+            return self._partly("bypass", 0)
         if "kl" in unseen:
-            return self._peek("kl", 0)
+            return self._partly("kl", 0)
         order: tuple[Score, ...] = ("kl", "bypass", "induce")
-        missing = [score for score in order if not self.has(contender, score)]
-        return self._rest(contender, missing[0]) if missing else None
+        missing = [score for score in order if not self.has(candidate, score)]
+        return self._rest(candidate, missing[0]) if missing else None
 
-    def _needed(self, contender: Contender, score: Score, limits: dict[Score, float]) -> int | None:
+    def _needed(self, candidate: Candidate, score: Score, limits: dict[Score, float]) -> int | None:
         """After how many prompts the bound of a score should reject, if its values go on as they
         began.
 
         As they began: with the same mean distance from the unmodified model's. ``None`` if nothing
         is known or the score does not fail so far.
         """
-        known, n, saving = contender.values[score], self.n[score], self.saving[score]
+        known, n, saving = candidate.values[score], self.n[score], self.saving[score]
         if not known or len(known) == n:
             return None
         unmodified = self.scorer.unmodified[score]
@@ -235,56 +235,58 @@ class Search:
         """
         return bound < limits[score] - SLACK if score == "induce" else bound > limits[score] + SLACK
 
-    def _peek(self, score: Score, layer: int) -> Step:
-        return Step(score, 0, max(1, int(PEEK * self.n[score])), layer)
+    def _partly(self, score: Score, layer: int) -> PartialScore:
+        return PartialScore(score, 0, max(1, int(PARTLY * self.n[score])), layer)
 
-    def _rest(self, contender: Contender, score: Score) -> Step:
-        layer = contender.direction.layer if score == "induce" else 0
-        return Step(score, len(contender.values[score]), self.n[score], layer)
+    def _rest(self, candidate: Candidate, score: Score) -> PartialScore:
+        layer = candidate.direction.layer if score == "induce" else 0
+        return PartialScore(score, len(candidate.values[score]), self.n[score], layer)
 
-    def _looks(self, wanted: Sequence[tuple[Contender, Step]], most: int) -> list[Look]:
-        """The first ``most`` looks: candidates with the same step go side by side, as many as fit
+    def _batches(
+        self, wanted: Sequence[tuple[Candidate, PartialScore]], most: int
+    ) -> list[EvaluationBatch]:
+        """The first ``most`` batches: candidates with the same step go side by side, as many as fit
         into a pass.
         """
         self.scorer.plan_alike()
-        by_step: dict[Step, list[Contender]] = {}
-        for contender, step in wanted:
-            by_step.setdefault(step, []).append(contender)
-        looks = []
+        by_step: dict[PartialScore, list[Candidate]] = {}
+        for candidate, step in wanted:
+            by_step.setdefault(step, []).append(candidate)
+        batches = []
         for step, group in by_step.items():
             room = self.scorer.room(step.score, step.start, step.stop)
-            looks += [
-                Look(step, tuple(group[start : start + room]))
+            batches += [
+                EvaluationBatch(step, tuple(group[start : start + room]))
                 for start in range(0, len(group), room)
             ]
-            if len(looks) >= most:
+            if len(batches) >= most:
                 break
-        return looks[:most]
+        return batches[:most]
 
-    def _take(self, looks: Sequence[Look]) -> None:
-        """Have the looks taken, by whichever process is free, and note what they saw."""
+    def _take(self, batches: Sequence[EvaluationBatch]) -> None:
+        """Have the batches taken, by whichever process is free, and note what they saw."""
 
-        def values(look: Look) -> list[list[float]]:
-            step, directions = look.step, [c.direction for c in look.contenders]
+        def values(batch: EvaluationBatch) -> list[list[float]]:
+            step, directions = batch.part, [c.direction for c in batch.candidates]
             found: list[list[float]] = self.scorer.values(
                 step.score, step.start, step.stop, directions
             ).tolist()
             return found
 
-        for look, found in zip(looks, parallel.share(looks, values), strict=True):
-            for contender, new in zip(look.contenders, found, strict=True):
-                contender.values[look.step.score] += new
+        for batch, found in zip(batches, parallel.share(batches, values), strict=True):
+            for candidate, new in zip(batch.candidates, found, strict=True):
+                candidate.values[batch.part.score] += new
 
-    def _certain(self, contender: Contender, rule: Rule, limits: dict[Score, float]) -> str | None:
+    def _certain(self, candidate: Candidate, rule: Rule, limits: dict[Score, float]) -> str | None:
         """Why the rule must reject a candidate, whatever its unknown values are; ``None`` while it
         need not.
         """
-        if any(math.isnan(value) for known in contender.values.values() for value in known):
+        if any(math.isnan(value) for known in candidate.values.values() for value in known):
             return "nan"
-        if reason := rejected(self.score_of(contender), rule, self.n_layers):
+        if reason := rejected(self.score_of(candidate), rule, self.n_layers):
             return reason
         for score in SCORES:
-            known, n = contender.values[score], self.n[score]
+            known, n = candidate.values[score], self.n[score]
             if known and self._misses(
                 score, (sum(known) + (n - len(known)) * self.saving[score]) / n, limits
             ):

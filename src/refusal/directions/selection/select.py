@@ -21,7 +21,7 @@ from refusal.directions.selection.rule import (
     left_out,
 )
 from refusal.directions.selection.score import Scorer
-from refusal.directions.selection.search import Contender, Search
+from refusal.directions.selection.search import Candidate, Search
 from refusal.directions.selection.stability import measure_stability
 from refusal.model.batch_size import keeping_memory
 from refusal.model.chat_model import ChatModel
@@ -87,12 +87,12 @@ def select(
     layers = range(0, n_layers if how.full_map else rule.eligible_layers(n_layers), how.layer_step)
     scorer = Scorer(model, harmful, harmless, tokens, max(layers, default=0) + 1)
     positions = range(-candidates.n_positions, 0)
-    contenders = [
-        Contender(candidates.at(position, layer)) for position in positions for layer in layers
+    tried = [
+        Candidate(candidates.at(position, layer)) for position in positions for layer in layers
     ]
-    search = Search(scorer, contenders, n_layers)
+    search = Search(scorer, tried, n_layers)
     search.run(rule, everything=how.full_map)
-    if all(c.out == "nan" for c in contenders):
+    if all(c.out == "nan" for c in tried):
         raise NonFiniteError(
             f"Every candidate's scores are NaN in {model.hf.dtype}. Run with --dtype float32."
         )
@@ -125,16 +125,16 @@ def _fall_back(search: Search, rule: Rule, strict: bool) -> CandidateScore:
     """No candidate qualifies: score those that only failed to induce, and take the lowest bypass
     within the limits.
     """
-    failed = [contender for contender in search.contenders if contender.out == "induce"]
-    for contender in failed:
-        contender.out = None
+    failed = [candidate for candidate in search.candidates if candidate.out == "induce"]
+    for candidate in failed:
+        candidate.out = None
     search.run(replace(rule, induce_threshold=-math.inf))
     best_inducing = sorted(
-        search.contenders, key=lambda c: -c.estimate("induce") if c.values["induce"] else math.inf
+        search.candidates, key=lambda c: -c.estimate("induce") if c.values["induce"] else math.inf
     )
     search.fill(best_inducing[:SHOWN], "induce")  # for the message: how far they miss
-    for contender in failed:
-        contender.out = "induce"  # not what dropped it now
+    for candidate in failed:
+        candidate.out = "induce"  # not what dropped it now
     search.judge(rule)
     scores = search.scores()
     message = explain(scores, rule)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from refusal.config.rule import Rule
 from refusal.core.records import CandidateScore, Stability, Win
 from refusal.directions.selection.score import Score
-from refusal.directions.selection.search import SCORES, Contender, Search
+from refusal.directions.selection.search import SCORES, Candidate, Search
 
 # standard errors: a candidate farther from a threshold meets it in fewer than 5 % of resamples
 NEAR = 1.645
@@ -32,7 +32,7 @@ def measure_stability(
     ``best`` is listed in any case, at its place.
     """
     _complete_near_misses(search, rule)
-    ready = [c for c in search.contenders if search.is_complete(c)]
+    ready = [c for c in search.candidates if search.is_complete(c)]
     tables = {
         score: np.array([c.values[score] for c in ready]) for score in SCORES
     }  # (candidate, prompt)
@@ -83,39 +83,39 @@ def _complete_near_misses(search: Search, rule: Rule) -> None:
         mark = _sure(search, rule)
         near = [
             c
-            for c in search.contenders
+            for c in search.candidates
             if not search.is_complete(c) and _may_win(search, c, mark, rule)
         ]
         if not near:
             return
-        contender = min(
+        candidate = min(
             near, key=lambda c: c.estimate("bypass") if c.values["bypass"] else -math.inf
         )
         missing: list[Score] = [
-            score for score in ("bypass", "kl", "induce") if not search.has(contender, score)
+            score for score in ("bypass", "kl", "induce") if not search.has(candidate, score)
         ]
-        search.fill([contender], missing[0])
+        search.fill([candidate], missing[0])
 
 
-def _may_win(search: Search, contender: Contender, mark: Contender | None, rule: Rule) -> bool:
+def _may_win(search: Search, candidate: Candidate, mark: Candidate | None, rule: Rule) -> bool:
     """Whether no score known so far misses by more than sampling may explain."""
-    if contender.direction.layer >= rule.eligible_layers(search.n_layers) or contender.out == "nan":
+    if candidate.direction.layer >= rule.eligible_layers(search.n_layers) or candidate.out == "nan":
         return False
-    bypass = np.array(contender.values["bypass"])
+    bypass = np.array(candidate.values["bypass"])
     return (
-        _gap(rule.induce_threshold - np.array(contender.values["induce"])) <= NEAR
-        and _gap(np.array(contender.values["kl"]) - rule.kl_threshold) <= NEAR
+        _gap(rule.induce_threshold - np.array(candidate.values["induce"])) <= NEAR
+        and _gap(np.array(candidate.values["kl"]) - rule.kl_threshold) <= NEAR
         and (mark is None or _gap(bypass - np.array(mark.values["bypass"])[: len(bypass)]) <= NEAR)
     )
 
 
-def _sure(search: Search, rule: Rule) -> Contender | None:
+def _sure(search: Search, rule: Rule) -> Candidate | None:
     """Of the complete candidates that meet both thresholds by more than sampling explains, the
     lowest bypass.
     """
     sure = [
         c
-        for c in search.contenders
+        for c in search.candidates
         if search.is_complete(c)
         and c.direction.layer < rule.eligible_layers(search.n_layers)
         and _gap(np.array(c.values["induce"]) - rule.induce_threshold) > NEAR

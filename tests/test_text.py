@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal.core.text import visible
+from refusal.core.text import sanitised
 
 
 @pytest.mark.parametrize(
@@ -23,12 +23,12 @@ from refusal.core.text import visible
     ],
 )  # fmt: skip
 def test_what_is_shown(text: str, shown: str) -> None:
-    assert visible(text) == shown
+    assert sanitised(text) == shown
 
 
 @given(st.text())
 def test_nothing_that_drives_or_turns_is_left(text: str) -> None:
-    left = visible(text)
+    left = sanitised(text)
     assert not any(
         unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t" for c in left
     )
@@ -37,4 +37,4 @@ def test_nothing_that_drives_or_turns_is_left(text: str) -> None:
         in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
         for c in left
     )
-    assert visible(left) == left
+    assert sanitised(left) == left
