@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from refusal.core.arrays import read_array
 from refusal.core.errors import RunFolderError
 from refusal.core.text_files import parse_json
 
@@ -88,7 +89,8 @@ def read_arrays(
     try:
         with safe_open(str(path), framework="np") as file:
             wanted = list(file.keys()) if names is None else names
-            return {name: file.get_tensor(name) for name in wanted}, dict(file.metadata() or {})
+            found = {name: read_array(file, path, name) for name in wanted}
+            return found, dict(file.metadata() or {})
     except (
         OSError,
         SafetensorError,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
+from refusal.core.arrays import read_array
 from refusal.core.errors import DirectionError
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def read_direction(path: Path) -> SavedDirection:
         with safe_open(str(path), framework="np") as file:
             meta = file.metadata() or {}
             known = "harmless_mean" in file.keys()  # noqa: SIM118 (no mapping)
-            mean = file.get_tensor("harmless_mean") if known else None
+            mean = read_array(file, path, "harmless_mean") if known else None
             parts: dict[str, Any] = {
-                "vector": file.get_tensor("direction"),
+                "vector": read_array(file, path, "direction"),
                 "norm": float(meta["norm"]),
                 "position": int(meta["position"]),
                 "layer": int(meta["layer"]),
