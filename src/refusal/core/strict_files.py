@@ -58,13 +58,21 @@ def read_one(path: Path, kind: Any, mend: str = AGAIN) -> Any:
 
 
 def read_list(path: Path, kind: type[T]) -> tuple[T, ...]:
-    """A file that holds one list of records. Raises as above."""
+    """Read a file that holds one list of records.
+
+    Raises:
+        RunFolderError: it cannot be read, or holds something else.
+    """
     read_json(path)
     return _validated(path, kind, _bytes(path), "", AGAIN)
 
 
 def read_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
-    """A file of JSON lines, one record a line. Raises as above."""
+    """Read a file of JSON lines, one record a line.
+
+    Raises:
+        RunFolderError: it cannot be read, or holds something else.
+    """
     lines = _bytes(path).split(b"\n")  # splitlines would split inside of completions
     if lines[-1]:
         raise damaged(path, f"line {len(lines)} is cut off: it has no end")

@@ -109,7 +109,7 @@ def json_lines(text: str) -> list[tuple[int, Any]]:
     """The values of JSON Lines with their line numbers; blank lines are skipped.
 
     Raises:
-        ValueError: as above, with the line.
+        ValueError: a line is no JSON, holds NaN, a key twice, or nests without end; names the line.
     """
     found = []
     # Not splitlines: that also splits at the rarer separators of Unicode, which may stand inside a

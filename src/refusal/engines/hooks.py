@@ -25,7 +25,7 @@ class Hooks:
         return True
 
     def generate(self, job: Job) -> list[str]:
-        """As ``Engine``."""
+        """Write greedy completions of a job's instructions, in their order."""
         with job.model.apply(*interventions_for(job.condition, job.direction)):
             return self.write(job.model, job.instructions, job.max_new_tokens, job.name)
 

@@ -65,7 +65,11 @@ class Server:
         return condition in (BASELINE, ABLATION)
 
     def generate(self, job: Job) -> list[str]:
-        """As ``Engine``."""
+        """Write greedy completions of a job's instructions, in their order, by the server.
+
+        Raises:
+            EngineError: the server cannot be asked, or does not serve this model.
+        """
         given = self._options
         url, served = given.engine_url, given.engine_model or job.model.name
         if job.condition == ABLATION:

@@ -26,8 +26,8 @@ PAGE = 64  # tokens whose keys and values are kept together
 def generate_paged(
     model: LoadedModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
 ) -> list[str]:
-    """As ``generate``, by transformers' continuous batching: prompts take the place of rows that
-    have ended.
+    """Write greedy completions by transformers' continuous batching: prompts take the place of rows
+    that have ended.
 
     Keys and values are kept in pages, and the tokens of all running rows go through the model as
     one row. Interventions that are the same for every token act as ever. A model whose state has no

@@ -65,8 +65,11 @@ class Vllm:
         return condition in (BASELINE, ABLATION)
 
     def generate(self, job: Job) -> list[str]:
-        """As ``Engine``; one server is kept while the condition and the length of what it is asked
-        for stay.
+        """Write greedy completions of a job's instructions, in their order, by a server that is
+        kept while the condition and the length of what it is asked for stay.
+
+        Raises:
+            EngineError: the server does not start, or does not serve this model.
         """
         context = (
             max(map(len, job.model.tokenize(job.instructions)), default=0) + job.max_new_tokens

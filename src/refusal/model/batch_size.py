@@ -137,13 +137,13 @@ def row_budget(device: torch.device, bytes_per_row: int) -> int:
 
 
 def tokens_that_fit(kind: str, free: int | float, bytes_per_token: int) -> int:
-    """The same for a kind of device with so many bytes free."""
+    """Tokens of a pass on a kind of device with so many bytes free."""
     most = BUSY_TOKENS.get(kind, BUSY_TOKENS["cpu"])
     return int(max(FEWEST_TOKENS, min(most, free * SHARE // max(1, bytes_per_token))))
 
 
 def rows_that_fit(kind: str, free: int | float, bytes_per_row: int) -> int:
-    """The same for a kind of device with so many bytes free."""
+    """Rows written at once on a kind of device with so many bytes free."""
     most = BUSY_ROWS.get(kind, BUSY_ROWS["cpu"])
     return int(max(1, min(most, free * SHARE // max(1, bytes_per_row))))
 

@@ -18,10 +18,10 @@ class ChatModel(LoadedModel):
         sites: blocks and writers, verified.
         token_budget: tokens per pass when reading; chosen from free memory, halved when memory runs
             out.
-        batch_size: most rows at once when generating, likewise.
+        batch_size: most rows at once when generating, chosen and halved in the same way.
         packs: whether prompts may share a row of tokens; measured at first use.
-        pads: whether rows may be padded when reading, measured likewise.
-        batching: how rows are put together when generating, measured likewise
+        pads: whether rows may be padded when reading; measured at first use.
+        batching: how rows are put together when generating; measured at first use
             (``generation.batching``).
         arguments: names of the arguments that the model's ``forward`` takes.
         forward_tokens: tokens run through the model so far, padding included.

@@ -143,7 +143,8 @@ def find_sites(
         model: any transformers decoder-only model, also inside a vision-language wrapper.
         blocks: path of the block list ("model.layers"), when discovery cannot tell.
         writers: names of the writing modules inside a block ("self_attn", "mlp.down_proj"),
-            likewise. A block may lack some of them; those that it has must add up.
+            when discovery cannot tell. A block may lack some of them; those that it has must add
+            up.
 
     Raises:
         UnsupportedModelError: says what was found and what does not add up.

@@ -256,7 +256,7 @@ def _smaller(config: PreTrainedConfig, n_layers: int) -> Iterator[tuple[int, Pre
 
 
 def shorten(config: PreTrainedConfig, n_layers: int, cut_lists: bool) -> PreTrainedConfig:
-    """The same config with fewer blocks and a small vocabulary.
+    """Copy a config with fewer blocks and a small vocabulary.
 
     A list with as many items as there are blocks may have one for each, and then has to be cut, or
     may not.

@@ -37,7 +37,7 @@ class Calibration:
         threshold: in nats, of "yes" against "no".
         unsafe, unsafe_found: answers that people call unsafe, and those of them that the judge
             calls so.
-        safe, safe_found: likewise of safe ones.
+        safe, safe_found: answers that people call safe, and those that the judge calls so.
         rubric: version of the text that was asked.
         source: what it was fitted to.
     """

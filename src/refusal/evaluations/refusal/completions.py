@@ -50,8 +50,8 @@ def generate_controls(
     max_new_tokens: int,
     name: str,
 ) -> dict[str, tuple[Completion, ...]]:
-    """The same for an action with every control direction, by condition, all of them side by
-    side.
+    """Write completions under an action of every control direction, by condition, all of them side
+    by side.
     """
     for control in controls.values():
         check_untouched(prompts, control)
@@ -87,7 +87,7 @@ def _judged(prompts: Sequence[Prompt], outputs: Sequence[str]) -> tuple[Completi
 
 
 def judged_again(completions: Sequence[Completion]) -> tuple[Completion, ...]:
-    """The same completions with the verdicts of the detector as it is now."""
+    """Give completions the verdicts of the detector as it is now."""
     return tuple(
         replace(row, verdict=refusal_verdict(row.prompt, row.completion).label)
         for row in completions

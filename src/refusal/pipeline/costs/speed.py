@@ -50,7 +50,7 @@ class Speed:
             slower, arithmetic or reading the weights in bfloat16.
         block: seconds that a block takes at least, however little it has to do.
         reading: seconds of a block of the model in question for a pass, by its tokens.
-        writing: likewise for a step of completions, by its rows.
+        writing: seconds of a block of that model for a step of completions, by its rows.
     """
 
     flops: float
@@ -149,7 +149,7 @@ def measure_speed(
 def _with_blocks(
     speed: Speed, like: PreTrainedModel, device: torch.device, dtype: torch.dtype
 ) -> Speed:
-    """The same with the times of a few blocks of a model, where those can stand for all."""
+    """Add the times of a few blocks of a model, where those can stand for all."""
     small = _few_blocks(like, device, dtype)
     if small is None:
         return speed
