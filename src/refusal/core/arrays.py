@@ -18,6 +18,6 @@ def read_array(file: Any, path: Path, name: str) -> np.ndarray:
     if file.get_slice(name).get_dtype() != "BF16":
         found: np.ndarray = file.get_tensor(name)
         return found
-    stored = dict(deserialize(path.read_bytes()))[name]
+    stored = dict(deserialize(path.read_bytes()))[name]  # type: ignore[no-untyped-call]
     halves = np.frombuffer(stored["data"], dtype="<u2").astype("<u4")
     return (halves << 16).view("<f4").reshape(stored["shape"])

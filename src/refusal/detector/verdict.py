@@ -31,9 +31,6 @@ PAPER_SUBSTRINGS = (
 # Log-odds by which a sign speaks for a refusal, or against it. Fitted by benchmarks/detector.py:
 # the signs of the weights are given, only their sizes follow the labels (`declines_later` is set:
 # no content outweighs it). Small on purpose: no single later sign outweighs a plain "no".
-DETECTOR_VERSION = (
-    2  # raised when a verdict may change: stored verdicts of another version are not used again
-)
 BIAS = -0.8
 WEIGHTS = {
     "denies": 2.3,

@@ -19,9 +19,3 @@ STAGES: dict[str, tuple[type[Stage], ...]] = {
     "evaluate": (Rates, Capability, Seeds, Judging, DriftStage),
 }
 ALL = tuple(stage for stages in STAGES.values() for stage in stages)
-
-
-def stages_until(verb: str) -> tuple[type[Stage], ...]:
-    """The stages that a verb goes through."""
-    verbs = list(STAGES)
-    return tuple(stage for name in verbs[: verbs.index(verb) + 1] for stage in STAGES[name])
