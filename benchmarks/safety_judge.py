@@ -18,8 +18,8 @@ from refusal.config.judges import JudgeOptions
 from refusal.core.stats import auroc, wilson_interval
 from refusal.evaluations.judges.agreement import agreement
 from refusal.evaluations.judges.calibration import fit, read_labelled
+from refusal.evaluations.judges.judgement import Judgement
 from refusal.evaluations.judges.local_safety import RUBRIC_VERSION, LocalSafetyJudge
-from refusal.evaluations.judges.protocol import Judgement
 
 PUBLISHED = {
     "harmbench_cf": "HarmBench's classifier",
@@ -71,7 +71,7 @@ def main() -> None:
     for column, name in PUBLISHED.items():
         print(row(name, [line[column] == "1" for line in published], people))
 
-    judge = LocalSafetyJudge("local_safety", "", JudgeOptions())
+    judge = LocalSafetyJudge("local-safety", "", JudgeOptions())
     model = load(options.model, dtype=options.dtype)
     judge.use(model)
     before, start = model.forward_tokens, time.perf_counter()

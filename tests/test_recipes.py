@@ -22,6 +22,7 @@ FILES = (
     "evaluations/entropy.py",
     "audits/repeatable.py",
     "engines/alone.py",
+    "evaluations/judges/polite.py",
 )
 
 
@@ -42,12 +43,13 @@ def follow(package: Path) -> None:
     for name, text in zip(FILES, code, strict=True):
         assert f"`{name}`" in PAGE.read_text(encoding="utf-8")
         (package / name).write_text(text, encoding="utf-8")
-    method, intervention, stages, option, audit, engine = lines
+    method, intervention, stages, option, audit, engine, judge = lines
     for room, line in (
         ("directions", method),
         ("interventions", intervention),
         ("audits", audit),
         ("engines", engine),
+        ("evaluations/judges", judge),
     ):
         edit(package / room / "__init__.py", "    },\n)", line)
     listed = re.search(r'    "evaluate": .*\n', (package / "pipeline/stages.py").read_text())
@@ -59,7 +61,7 @@ def follow(package: Path) -> None:
 
 
 @pytest.mark.slow
-def test_whoever_follows_the_recipes_has_all_five(tmp_path: Path) -> None:
+def test_whoever_follows_the_recipes_has_all_six(tmp_path: Path) -> None:
     package = tmp_path / "src" / "refusal"
     shutil.copytree(str(Path(str(refusal.__file__)).parent), package)
     follow(package)
@@ -78,10 +80,10 @@ def test_whoever_follows_the_recipes_has_all_five(tmp_path: Path) -> None:
         assert word in help_text
     config = report_runs.full_config(tmp_path, seeds=1)
     asked = ["--method", "medians", "--interventions", "rectification", "--entropy"]
-    asked += ["--engine", "alone"]
+    asked += ["--engine", "alone", "--judges", "polite"]
     cli("run", *saved.flags(config), *asked, "--out", str(tmp_path / "run"))
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    for word in ("medians", "rectification", "first token entropy"):
+    for word in ("medians", "rectification", "first token entropy", "polite"):
         assert word in page
     estimates = {
         name: json.loads(cli("estimate", *saved.flags(config), *words, "--device=h100", "--json"))

@@ -5,7 +5,6 @@ the detector.
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ import saved
 
 from refusal import Completion, ConfigError, JudgeError, PromptError, RunFailure
 from refusal import run as run_stages
+from refusal.config.judges import JudgeOptions
 from refusal.config.run_config import RunConfig
 from refusal.core.strict_files import read_json
-from refusal.evaluations.judges.protocol import JudgeKind, Judgement
+from refusal.evaluations.judges.judgement import JudgeKind, Judgement
+from refusal.evaluations.judges.protocol import Judge
 from refusal.evaluations.judges.stage import check_judged, judge_all
 from refusal.evaluations.refusal.generate import warn_of_no_answers
 from refusal.interventions.conditions import CONDITIONS
@@ -25,17 +26,17 @@ from refusal.runs.files import read_completions
 from refusal.runs.folder import RunFolder
 
 
-@dataclass
-class Fickle:
+class Fickle(Judge):
     """Answers in reverse order; fails on the ids in ``fails``, gives up altogether after ``stops``
     answers.
     """
 
-    name: str = "fickle"
     kind: JudgeKind = "refusal"
-    fails: set[str] = field(default_factory=set)
-    stops: int | None = None
-    asked: list[str] = field(default_factory=list)
+
+    def __init__(self, fails: set[str] | None = None, stops: int | None = None) -> None:
+        super().__init__("fickle", "", JudgeOptions())
+        self.fails, self.stops = fails or set(), stops
+        self.asked: list[str] = []
 
     def judge(self, items: Sequence[Completion]) -> Iterator[Judgement]:
         for item in reversed(items):

@@ -17,8 +17,8 @@ from refusal import ChatTemplateError, Completion, ConfigError, ModelLoadError
 from refusal.config.judges import JudgeOptions
 from refusal.evaluations.judges import classifier, formats
 from refusal.evaluations.judges.classifier import ClassifierJudge
+from refusal.evaluations.judges.judgement import Judgement
 from refusal.evaluations.judges.make import make_judge
-from refusal.evaluations.judges.protocol import Judgement
 
 ROWS = [
     Completion("short-marked", "Why?", f"Because {MARK}.", "compliance"),

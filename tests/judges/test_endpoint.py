@@ -19,8 +19,8 @@ from refusal.config.judges import JudgeOptions
 from refusal.core.endpoint_records import Usage
 from refusal.core.records import to_json
 from refusal.evaluations.judges.endpoint import EndpointJudge
+from refusal.evaluations.judges.judgement import Judgement
 from refusal.evaluations.judges.make import make_judge
-from refusal.evaluations.judges.protocol import Judgement
 from refusal.evaluations.judges.rates import judge_metrics
 from refusal.evaluations.judges.reading import read_judgements, unjudged
 

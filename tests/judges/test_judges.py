@@ -9,9 +9,11 @@ from refusal import Completion, ConfigError, Prompt, RunFolderError
 from refusal.config.judges import JudgeOptions
 from refusal.core.records import to_json
 from refusal.core.stats import Accuracy
+from refusal.evaluations.judges import JUDGES
 from refusal.evaluations.judges.agreement import agreement
-from refusal.evaluations.judges.make import KINDS, make_judge, make_judges
-from refusal.evaluations.judges.protocol import Judge, Judgement, JudgementLabel
+from refusal.evaluations.judges.judgement import Judgement, JudgementLabel
+from refusal.evaluations.judges.make import make_judge, make_judges
+from refusal.evaluations.judges.protocol import Judge
 from refusal.evaluations.judges.rates import judge_metrics
 from refusal.evaluations.judges.reading import match_judgements, read_judgements, unjudged
 from refusal.evaluations.refusal.matching import check_completions
@@ -73,9 +75,9 @@ def test_names_are_safe_in_files_and_metrics(spec: str, name: str, kind: str) ->
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("lama-guard-2", "Did you mean llama-guard-2"),
-        ("Detector", "Did you mean detector"),
-        ("xyz", "Use one of detector, substring"),
+        ("lama-guard-2", "Did you mean 'llama-guard-2'"),
+        ("Detector", "Did you mean 'detector'"),
+        ("xyz", "Use one of: detector, substring"),
         ("", "There is no judge ''"),
         ("detector=model", "takes no model"),
         ("harmbench=", "Write harmbench=MODEL"),
@@ -96,7 +98,7 @@ def test_two_judges_of_one_name_would_overwrite_each_other() -> None:
 
 def test_every_kind_and_option_is_documented() -> None:
     docs = (Path(__file__).parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
-    assert [kind for kind in KINDS if f"`{kind}" not in docs] == []
+    assert [kind for kind in JUDGES if f"`{kind}" not in docs] == []
     flags = ["--" + name.replace("_", "-") for name in JudgeOptions.model_fields]
     assert [flag for flag in flags if f"`{flag}" not in docs] == []
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from refusal import PromptError
+from refusal.config.judges import JudgeOptions
 from refusal.core.records import Completion
 from refusal.evaluations.judges.labels import LabelsJudge
 
@@ -29,13 +30,13 @@ def test_a_completion_is_matched_with_its_spaces_and_lines(tmp_path: Path) -> No
             for r in rows
         ]
         path.write_text("\n".join(separator.join(row) for row in quoted))
-        judge = LabelsJudge("people", path)
+        judge = LabelsJudge("labels", str(path), JudgeOptions())
         items = [
             Completion("a", "A", said[0], "compliance"),
             Completion("b", "B", said[1], "compliance"),
         ]
         assert [judgement.label for judgement in judge.judge(items)] == ["safe", "unsafe"]
-        judge.check_matched()
+        judge.finish()
 
 
 @pytest.mark.parametrize(
@@ -84,5 +85,5 @@ def test_a_damaged_file_of_labels_is_refused(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(PromptError) as caught:
-        LabelsJudge("people", tmp_path / name)
+        LabelsJudge("labels", str(tmp_path / name), JudgeOptions())
     assert says in str(caught.value)

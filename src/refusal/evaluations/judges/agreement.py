@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from refusal.core.errors import ConfigError
 from refusal.core.stats import wilson_interval
-from refusal.evaluations.judges.protocol import Judgement
+from refusal.evaluations.judges.judgement import Judgement
 
 # What judges of one kind are compared on: whether the model refused, as in ``Verdict.refused``, or
 # was safe.

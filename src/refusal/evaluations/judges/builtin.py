@@ -2,16 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 
+from refusal.config.judges import JudgeOptions
 from refusal.core.records import Completion
+from refusal.core.work import Work
 from refusal.detector.verdict import paper_substring_match, refusal_verdict
-from refusal.evaluations.judges.protocol import JudgeKind, Judgement
+from refusal.evaluations.judges.judgement import JudgeKind, Judgement
+from refusal.evaluations.judges.protocol import Judge
 
 
-class DetectorJudge:
+class DetectorJudge(Judge):
     """The built-in refusal detector."""
 
-    name = "detector"
+    argument = None
     kind: JudgeKind = "refusal"
+
+    @classmethod
+    def costs(cls, model: str, options: JudgeOptions, n: int, length: float) -> Sequence[Work]:
+        """Nothing that counts."""
+        return ()
 
     def judge(self, items: Sequence[Completion]) -> Iterator[Judgement]:
         """Its verdict, which is always valid."""
@@ -19,11 +27,8 @@ class DetectorJudge:
             yield Judgement(item.prompt_id, refusal_verdict(item.prompt, item.completion).label)
 
 
-class SubstringJudge:
+class SubstringJudge(DetectorJudge):
     """The paper's rule: any of 12 substrings, anywhere, is a refusal."""
-
-    name = "substring"
-    kind: JudgeKind = "refusal"
 
     def judge(self, items: Sequence[Completion]) -> Iterator[Judgement]:
         """Refusal or compliance, always valid."""

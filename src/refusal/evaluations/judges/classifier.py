@@ -24,8 +24,9 @@ from transformers import (
 from refusal.config.judges import JudgeOptions
 from refusal.core.errors import ChatTemplateError, ConfigError, ModelLoadError
 from refusal.core.records import Completion
-from refusal.evaluations.judges.formats import GRADES, Format
-from refusal.evaluations.judges.protocol import JudgeKind, Judgement, is_short
+from refusal.evaluations.judges.formats import FORMATS, GRADES, Format
+from refusal.evaluations.judges.judgement import Judgement
+from refusal.evaluations.judges.protocol import Judge, is_short
 from refusal.model.batch_size import BatchSize, batched
 from refusal.model.checkpoint_check import check_adapter, hub_options, load_whole
 from refusal.model.contexts import context_length
@@ -37,27 +38,26 @@ from refusal.model.placement import find_device, find_dtype
 GRADE_MASS = 0.5
 
 
-class ClassifierJudge:
+class ClassifierJudge(Judge):
     """A local classifier.
 
     Attributes:
-        name, kind: as in ``Judge``.
         model: hub id or folder.
         tokenizer: its tokenizer.
     """
 
-    def __init__(self, name: str, form: Format, model: str, options: JudgeOptions) -> None:
-        """Load the tokenizer.
+    def __init__(self, kind: str, model: str, options: JudgeOptions) -> None:
+        """Load the tokenizer; without a model, that of what the authors published.
 
         Raises:
             ModelLoadError: no such model, or a tokenizer without the grades as tokens.
             ChatTemplateError: the classifier's own chat template is needed, and missing or unfit.
             ConfigError: an adapter without PEFT, or no such device.
         """
-        self.name = name
-        self.kind: JudgeKind = form.kind
-        self.model = model
-        self._form = form
+        super().__init__(kind, model, options)
+        self._form = form = FORMATS[kind]
+        self.kind = form.kind
+        self.model = model = model or form.model
         self._options = options
         self._device = find_device(options.judge_device)
         self._source = _source(model, form)

@@ -2,35 +2,42 @@
 answer means.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from refusal.config.judges import OPENAI_URL, JudgeOptions
 from refusal.core.endpoint import Endpoint
 from refusal.core.endpoint_records import Address, Usage
 from refusal.core.errors import JudgeError
 from refusal.core.records import Completion
-from refusal.evaluations.judges.protocol import JudgeKind, Judgement
-from refusal.evaluations.judges.rubrics import Rubric
+from refusal.core.work import Ask, Work
+from refusal.evaluations.judges.judgement import Judgement
+from refusal.evaluations.judges.protocol import QUESTION_TOKENS, Judge
+from refusal.evaluations.judges.rubrics import RUBRICS
+
+ANSWER_TOKENS = 60  # about
 
 
-class EndpointJudge:
+class EndpointJudge(Judge):
     """A judge behind an address.
 
     Attributes:
-        name, kind: as in ``Judge``.
         model: the model's name at the endpoint.
     """
 
-    def __init__(self, name: str, rubric: Rubric, model: str, options: JudgeOptions) -> None:
+    needs = "the name of a model at the endpoint"
+
+    def __init__(self, kind: str, model: str, options: JudgeOptions) -> None:
         """Nothing is sent yet.
 
         Raises:
             ConfigError: the openai package is missing, or the environment holds no key.
         """
-        self.name = name
-        self.kind: JudgeKind = rubric.kind
+        super().__init__(kind, model, options)
+        self._rubric = RUBRICS[kind]
+        self.kind = self._rubric.kind
         self.model = model
-        self._rubric = rubric
         self._options = options
         named = options.judge_key_env != JudgeOptions.model_fields["judge_key_env"].default
         address = Address(
@@ -55,6 +62,21 @@ class EndpointJudge:
     def cost(self) -> float | None:
         """Money spent so far, in the currency of the prices; ``None`` where it is not known."""
         return self.usage.cost(self._options.judge_price_in, self._options.judge_price_out)
+
+    @classmethod
+    def costs(cls, model: str, options: JudgeOptions, n: int, length: float) -> Sequence[Work]:
+        """One question each, with what all cost where both prices are given."""
+        read = QUESTION_TOKENS + length
+        price_in, price_out = options.judge_price_in, options.judge_price_out
+        if price_in is None or price_out is None:
+            return (Ask(n, read, ANSWER_TOKENS),)
+        price = n * (read * price_in + ANSWER_TOKENS * price_out) / 1e6
+        return (Ask(n, read, ANSWER_TOKENS, price),)
+
+    @property
+    def spent(self) -> Mapping[str, Any] | None:
+        """Tokens, answers and money so far; nothing before the first answer."""
+        return {**asdict(self.usage), "cost": self.cost} if self.usage.answers else None
 
     def judge(self, items: Sequence[Completion]) -> Iterator[Judgement]:
         """One judgement per item as the answers come. When the caller stops, requests under way are

@@ -9,32 +9,39 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from refusal.config.judges import JudgeOptions
 from refusal.core.csv_files import read_table
 from refusal.core.errors import PromptError
 from refusal.core.records import Completion
-from refusal.core.text_files import json_lines, read_user_text
-from refusal.evaluations.judges.protocol import JudgeKind, Judgement, JudgementLabel
+from refusal.core.text_files import json_lines, read_user_text, user_path
+from refusal.core.work import Work
+from refusal.evaluations.judges.judgement import JudgeKind, Judgement, JudgementLabel
+from refusal.evaluations.judges.protocol import Judge
 
 SAFETY = ("safe", "unsafe")
 
 
-class LabelsJudge:
+class LabelsJudge(Judge):
     """Labels from a file.
 
     Attributes:
-        name, kind: as in ``Judge``; the kind follows from the labels.
+        kind: what the labels are.
         unmatched: the labels that no completion has asked for yet, by (prompt id, completion).
     """
 
-    def __init__(self, name: str, path: Path) -> None:
-        """Read the file.
+    argument = "FILE"
+    needs = "a file of labels"
+    given = True
+
+    def __init__(self, kind: str, model: str, options: JudgeOptions) -> None:
+        """Read the file, which stands in the place of a model.
 
         Raises:
             PromptError: it cannot be read, holds no labels, unknown ones, or two for one
                 completion.
         """
-        self.name = name
-        self.path = path
+        super().__init__(kind, model, options)
+        self.path = path = user_path(model, PromptError)
         self._labels: dict[tuple[str, str], JudgementLabel] = {}
         for number, row in enumerate(_rows(path), start=1):
             key, label = _entry(row, f"{path}, row {number}")
@@ -50,6 +57,11 @@ class LabelsJudge:
         self.kind: JudgeKind = "safety" if kinds == {True} else "refusal"
         self.unmatched = set(self._labels)
 
+    @classmethod
+    def costs(cls, model: str, options: JudgeOptions, n: int, length: float) -> Sequence[Work]:
+        """Nothing that counts."""
+        return ()
+
     def judge(self, items: Sequence[Completion]) -> Iterator[Judgement]:
         """The label of each completion that has one."""
         for item in items:
@@ -58,8 +70,12 @@ class LabelsJudge:
             self.unmatched.discard(key)
             yield Judgement(item.prompt_id, label, error=None if label else "not labelled")
 
-    def check_matched(self) -> None:
-        """Raise PromptError if a label was of no completion that was asked about."""
+    def finish(self) -> None:
+        """Look whether every label was of a completion that was asked about.
+
+        Raises:
+            PromptError: one was not.
+        """
         if self.unmatched:
             raise PromptError(
                 f"{len(self.unmatched)} of {len(self._labels)} labels in {self.path} are of no "

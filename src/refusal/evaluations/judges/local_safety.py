@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,7 +25,8 @@ from refusal.config.judges import JudgeOptions
 from refusal.core.errors import ConfigError, ModelLoadError
 from refusal.core.records import Completion
 from refusal.evaluations.judges.calibration import Calibration, fit, read_labelled
-from refusal.evaluations.judges.protocol import JudgeKind, Judgement, JudgementLabel, is_short
+from refusal.evaluations.judges.judgement import JudgeKind, Judgement, JudgementLabel
+from refusal.evaluations.judges.protocol import Judge, is_short
 from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import render_turns, tokenize
 from refusal.model.load import load
@@ -102,26 +104,26 @@ CALIBRATED: dict[str, Calibration] = {
 }
 
 
-class LocalSafetyJudge:
+class LocalSafetyJudge(Judge):
     """A chat model that is asked whether a reply is unsafe.
 
     Attributes:
-        name, kind: as in ``Judge``.
         calibration: the threshold and how good it is; ``None`` before the first judgement, and for
             a model that was never compared with people (its own "yes" then counts, said as a
             warning).
     """
 
+    own = True
+    calibrated = True
     kind: JudgeKind = "safety"
 
-    def __init__(self, name: str, model: str, options: JudgeOptions) -> None:
+    def __init__(self, kind: str, model: str, options: JudgeOptions) -> None:
         """Nothing is loaded yet; ``model`` is empty for the run's own.
 
         Raises:
             PromptError: the file of labelled answers cannot be used.
         """
-        self.name = name
-        self.calibration: Calibration | None = None
+        super().__init__(kind, model, options)
         self._named = model
         self._options = options
         self._model: ChatModel | None = None
@@ -158,18 +160,13 @@ class LocalSafetyJudge:
                 label: JudgementLabel = "unsafe" if odds > threshold else "safe"
                 yield Judgement(item.prompt_id, label, score=1 / (1 + math.exp(-odds)))
 
-    @property
-    def identity(self) -> str:
-        """What its judgements depend on, beside the model: the text that is asked, and the labelled
-        answers.
-        """
-        labelled = [
-            (a.item.prompt, a.item.completion, a.item.verdict, a.unsafe)
-            for a in self._labelled or ()
-        ]
-        return hashlib.sha256(
-            json.dumps([RUBRIC_VERSION, RUBRIC, ASKED, EXAMPLES, labelled]).encode()
-        ).hexdigest()
+    def rests_on(self, items: Sequence[Completion]) -> Sequence[Any]:
+        """The text that is asked, the labelled answers, and the detector's verdicts."""
+        labelled = []
+        for a in self._labelled or ():
+            labelled.append((a.item.prompt, a.item.completion, a.item.verdict, a.unsafe))
+        text = json.dumps([RUBRIC_VERSION, RUBRIC, ASKED, EXAMPLES, labelled])
+        return hashlib.sha256(text.encode()).hexdigest(), [item.verdict for item in items]
 
     def odds(self, items: Sequence[Completion]) -> list[tuple[float, float]]:
         """Of each item the log-odds of "yes" against "no", and the probability of both together.

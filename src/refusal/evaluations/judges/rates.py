@@ -9,7 +9,7 @@ from scipy.stats import bootstrap
 
 from refusal.core.records import Metric
 from refusal.core.stats import CONFIDENCE, Accuracy, corrected_rate, wilson_interval
-from refusal.evaluations.judges.protocol import JudgeKind, Judgement
+from refusal.evaluations.judges.judgement import JudgeKind, Judgement
 
 
 def judge_metrics(

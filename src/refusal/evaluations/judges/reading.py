@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from refusal.core.errors import RunFolderError
 from refusal.core.records import Completion
-from refusal.evaluations.judges.protocol import Judgement
+from refusal.evaluations.judges.judgement import Judgement
 from refusal.evaluations.refusal.matching import check_ids
 
 _ROW = TypeAdapter(Judgement)

@@ -12,7 +12,7 @@ are asked again. Which those were, and what the judge has cost, is in ``manifest
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,12 @@ from refusal.core.progress import task
 from refusal.core.records import Completion, Metric, to_json
 from refusal.core.stats import Accuracy
 from refusal.core.storage import append_jsonl, write_json, write_jsonl
-from refusal.core.work import Ask, Read, Work
+from refusal.core.work import Work
 from refusal.evaluations.judges.agreement import Agreement, agreement
 from refusal.evaluations.judges.calibration import read_calibration
-from refusal.evaluations.judges.endpoint import EndpointJudge
-from refusal.evaluations.judges.labels import LabelsJudge
-from refusal.evaluations.judges.local_safety import LOCAL, LocalSafetyJudge
-from refusal.evaluations.judges.make import make_judges
-from refusal.evaluations.judges.protocol import Judge, Judgement
+from refusal.evaluations.judges.judgement import Judgement
+from refusal.evaluations.judges.make import judge_class, make_judges
+from refusal.evaluations.judges.protocol import Judge
 from refusal.evaluations.judges.rates import judge_metrics
 from refusal.evaluations.judges.reading import match_judgements, read_judgements, unjudged
 from refusal.evaluations.refusal.generate import sizes_of
@@ -44,7 +42,6 @@ from refusal.runs.stage import Asked, Plan, Run, Stage
 
 Completions = Mapping[tuple[str, str], Sequence[Completion]]  # by (set, condition)
 DETECTOR = "detector"
-RUBRIC_TOKENS, ANSWER_TOKENS = 400, 60  # of a question beside the completion; of an answer
 MANY_FAILED = 0.2  # of a judge's judgements: worth a warning
 
 log = logging.getLogger(__name__)
@@ -61,23 +58,14 @@ class Judging(Stage):
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
-        """One question for each completion, by a server or another model; what the run's own model
-        judges is read by it.
-        """
-        config = plan.config
-        n = sum(
-            rows * (1 + len(actions_on(name, plan.config.interventions)))
-            for name, rows in sizes_of(plan).items()
-        )
-        answer = plan.lengths.begins + plan.lengths.test + config.max_new_tokens
+        """What each judge says of itself, for every completion."""
+        config, n = plan.config, 0
+        for name, rows in sizes_of(plan).items():
+            n += rows * (1 + len(actions_on(name, config.interventions)))
+        length = plan.lengths.begins + plan.lengths.test + config.max_new_tokens
         found: list[Work] = []
         for spec in dict.fromkeys(config.judges):
-            if spec == LOCAL:
-                found.append(Read(n, answer))
-            elif spec.startswith("endpoint-"):
-                found.append(_asked(config, n, RUBRIC_TOKENS + answer))
-            elif not spec.startswith(("labels", "substring", DETECTOR)):
-                found.append(Ask(n, RUBRIC_TOKENS + answer, 1))
+            found += judge_class(spec).costs(spec.partition("=")[2], config, n, length)
         return found
 
     def work(self, run: Run) -> Iterable[Metric]:
@@ -101,28 +89,20 @@ def judge_all(
     return _AtWork(folder, config, judges).metrics(completions)
 
 
-def _asked(config: RunConfig, n: int, read: int | float) -> Ask:
-    """The questions to an endpoint, with what they cost where both prices are given."""
-    price_in, price_out = config.judge_price_in, config.judge_price_out
-    if price_in is None or price_out is None:
-        return Ask(n, read, ANSWER_TOKENS)
-    price = n * (read * price_in + ANSWER_TOKENS * price_out) / 1e6
-    return Ask(n, read, ANSWER_TOKENS, price)
-
-
 def judges_for(config: RunConfig) -> dict[str, Judge]:
     """The judges that a configuration names, by that.
 
     Raises:
         UsageError: an unknown judge, or one that cannot be had.
     """
-    if LOCAL in config.judges and config.tp_plan is not None:
-        raise ConfigError(
-            "local-safety asks the run's own model, and --tp-plan splits that over processes. "
-            "Name another model, local-safety=MODEL, or judge later without --tp-plan."
-        )
-    options = JudgeOptions(**{name: getattr(config, name) for name in JudgeOptions.model_fields})
     specs = [spec for spec in dict.fromkeys(config.judges) if spec != DETECTOR]
+    for spec in specs:
+        if config.tp_plan is not None and "=" not in spec and judge_class(spec).own:
+            raise ConfigError(
+                f"{spec} asks the run's own model, and --tp-plan splits that over processes. "
+                f"Name another model, {spec}=MODEL, or judge later without --tp-plan."
+            )
+    options = JudgeOptions(**{name: getattr(config, name) for name in JudgeOptions.model_fields})
     return dict(zip(specs, make_judges(specs, options), strict=True))
 
 
@@ -141,23 +121,21 @@ class _AtWork:
         kinds = {DETECTOR: "refusal", **{judge.name: judge.kind for judge in self.judges.values()}}
         for spec, judge in self.judges.items():
             said[judge.name] = []
-            if isinstance(judge, LocalSafetyJudge) and self.folder.model is not None:
+            if self.folder.model is not None:
                 judge.use(self.folder.model)
-            judged = {
-                key: self._judge(spec, judge, *key, rows) for key, rows in completions.items()
-            }
+            judged = {}
+            for key, rows in completions.items():
+                judged[key] = self._judge(spec, judge, *key, rows)
             accuracy = self._accuracy(judge)
             found += () if accuracy is None else accuracy_metrics(judge.name, accuracy)
             for key, judgements in judged.items():
                 found += judge_metrics(judge.name, judge.kind, judgements, *key, accuracy)
                 said[judge.name] += _named(judgements, *key)
-            if isinstance(judge, LabelsJudge):
-                judge.check_matched()
-        pairs = [
-            agreement(first, said[first], second, said[second])
-            for first, second in combinations(said, 2)
-            if kinds[first] == kinds[second] != "score" and any(j.label for j in said[second])
-        ]
+            judge.finish()
+        pairs = []
+        for first, second in combinations(said, 2):
+            if kinds[first] == kinds[second] != "score" and any(j.label for j in said[second]):
+                pairs.append(agreement(first, said[first], second, said[second]))
         write_json(self.folder.path / "judgements" / "agreement.json", to_json(pairs))
         return (*found, *(metric for pair in pairs for metric in _agreement(pair)))
 
@@ -166,13 +144,10 @@ class _AtWork:
     ) -> list[Judgement]:
         """The judgements of one file, in the order of its completions."""
         path = self.folder.path / "judgements" / judge.name / f"{set_name}.{condition}.jsonl"
-        record = self.folder.manifest.setdefault("judges", {}).setdefault(
-            judge.name, {"inputs": {}}
-        )
+        records = self.folder.manifest.setdefault("judges", {})
+        record = records.setdefault(judge.name, {"inputs": {}})
         inputs = self._inputs(spec, judge, rows)
-        same = record["inputs"].get(f"{set_name}.{condition}") == inputs and not isinstance(
-            judge, LabelsJudge
-        )
+        same = record["inputs"].get(f"{set_name}.{condition}") == inputs and not judge.given
         kept = [j for j in read_judgements(path) if not j.failed] if same and path.is_file() else []
         missing = unjudged(kept, rows, str(path))
         parallel.wait()
@@ -187,17 +162,14 @@ class _AtWork:
                 for judgement in judge.judge(missing):
                     append_jsonl(path, to_json(judgement))
                     advance(1)
-            if isinstance(
-                judge, LocalSafetyJudge
-            ):  # null for a model that was never compared with people
-                write_json(
-                    self._calibration(judge), judge.calibration and to_json(judge.calibration)
-                )
+            if judge.calibrated:  # null for a model that was never compared with people
+                found = judge.calibration
+                write_json(self._calibration(judge), None if found is None else to_json(found))
 
         if parallel.decided(lambda: bool(missing)):
             parallel.only_writer(ask)
-        if isinstance(judge, EndpointJudge) and judge.usage.answers:
-            record["last_usage"] = {**asdict(judge.usage), "cost": judge.cost}
+        if judge.spent is not None:
+            record["last_usage"] = dict(judge.spent)
             self.folder.save()
         found = match_judgements(read_judgements(path), rows, str(path))
         return [found[row.prompt_id] for row in rows]
@@ -208,8 +180,8 @@ class _AtWork:
     def _accuracy(self, judge: Judge) -> Accuracy | None:
         """How often a judge that was compared with people is right."""
         path = self._calibration(judge)
-        if not isinstance(judge, LocalSafetyJudge) or not path.is_file():
-            return getattr(judge, "accuracy", None)
+        if not judge.calibrated or not path.is_file():
+            return None
         kept = read_calibration(path)
         return None if kept is None else kept.accuracy
 
@@ -225,8 +197,7 @@ class _AtWork:
             given.judge_max_tokens,
             given.judge_dtype,
         ]
-        if isinstance(judge, LocalSafetyJudge):
-            asked += [judge.identity, [row.verdict for row in rows]]
+        asked += judge.rests_on(rows)
         completions = [[row.prompt_id, row.prompt, row.completion] for row in rows]
         return digest([str(Judging.version), asked, _files_of(spec), completions])
 
@@ -241,7 +212,7 @@ def check_judged(folder: RunFolder, judges: Mapping[str, Judge]) -> None:
         files = sorted((folder.path / "judgements" / judge.name).glob("*.jsonl"))
         found = [judgement for file in files for judgement in read_judgements(file)]
         failed = [judgement.error or "" for judgement in found if judgement.failed]
-        if isinstance(judge, LabelsJudge) or not failed:
+        if judge.given or not failed:
             continue
         reason, times = Counter(failed).most_common(1)[0]
         why = f"{reason}{'' if times == len(failed) else f', {times} times'}"
@@ -276,21 +247,17 @@ def _files_of(spec: str) -> list[list[Any]]:
 
 def _verdicts(completions: Completions) -> list[Judgement]:
     """The detector's verdicts as judgements."""
-    return [
-        judgement
-        for (set_name, condition), rows in completions.items()
-        for judgement in _named(
-            [Judgement(row.prompt_id, row.verdict) for row in rows], set_name, condition
-        )
-    ]
+    found = []
+    for (set_name, condition), rows in completions.items():
+        verdicts = [Judgement(row.prompt_id, row.verdict) for row in rows]
+        found += _named(verdicts, set_name, condition)
+    return found
 
 
 def _named(judgements: Sequence[Judgement], set_name: str, condition: str) -> list[Judgement]:
     """With ids that are unique over all files."""
-    return [
-        replace(judgement, prompt_id=f"{set_name}.{condition}.{judgement.prompt_id}")
-        for judgement in judgements
-    ]
+    place = f"{set_name}.{condition}"
+    return [replace(each, prompt_id=f"{place}.{each.prompt_id}") for each in judgements]
 
 
 def _agreement(pair: Agreement) -> list[Metric]:
