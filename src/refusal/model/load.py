@@ -40,6 +40,7 @@ from refusal.model.checkpoint_check import (
     load_whole,
 )
 from refusal.model.contexts import check_special_ids
+from refusal.model.fast_linear import speed_up
 from refusal.model.gguf import converted_folder
 from refusal.model.loading_bars import bars_as_tasks
 from refusal.model.placement import find_device, find_dtype, multiply_as_asked, place
@@ -132,6 +133,7 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
         )
         if not placement:
             hf.to(where)  # type: ignore[arg-type]
+            speed_up(hf)
         multiply_as_asked(hf, precision)
     sites = find_sites(hf, given.blocks, given.writers or None)
     model = ChatModel(

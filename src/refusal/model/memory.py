@@ -16,6 +16,7 @@ from refusal.model.batch_size import (
 )
 from refusal.model.caches import cache_bytes_per_token
 from refusal.model.chat_model import ChatModel
+from refusal.model.fast_linear import copied_bytes
 from refusal.model.sizes import ModelSize, activation_bytes, held_bytes, size_of
 
 # bitsandbytes: half a byte or one for a number, and in 4 bits a float32 scale for every 64.
@@ -81,7 +82,7 @@ def room_of(model: ChatModel) -> Room:
 
     return Room(
         size=replace(size, cache=size.cache // parallel.parts()),
-        weights=sum(map(held_bytes, model.hf.parameters())),
+        weights=sum(map(held_bytes, model.hf.parameters())) + copied_bytes(model.hf),
         itemsize=model.hf.dtype.itemsize,
         tokens=model.token_budget.value,
         rows=rows,

@@ -21,6 +21,7 @@ from refusal.core.work import Ask, Force, Read, Score, Search, Work, Write
 from refusal.model.batch_size import free_memory
 from refusal.model.chat_template import find_format
 from refusal.model.checkpoint_check import hub_options
+from refusal.model.fast_linear import copies
 from refusal.model.load import auto_class, loading, resolve
 from refusal.model.memory import Room, memory_of, room_on, weights_of
 from refusal.model.placement import find_device, find_dtype
@@ -151,6 +152,9 @@ def _alone(
     itemsize = find_dtype(config.dtype, torch.device(kind)).itemsize
     weights = weights_of(size, itemsize, config.quantize) // parts
     free = max(0, machine.room - weights - RUNTIME)
+    plain = kind == "cpu" and parts == 1 and config.quantize is None and config.device_map is None
+    again = copies((size.linear + size.head) * itemsize, free) if plain else 0
+    free -= again
     part = replace(size, cache=size.cache // parts)
     room = room_on(part, kind, itemsize, weights, free, config.batch_size)
     need = memory_of([one for stage in work.values() for one in stage], room)
@@ -160,7 +164,8 @@ def _alone(
     working = max(converting, 0 if need is None else need.working)
     clock = _Clock(size, machine.speed, room, plan.lengths.begins)
     seconds = {name: sum(map(clock.seconds, stage)) for name, stage in work.items()}
-    return Estimate(weights, weights + RUNTIME + working, seconds, fits=working <= free)
+    needed = weights + again + RUNTIME + working
+    return Estimate(weights, needed, seconds, fits=working <= free)
 
 
 @dataclass(frozen=True)
