@@ -24,13 +24,15 @@ class Trace:
     d_model)``.
 
     ``inputs`` and ``block_outputs`` by layer; ``outputs`` by module name, in the order in which the
-    modules ran; ``in_tuple``: whether blocks return their output as the first of a tuple.
+    modules ran; ``in_tuple``: whether blocks return their output as the first of a tuple;
+    ``beside``: how many more tensors like it they return.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
     block_outputs: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
     in_tuple: bool = False
+    beside: int = 0
 
     def after(self, layer: int) -> Tensor:
         """The stream after a block: the input of the next one, or the output of the last."""
@@ -39,6 +41,9 @@ class Trace:
     def see_result(self, result: Any) -> None:
         """Note how a block returns its output."""
         self.in_tuple = isinstance(result, tuple)
+        if isinstance(result, tuple):
+            others = [x for x in result[1:] if isinstance(x, Tensor) and x.is_floating_point()]
+            self.beside = sum(x.shape == result[0].shape for x in others)
 
 
 def probe_ids(model: PreTrainedModel, count: int = PROBE_TOKENS) -> Tensor:
@@ -126,6 +131,12 @@ def find_blocks(model: PreTrainedModel, path: str | None = None) -> tuple[str, .
             torch.equal(trace.block_outputs[i], trace.inputs[i + 1])
             for i in range(len(members) - 1)
         ):
+            if trace.beside:
+                raise UnsupportedModelError(
+                    f"The blocks {name} of {type(model).__name__} hand on {trace.beside + 1} "
+                    "tensors as wide as the stream (reversible residuals), and each would have to "
+                    "be ablated. Give a model whose blocks hand on one."
+                )
             if trace.inputs[0].dim() != 3:
                 raise UnsupportedModelError(
                     f"The blocks {name} of {type(model).__name__} pass on a tensor of shape "

@@ -26,6 +26,7 @@ from refusal.weights.projection import project_weight
 TOKENS = 16
 LIMIT = 1e-3  # of what the ablation does to the logits
 ROUNDING = 1e-5  # of the logits themselves, in float32
+NEVER = -1e9  # a logit that a model sets for tokens that it must not write (Chameleon's pictures)
 HALF_ROUNDING = 4  # times what hooks on the edited model still do, in half precisions
 
 
@@ -92,6 +93,7 @@ class Agreement:
                 model or self.hf, dict(edited or {}), (), arguments, tie_weights=False
             )
         logits: Tensor = output.logits[0].float().cpu()
+        logits = logits[:, logits[0] > NEVER]
         return logits - logits.mean(-1, keepdim=True)
 
 
