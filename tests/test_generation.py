@@ -1,16 +1,19 @@
 """Batched completions against a plain loop that runs each prompt alone, without a cache."""
 
+from contextlib import nullcontext
+from itertools import combinations, takewhile
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from plain import last_logits
+from plain import Ablated, Added, last_logits
 
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
 from refusal.interventions.side_by_side import SideBySide
 from refusal.model.endings import end_tokens
-from refusal.model.generation import batching, generate, generate_each, generate_rows, read_prompts
+from refusal.model.generation import batching, generate, generate_each, generate_rows
+from refusal.model.prefill import read_prompts
 
 TEXTS = [
     "Hi",
@@ -83,7 +86,7 @@ def test_where_padding_is_not_neutral_rows_are_as_alone(family: str, dtype: torc
 def test_side_by_side_interventions_are_not_measured_with(model: ChatModel) -> None:
     assert model.batching is None
     direction = Direction(torch.eye(tiny_models.WIDTH)[0], 1.0, -1, 1)
-    generate_each(model, TEXTS[:2], SideBySide([Ablate(direction), Ablate(direction)]), 2)
+    generate_each(model, [TEXTS[:2]] * 2, SideBySide([Ablate(direction), None]), 2)
     assert model.batching == "shared"
 
 
@@ -176,25 +179,117 @@ def test_out_of_memory_halves_the_rows(model: ChatModel, monkeypatch: pytest.Mon
     assert model.batch_size.value <= 2
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mamba"])
-def test_interventions_side_by_side_write_what_each_writes_alone(family: str) -> None:
-    model = tiny_models.chat_model(family)
-    often_ending(model)  # so that rows leave the batch at different steps
+SIDES = ["llama", "gemma2", "gemma3_text", "qwen2_moe", "gpt_neo", "mamba"]
+
+
+def sides(model: ChatModel) -> tuple[list[Ablate | Add | None], list[Any]]:
+    """Some of every kind, and each as the oracle does it."""
     random = torch.Generator().manual_seed(5)
     vectors = torch.randn(3, model.sites.d_model, generator=random)
-    directions = [Direction(v / v.norm(), 4.0, -1, 1) for v in vectors]
-    for kind in (Ablate, Add):
-        interventions = [Ablate(d) if kind is Ablate else Add(d) for d in directions]
-        together = generate_each(model, TEXTS, SideBySide(interventions), 6)
-        for intervention, found in zip(interventions, together, strict=True):
-            with model.apply(intervention):
-                assert found == generate(model, TEXTS, 6)
-        assert together[0] != together[1]
+    one, two, three = (Direction(v / v.norm(), 4.0, -1, 1) for v in vectors)
+    blocks, writers = model.sites.blocks, model.sites.writers
+    written = [*writers, [model.sites.embedding]] if model.sites.embedding_elsewhere else writers
+
+    def added(direction: Direction, norm: float, layer: int = 1) -> Added:
+        return Added(model.hf.get_submodule(blocks[layer]), norm * direction.vector)
+
+    return (
+        [None, Ablate(one), Add(one, -1.0), Add(two), Ablate(two), Add(three, layer=0)],
+        [
+            nullcontext,
+            lambda: Ablated(model.hf, blocks, written, one.vector),
+            lambda: added(one, -4.0),
+            lambda: added(two, 4.0),
+            lambda: Ablated(model.hf, blocks, written, two.vector),
+            lambda: added(three, 4.0, 0),
+        ],
+    )
 
 
-def test_what_cannot_run_side_by_side_is_refused() -> None:
+@pytest.mark.parametrize("family", SIDES)
+def test_rows_side_by_side_are_written_as_each_alone(family: str) -> None:
+    """Whatever enters beside whatever, whenever: prompts of many lengths under every kind of
+    intervention, in batches of any size, against a plain loop of one prompt at a time.
+    """
+    model = tiny_models.chat_model(family)
+    interventions, plainly = sides(model)
+    prompts = [TEXTS, TEXTS[:3], TEXTS[1:], TEXTS[:1], [], TEXTS[2:4]]
+    endless = []
+    for texts, around in zip(prompts, plainly, strict=True):
+        with around():
+            endless.append([plain_completion(model, ids, 8) for ids in model.tokenize(texts)])
+    assert endless[1] != endless[0][:3]
+    tokens = sorted({token for rows in endless for ids in rows for token in ids})
+
+    def cut(ids: list[int], ends: tuple[int, ...]) -> list[int]:
+        return list(takewhile(lambda token: token not in ends, ids))
+
+    def different(ends: tuple[int, ...]) -> tuple[bool, int]:
+        lengths = {len(cut(ids, ends)) for rows in endless for ids in rows}
+        return {0, 8} <= lengths, len(lengths)
+
+    # ends at which rows leave at as many steps as possible, some at once and some never
+    ends = max(combinations(tokens, 2), key=different)
+    assert different(ends)[0]
+    model.hf.generation_config.eos_token_id = list(ends)
+    expected = [[cut(ids, ends) for ids in rows] for rows in endless]
+    for rows, new in [(1, 8), (2, 8), (3, 8), (5, 8), (100, 8), (4, 1), (4, 2)]:
+        model.batch_size.value = rows
+        told: list[int] = []
+        found = generate_each(
+            model,
+            prompts,
+            SideBySide(interventions),
+            new,
+            finished=lambda which, texts, told=told: told.append(which),  # type: ignore[misc]
+        )
+        assert found == [
+            [model.tokenizer.decode(ids[:new], skip_special_tokens=True) for ids in some]
+            for some in expected
+        ], rows
+        assert sorted(told) == list(range(len(prompts)))
+
+
+def test_the_batch_stays_full_while_work_is_left(model: ChatModel) -> None:
+    """Of the rows that there is room for, at least four of five are taken, and what all prompts
+    begin with is read once under each intervention.
+    """
+    often_ending(model)
+    interventions, _ = sides(model)
+    texts = [f"{text} {i}" for i in range(20) for text in TEXTS]
+    model.batch_size.value = room = 16
+    steps: list[int] = []
+    starts: list[int] = []
+    shared = len(model.chat.prefix)
+    forward = model.hf.forward
+
+    def counting(**arguments: Any) -> object:
+        rows, width = arguments["input_ids"].shape
+        cached = arguments["past_key_values"].get_seq_length()
+        if cached == 0:
+            starts.append(rows * width)
+        elif width == 1:
+            steps.append(rows)
+        return forward(**arguments)
+
+    batching(model)
+    model.hf.forward = counting
+    generate_each(model, [texts] * len(interventions), SideBySide(interventions), 8)
+    assert sum(starts) == len(interventions) * shared
+    full = steps[:-8]  # after the last rows have entered the batch can only thin out
+    assert len(full) > 100
+    assert sum(full) >= 0.8 * room * len(full)
+    assert max(steps) == room
+
+
+def test_rows_that_were_not_laid_out_are_refused(model: ChatModel) -> None:
     direction = Direction(torch.eye(tiny_models.WIDTH)[0], 1.0, -1, 1)
-    with pytest.raises(DirectionError, match="side by side"):
-        SideBySide([Add(direction), Add(direction, layer=0)])
-    with pytest.raises(DirectionError, match="side by side"):
-        SideBySide([Ablate(direction), Add(direction)])
+    side = SideBySide([Ablate(direction), None])
+    side.rows([0, 1, 1])
+    ids = torch.tensor(model.tokenize(["Hi"]) * 2)
+    with (
+        pytest.raises(DirectionError, match="2 rows run side by side where 3 were laid out"),
+        model.apply(side),
+        torch.no_grad(),
+    ):
+        model.hf(input_ids=ids)

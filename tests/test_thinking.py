@@ -169,7 +169,7 @@ def test_a_template_that_opens_the_thought(special: bool) -> None:
     )
     assert all(
         text.startswith("<think>")
-        for row in generate_each(model, [BREAD], SideBySide([Ablate(vector)]), 4)
+        for row in generate_each(model, [[BREAD]], SideBySide([Ablate(vector)]), 4)
         for text in row
     )
     (forced,) = own_answers(model, [Completion("a", BREAD, finished, "compliance")], 1000)

@@ -15,47 +15,92 @@ from refusal.model.sites import Sites
 
 
 class SideBySide:
-    """Interventions of one kind and at one place on the rows of one batch, each row under its own.
+    """Interventions on the rows of one batch, each row under its own; ``None`` leaves a row as it
+    is.
 
     Whoever lays out the batch says with ``rows`` which intervention each row of the coming calls is
     under.
     """
 
-    def __init__(self, interventions: Sequence[StreamEdit]) -> None:
-        """One intervention or more.
-
-        Raises:
-            DirectionError: they are of several kinds, or act at several places.
-        """
-        if len({(type(one), one.block) for one in interventions}) != 1:
-            raise DirectionError(
-                "Interventions of several kinds, or at several layers, cannot run side by side. "
-                "Run them in turn."
-            )
+    def __init__(self, interventions: Sequence[StreamEdit | None]) -> None:
+        """Of any kinds and at any places; what is alike goes through one product."""
         self.interventions = tuple(interventions)
-        stacked = torch.stack([one.vectors for one in interventions], dim=1)
-        self._all: Placed = Placed(stacked)  # (vector, intervention, d_model)
-        self.rows([])
+        alike: dict[tuple[type[StreamEdit], int | None], list[int]] = {}
+        for i, one in enumerate(self.interventions):
+            if one is not None:
+                alike.setdefault((type(one), one.block), []).append(i)
+        self._groups = [_Group(self.interventions, members) for members in alike.values()]
 
     def __len__(self) -> int:
         return len(self.interventions)
 
     def rows(self, which: Sequence[int]) -> None:
         """Row ``i`` of the coming calls is under intervention ``which[i]``."""
-        self.which: Int[Tensor, " row"] = torch.tensor(list(which), dtype=torch.long)
-        # picked once a device, not at every call
-        self._mine: dict[torch.device, Float[Tensor, "vector row 1 d_model"]] = {}
+        for group in self._groups:
+            group.rows(which)
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
-        """What each intervention does by itself, on its rows."""
-        for one in self.interventions:
+        """What each intervention does by itself, on its rows.
+
+        Raises:
+            DirectionError: a direction has another width than the model, or the model no such
+                block.
+        """
+        return [edit for group in self._groups for edit in group.edits(model, sites)]
+
+
+class _Group:
+    """Interventions of one kind and at one place."""
+
+    def __init__(self, interventions: Sequence[StreamEdit | None], members: Sequence[int]) -> None:
+        self.members = [one for i in members if (one := interventions[i]) is not None]
+        self.place = {i: place for place, i in enumerate(members)}
+        stacked = torch.stack([one.vectors for one in self.members], dim=1)
+        self.all = Placed(stacked)  # (vector, intervention, d_model)
+        self.which: list[int] = []
+        self.rows([])
+
+    def rows(self, which: Sequence[int]) -> None:
+        """Which rows of the coming calls are under one of these, and under which."""
+        if list(which) == self.which != []:
+            return
+        self.which = list(which)
+        self.mine = [row for row, i in enumerate(which) if i in self.place]
+        # picked once a device, not at every call
+        self._picked: dict[torch.device, tuple[Int[Tensor, " mine"], Tensor]] = {}
+
+    def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
+        """What they do, on their rows."""
+        for one in self.members:
             check_width(one.direction.vector, sites.d_model)
-        first = self.interventions[0]
+        return edits_at(model, sites, self.members[0].block, self._change)
 
-        def change(x: Tensor) -> Tensor:
-            if x.device not in self._mine:
-                mine = self._all.beside(x)[:, self.which.to(x.device)]
-                self._mine[x.device] = mine[:, :, None]
-            return first.change(x, self._mine[x.device])
+    def _change(self, x: Tensor) -> Tensor | None:
+        """The stream of a batch, changed in the rows that are under one of these.
 
-        return edits_at(model, sites, first.block, change)
+        Raises:
+            DirectionError: it is of other rows than was said.
+        """
+        if x.shape[0] != len(self.which):
+            raise DirectionError(
+                f"{x.shape[0]} rows run side by side where {len(self.which)} were laid out: say "
+                "with rows() which intervention each is under."
+            )
+        if not self.mine:
+            return None
+        change = self.members[0].change
+        rows, vectors = self._vectors(x)
+        if len(self.mine) == x.shape[0]:
+            return change(x, vectors)
+        return x.index_copy(0, rows, change(x.index_select(0, rows), vectors))
+
+    def _vectors(
+        self, x: Tensor
+    ) -> tuple[Int[Tensor, " mine"], Float[Tensor, "vector mine 1 d_model"]]:
+        """The rows, and what is done to each of them."""
+        if x.device not in self._picked:
+            rows = torch.tensor(self.mine, device=x.device)
+            places = [self.place[which] for which in self.which if which in self.place]
+            vectors = self.all.beside(x)[:, torch.tensor(places, device=x.device)]
+            self._picked[x.device] = rows, vectors[:, :, None]
+        return self._picked[x.device]

@@ -1,36 +1,32 @@
-"""Batched greedy completions: the shared start read once, rows sorted by length, rows that have
-ended leave the batch.
-
-Rows are padded on the left, so that all of them end at the same index and each step appends one
-token to every row.
+"""Greedy completions: as many rows at once as keep the device busy, whatever they are rows of; what
+they begin with is read once, and where one has ended the next takes its place (``writing``).
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedConfig
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers import GenerationConfig
 
 from refusal.core import parallel
-from refusal.core.progress import task
+from refusal.core.progress import Advance, task
 from refusal.model.base import Batching, LoadedModel
-from refusal.model.batch_size import BatchSize, batched, row_budget
+from refusal.model.batch_size import BatchSize, row_budget
 from refusal.model.caches import cache_bytes_per_token, rows_apart
 from refusal.model.contexts import check_rows
 from refusal.model.edits import RowWise
 from refusal.model.endings import end_tokens, read_outputs
-from refusal.model.forward import PROBES, call, logit_tolerance, uncounted
-from refusal.model.hooks import Edit, hooked
-from refusal.model.sizes import narrowest_window
+from refusal.model.forward import PROBES, logit_tolerance, uncounted
+from refusal.model.prefill import read_prompts, shared_start
+from refusal.model.writing import Ended, Wanted, Writer
 
 log = logging.getLogger(__name__)
 
-OnRows = Callable[[Sequence[int]], object]
-Ended = Callable[[Sequence[int]], bool]
+Finished = Callable[[int, list[int]], object]
+AT_ONCE = 4  # batches' worth of rows that a process takes at most, where several share the work
 
 
 def generate(
@@ -44,30 +40,44 @@ def generate(
 
 def generate_each(
     model: LoadedModel,
-    instructions: Sequence[str],
+    instructions: Sequence[Sequence[str]],
     interventions: RowWise,
     max_new_tokens: int,
     name: str = "generate",
+    finished: Callable[[int, list[str]], object] = lambda which, completions: None,
 ) -> list[list[str]]:
-    """Greedy completions of all ``instructions`` under each of the interventions, side by side in
-    the same batches.
+    """Greedy completions of ``instructions[i]`` under intervention ``i``, for every ``i``, all of
+    them side by side.
 
     A step of a small batch costs little more than reading the weights, so many small runs are best
-    done as one.
+    done as one. ``finished`` is told the number and the completions of an intervention as soon as
+    all of them are there, those with the smaller numbers about first.
     """
-    rows = model.tokenize(instructions)
+    different = list(dict.fromkeys(text for texts in instructions for text in texts))
+    ids = dict(zip(different, model.tokenize(different), strict=True))
+    which = [i for i, texts in enumerate(instructions) for _ in texts]
+    first = [which.index(i) if texts else 0 for i, texts in enumerate(instructions)]
+    rows = [ids[text] for texts in instructions for text in texts]
+    found: dict[int, list[int]] = {}
+    left = [len(texts) for texts in instructions]
+    done: list[list[str]] = [[] for _ in instructions]
+
+    def keep(row: int, tokens: list[int]) -> None:
+        found[row] = tokens
+        i = which[row]
+        left[i] -= 1
+        if left[i] == 0:
+            mine = range(first[i], first[i] + len(instructions[i]))
+            done[i] = read_outputs(model, [found.pop(row) for row in mine])
+            finished(i, done[i])
+
     batching(model)  # measured without interventions that differ by row
-    n = len(rows)
+    for i, texts in enumerate(instructions):
+        if not texts:
+            finished(i, [])
     with model.apply(interventions):
-        outputs = generate_rows(
-            model,
-            rows * len(interventions),
-            max_new_tokens,
-            name,
-            lambda running: interventions.rows([i // n for i in running]),
-        )
-    texts = read_outputs(model, outputs)
-    return [texts[start : start + n] for start in range(0, len(texts), n)]
+        _write(model, Wanted(rows, max_new_tokens, 0, interventions, which), name, keep)
+    return done
 
 
 def generate_rows(
@@ -75,161 +85,90 @@ def generate_rows(
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
     name: str = "generate",
-    on_rows: OnRows | None = None,
     ended: Ended | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of token ids, in their order, the ending token left out.
 
-    ``on_rows`` is told which of ``rows`` the batch of the coming calls holds, whenever that
-    changes; for interventions that differ by row. Nothing is then shared between rows. ``ended``
-    says of the tokens written so far whether more are not needed (a stop string is among them).
+    ``ended`` says of the tokens written so far whether more are not needed (a stop string is among
+    them).
 
     Raises:
         PromptError: no room for a prompt and what is to be written; ModelLoadError: a token that
             the model has not.
     """
-    check_rows(model, rows, max_new_tokens)
     found: list[list[int]] = [[] for _ in rows]
-    ends = end_tokens(model)
-    length = max((len(row) for row in rows), default=0) + max_new_tokens
+    _write(model, Wanted(rows, max_new_tokens, ended=ended), name, found.__setitem__)
+    return found
+
+
+def _write(model: LoadedModel, wanted: Wanted, name: str, finished: Finished) -> None:
+    """Continue all rows, in one process or several; of each intervention the longest first."""
+    rows, new = wanted.rows, wanted.new
+    check_rows(model, rows, new)
+    if not rows or new < 1:
+        for row in range(len(rows)):
+            finished(row, [])
+        return
+    how = batching(model)
+    length = max(map(len, rows)) + new
     fits = parallel.smallest(row_budget(model.device, length * cache_bytes_per_token(model)))
     size = model.batch_size if model.batch_size.value <= fits else BatchSize(fits)
-    complete_batch = _generate_batch
-    if batching(model) == "alone":
+    order = sorted(range(len(rows)), key=lambda i: (wanted.under([i]), -len(rows[i])))
+    if how == "shared" and len(rows) > len(set(wanted.which)):
+        wanted = replace(wanted, shared=shared_start(rows, new, model.hf.config))
+    if how == "alone":
         log.warning(
             "%s: its state cannot be padded or thinned out, so prompts are completed one by one.",
             model.name,
         )
-        size, complete_batch = BatchSize(1), _generate_alone
-    with task(name, total=len(rows) * max_new_tokens, unit="tokens") as advance:
+    with task(name, total=len(rows) * new, unit="tokens") as advance:
 
-        def run(indices: list[int]) -> list[list[int]]:
-            counted = 0
+        def write(some: Sequence[int], told: Finished) -> None:
+            if how == "alone":
+                for row in some:
+                    told(row, _write_alone(model, wanted, row, advance))
+            else:
+                Writer(model, wanted, size, advance, told).write(some)
 
-            def count(n: int) -> None:
-                nonlocal counted
-                counted += n
-                advance(n)
+        if parallel.world() == 1:
+            write(order, finished)
+            return
+        for units in _shares(wanted, order, size.value):
+            parts = parallel.share(units, lambda unit: _collected(write, unit))
+            for row, tokens in (pair for part in parts for pair in part):
+                finished(row, tokens)
 
-            try:
-                told = None if on_rows is None else lambda kept: on_rows([indices[i] for i in kept])
-                return complete_batch(
-                    model, [rows[i] for i in indices], max_new_tokens, ends, count, told, ended
-                )
-            except (RuntimeError, MemoryError):  # out of memory: the same rows will be tried again
-                advance(-counted)
-                raise
 
-        for indices, outputs in _shared(rows, size, run):
-            for i, output in zip(indices, outputs, strict=True):
-                found[i] = output
+def _collected(
+    write: Callable[[Sequence[int], Finished], None], rows: Sequence[int]
+) -> list[tuple[int, list[int]]]:
+    """What was written, as other processes are to have it."""
+    found: list[tuple[int, list[int]]] = []
+    write(rows, lambda row, tokens: found.append((row, tokens)))
     return found
 
 
-def _shared(
-    rows: Sequence[Sequence[int]], size: BatchSize, run: Callable[[list[int]], list[list[int]]]
-) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """``batched`` rows, handed out to all processes of a run: rows of similar length together, the
-    longest first.
+def _shares(wanted: Wanted, order: Sequence[int], size: int) -> Iterator[list[list[int]]]:
+    """The units of each round of several processes: in a round as many interventions as give every
+    process a batch, in a unit some rows of each of them.
     """
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    most = min(parallel.smallest(size.value), -(-len(rows) // parallel.world())) or 1
-    units = (
-        [order[start : start + most] for start in range(0, len(order), most)]
-        if parallel.world() > 1
-        else [order]
-    )
-
-    def work(members: list[int]) -> list[tuple[list[int], list[list[int]]]]:
-        lengths = [len(rows[i]) for i in members]
-        return [
-            ([members[i] for i in indices], outputs)
-            for indices, outputs in batched(
-                lengths, size, lambda some: run([members[i] for i in some])
-            )
-        ]
-
-    for part in parallel.share(units, work):
-        yield from part
+    world, size = parallel.world(), parallel.smallest(size)
+    start = 0
+    while start < len(order):
+        end = min(start + world * size, len(order))
+        while end < len(order) and wanted.under([order[end]]) == wanted.under([order[end - 1]]):
+            end += 1
+        some = order[start:end]
+        n = max(world, -(-len(some) // (AT_ONCE * size)))
+        yield [list(some[i::n]) for i in range(min(n, len(some)))]
+        start = end
 
 
-@dataclass
-class _Prefill:
-    """Where a batch stands after its prompts have been read."""
-
-    logits: Float[Tensor, "row vocab"]
-    mask: Bool[Tensor, "row seen"]
-    position: Int[Tensor, "row 1"]
-    cache: DynamicCache
-
-
-def _generate_batch(
-    model: LoadedModel,
-    rows: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    ends: Sequence[int],
-    count: Callable[[int], object],
-    on_rows: OnRows | None,
-    ended: Ended | None,
-) -> list[list[int]]:
-    """Token ids generated for each row, the ending token left out.
-
-    ``count`` is told the tokens of each step; a row that ends counts the tokens it will not need
-    any more too.
-    """
-    outputs: list[list[int]] = [[] for _ in rows]
-    stop = torch.tensor(list(ends), dtype=torch.long, device=model.device)
-    with torch.inference_mode():
-        if on_rows is not None:
-            on_rows(range(len(rows)))
-        together = on_rows is None and batching(model) == "shared"
-        state = read_prompts(model, rows, max_new_tokens, share=together)
-        logits, mask, position, cache = state.logits, state.mask, state.position, state.cache
-        alive = list(range(len(rows)))
-        for step in range(max_new_tokens):
-            token: Tensor = logits.argmax(-1).to(model.device)
-            going = ~torch.isin(token, stop)
-            for row, value, goes_on in zip(alive, token.tolist(), going.tolist(), strict=True):
-                if goes_on:
-                    outputs[row].append(value)
-            if ended is not None:
-                going &= torch.tensor(
-                    [not ended(outputs[row]) for row in alive], device=going.device
-                )
-            left = int((~going).sum())
-            count(len(alive) + left * (max_new_tokens - step - 1))
-            if step == max_new_tokens - 1 or not going.any():
-                break
-            if not going.all():
-                keep = going.nonzero()[:, 0]
-                alive = [alive[i] for i in keep.tolist()]
-                cache.batch_select_indices(
-                    keep.cpu()
-                )  # blocks may be on several devices, and their keys with them
-                token, mask, position = token[keep], mask[keep], position[keep]
-                if on_rows is not None:
-                    on_rows(alive)
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            position = position + 1
-            model.forward_tokens += len(alive)
-            logits = call(model, token[:, None], mask, position, cache)[:, -1]
-    return outputs
-
-
-def _generate_alone(
-    model: LoadedModel,
-    rows: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    ends: Sequence[int],
-    count: Callable[[int], object],
-    on_rows: OnRows | None,
-    ended: Ended | None,
-) -> list[list[int]]:
+def _write_alone(model: LoadedModel, wanted: Wanted, row: int, count: Advance) -> list[int]:
     """One row through transformers' own generation, which knows every kind of state."""
-    if on_rows is not None:
-        on_rows([0])
-    ids = torch.tensor([list(rows[0])], device=model.device)
-    length = ids.shape[1]
+    wanted.tell([row])
+    ids = torch.tensor([list(wanted.rows[row])], device=model.device)
+    length, ends, ended = ids.shape[1], end_tokens(model), wanted.ended
 
     def enough(seen: Tensor, scores: object, **kwargs: object) -> Tensor:
         return torch.tensor(
@@ -237,7 +176,7 @@ def _generate_alone(
         )
 
     how = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=0
+        max_new_tokens=wanted.new, do_sample=False, eos_token_id=list(ends), pad_token_id=0
     )
     own, model.hf.generation_config = model.hf.generation_config, how  # it may ask for penalties
     try:
@@ -248,69 +187,16 @@ def _generate_alone(
         model.hf.generation_config = own
     new: list[int] = out[0, length:].tolist()
     model.forward_tokens += ids.shape[1] + len(new)
-    count(max_new_tokens)
-    return [new[:-1] if new and new[-1] in ends else new]
-
-
-def read_prompts(
-    model: LoadedModel, rows: Sequence[Sequence[int]], new_tokens: int, share: bool = True
-) -> _Prefill:
-    """Read the prompts into a cache: the shared start once, its keys and values then repeated for
-    every row.
-    """
-    cache = DynamicCache(config=model.hf.config)
-    shared = _shared_start(rows, cache, new_tokens, model.hf.config) if share else 0
-    tails = [list(row[shared:]) for row in rows]
-    width = max(len(tail) for tail in tails)
-    ids = torch.tensor([[0] * (width - len(tail)) + tail for tail in tails])
-    pad = torch.tensor([width - len(tail) for tail in tails])
-    columns = torch.arange(width).expand(len(rows), -1)
-    positions = shared + (columns - pad[:, None]).clamp_min(0)
-    mask = torch.cat(
-        [torch.ones(len(rows), shared, dtype=torch.bool), columns >= pad[:, None]], dim=1
-    )
-    ids, positions, mask = ids.to(model.device), positions.to(model.device), mask.to(model.device)
-    model.forward_tokens += shared + ids.numel()
-    # The head sees one token a row: the vocabulary product is the largest tensor by far.
-    with hooked([Edit(model.hf.get_submodule(model.sites.head), "input", lambda x: x[:, -1:])]):
-        if shared:
-            start = torch.tensor([list(rows[0][:shared])], device=model.device)
-            everything = torch.ones_like(start, dtype=torch.bool)
-            call(model, start, everything, torch.arange(shared, device=model.device)[None], cache)
-            cache.batch_repeat_interleave(len(rows))
-        logits = call(model, ids, mask, positions, cache)[:, -1]
-    return _Prefill(logits, mask, positions[:, -1:], cache)
-
-
-def _shared_start(
-    rows: Sequence[Sequence[int]], cache: DynamicCache, new_tokens: int, config: PreTrainedConfig
-) -> int:
-    """How many leading tokens to read once for all rows; 0 where that would not be exact."""
-    if len(rows) < 2:
-        return 0
-    longest = max(len(row) for row in rows) + new_tokens
-    if longest > narrowest_window(config):
-        return 0  # padding after the shared start would shift the window
-    for layer in cache.layers:
-        if isinstance(layer, DynamicSlidingWindowLayer) and layer.sliding_window < longest:
-            return 0
-    return common_start(rows)
-
-
-def common_start(rows: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all rows have in common; each keeps a last token of its own."""
-    together = zip(*(row[:-1] for row in rows), strict=False)
-    return next(
-        (i for i, tokens in enumerate(together) if len(set(tokens)) > 1),
-        min(len(row) for row in rows) - 1,
-    )
+    count(wanted.new)
+    return new[:-1] if new and new[-1] in ends else new
 
 
 def batching(model: LoadedModel) -> Batching:
     """How rows are put together: the start they share read once, only padded, or each alone;
     measured at first use.
 
-    A few prompts of different length are read and continued by a token together, and each alone.
+    A few prompts of different length are read and continued by a token together, and each alone;
+    then one of them leaves and another joins them.
     """
     if model.batching is None:
         with uncounted(model):
@@ -329,8 +215,8 @@ def _measure_batching(model: LoadedModel) -> Batching:
 
 def _is_exact(model: LoadedModel, rows: Sequence[Sequence[int]], share: bool) -> bool:
     try:
-        together = _two_steps(model, rows, share)
-        alone = torch.cat([_two_steps(model, [row], share=False) for row in rows], dim=1)
+        together = _steps(model, rows, share)
+        alone = torch.cat([_steps(model, [row], share=False) for row in rows], dim=1)
     except (RuntimeError, ValueError, IndexError) as error:
         log.info("rows side by side: %s", error)
         return False
@@ -338,13 +224,24 @@ def _is_exact(model: LoadedModel, rows: Sequence[Sequence[int]], share: bool) ->
     return bool(gaps.max() < logit_tolerance(model.hf.dtype))
 
 
-def _two_steps(
+@torch.inference_mode()
+def _steps(
     model: LoadedModel, rows: Sequence[Sequence[int]], share: bool
 ) -> Float[Tensor, "step row vocab"]:
-    """Logits of the last prompt token and of one more token, the same for every row."""
-    with torch.inference_mode():
-        state = read_prompts(model, rows, 1, share)
-        token = torch.full((len(rows), 1), rows[0][-1], device=model.device)
-        mask = torch.cat([state.mask, state.mask.new_ones(len(rows), 1)], dim=1)
-        after = call(model, token, mask, state.position + 1, state.cache)[:, -1]
-    return torch.stack([state.logits, after]).float().cpu()
+    """Logits of the last prompt token and of two more tokens, which are those of every row; of
+    several rows the longest has left before the last token, and another like it has joined.
+    """
+    token, order = rows[0][-1], sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    state = read_prompts(model, [rows[i] for i in order], 2, share)
+    found = [state.logits]
+    state.step(model, [token] * len(rows))
+    found.append(state.logits)
+    if len(rows) > 1:
+        another = read_prompts(model, [rows[order[-1]]], 2, share=False)
+        another.step(model, [token])
+        state.keep(range(len(rows) - 1), len(rows[order[-2]]) + 1)
+        state.join(another)
+    state.step(model, [token] * len(rows))
+    found.append(state.logits)
+    place = [order.index(i) for i in range(len(rows))]
+    return torch.stack(found)[:, place].float().cpu()

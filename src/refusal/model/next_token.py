@@ -12,7 +12,8 @@ from refusal.core.progress import task
 from refusal.model.batch_size import BatchSize, batched
 from refusal.model.chat_model import ChatModel
 from refusal.model.forward import plan, read
-from refusal.model.generation import batching, common_start, read_prompts
+from refusal.model.generation import batching
+from refusal.model.prefill import common_start, read_prompts
 
 # a batch holds so many times the tokens of what its prompts share, if that is more than busies a
 # device

@@ -57,7 +57,7 @@ def generate_controls(
         check_untouched(prompts, control)
     outputs = generate_each(
         model,
-        [prompt.text for prompt in prompts],
+        [[prompt.text for prompt in prompts]] * len(controls),
         SideBySide([INTERVENTIONS[action].make(control) for control in controls.values()]),
         max_new_tokens,
         name=f"generate: {name}, {action} with {len(controls)} controls",

@@ -1,0 +1,187 @@
+"""Rows continued side by side, as many at once as there is room for: where one has ended the next
+enters.
+
+A step costs nearly as much for a few rows as for many, so a batch that only thins out wastes most
+of its steps. Rows enter a few at a time, since reading one prompt costs a pass too.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from refusal.model.base import LoadedModel
+from refusal.model.batch_size import BatchSize, is_out_of_memory, too_large
+from refusal.model.edits import RowWise
+from refusal.model.endings import end_tokens
+from refusal.model.prefill import Standing, Starts, read_tails
+
+ENTER = 8  # rows enter when an eighth of the room is free
+
+Ended = Callable[[Sequence[int]], bool]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Rows to be continued.
+
+    Attributes:
+        rows: token ids. new: tokens that each may get.
+        shared: how many of their first tokens are read once for all.
+        interventions: those that differ by row; ``which`` each row is under.
+        ended: says of the tokens written so far whether more are not needed (a stop string is among
+            them).
+    """
+
+    rows: Sequence[Sequence[int]]
+    new: int
+    shared: int = 0
+    interventions: RowWise | None = None
+    which: Sequence[int] = ()
+    ended: Ended | None = None
+
+    def under(self, rows: Sequence[int]) -> list[int]:
+        """Which intervention each of some rows is under; 0 where all are under the same."""
+        return [self.which[i] if self.which else 0 for i in rows]
+
+    def tell(self, rows: Sequence[int]) -> None:
+        """Have the coming calls be of these rows."""
+        if self.interventions is not None:
+            self.interventions.rows(self.under(rows))
+
+
+class Writer:
+    """Continues rows greedily, the ending token left out.
+
+    Args:
+        size: rows at once; halved when memory runs out, and what was running is begun anew.
+        count: is told of tokens written, and of those that a row which has ended will not need.
+        finished: is told each row and what was written, as soon as it has ended.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        wanted: Wanted,
+        size: BatchSize,
+        count: Callable[[int], object],
+        finished: Callable[[int, list[int]], object],
+    ) -> None:
+        self.model, self.wanted, self.size = model, wanted, size
+        self.count, self.finished = count, finished
+        self.ends = frozenset(end_tokens(model))
+        start = wanted.rows[0][: wanted.shared] if wanted.rows else ()
+        self.starts = Starts(model, start, wanted.interventions)
+        self.queue: deque[int] = deque()
+        self.written: dict[int, list[int]] = {}  # of rows that are running
+        self.running: list[int] = []
+        self.entering: list[int] = []
+        self.batch: Standing | None = None
+        self.done: list[tuple[int, list[int]]] = []
+
+    def write(self, order: Sequence[int]) -> None:
+        """Continue the rows with these numbers, in this order.
+
+        Raises:
+            OutOfMemoryError: one row alone does not fit.
+        """
+        self.queue.extend(order)
+        while self.queue or self.running:
+            try:
+                self._fill()
+                self._step()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._begin_anew(error)
+            for row, tokens in self.done:
+                self.finished(row, tokens)
+            self.done = []
+
+    @torch.inference_mode()
+    def _fill(self) -> None:
+        """Let rows enter, if there is room for enough of them."""
+        while self.queue:
+            free = self.size.value - len(self.running)
+            if free < min(len(self.queue), max(1, self.size.value // ENTER)):
+                return
+            self.entering = self._next(free)
+            which = self.wanted.under(self.entering)
+            cache = self.starts.under(which)
+            self.wanted.tell(self.entering)
+            prompts = [self.wanted.rows[i] for i in self.entering]
+            new = read_tails(self.model, prompts, self.wanted.shared, cache)
+            del cache
+            self.entering = self._kept(self.entering, new)
+            if self.entering and self.batch is not None:
+                self.batch.join(new)
+            elif self.entering:
+                self.batch = new
+            self.running, self.entering = self.running + self.entering, []
+            self.starts.forget_all_but(set(self.wanted.under(self.queue)))
+
+    def _next(self, most: int) -> list[int]:
+        """The next rows, as many as a pass may read at once."""
+        some: list[int] = []
+        width = 0
+        while self.queue and len(some) < most:
+            width = max(width, len(self.wanted.rows[self.queue[0]]) - self.wanted.shared)
+            if some and width * (len(some) + 1) > self.model.token_budget.value:
+                break
+            some.append(self.queue.popleft())
+        return some
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        """One more token for every row that is running."""
+        if self.batch is None:
+            return
+        self.wanted.tell(self.running)
+        self.batch.step(self.model, [self.written[i][-1] for i in self.running])
+        self.running = self._kept(self.running, self.batch)
+        if not self.running:
+            self.batch = None
+
+    def _kept(self, rows: Sequence[int], batch: Standing) -> list[int]:
+        """Write the next token of each row; those that go on, which alone stay in the batch."""
+        stay = [
+            place
+            for place, (row, token) in enumerate(
+                zip(rows, batch.logits.argmax(-1).tolist(), strict=True)
+            )
+            if self._goes_on(row, token)
+        ]
+        going = [rows[place] for place in stay]
+        if going and len(going) < len(rows):
+            width = max(len(self.wanted.rows[i]) + len(self.written[i]) - 1 for i in going)
+            batch.keep(stay, width)
+        return going
+
+    def _goes_on(self, row: int, token: int) -> bool:
+        tokens, ended = self.written.setdefault(row, []), self.wanted.ended
+        over = token in self.ends
+        if not over:
+            tokens.append(token)
+            over = len(tokens) == self.wanted.new or (ended is not None and ended(tokens))
+            self.count(1)
+        if over:
+            self.count(self.wanted.new - len(tokens))
+            self.done.append((row, self.written.pop(row)))
+        return not over
+
+    def _begin_anew(self, error: BaseException) -> None:
+        """Half as many rows at once, what was running first.
+
+        Raises:
+            OutOfMemoryError: it was one row.
+        """
+        tried, ended = self.running + self.entering, {row for row, _ in self.done}
+        if len(tried) == 1:
+            raise too_large(len(self.wanted.rows[tried[0]])) from error
+        self.size.halve(len(tried))
+        again = [row for row in tried if row not in ended]
+        for row in again:
+            self.count(-len(self.written.pop(row, [])))
+        self.queue.extendleft(reversed(again))
+        self.running, self.entering, self.batch = [], [], None
