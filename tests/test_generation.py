@@ -179,7 +179,7 @@ def test_out_of_memory_halves_the_rows(model: ChatModel, monkeypatch: pytest.Mon
     assert model.batch_size.value <= 2
 
 
-SIDES = ["llama", "gemma2", "gemma3_text", "qwen2_moe", "gpt_neo", "mamba"]
+SIDES = ["llama", "gemma2", "gemma3_text", "qwen2_moe", "llama4", "gpt_neo", "mamba"]
 
 
 def sides(model: ChatModel) -> tuple[list[Ablate | Add | None], list[Any]]:

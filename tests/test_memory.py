@@ -36,7 +36,12 @@ def test_every_stage_says_what_it_needs_before_it_starts(
         record.getMessage() for record in caplog.records if "needs weights" in record.getMessage()
     ]
     del stages["tokens"]  # which are given
-    assert [text.partition(": needs")[0] for text in said] == list(stages)
+    first, *others = [name for name in stages if name.startswith("generate")]
+    together = f"{first} and {len(others)} more"
+    assert [text.partition(": needs")[0] for text in said] == [
+        *(name for name in stages if name not in (first, *others)),
+        together,
+    ]
     weights = sum(map(held_bytes, refusal.load(config.model, dtype="float32").hf.parameters()))
     for stage in stages.values():
         assert weights < stage["needed_memory_bytes"] < stage["peak_memory_bytes"]

@@ -59,6 +59,11 @@ REPORT = {
     ),
 }
 RATED = {*COMPLETIONS, "metrics.json"}
+IN_ORDER = [
+    *("tokens", "extract", "select", "projections"),
+    *(f"generate {s}.{c}" for s, c in sorted(CONDITIONS, key=lambda key: ORDER.index(key[1]))),
+    "evaluate",
+]
 EVERYTHING = {"refusal_tokens.json", "candidates.safetensors", *SELECTED, PROJECTED, *RATED}
 
 
@@ -102,6 +107,12 @@ def redone(out: Path, config: RunConfig, **how: Any) -> set[str]:
     before = saved.times(out)
     run_stages(config, out, **how)
     return {name for name, time in saved.times(out).items() if before.get(name) != time}
+
+
+def stages_of(out: Path) -> dict[str, Any]:
+    """What the manifest says of finished stages."""
+    found: dict[str, Any] = read(out / "manifest.json")["stages"]
+    return found
 
 
 def no_leftovers(folder: Path) -> None:
@@ -195,14 +206,7 @@ def test_the_manifest_says_where_the_numbers_come_from(finished: Path, source: P
         for split in ("train", "val", "test")
     }
     stages = manifest["stages"]
-    assert list(stages) == [
-        "tokens",
-        "extract",
-        "select",
-        "projections",
-        *(f"generate {s}.{c}" for s, c in sorted(CONDITIONS, key=lambda key: ORDER.index(key[1]))),
-        "evaluate",
-    ]
+    assert list(stages) == IN_ORDER
     for name, stage in stages.items():
         assert stage["seconds"] >= 0
         assert (stage["forward_tokens"] > 0) == (name not in ("tokens", "evaluate"))
@@ -347,28 +351,46 @@ def test_a_run_stops_where_it_is_told(
 # --- interruption
 
 
+@pytest.mark.parametrize("rows", [3, 100])
 def test_an_interrupted_run_keeps_its_finished_stages_and_goes_on(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    real: Callable[..., tuple[Completion, ...]] = MEASURING.generate_under
-    calls: list[str] = []
+    """One condition after the other, or all in one batch: what is complete is kept, no more."""
+    real: Callable[..., None] = MEASURING.write_jsonl
+    written: list[Path] = []
 
-    def stopping(*args: Any) -> tuple[Completion, ...]:
-        calls.append(args[3])
-        if len(calls) == 3:
+    def stopping(path: Path, completions: Any) -> None:
+        written.append(path)
+        if len(written) == 3:
             raise KeyboardInterrupt
-        return real(*args)
+        real(path, completions)
 
-    monkeypatch.setattr(MEASURING, "generate_under", stopping)
+    monkeypatch.setattr(MEASURING, "write_jsonl", stopping)
     out = tmp_path / "run"
+    config = config.model_copy(update={"batch_size": rows})
     with pytest.raises(KeyboardInterrupt):
         run_stages(config, out)
-    finished = {"completions/harmful.baseline.jsonl", "completions/harmless.baseline.jsonl"}
+    finished = {f"completions/{path.name}" for path in written[:2]}
     assert set(saved.times(out)) == (EVERYTHING - RATED) | finished
+    assert {f"generate {path.stem}" for path in written[:2]} <= set(stages_of(out))
     no_leftovers(out)
     again = redone(out, config)
     assert again == RATED - finished
-    assert len(calls) == 3 + 4
+    assert len(written) == 3 + 4
+    assert list(stages_of(out)) == IN_ORDER
+
+
+def test_an_older_runs_completions_are_reused_one_by_one(
+    out: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is missing is written again, whatever was written beside it before."""
+    kept = {path: path.read_bytes() for path in (out / "completions").iterdir()}
+    for name in ("harmful.ablation", "harmless.addition"):
+        (out / "completions" / f"{name}.jsonl").unlink()
+    again = redone(out, config)
+    assert again >= {f"completions/{n}.jsonl" for n in ("harmful.ablation", "harmless.addition")}
+    assert not again & {f"completions/{s}.baseline.jsonl" for s in ("harmful", "harmless")}
+    assert kept == {path: path.read_bytes() for path in (out / "completions").iterdir()}
 
 
 def test_an_interruption_between_the_files_of_a_stage_mixes_nothing(
@@ -490,12 +512,11 @@ def test_completions_with_odd_line_ends_are_read_back_whole(
     """str.splitlines would cut at these; a model that is pushed around writes them."""
     odd = "one\u2028two\x85three\x1cfour\r\nfive\x0bsix"
 
-    def generate(
-        model: ChatModel, direction: object, pool: Sequence[Any], *args: object
-    ) -> tuple[Completion, ...]:
-        return tuple(Completion(p.id, p.text, odd, "compliance") for p in pool)
+    def generate(model: ChatModel, wanted: Sequence[Any], new: int, finished: Any) -> None:
+        for one in wanted:
+            finished(one, [Completion(p.id, p.text, odd, "compliance") for p in one.prompts])
 
-    monkeypatch.setattr(MEASURING, "generate_under", generate)
+    monkeypatch.setattr(MEASURING, "generate_together", generate)
     result = run_stages(config, tmp_path / "run")
     of_the_detector = (
         "sensitivity",

@@ -4,6 +4,7 @@ A stage says which prompts it reads and what it writes; how long that takes and 
 memory depends on the model and the machine, which know nothing of stages.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -41,11 +42,13 @@ class Write:
 
     Attributes:
         rows: how many; ``new``: tokens that each may have; ``length``: tokens of a prompt.
+        starts: how often what all prompts begin with is read: once for each intervention.
     """
 
     rows: int | float
     new: int
     length: int | float
+    starts: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,23 @@ class Ask:
 
 
 Work = Read | Search | Write | Force | Score | Ask
+
+
+def rows_of(work: Sequence[Work]) -> float:
+    """Completions that are written, in all."""
+    return float(sum(one.rows for one in work if isinstance(one, Write)))
+
+
+def side_by_side(work: Sequence[Work]) -> list[Work]:
+    """Completions that are written in the same batches counted as such, and all other work."""
+    writes = [one for one in work if isinstance(one, Write)]
+    others: list[Work] = [one for one in work if not isinstance(one, Write)]
+    rows = rows_of(work)
+    if not rows:
+        return others
+    length = sum(write.rows * write.length for write in writes) / rows
+    starts = sum(write.starts for write in writes)
+    return [Write(rows, max(write.new for write in writes), length, starts), *others]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from refusal.interventions import INTERVENTIONS
 
 if TYPE_CHECKING:
     from refusal.core.direction import Direction
+    from refusal.interventions.stream import StreamEdit
     from refusal.model.edits import Intervention
 
 BASELINE = "baseline"
@@ -73,9 +74,15 @@ class Condition:
 
     def on(self, direction: "Direction") -> "tuple[Intervention, ...]":
         """What it does, given the direction that it is about (of a control, the control's)."""
+        edit = self.edit(direction)
+        return () if edit is None else (edit,)
+
+    def edit(self, direction: "Direction") -> "StreamEdit | None":
+        """Its intervention, made of the direction that it is about; ``None`` for the baseline."""
         if self.intervention is None:
-            return ()
-        return (INTERVENTIONS[self.intervention].make(direction),)
+            return None
+        made: StreamEdit = INTERVENTIONS[self.intervention].make(direction)
+        return made
 
 
 def interventions_for(condition: str, direction: "Direction") -> "tuple[Intervention, ...]":

@@ -81,18 +81,22 @@ class _Group:
         Raises:
             DirectionError: it is of other rows than was said.
         """
-        if x.shape[0] != len(self.which):
+        n = len(self.which)
+        fits = x.shape[0] == n if x.dim() > 2 else n and x.shape[0] % n == 0
+        if not fits:
             raise DirectionError(
-                f"{x.shape[0]} rows run side by side where {len(self.which)} were laid out: say "
-                "with rows() which intervention each is under."
+                f"{x.shape[0]} rows run side by side where {n} were laid out: say with rows() "
+                "which intervention each is under."
             )
         if not self.mine:
             return None
+        stream = x if x.dim() > 2 else x.unflatten(0, (n, -1))  # experts see all tokens as one row
         change = self.members[0].change
         rows, vectors = self._vectors(x)
-        if len(self.mine) == x.shape[0]:
-            return change(x, vectors)
-        return x.index_copy(0, rows, change(x.index_select(0, rows), vectors))
+        if len(self.mine) == n:
+            return change(stream, vectors).view_as(x)
+        some = change(stream.index_select(0, rows), vectors)
+        return stream.index_copy(0, rows, some).view_as(x)
 
     def _vectors(
         self, x: Tensor

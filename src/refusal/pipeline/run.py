@@ -157,8 +157,8 @@ def _evaluated(run: Run, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
     path = run.folder.path / "metrics.json"
     rows = finite(to_json(tuple(dict.fromkeys(metrics))))  # a judge may repeat a rate
     inputs = {"direction": run.direction_hash, "metrics": rows}
-    step = Step("evaluate", program(), inputs, [path], lambda: write_json(path, rows))
-    run.folder.do(step)
+    step = Step("evaluate", program(), inputs, [path])
+    run.folder.do(step, lambda: write_json(path, rows))
     return read_metrics(path)
 
 

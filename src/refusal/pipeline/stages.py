@@ -3,7 +3,7 @@
 from refusal.evaluations.capability.stage import Capability
 from refusal.evaluations.drift.stage import DriftStage
 from refusal.evaluations.judges.stage import Judging
-from refusal.evaluations.refusal.controlled import Controls, GenerateControls
+from refusal.evaluations.refusal.controlled import Controls
 from refusal.evaluations.refusal.generate import Generate
 from refusal.evaluations.refusal.measured import Rates
 from refusal.evaluations.seeds import Seeds
@@ -15,7 +15,7 @@ from refusal.runs.stage import Stage
 STAGES: dict[str, tuple[type[Stage], ...]] = {
     "extract": (Tokens, Extract),
     "select": (Select, Separation),
-    "generate": (Generate, Controls, GenerateControls),
+    "generate": (Controls, Generate),
     "evaluate": (Rates, Capability, Seeds, Judging, DriftStage),
 }
 ALL = tuple(stage for stages in STAGES.values() for stage in stages)

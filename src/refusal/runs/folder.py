@@ -23,7 +23,7 @@ from refusal.core.errors import RunFolderError
 from refusal.core.records import Prompt, PromptSplits
 from refusal.core.secrecy import shown_arguments
 from refusal.core.storage import file_sha256, remove, write_blocks, write_json, write_toml
-from refusal.core.work import Work
+from refusal.core.work import Work, rows_of, side_by_side
 from refusal.model.batch_size import free_memory
 from refusal.model.chat_model import ChatModel
 from refusal.model.memory import Memory, memory_of, room_of
@@ -55,7 +55,7 @@ class Step:
         name: unique in a run; its first word is the stage's.
         version: of the program's results at this stage.
         inputs: all that the result depends on, beside model and program; JSON.
-        outputs: files that ``work`` writes.
+        outputs: files that it writes.
         costs: what it reads and writes; empty where no model is run.
     """
 
@@ -63,8 +63,11 @@ class Step:
     version: str
     inputs: Mapping[str, Any]
     outputs: Sequence[Path]
-    work: Callable[[], None]
     costs: Sequence[Work] = ()
+
+
+# Does several steps, and says of each when its files are written.
+Together = Callable[[Sequence[Step], Callable[[Step], None]], None]
 
 
 class RunFolder:
@@ -196,48 +199,91 @@ class RunFolder:
             f"{ours['weight_hash'][:8]}). Give another --out."
         )
 
-    def do(self, step: Step) -> None:
+    def do(self, step: Step, work: Callable[[], None]) -> None:
         """Do a step, unless it was done with these inputs and its outputs are there, unchanged."""
-        assert self.model is not None
-        # What the model is called does not change what it computes.
-        identity = {**self.manifest["model"], "name": None, "revision": None}
-        name = step.name
-        key = digest([FORMAT, name, step.version, identity, step.inputs])
-        done = self.manifest["stages"].get(name)
 
-        def finished() -> bool:
-            same = isinstance(done, dict) and done.get("inputs") == key
-            return same and self._untouched(name, done, step.outputs)
+        def alone(missing: Sequence[Step], finished: Callable[[Step], None]) -> None:
+            work()
+            finished(step)
 
-        if parallel.decided(finished):
-            log.info("%s: reused from %s", name, self.path)
-            return
-        if name != "evaluate":  # no rates beside a direction or completions that are not theirs
-            remove(self.path / "metrics.json")
-            remove(self.path / "report.html")
-        need = self._need(step)
-        tokens, start = self.model.forward_tokens, time.perf_counter()
-        step.work()
-        parallel.wait()
-        read = parallel.total(self.model.forward_tokens - tokens)
-        direction = step.inputs.get("direction")  # kept, so that one can see whose the files are
-        self.manifest["stages"][name] = {
-            "inputs": key,
-            "program": program(),
-            "files": {path.name: file_sha256(path) for path in step.outputs},
-            **self._spent(read, time.perf_counter() - start),
-            "needed_memory_bytes": None if need is None else need.total,
-            "peak_memory_bytes": peak_memory(self.model),
-            **({"direction": direction} if direction else {}),
-        }
-        self.save()
+        self.do_together([step], alone)
 
-    def _need(self, step: Step) -> Memory | None:
-        """What a step will hold in memory, said before it starts; more than is free is worth a
-        warning.
+    def do_together(self, steps: Sequence[Step], work: Together) -> None:
+        """Do in one piece of work those of some steps that are not done yet.
+
+        Each is kept as soon as ``work`` says that its files are written, so that an interruption
+        costs only those under way. What all took is shared out by what each was to write.
         """
         assert self.model is not None
-        need = memory_of(step.costs, room_of(self.model))
+        keys = {step.name: self._key(step) for step in steps}
+        missing = [step for step in steps if not self._is_done(step, keys[step.name])]
+        if not missing:
+            return
+        # no rates beside a direction or completions that are not theirs
+        if any(step.name != "evaluate" for step in missing):
+            remove(self.path / "metrics.json")
+            remove(self.path / "report.html")
+        need = self._need(missing)
+        tokens, start = self.model.forward_tokens, time.perf_counter()
+        weights: dict[str, float] = {}
+
+        def finished(step: Step) -> None:
+            assert self.model is not None
+            parallel.wait()
+            read = parallel.total(self.model.forward_tokens - tokens)
+            seconds, stages = time.perf_counter() - start, self.manifest["stages"]
+            direction = step.inputs.get("direction")  # kept, so that one can see whose files are
+            stages[step.name] = {
+                "inputs": keys[step.name],
+                "program": program(),
+                "files": {path.name: file_sha256(path) for path in step.outputs},
+                **self._spent(read, seconds),
+                "needed_memory_bytes": None if need is None else need.total,
+                "peak_memory_bytes": peak_memory(self.model),
+                **({"direction": direction} if direction else {}),
+            }
+            weights[step.name] = rows_of(step.costs) or 1.0
+            for name, weight in weights.items():
+                share = weight / sum(weights.values())
+                stages[name].update(self._spent(round(read * share), seconds * share))
+            self._in_order([one.name for one in steps])
+            self.save()
+
+        work(missing, finished)
+
+    def _key(self, step: Step) -> str:
+        """Hash of all that a step's result depends on, but what the model is called."""
+        identity = {**self.manifest["model"], "name": None, "revision": None}
+        return digest([FORMAT, step.name, step.version, identity, step.inputs])
+
+    def _is_done(self, step: Step, key: str) -> bool:
+        """Whether a step was done with these inputs and its outputs are there, unchanged."""
+        done = self.manifest["stages"].get(step.name)
+
+        def unchanged() -> bool:
+            same = isinstance(done, dict) and done.get("inputs") == key
+            return same and self._untouched(step.name, done, step.outputs)
+
+        if not parallel.decided(unchanged):
+            return False
+        log.info("%s: reused from %s", step.name, self.path)
+        return True
+
+    def _in_order(self, names: Sequence[str]) -> None:
+        """Let some steps stand in this order in the manifest, whichever of them was done first."""
+        stages = self.manifest["stages"]
+        ordered = iter([name for name in names if name in stages])
+        order = [next(ordered) if name in names else name for name in stages]
+        self.manifest["stages"] = {name: stages[name] for name in order}
+
+    def _need(self, steps: Sequence[Step]) -> Memory | None:
+        """What steps will hold in memory, said before they start; more than is free: a warning."""
+        assert self.model is not None
+        name, costs = steps[0].name, list(steps[0].costs)
+        if len(steps) > 1:
+            name = f"{name} and {len(steps) - 1} more"
+            costs = side_by_side([cost for step in steps for cost in step.costs])
+        need = memory_of(costs, room_of(self.model))
         if need is None:
             return None
         free = free_memory(self.model.device)
@@ -245,7 +291,7 @@ class RunFolder:
             f"{part} {_gb(getattr(need, part))}" for part in ("activations", "cache", "logits")
         )
         text = (
-            f"{step.name}: needs weights {_gb(need.weights)} (loaded), {', '.join(parts)}; "
+            f"{name}: needs weights {_gb(need.weights)} (loaded), {', '.join(parts)}; "
             f"{_gb(free)} are free"
         )
         if need.working > free:

@@ -147,8 +147,17 @@ class Stage:
         costs: Sequence[Work] = (),
     ) -> None:
         """Do a step of this stage, unless it is done; ``about`` tells its steps apart."""
-        name = f"{self.name} {about}".strip()
-        run.folder.do(Step(name, str(self.version), inputs, outputs, work, costs))
+        run.folder.do(self.step(about, inputs, outputs, costs), work)
+
+    def step(
+        self,
+        about: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[Path],
+        costs: Sequence[Work] = (),
+    ) -> Step:
+        """A step of this stage, to be done with others in ``run.folder.do_together``."""
+        return Step(f"{self.name} {about}".strip(), str(self.version), inputs, outputs, costs)
 
     def work(self, run: Run) -> Iterable[Metric]:
         """Do what is not done yet, leave it in ``run`` and the folder, and say what was measured.

@@ -1,7 +1,7 @@
 """Completions under the conditions, judged by the built-in detector."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from refusal.core.direction import Direction
 from refusal.core.errors import LeakageError
@@ -9,7 +9,6 @@ from refusal.core.records import Completion, Prompt
 from refusal.detector.verdict import refusal_verdict
 from refusal.engines.hooks import HOOKS
 from refusal.engines.protocol import Engine, Job
-from refusal.interventions import INTERVENTIONS
 from refusal.interventions.conditions import Condition
 from refusal.interventions.side_by_side import SideBySide
 from refusal.model.chat_model import ChatModel
@@ -42,6 +41,48 @@ def generate_under(
     )
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Completions of a set's prompts under a condition.
+
+    Attributes:
+        direction: what the condition is about; of a control, the control's. The baseline's does
+            nothing.
+    """
+
+    set_name: str
+    condition: str
+    direction: Direction
+    prompts: tuple[Prompt, ...]
+
+
+def generate_together(
+    model: ChatModel,
+    wanted: Sequence[Wanted],
+    max_new_tokens: int,
+    finished: Callable[[Wanted, tuple[Completion, ...]], object],
+) -> None:
+    """Greedy completions of several sets and conditions side by side, each told as soon as all of
+    it is there.
+
+    Raises:
+        LeakageError: a direction was found or chosen with a prompt that it is to be tested on.
+    """
+    for one in wanted:
+        check_untouched(one.prompts, one.direction)
+    edits = [Condition.named(one.condition).edit(one.direction) for one in wanted]
+    named = [f"{one.set_name}, {one.condition}" for one in wanted[:1]]
+    more = [f"and {len(wanted) - 1} more"] if len(wanted) > 1 else []
+    generate_each(
+        model,
+        [[prompt.text for prompt in one.prompts] for one in wanted],
+        SideBySide(edits),
+        max_new_tokens,
+        " ".join(["generate:", *named, *more]),
+        lambda i, outputs: finished(wanted[i], _judged(wanted[i].prompts, outputs)),
+    )
+
+
 def generate_controls(
     model: ChatModel,
     controls: Mapping[str, Direction],
@@ -53,19 +94,22 @@ def generate_controls(
     """Write completions under an action of every control direction, by condition, all of them side
     by side.
     """
-    for control in controls.values():
-        check_untouched(prompts, control)
-    outputs = generate_each(
-        model,
-        [[prompt.text for prompt in prompts]] * len(controls),
-        SideBySide([INTERVENTIONS[action].make(control) for control in controls.values()]),
-        max_new_tokens,
-        name=f"generate: {name}, {action} with {len(controls)} controls",
+    wanted = controls_wanted(controls, prompts, action, name)
+    found: dict[str, tuple[Completion, ...]] = {}
+    generate_together(
+        model, wanted, max_new_tokens, lambda one, rows: found.update({one.condition: rows})
     )
-    return {
-        Condition(action, control).name: _judged(prompts, output)
-        for control, output in zip(controls, outputs, strict=True)
-    }
+    return {one.condition: found[one.condition] for one in wanted}
+
+
+def controls_wanted(
+    controls: Mapping[str, Direction], prompts: Sequence[Prompt], action: str, set_name: str
+) -> list[Wanted]:
+    """Every control under an action."""
+    return [
+        Wanted(set_name, Condition(action, name).name, control, tuple(prompts))
+        for name, control in controls.items()
+    ]
 
 
 def check_untouched(prompts: Sequence[Prompt], direction: Direction) -> None:

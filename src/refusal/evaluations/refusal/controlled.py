@@ -1,22 +1,17 @@
 """The same interventions with other directions of equal size: what they do is no merit of this one.
 
-controls.safetensors                          random, of shuffled labels, of matched pairs
-completions/<set>.<control>-<action>.jsonl    each completion with its verdict
+controls.safetensors    random, of shuffled labels, of matched pairs
 """
 
 import json
 from collections.abc import Iterable, Sequence
 
-from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
-from refusal.core.records import Metric, to_json
-from refusal.core.storage import file_sha256, write_jsonl, write_tensors
+from refusal.core.records import Metric
+from refusal.core.storage import write_tensors
 from refusal.core.valid import direction_fault
-from refusal.core.work import Read, Work, Write
+from refusal.core.work import Read, Work
 from refusal.directions.controls import control_directions
-from refusal.evaluations.refusal.completions import generate_controls
-from refusal.evaluations.refusal.generate import refresh_verdicts, sizes_of
-from refusal.evaluations.refusal.pairs import actions_on
 from refusal.prompts.load import matched_pairs
 from refusal.runs.folder import prompts_hash
 from refusal.runs.records import read_controls
@@ -83,55 +78,3 @@ class Controls(Stage):
                 )
         run.controls = found
         return ()
-
-
-class GenerateControls(Stage):
-    """Completions of the first prompts of every set under each action of each control."""
-
-    name = "generate"
-
-    @classmethod
-    def costs(cls, plan: Plan) -> Sequence[Work]:
-        """The controls of an action side by side."""
-        if plan.config.controls == 0:
-            return ()
-        found = []
-        for name, n in sizes_of(plan).items():
-            one = _side_by_side(plan, n, plan.config.controls + FITTED)
-            found += [one] * len(actions_on(name, plan.config.interventions))
-        return found
-
-    def work(self, run: Run) -> Iterable[Metric]:
-        """One action after the other."""
-        if run.controls:
-            for set_name in self.asked.measured:
-                for action in actions_on(set_name, run.config.interventions):
-                    self._generate(run, set_name, action, run.controls)
-        return ()
-
-    def _generate(
-        self, run: Run, set_name: str, action: str, controls: dict[str, Direction]
-    ) -> None:
-        prompts = self.asked.measured[set_name][: run.config.n_control]
-        paths = [run.folder.completions(set_name, f"{name}-{action}") for name in controls]
-        inputs = {
-            "prompts": prompts_hash(prompts),
-            "max_new_tokens": run.config.max_new_tokens,
-            "controls": file_sha256(run.folder.path / "controls.safetensors"),
-        }
-
-        def work() -> None:
-            new = run.config.max_new_tokens
-            done = generate_controls(run.model, controls, prompts, action, new, set_name)
-            for condition, completions in done.items():
-                write_jsonl(run.folder.completions(set_name, condition), to_json(completions))
-
-        about = f"{set_name}.controls-{action}"
-        costs = [_side_by_side(run.plan, len(prompts), len(controls))]
-        self.do(run, about, inputs, paths, work, costs)
-        refresh_verdicts(run.folder, f"generate {about}", paths)
-
-
-def _side_by_side(plan: Plan, n: int, controls: int) -> Write:
-    rows = min(plan.config.n_control, n) * controls
-    return Write(rows, plan.config.max_new_tokens, plan.lengths.test)

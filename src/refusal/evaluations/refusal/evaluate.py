@@ -7,9 +7,15 @@ from collections.abc import Mapping
 from refusal.core.direction import Direction
 from refusal.core.records import Completion, Evaluation, PromptPair
 from refusal.detector.verdict import refusal_verdict
-from refusal.evaluations.refusal.completions import generate_controls, generate_under
+from refusal.evaluations.refusal.completions import (
+    Wanted,
+    controls_wanted,
+    generate_controls,
+    generate_together,
+    generate_under,
+)
 from refusal.evaluations.refusal.rates import measure, measure_all
-from refusal.interventions.conditions import CONDITIONS, interventions_for
+from refusal.interventions.conditions import BASELINE, CONDITIONS, interventions_for
 from refusal.model.chat_model import ChatModel
 
 __all__ = [
@@ -49,15 +55,21 @@ def evaluate(
         LeakageError: the direction was found or chosen with one of the prompts.
     """
     pools = {"harmful": prompts.harmful[:n], "harmless": prompts.harmless[:n]}
-    completions: dict[tuple[str, str], tuple[Completion, ...]] = {}
-    for set_name, condition in CONDITIONS:
-        completions[set_name, condition] = generate_under(
-            model, direction, pools[set_name], condition, max_new_tokens, set_name
-        )
+    wanted = [
+        Wanted(set_name, condition, direction, pools[set_name])
+        for set_name, condition in CONDITIONS
+    ]
     for set_name, action in CONDITIONS:
-        if controls and action != "baseline":
-            done = generate_controls(
-                model, controls, pools[set_name][:n_control], action, max_new_tokens, set_name
-            )
-            completions.update({(set_name, condition): rows for condition, rows in done.items()})
+        if controls and action != BASELINE:
+            wanted += controls_wanted(controls, pools[set_name][:n_control], action, set_name)
+    found: dict[tuple[str, str], tuple[Completion, ...]] = {}
+    generate_together(
+        model,
+        wanted,
+        max_new_tokens,
+        lambda one, rows: found.update({(one.set_name, one.condition): rows}),
+    )
+    completions = {
+        (one.set_name, one.condition): found[one.set_name, one.condition] for one in wanted
+    }
     return Evaluation(completions, measure_all(completions))

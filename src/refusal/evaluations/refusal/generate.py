@@ -1,10 +1,13 @@
-"""What the model writes under every condition of the direction itself.
+"""What the model writes under every condition, of the direction itself and of the controls.
 
-completions/<set>.<condition>.jsonl   each completion with its verdict
+completions/<set>.<condition>.jsonl           each completion with its verdict
+completions/<set>.<control>-<action>.jsonl    with a control in the direction's place
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,24 @@ from refusal.core import parallel
 from refusal.core.records import Completion, Metric, Prompt, PromptSplits, to_json
 from refusal.core.storage import file_sha256, write_jsonl
 from refusal.core.thinking import split
-from refusal.core.work import Ask, Work, Write
+from refusal.core.work import Ask, Work, Write, side_by_side
 from refusal.engines import ENGINES
 from refusal.engines.protocol import Engine
-from refusal.evaluations.refusal.completions import generate_under, judged_again
+from refusal.evaluations.refusal.completions import (
+    Wanted,
+    controls_wanted,
+    generate_together,
+    generate_under,
+    judged_again,
+)
+from refusal.evaluations.refusal.controlled import FITTED
 from refusal.evaluations.refusal.matching import check_completions
 from refusal.evaluations.refusal.pairs import actions_on, plain_pairs
 from refusal.interventions.conditions import BASELINE, ORDER, conditions
 from refusal.model.chat_model import ChatModel
 from refusal.prompts.over_refusal import halves
 from refusal.runs.files import read_completions
-from refusal.runs.folder import RunFolder, prompts_hash
+from refusal.runs.folder import RunFolder, Step, prompts_hash
 from refusal.runs.identity import program
 from refusal.runs.inputs import check_prompts
 from refusal.runs.stage import Asked, Plan, Run, Stage
@@ -32,8 +42,33 @@ from refusal.runs.stage import Asked, Plan, Run, Stage
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Completions that are kept as one step: those of a condition, or of all controls of an action.
+
+    Attributes:
+        about: what the step is called. depends: its inputs, beside the prompts.
+    """
+
+    about: str
+    wanted: Sequence[Wanted]
+    depends: Mapping[str, Any]
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """What is completed under each condition."""
+        return self.wanted[0].prompts
+
+    @property
+    def controls(self) -> int:
+        """How many directions stand in the direction's place; 0 where it is itself meant."""
+        return len(self.wanted) if "controls" in self.depends else 0
+
+
 class Generate(Stage):
-    """Completions of every set under the baseline and each action of the direction."""
+    """Completions of every set under the baseline, each action of the direction and of each control
+    (of its first prompts).
+    """
 
     name = "generate"
 
@@ -47,13 +82,14 @@ class Generate(Stage):
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
         """Every completion; what a server writes takes its time, not this machine's."""
-        sizes = sizes_of(plan)
-        found = [
-            _one(plan, condition, n)
-            for name, n in sizes.items()
-            for condition in (BASELINE, *actions_on(name, plan.config.interventions))
-        ]
-        return found
+        config, found = plan.config, list[Work]()
+        for name, n in sizes_of(plan).items():
+            actions = actions_on(name, config.interventions)
+            found += [_cost(plan, n, condition) for condition in (BASELINE, *actions)]
+            if config.controls:
+                some, controls = min(config.n_control, n), config.controls + FITTED
+                found += [_cost(plan, some, action, controls) for action in actions]
+        return side_by_side(found)
 
     def check(self, model: ChatModel) -> None:
         """Every prompt with its completion must fit into the model's context."""
@@ -61,48 +97,100 @@ class Generate(Stage):
             check_prompts(model, pool, self.asked.config.max_new_tokens)
 
     def work(self, run: Run) -> Iterable[Metric]:
-        """One condition after the other: an engine may have to start anew for each."""
+        """What another engine serves, condition by condition, since it may have to start anew for
+        each; all else side by side.
+        """
+        parts = [*self._plain(run), *self._of_controls(run)]
+        served = [part for part in parts if self._is_served(part)]
         try:
-            for name, condition in sorted(self.pairs, key=lambda pair: ORDER.index(pair[1])):
-                self._generate(run, name, condition)
+            for part in served:
+                self._ask(run, part)
         finally:
             self.engine.close()
+        self._write(run, [part for part in parts if part not in served])
+        for part in parts:
+            paths = [_path(run, one) for one in part.wanted]
+            refresh_verdicts(run.folder, f"generate {part.about}", paths)
         for name in self.asked.measured:
             warn_of_no_answers(read_completions(run.folder.completions(name, BASELINE)), name)
         return ()
 
-    def _generate(self, run: Run, set_name: str, condition: str) -> None:
-        path, prompts = run.folder.completions(set_name, condition), self.asked.measured[set_name]
-        given = run.config
-        inputs: dict[str, Any] = {
-            "prompts": prompts_hash(prompts),
+    def _plain(self, run: Run) -> Iterator[_Part]:
+        """Every set under the baseline and each action of the direction."""
+        for name, condition in sorted(self.pairs, key=lambda pair: ORDER.index(pair[1])):
+            direction = None if condition == BASELINE else run.direction_hash
+            wanted = Wanted(name, condition, run.direction, self.asked.measured[name])
+            yield _Part(f"{name}.{condition}", (wanted,), {"direction": direction})
+
+    def _of_controls(self, run: Run) -> Iterator[_Part]:
+        """The first prompts of every set under each action of each control."""
+        if not run.controls:
+            return
+        depends = {"controls": file_sha256(run.folder.path / "controls.safetensors")}
+        for name, prompts in self.asked.measured.items():
+            some = prompts[: run.config.n_control]
+            for action in actions_on(name, run.config.interventions):
+                wanted = controls_wanted(run.controls, some, action, name)
+                yield _Part(f"{name}.controls-{action}", wanted, depends)
+
+    def _is_served(self, part: _Part) -> bool:
+        """Whether an engine other than this package's own writes it."""
+        if self.asked.config.engine == "own" or part.controls:
+            return False
+        return self.engine.serves(part.wanted[0].condition)
+
+    def _step(self, run: Run, part: _Part) -> Step:
+        given, condition = run.config, part.wanted[0].condition
+        inputs = {
+            "prompts": prompts_hash(part.prompts),
             "max_new_tokens": given.max_new_tokens,
-            "direction": None if condition == BASELINE else run.direction_hash,
+            **part.depends,
         }
-        served = given.engine != "own" and self.engine.serves(condition)
-        if served:
+        if self._is_served(part):
             options = (given.engine_model, given.engine_ablated, given.engine_arguments)
             inputs["engine"] = [given.engine, *options]
+        outputs = [_path(run, one) for one in part.wanted]
+        cost = _cost(run.plan, len(part.prompts), condition, part.controls)
+        return self.step(part.about, inputs, outputs, [cost])
+
+    def _ask(self, run: Run, part: _Part) -> None:
+        """Have the engine write a condition."""
+        (one,) = part.wanted
 
         def write() -> None:
-            done = generate_under(
-                run.model,
-                run.direction,
-                prompts,
-                condition,
-                given.max_new_tokens,
-                set_name,
-                self.engine,
-            )
-            write_jsonl(path, to_json(done))
+            new = run.config.max_new_tokens
+            about = (one.direction, one.prompts, one.condition, new, one.set_name)
+            write_jsonl(_path(run, one), to_json(generate_under(run.model, *about, self.engine)))
 
-        def work() -> None:
-            parallel.only_writer(write) if served and self.engine.elsewhere else write()
+        step = self._step(run, part)
+        alone = self.engine.elsewhere
+        run.folder.do(step, lambda: parallel.only_writer(write) if alone else write())
 
-        about = f"{set_name}.{condition}"
-        costs = [_one(run.plan, condition, len(prompts))]
-        self.do(run, about, inputs, [path], work, costs)
-        refresh_verdicts(run.folder, f"generate {about}", [path])
+    def _write(self, run: Run, parts: Sequence[_Part]) -> None:
+        """Write side by side whatever is not there yet; each part is kept when it is complete."""
+        steps = [self._step(run, part) for part in parts]
+
+        def work(missing: Sequence[Step], finished: Callable[[Step], None]) -> None:
+            todo = [(s, part) for s, part in zip(steps, parts, strict=True) if s in missing]
+            step_of = {_path(run, one): step for step, part in todo for one in part.wanted}
+            left = Counter(step.name for step in step_of.values())
+
+            def keep(one: Wanted, completions: tuple[Completion, ...]) -> None:
+                path = _path(run, one)
+                write_jsonl(path, to_json(completions))
+                step = step_of[path]
+                left[step.name] -= 1
+                if not left[step.name]:
+                    finished(step)
+
+            wanted = [one for _, part in todo for one in part.wanted]
+            generate_together(run.model, wanted, run.config.max_new_tokens, keep)
+
+        run.folder.do_together(steps, work)
+
+
+def _path(run: Run, one: Wanted) -> Path:
+    return run.folder.completions(one.set_name, one.condition)
 
 
 def sizes_of(plan: Plan) -> dict[str, int]:
@@ -116,12 +204,14 @@ def sizes_of(plan: Plan) -> dict[str, int]:
     return {"harmful": config.n_test, "harmless": config.n_test, **over}
 
 
-def _one(plan: Plan, condition: str, n: int) -> Work:
+def _cost(plan: Plan, n: int, condition: str, controls: int = 0) -> Work:
+    """Of ``n`` prompts under a condition of the direction, or under one of each control."""
     config, length = plan.config, plan.lengths.test
     engine = ENGINES[config.engine]
-    if engine.elsewhere and engine.serves(condition):
+    if not controls and engine.elsewhere and engine.serves(condition):
         return Ask(n, plan.lengths.begins + length, config.max_new_tokens)
-    return Write(n, config.max_new_tokens, length)
+    each = max(1, controls)
+    return Write(n * each, config.max_new_tokens, length, each)
 
 
 def refresh_verdicts(folder: RunFolder, step: str, paths: Sequence[Path]) -> None:

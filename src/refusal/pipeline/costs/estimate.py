@@ -4,7 +4,7 @@ read.
 Each stage counts what it reads and writes (``core.work``); here is what that costs on a device. A
 prompt token costs two operations for each weight that it meets (a mixture's token meets its active
 experts only), and the traffic of its activations. A step of completions costs one product of all
-weights with as many rows as are still going, and reading their keys and values. How long prompts
+weights with as many rows as are going, and reading their keys and values. How long prompts
 are, the tokenizer says; how fast a device is, ``speed``.
 """
 
@@ -26,6 +26,7 @@ from refusal.model.load import auto_class, loading, resolve
 from refusal.model.memory import Room, memory_of, room_on, weights_of
 from refusal.model.placement import find_device, find_dtype
 from refusal.model.sizes import ModelSize, activation_bytes, size_of
+from refusal.model.writing import ENTER
 from refusal.pipeline.costs.speed import DEVICES, Speed, measure_speed
 from refusal.pipeline.lengths import lengths_of
 from refusal.pipeline.run import prompts_of
@@ -33,6 +34,7 @@ from refusal.pipeline.stages import ALL
 from refusal.runs.stage import Plan
 
 WRITTEN = 0.7  # of the tokens that a completion may have: many end early
+FULL = 0.9  # of the rows that there is room for, while some are left to enter (model/writing.py)
 TRAFFIC = 3.0  # times that the activations of a block go to memory and back
 COPIED = 3.0  # times that keys and values go to memory and back in a step: they grow by copying
 FORCING = 2.0  # times the cost of reading, where every token's logits are needed, in float64
@@ -184,8 +186,8 @@ class _Clock:
                 return self._prompts(prompts, length)
             case Search(tokens, passes):
                 return self._pass(tokens, passes)
-            case Write(rows, new, length):
-                return self._written(rows, new, length)
+            case Write():
+                return self._written(work)
             case Force(tokens):
                 return FORCING * self._pass(tokens, max(1.0, tokens / self.room.tokens))
             case Score(tokens):
@@ -212,19 +214,29 @@ class _Clock:
         passes = max(2, n * length / self.room.tokens)
         return self._pass(n * length + passes * self.begins, passes)
 
-    def _written(self, rows: int | float, new: int, length: int | float) -> float:
-        """Prompts, then step after step for the rows that are still going."""
+    def _written(self, work: Write) -> float:
+        """Prompts, a few at a time, what all begin with once an intervention; and step after step:
+        the batch is full while rows are left that can enter, and then thins out.
+        """
+        rows, new, length = work.rows, work.new, work.length
+        most = self.room.rows(2 * math.ceil(length) + new)
+        last = min(rows, most)
+        entering = ENTER * (rows - last) / most  # passes that a few rows enter by
+        passes = max(2, rows * length / self.room.tokens, entering)
+        read = self._pass(rows * length + work.starts * self.begins, passes)
+        full = WRITTEN * (rows - last) * new / (FULL * most)  # steps
+        thinning = new * self._step(max(1.0, WRITTEN * last), length + new / 2)
+        return read + full * self._step(FULL * most, length + new / 2) + thinning
+
+    def _step(self, going: float, seen: float) -> float:
+        """One more token of so many rows, each of which looks back on so many."""
         size, speed = self.size, self.speed
-        batches = max(1.0, rows / self.room.rows(2 * math.ceil(length) + new))
-        going = max(1.0, WRITTEN * rows / batches)
-        kept = going * (length + new / 2) * size.cache * self.room.itemsize
         block = speed.write(going)
         if block is None:
             each = size.active / size.layers
             block = each * speed.step(going) + going * self._traffic + speed.block
         step = size.layers * block + size.head * speed.step(going)
-        step += COPIED * kept / speed.bandwidth
-        return self._prompts(rows, length) + batches * new * step
+        return step + COPIED * going * seen * size.cache * self.room.itemsize / speed.bandwidth
 
 
 def model_outline(name: str, revision: str | None = None) -> PreTrainedModel:
