@@ -218,18 +218,14 @@ def _kinds(model: ChatModel) -> tuple[BlockKind, ...]:
     first: dict[tuple[str, ...], int] = {}
     for layer in range(sites.n_layers):
         first.setdefault(sites.describe(layer), layer)
-    return tuple(
-        BlockKind(
-            sites.kinds[writers],
-            writers,
-            tuple(
-                shown
-                for shown, name in zip(writers, sites.writers[layer], strict=True)
-                if is_norm(model.hf.get_submodule(name))
-            ),
-        )
-        for writers, layer in first.items()
-    )
+    found = []
+    for writers, layer in first.items():
+        norms = []
+        for shown, name in zip(writers, sites.writers[layer], strict=True):
+            if is_norm(model.hf.get_submodule(name)):
+                norms.append(shown)
+        found.append(BlockKind(sites.kinds[writers], writers, tuple(norms)))
+    return tuple(found)
 
 
 def _tied(model: ChatModel) -> bool:

@@ -97,10 +97,10 @@ def _run_value(result: "RunResult") -> dict[str, Any]:
 def _tokens(tokens: "RefusalTokens") -> None:
     """The refusal tokens with their probabilities, and how well the metric tells refusals apart."""
     chances = tokens.probabilities or (None,) * len(tokens.ids)
-    shown = ", ".join(
-        f"{text!r} ({ident}{'' if p is None else f', p {p:.2f}'})"
-        for ident, text, p in zip(tokens.ids, tokens.texts, chances, strict=True)
-    )
+    parts = []
+    for ident, text, p in zip(tokens.ids, tokens.texts, chances, strict=True):
+        parts.append(f"{text!r} ({ident}{'' if p is None else f', p {p:.2f}'})")
+    shown = ", ".join(parts)
     quality = ""
     if tokens.auroc is not None:
         quality = f"; AUROC {tokens.auroc:.2f} on {tokens.judged} judged completions"
@@ -116,11 +116,10 @@ def _selection(selection: "Selection") -> None:
     else:
         err.print(f"UNQUALIFIED d{where}", style="bold red")
     harmful, harmless = selection.harmful_count.mean_metric, selection.harmless_count.mean_metric
-    parts = [
-        f"{name} {value:+.2f} (baseline {baseline:+.2f})"
-        for name, value, baseline in (("bypass", s.bypass, harmful), ("induce", s.induce, harmless))
-        if value is not None and baseline is not None
-    ]
+    parts = []
+    for name, value, baseline in (("bypass", s.bypass, harmful), ("induce", s.induce, harmless)):
+        if value is not None and baseline is not None:
+            parts.append(f"{name} {value:+.2f} (baseline {baseline:+.2f})")
     more = (("KL", s.kl), *s.more.items())
     parts += [f"{name} {value:.3f}" for name, value in more if value is not None]
     err.print(f"  {', '.join(parts)}")
@@ -174,10 +173,8 @@ def _inspection(found: "Inspection") -> None:
     """What was found in a model, line by line, and a table of the self-checks."""
     revision = f" at {found.revision}" if found.revision else ""
     quantised = f", quantised ({found.quantisation})" if found.quantisation else ""
-    tokens = " ".join(
-        f"{text!r} ({ident})"
-        for ident, text in zip(found.suffix_ids, found.suffix_tokens, strict=True)
-    )
+    pairs = zip(found.suffix_ids, found.suffix_tokens, strict=True)
+    tokens = " ".join(f"{text!r} ({ident})" for ident, text in pairs)
     written = {0: "none written by the template", 1: "written once, by the template"}
     bos = written.get(found.bos_written, f"written {found.bos_written} times")
     bos += "; another one by the tokenizer is kept off" if found.bos_doubled else ""
@@ -243,10 +240,11 @@ def _exported_value(result: "Exported") -> dict[str, Any]:
 def _findings(found: "Sequence[Finding]") -> None:
     """What was looked at, line by line."""
     style = {"ok": "green", "note": "yellow", "problem": "bold red"}
-    _lines(
-        (Text(one.level, style=style[one.level]), Text(one.name, style="bold"), Text(one.text))
-        for one in found
-    )
+    rows = []
+    for one in found:
+        level = Text(one.level, style=style[one.level])
+        rows.append((level, Text(one.name, style="bold"), Text(one.text)))
+    _lines(rows)
 
 
 def _lines(rows: Iterable[tuple[Text, ...]]) -> None:

@@ -98,14 +98,11 @@ def make_config(
 
 def added(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run with more measured: lists grow, everything else is replaced."""
-    grown = {
-        name: (
-            *getattr(config, name),
-            *(item for item in given[name] if item not in getattr(config, name)),
-        )
-        for name in ("over_refusal", "texts", "tasks", "judges")
-        if name in given
-    }
+    grown = {}
+    for name in ("over_refusal", "texts", "tasks", "judges"):
+        if name in given:
+            before = getattr(config, name)
+            grown[name] = (*before, *(item for item in given[name] if item not in before))
     return make_config(**{**config.model_dump(exclude_none=True), **given, **grown})
 
 

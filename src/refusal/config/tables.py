@@ -35,6 +35,11 @@ class Section:
     options: type[BaseModel]
     word: str = ""
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """Flat names by what they are in the table."""
+        return {name.removeprefix(self.word): name for name in self.options.model_fields}
+
 
 SECTIONS = {
     "model": Section(ModelOptions),
@@ -50,10 +55,7 @@ SECTIONS = {
 
 
 # By table its keys, each with the flat name. The model's name is no option of loading it.
-KEYS = {
-    table: {name.removeprefix(section.word): name for name in section.options.model_fields}
-    for table, section in SECTIONS.items()
-}
+KEYS = {table: section.keys for table, section in SECTIONS.items()}
 KEYS["model"] = {"model": "model", **KEYS["model"]}
 PLACES = {name: (table, key) for table, names in KEYS.items() for key, name in names.items()}
 

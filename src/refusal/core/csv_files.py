@@ -36,10 +36,9 @@ def read_table(
         many = SEPARATORS[separator]
         rows = _rows(text, separator, trim)
         header = next(rows, (0, 0, []))[2]
-        names = [
-            cell.strip().lower() or f"(column {n}, without a name)"
-            for n, cell in enumerate(header, start=1)
-        ]
+        names = []
+        for n, cell in enumerate(header, start=1):
+            names.append(cell.strip().lower() or f"(column {n}, without a name)")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two columns are called {twice!r}. Rename or drop one of them")

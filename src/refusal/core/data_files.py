@@ -12,11 +12,5 @@ def find_data_file(data_dir: Path, name: str) -> Path | None:
     folders = (
         sorted(data_dir.iterdir()) if is_folder(data_dir) else []
     )  # no pattern: a name may hold [ and *
-    return next(
-        (
-            path
-            for path in (data_dir / name, *(folder / name for folder in folders))
-            if is_file(path)
-        ),
-        None,
-    )
+    places = (data_dir / name, *(folder / name for folder in folders))
+    return next((path for path in places if is_file(path)), None)

@@ -292,10 +292,8 @@ def _failures() -> Iterator[None]:
 
 def _is_lost(error: RuntimeError) -> bool:
     text = str(error).lower()
-    return any(
-        sign in text
-        for sign in ("connection closed", "connection reset", "gloo", "broken pipe", "timed out")
-    )
+    signs = ("connection closed", "connection reset", "gloo", "broken pipe", "timed out")
+    return any(sign in text for sign in signs)
 
 
 def _lost(error: BaseException) -> str:

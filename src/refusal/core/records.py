@@ -183,11 +183,8 @@ class Choice:
         """The candidates with the highest induce score among those inside the KL and layer
         limits.
         """
-        inside = [
-            s
-            for s in self.scores
-            if s.induce is not None and s.rejected_because in (None, "induce")
-        ]
+        known = [s for s in self.scores if s.induce is not None]
+        inside = [s for s in known if s.rejected_because in (None, "induce")]
         return sorted(inside, key=lambda s: -(s.induce or 0.0))[:n]
 
 

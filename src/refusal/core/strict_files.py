@@ -151,10 +151,9 @@ def _validated(
         return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = [
-            f"row {part + 1}" if isinstance(part, int) else str(part)[:60]
-            for part in first["loc"][skip:]
-        ]
+        place = []
+        for part in first["loc"][skip:]:
+            place.append(f"row {part + 1}" if isinstance(part, int) else str(part)[:60])
         named = ", ".join([where, *place] if where else place)
         said = str(first["msg"]).removeprefix("Value error, ")
         raise damaged(path, f"{named}: {said}" if named else said, mend) from error

@@ -72,22 +72,21 @@ def marked(raw: str, opened: bool = False, thought: str | None = None) -> str:
     if thought is not None:
         return f"{OPEN}{thought}{CLOSE}{raw}" if raw.strip() else f"{OPEN}{thought}"
     segments, finished = _segments(plain_turns(raw), opened)
-    parts = [
-        f"{OPEN}{part}{CLOSE}" if is_thought else SPECIAL.sub("", part)
-        for is_thought, part in segments
-    ]
+    parts = []
+    for is_thought, part in segments:
+        parts.append(f"{OPEN}{part}{CLOSE}" if is_thought else SPECIAL.sub("", part))
     text = "".join(parts)
     return text if finished else text.removesuffix(CLOSE)
 
 
 def opens(prompt_end: str) -> bool:
     """Whether a prompt that ends so leaves a thought open, as templates of R1's kind do."""
-    found = [
-        mark.kind
-        for match in MARK.finditer(prompt_end)
-        if (mark := mark_of(match)) is not None and mark.strong
-    ]
-    return bool(found) and found[-1] == "open"
+    last = None
+    for match in MARK.finditer(prompt_end):
+        mark = mark_of(match)
+        if mark is not None and mark.strong:
+            last = mark.kind
+    return last == "open"
 
 
 def thought_mark(content: str) -> Mark | None:
@@ -170,14 +169,12 @@ def _is_thought(text: str, match: re.Match[str], mark: Mark, blank: bool) -> boo
         )
     if mark.strong:
         return True
-    close = next(
-        (
-            m
-            for m in MARK.finditer(text, match.end())
-            if (end := mark_of(m)) is not None and end.ends(mark)
-        ),
-        None,
-    )
+    close = None
+    for m in MARK.finditer(text, match.end()):
+        end = mark_of(m)
+        if end is not None and end.ends(mark):
+            close = m
+            break
     if close is None:
         rest = text[match.end() :]
         return (

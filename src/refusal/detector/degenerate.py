@@ -27,10 +27,8 @@ def plain_text(text: str) -> str:
     if not text.isascii():
         # In pieces: a run of combining marks is put in order by an insertion sort, quadratic in its
         # length.
-        text = "".join(
-            unicodedata.normalize("NFKC", piece)
-            for piece in _PIECE.findall(_INVISIBLE.sub("", text))
-        )
+        pieces = _PIECE.findall(_INVISIBLE.sub("", text))
+        text = "".join(unicodedata.normalize("NFKC", piece) for piece in pieces)
         text = text.translate(_STRAIGHT)
     if "*" in text:
         text = _EMOTE.sub(" ", _BULLET.sub("- ", text))

@@ -172,10 +172,13 @@ _NO_AND_HELP: dict[str, tuple[str, str]] = {
 _NO = re.compile(
     "|".join(f"(?:{unicodedata.normalize('NFKC', no)})" for no, _ in _NO_AND_HELP.values())
 )
-_EACH = [
-    tuple(re.compile(unicodedata.normalize("NFKC", pattern)) for pattern in pair)
-    for pair in _NO_AND_HELP.values()
-]
+
+
+def _compiled(patterns: tuple[str, str]) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(unicodedata.normalize("NFKC", pattern)) for pattern in patterns)
+
+
+_EACH = [_compiled(pair) for pair in _NO_AND_HELP.values()]
 # What a prompt that asks for such words has: the answer may then be an apology or a "no" to somebody else.
 ASKS_FOR_A_NO = re.compile(
     unicodedata.normalize(

@@ -223,17 +223,11 @@ class Reading:
         turns = turns_inside or (n > 1 and TURNS.search(sentences[1]) is not None)
         settled = no_at < 2 or private or any(principles[:2])
         denies = self._denies(sentences)
-        content = [
-            not (
-                i == no_at
-                or (denies and i == 0)
-                or (limits[i] and (i > 0 or not turns_inside))
-                or redirects[i]
-                or condemns[i]
-                or self._is_frame(s)
-            )
-            for i, s in enumerate(sentences)
-        ]
+        content = []
+        for i, s in enumerate(sentences):
+            declines = i == no_at or (denies and i == 0) or redirects[i] or condemns[i]
+            limited = limits[i] and (i > 0 or not turns_inside)
+            content.append(not (declines or limited or self._is_frame(s)))
         if (
             no_at < n
             and STANCE.search(self.evidence)

@@ -71,10 +71,11 @@ def levels(direction: Direction) -> Sequence[Metric]:
     """The mean component along the direction of harmless prompts, and beside it of harmful ones."""
     harmless = float(direction.vector.double() @ _reference(direction).double())
     means = {"harmless": harmless, "harmful": harmless + direction.norm}
-    return [
-        Metric(f"mean_{label}_component", "direction", "affine", value, value, value, 1)
-        for label, value in means.items()
-    ]
+    found = []
+    for label, value in means.items():
+        name = f"mean_{label}_component"
+        found.append(Metric(name, "direction", "affine", value, value, value, 1))
+    return found
 
 
 def _reference(direction: Direction) -> Float[Tensor, "d_model"]:

@@ -125,11 +125,10 @@ def conditions(further: Iterable[str] = ()) -> tuple[tuple[Label, str], ...]:
     Raises:
         ConfigError: there is no such intervention.
     """
-    return tuple(
-        (label, condition)
-        for label, names in actions(further).items()
-        for condition in (BASELINE, *names)
-    )
+    found = []
+    for label, names in actions(further).items():
+        found += [(label, condition) for condition in (BASELINE, *names)]
+    return tuple(found)
 
 
 def random_group(condition: str) -> str | None:

@@ -91,10 +91,8 @@ class LoadedModel:
         included.
         """
         chat = self.chat
-        return [
-            tokenize(self.tokenizer, render(self.tokenizer, text, chat.system, chat.day))
-            for text in instructions
-        ]
+        texts = [render(self.tokenizer, text, chat.system, chat.day) for text in instructions]
+        return [tokenize(self.tokenizer, text) for text in texts]
 
     def set_day(self, day: Day) -> None:
         """Have the template write another date into prompts from now on."""

@@ -104,10 +104,10 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Turns, day: Day | No
 
 def _apply(tokenizer: PreTrainedTokenizerBase, turns: Turns, in_parts: bool, day: Day) -> str:
     """The template's text for a conversation; content as strings or as lists of one text part."""
-    messages: list[Any] = [
-        {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
-        for role, text in turns
-    ]
+    messages: list[Any] = []
+    for role, text in turns:
+        content = [{"type": "text", "text": text}] if in_parts else text
+        messages.append({"role": role, "content": content})
     template: Any = day.dated(tokenizer.get_chat_template())
     return str(
         tokenizer.apply_chat_template(

@@ -131,10 +131,9 @@ def check_loaded(name: str, hf: PreTrainedModel, info: Mapping[str, Collection[A
     unexpected = sorted(key for key in info["unexpected_keys"] if not _unused_by_rule(key, hf))
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
-        shown = [
-            f"{key} {_shape(stored)}, the model {_shape(wanted)}"
-            for key, stored, wanted in mismatched
-        ]
+        shown = []
+        for key, stored, wanted in mismatched:
+            shown.append(f"{key} {_shape(stored)}, the model {_shape(wanted)}")
         faults.append(
             f"{_count(mismatched)} of another shape (the checkpoint has {_some(shown, '; ')})"
         )
@@ -171,11 +170,11 @@ def check_adapter(name: str, hf: PreTrainedModel, info: Any) -> None:
         "without a place": info.unexpected_keys,
         "of another shape": info.mismatched_keys,
     }
-    faults = [
-        f"{_count(found)} {what} ({_some([str(key) for key in found])})"
-        for what, keys in kinds.items()
-        if (found := sorted(keys))
-    ]
+    faults = []
+    for what, keys in kinds.items():
+        if keys:
+            shown = _some([str(key) for key in sorted(keys)])
+            faults.append(f"{_count(keys)} {what} ({shown})")
     if faults:
         raise ModelLoadError(
             f"The adapter {name!r} does not fit its base model ({type(hf).__name__}): "

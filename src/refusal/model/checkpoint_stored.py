@@ -108,11 +108,10 @@ def check_plain(
     odd = {key: dtype for key, dtype in dtypes.items() if dtype not in PLAIN}
     if not odd or any(True for _ in claims(config)):
         return
-    weights = {
-        key
-        for key, weight in hf.named_parameters()
-        if weight.is_floating_point() or weight.itemsize == 1
-    }
+    weights = set()
+    for key, weight in hf.named_parameters():
+        if weight.is_floating_point() or weight.itemsize == 1:
+            weights.add(key)
     cast = [f"{key} ({odd[key]})" for key, target in _targets(hf, sorted(odd)) if target in weights]
     if cast:
         shown = ", ".join(cast[:3]) + (", …" if len(cast) > 3 else "")

@@ -228,11 +228,8 @@ def auto_class(config: PreTrainedConfig) -> Any:
         (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
         (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
     )
-    known = [
-        (auto, _classes(mapping[type(config)]))
-        for auto, mapping in autos
-        if type(config) in mapping
-    ]
+    there = [(auto, mapping) for auto, mapping in autos if type(config) in mapping]
+    known = [(auto, _classes(mapping[type(config)])) for auto, mapping in there]
     wrote = set(getattr(config, "architectures", None) or ())
     named = (auto for auto, classes in known if wrote & classes)
     return next(named, known[0][0] if known else AutoModelForCausalLM)

@@ -48,11 +48,11 @@ def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], opened: boo
 def special_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """The tokenizer's own tokens that mark thoughts, answers or turns, by id."""
     added = {token: content.content for token, content in tokenizer.added_tokens_decoder.items()}
-    return {
-        token: text
-        for token, text in added.items()
-        if thought_mark(text) or SPECIAL.fullmatch(text)
-    }
+    found = {}
+    for token, text in added.items():
+        if thought_mark(text) or SPECIAL.fullmatch(text):
+            found[token] = text
+    return found
 
 
 def loses_marks(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -191,7 +191,7 @@ def _fix_day(folder: RunFolder, config: RunConfig, model: ChatModel) -> None:
 
 def _categories(asked: Asked) -> dict[str, dict[str, str]]:
     """The category of every prompt that is measured and has one, by set and id."""
-    return {
-        name: {prompt.id: prompt.category for prompt in pool if prompt.category}
-        for name, pool in asked.measured.items()
-    }
+    found = {}
+    for name, pool in asked.measured.items():
+        found[name] = {prompt.id: prompt.category for prompt in pool if prompt.category}
+    return found

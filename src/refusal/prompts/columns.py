@@ -74,21 +74,15 @@ def read_prompt(fields: Fields, name: str, where: str) -> tuple[str, str | None]
             f"{where} has earlier turns in {HISTORY}. A prompt is one user turn: leave such rows "
             "out."
         )
-    systems = {
-        name: _text(fields[name], name, where)
-        for name in SYSTEM_COLUMNS
-        if not blank(fields.get(name))
-    }
+    given = [name for name in SYSTEM_COLUMNS if not blank(fields.get(name))]
+    systems = {name: _text(fields[name], name, where) for name in given}
     said = {found for found in (*systems.values(), (system or "").strip()) if found}
     if len(said) > 1:
         raise PromptError(
             f"{where} has two system prompts, {' and '.join(map(reprlib.repr, said))}. Leave one."
         )
-    contexts = {
-        key: _text(fields[key], key, where)
-        for key in CONTEXTS
-        if key != name and not blank(fields.get(key))
-    }
+    others = [key for key in CONTEXTS if key != name and not blank(fields.get(key))]
+    contexts = {key: _text(fields[key], key, where) for key in others}
     if len(contexts) > 1:
         raise PromptError(
             f"{where} has {' and '.join(contexts)}. Only one can be told to belong to {name}: put "

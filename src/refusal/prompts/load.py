@@ -101,13 +101,10 @@ def load_prompts(
                 p for p in pools[label]["test"] if p.id.startswith(f"{tested[label]}-")
             )
             counts[f"drawn_from_{label}_test"] = len(pools[label]["test"])
-    splits = {
-        split: PromptPair(
-            harmful=_shuffled(pools["harmful"][split], seed),
-            harmless=_shuffled(pools["harmless"][split], seed),
-        )
-        for split in SPLITS
-    }
+    splits = {}
+    for split in SPLITS:
+        bad, good = pools["harmful"][split], pools["harmless"][split]
+        splits[split] = PromptPair(_shuffled(bad, seed), _shuffled(good, seed))
     return PromptSplits(name="+".join(names), **splits, counts=counts, matched=matched)
 
 
@@ -160,11 +157,11 @@ def _paper_harmful(folder: Path | None) -> Pools:
     """
 
     def prompts(*names: str) -> list[Prompt]:
-        return [
-            Prompt(f"{name}-{i}", text, "harmful", category)
-            for name in names
-            for i, (text, category) in enumerate(read_source(name, folder))
-        ]
+        found = []
+        for name in names:
+            for i, (text, category) in enumerate(read_source(name, folder)):
+                found.append(Prompt(f"{name}-{i}", text, "harmful", category))
+        return found
 
     advbench = prompts("advbench")
     return {
@@ -179,10 +176,8 @@ def _paper_harmful(folder: Path | None) -> Pools:
 
 def _paper_harmless(folder: Path | None) -> Pools:
     """Alpaca instructions without inputs, in the paper's own 60/20/20 split."""
-    pool = [
-        Prompt(f"alpaca-{i}", text, "harmless", c)
-        for i, (text, c) in enumerate(read_source("alpaca", folder))
-    ]
+    rows = enumerate(read_source("alpaca", folder))
+    pool = [Prompt(f"alpaca-{i}", text, "harmless", c) for i, (text, c) in rows]
     random.Random(PUBLISHED_SEED).shuffle(pool)
     first, second = int(0.6 * len(pool)), int(0.6 * len(pool)) + int(0.2 * len(pool))
     return {

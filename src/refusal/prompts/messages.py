@@ -29,10 +29,9 @@ def single_turn(messages: Sequence[Any], where: str) -> tuple[str, str | None]:
     Raises:
         PromptError: several user turns, none, an unknown role, or content that is no text.
     """
-    turns = [
-        _turn(message, f"{where}, message {number}")
-        for number, message in enumerate(messages, start=1)
-    ]
+    turns = []
+    for number, message in enumerate(messages, start=1):
+        turns.append(_turn(message, f"{where}, message {number}"))
     users = [i for i, (role, _) in enumerate(turns) if role == "user"]
     if not users:
         raise PromptError(f"{where}: no message is a user's. Give one whose role is user.")
@@ -64,10 +63,10 @@ def _turn(message: Any, where: str) -> tuple[str, str]:
             f"{where}: unknown {speaker} {reprlib.repr(role)}. Use one of {', '.join(ROLES)}."
         )
     if isinstance(content, list):  # in parts, as vision-language models have it
-        parts = [
-            p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None
-            for p in content
-        ]
+        parts = []
+        for p in content:
+            is_text = isinstance(p, dict) and p.get("type") == "text"
+            parts.append(p.get("text") if is_text else None)
         content = "".join(parts) if all(isinstance(p, str) for p in parts) else content  # type: ignore[arg-type]
     if not isinstance(content, str):
         raise PromptError(

@@ -12,7 +12,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import count
 
 import numpy as np
 
@@ -118,10 +117,8 @@ class _Index:
         bits = np.frombuffer(self._signature(group), np.uint64)
         for column, own in zip(self._signatures, bits, strict=True):
             differ += np.bitwise_count(column[fits] ^ own)
-        most = [
-            size + other - 2 * self._least_shared(size, other)
-            for other in range(sizes[0], sizes[-1] + 1)
-        ]
+        every = range(sizes[0], sizes[-1] + 1)
+        most = [size + other - 2 * self._least_shared(size, other) for other in every]
         for i in np.flatnonzero(differ <= np.array(most)[sizes - sizes[0]]):
             yield self._sets[fits.start + i]
 
@@ -138,11 +135,10 @@ class _Index:
         above a whole number, and would lose pairs exactly at the threshold.
         """
         start = int(self._threshold / (1 + self._threshold) * (size + other)) - 1
-        return next(
-            n
-            for n in count(max(1, start))
-            if n >= size + other or n / (size + other - n) >= self._threshold
-        )
+        n = max(1, start)
+        while n < size + other and n / (size + other - n) < self._threshold:
+            n += 1
+        return n
 
     def _signature(self, group: Words) -> bytes:
         """Bits, each the parity of the words that fall to it: no more of them differ than words

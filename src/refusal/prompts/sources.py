@@ -21,10 +21,8 @@ Rows = list[tuple[str, str | None]]  # (instruction, category)
 
 
 def _column(text: str, column: str, category: str | None = None) -> Rows:
-    return [
-        (row[column].strip(), row[category] if category else None)
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    rows = csv.DictReader(io.StringIO(text))
+    return [(row[column].strip(), row[category] if category else None) for row in rows]
 
 
 def _advbench(text: str) -> Rows:
@@ -41,11 +39,8 @@ def _strings(text: str) -> Rows:
 
 def _harmbench_standard(text: str) -> Rows:
     rows = csv.DictReader(io.StringIO(text))
-    return [
-        (r["Behavior"].strip(), r["SemanticCategory"])
-        for r in rows
-        if r["FunctionalCategory"] == "standard"
-    ]
+    standard = [r for r in rows if r["FunctionalCategory"] == "standard"]
+    return [(r["Behavior"].strip(), r["SemanticCategory"]) for r in standard]
 
 
 def _jailbreakbench(text: str) -> Rows:
@@ -56,7 +51,7 @@ def _strongreject(text: str) -> Rows:
     return _column(text, "forbidden_prompt", "category")
 
 
-def _xstest(label: str) -> Callable[[str], Rows]:
+def _xstest_half(label: str) -> Callable[[str], Rows]:
     def half(text: str) -> Rows:
         rows = csv.DictReader(io.StringIO(text))
         return [(row["prompt"].strip(), row["type"]) for row in rows if row["label"] == label]
@@ -98,6 +93,18 @@ _HARMBENCH = (
     f"{_GITHUB}/centerforaisafety/HarmBench/c0423b952435fcc8467108d8f25962dbae5b7de2"
     "/data/behavior_datasets"
 )
+
+
+def _xstest(half: str) -> Source:
+    return Source(
+        "xstest_prompts.csv",
+        # a branch: the sha256 alone pins it
+        f"{_GITHUB}/paul-rottger/xstest/main/xstest_prompts.csv",
+        "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
+        "CC BY 4.0",
+        _xstest_half(half),
+    )
+
 
 SOURCES = {
     "advbench": Source(
@@ -168,17 +175,8 @@ SOURCES = {
         "CC BY-NC 4.0",
         _instructions,
     ),
-    **{
-        f"xstest_{half}": Source(
-            "xstest_prompts.csv",
-            # a branch: the sha256 alone pins it
-            f"{_GITHUB}/paul-rottger/xstest/main/xstest_prompts.csv",
-            "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
-            "CC BY 4.0",
-            _xstest(half),
-        )
-        for half in ("safe", "unsafe")
-    },
+    "xstest_safe": _xstest("safe"),
+    "xstest_unsafe": _xstest("unsafe"),
     "orbench_hard": Source(
         "orbench_hard.jsonl",
         "",  # bench-llm/or-bench publishes it in another format: only from a data folder

@@ -88,10 +88,10 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         raise RunFolderError(f"{len(paths)} run folder is nothing to compare. Give two or more.")
     for path in paths:
         check_finished(path)
-    metrics = [
-        {(m.name, m.set, m.condition): m for m in read_metrics(path / "metrics.json")}
-        for path in paths
-    ]
+    metrics = []
+    for path in paths:
+        read = read_metrics(path / "metrics.json")
+        metrics.append({(m.name, m.set, m.condition): m for m in read})
     answers = [_right_or_wrong(path) for path in paths]
     keys = dict.fromkeys(key for found in metrics for key in found if _shown(*key))
     rows = []
@@ -122,10 +122,8 @@ def check_finished(path: Path) -> None:
 
 def check_completed(path: Path) -> None:
     """Raise RunFolderError unless the folder has completions."""
-    if not any(
-        (path / "completions" / f"{set_name}.{condition}.jsonl").is_file()
-        for set_name, condition in EVERY
-    ):
+    files = [f"{set_name}.{condition}.jsonl" for set_name, condition in EVERY]
+    if not any((path / "completions" / file).is_file() for file in files):
         raise RunFolderError(
             f"{path} holds no completions. Make them first: refusal generate MODEL --out {path}."
         )

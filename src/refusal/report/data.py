@@ -32,6 +32,7 @@ from refusal.runs.files import (
 from refusal.runs.projections import Projections, read_projections
 
 Key = tuple[str, str]  # set, condition
+AGREEMENT = "judgements/agreement.json"
 
 
 @dataclass(frozen=True)
@@ -115,53 +116,35 @@ def read_run(path: Path) -> ReportData:
     """
     manifest = read_manifest(path)
     config = make_config(file=path / "run.toml")
-    there = {
-        name: (path / name).is_file()
-        for name in (
-            "refusal_tokens.json",
-            "candidates.safetensors",
-            "scores.json",
-            "categories.json",
-            "judgements/agreement.json",
-        )
-    }
-    tokens = read_tokens(path) if there["refusal_tokens.json"] else None
-    candidates = None
-    if there["candidates.safetensors"]:
-        candidates = read_vectors(path)
-    chosen = all(
-        (path / f).is_file()
-        for f in ("selection.json", "direction.safetensors", "scores.json", "stability.json")
-    )
+
+    def there(*names: str) -> bool:
+        return all((path / name).is_file() for name in names)
+
+    chosen = there("selection.json", "direction.safetensors", "scores.json", "stability.json")
     selection = read_choice(path) if chosen else None
     direction = path / "direction.safetensors"
     current = _Current(manifest, file_sha256(direction) if chosen else None)
-    completions = {
-        (set_name, condition): read_completions(file)
-        for file in _plain_completions(path)
-        for set_name, _, condition in (file.stem.rpartition("."),)
-        if current(f"generate {set_name}.{condition}")
-    }
-    projected = (path / "projections.json").is_file() and chosen and current("projections")
-    finished = (path / "metrics.json").is_file()
+    completions = {}
+    for file in _plain_completions(path):
+        set_name, _, condition = file.stem.rpartition(".")
+        if current(f"generate {set_name}.{condition}"):
+            completions[set_name, condition] = read_completions(file)
+    projected = there("projections.json") and chosen and current("projections")
+    metrics = path / "metrics.json"
     data = ReportData(
         path=path,
         manifest=manifest,
         config=config,
-        tokens=tokens,
-        candidates=candidates,
-        scores=read_scores(path) if there["scores.json"] else (),
+        tokens=read_tokens(path) if there("refusal_tokens.json") else None,
+        candidates=read_vectors(path) if there("candidates.safetensors") else None,
+        scores=read_scores(path) if there("scores.json") else (),
         selection=selection,
         direction=read_direction(direction).vector if chosen else None,
         projections=read_projections(path / "projections.json") if projected else None,
         completions=completions,
-        metrics=read_metrics(path / "metrics.json")
-        if finished
-        else measure_all(_paired(completions)),
-        categories=read_categories(path / "categories.json") if there["categories.json"] else {},
-        agreement=read_list(path / "judgements" / "agreement.json", Agreement)
-        if there["judgements/agreement.json"]
-        else (),
+        metrics=read_metrics(metrics) if metrics.is_file() else measure_all(_paired(completions)),
+        categories=read_categories(path / "categories.json") if there("categories.json") else {},
+        agreement=read_list(path / AGREEMENT, Agreement) if there(AGREEMENT) else (),
         missing=(),
     )
     _check_fit(data)
@@ -227,17 +210,12 @@ def _paired(completions: Mapping[Key, tuple[Completion, ...]]) -> dict[Key, tupl
     """Without the baselines that lack prompts of another condition (left from other options):
     nothing to pair there.
     """
-    lacking = {
-        set_name
-        for (set_name, _), rows in completions.items()
-        if not {c.prompt_id for c in rows}
-        <= {c.prompt_id for c in completions.get((set_name, BASELINE), ())}
-    }
-    return {
-        (set_name, c): rows
-        for (set_name, c), rows in completions.items()
-        if c != BASELINE or set_name not in lacking
-    }
+    found = dict(completions)
+    for (set_name, _), rows in completions.items():
+        baseline = {c.prompt_id for c in completions.get((set_name, BASELINE), ())}
+        if not {c.prompt_id for c in rows} <= baseline:
+            found.pop((set_name, BASELINE), None)
+    return found
 
 
 def _with_missing(data: ReportData) -> ReportData:
@@ -257,12 +235,10 @@ def _missing(data: ReportData) -> Iterator[str]:
         )
     if data.projections is None:
         yield "the projections of prompts on the direction"
-    over = [
-        (half, c)
-        for name in data.config.over_refusal
-        for half in SETS[name]
-        for c in (BASELINE, *stopping(data.config.interventions))
-    ]
+    over = []
+    for name in data.config.over_refusal:
+        for half in SETS[name]:
+            over += [(half, c) for c in (BASELINE, *stopping(data.config.interventions))]
     lacking: dict[str, list[str]] = {}
     for set_name, condition in (*conditions(data.config.interventions), *over):
         if (set_name, condition) not in data.completions:

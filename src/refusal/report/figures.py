@@ -129,11 +129,10 @@ def _map(
 def _legend(data: ReportData) -> str:
     """What the signs in the map of outcomes stand for, with how many candidates have each."""
     found = [outcome(data, s) for s in data.scores]
-    words = [
-        f"{sign} {outcome_words(data, key)} ({found.count(key)})"
-        for key, sign in SIGNS.items()
-        if key in found
-    ]
+    words = []
+    for key, sign in SIGNS.items():
+        if key in found:
+            words.append(f"{sign} {outcome_words(data, key)} ({found.count(key)})")
     return "; ".join(words) + "."
 
 
@@ -263,10 +262,11 @@ def cosine_grids(data: ReportData) -> tuple[Grid, ...]:
     labels = tuple(position_label(data, p) for p in rows)
     layers = range(unit.shape[1])
     chosen = _cell(data.selection.score if data.selection is not None else None, rows, layers)
-    return tuple(
-        Grid(name, title, labels, tuple(layers), _filled(cosines, *shift), chosen=chosen)
-        for name, (title, cosines, shift) in wanted.items()
-    )
+    grids = []
+    for name, (title, cosines, shift) in wanted.items():
+        values = _filled(cosines, *shift)
+        grids.append(Grid(name, title, labels, tuple(layers), values, chosen=chosen))
+    return tuple(grids)
 
 
 def _filled(cosines: Float[np.ndarray, "position layer"], down: int, right: int) -> Values:

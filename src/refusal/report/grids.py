@@ -44,17 +44,14 @@ def score_group(data: ReportData) -> GridGroup | None:
     grids = score_grids(data)
     rows, own = positions(data), [(name, "+.3f") for name in own_scores(data)]
     names = ("bypass", "induce", "KL", *(name for name, _ in own))
-    cells = {
-        (i, j): (
-            minus(str(p)),
-            str(layer),
-            *(_number(at[p, layer].by_name.get(n), d) for n, d in (*SCORES, *own)),
-            outcome_words(data, outcome(data, at[p, layer])),
-        )
-        for i, p in enumerate(rows)
-        for j, layer in enumerate(grids[0].columns if grids else ())
-        if (p, layer) in at
-    }
+    cells = {}
+    for i, p in enumerate(rows):
+        for j, layer in enumerate(grids[0].columns if grids else ()):
+            score = at.get((p, layer))
+            if score is not None:
+                values = (_number(score.by_name.get(n), d) for n, d in (*SCORES, *own))
+                words = outcome_words(data, outcome(data, score))
+                cells[i, j] = (minus(str(p)), str(layer), *values, words)
     return _group("scores", grids, ("position", "layer", *names, "outcome"), cells)
 
 
@@ -68,15 +65,11 @@ def cosine_group(data: ReportData) -> GridGroup | None:
         return None
     names = ("next layer", "next position", "chosen direction")[: len(grids)]
     rows, columns = range(len(grids[0].rows)), range(len(grids[0].columns))
-    cells = {
-        (i, j): (
-            minus(str(-i - 1)),
-            str(j),
-            *(_number(grid.values[i][j], "+.2f", "") for grid in grids),
-        )
-        for i in rows
-        for j in columns
-    }
+    cells = {}
+    for i in rows:
+        for j in columns:
+            values = (_number(grid.values[i][j], "+.2f", "") for grid in grids)
+            cells[i, j] = (minus(str(-i - 1)), str(j), *values)
     return _group("cosines", grids, ("position", "layer", *names), cells)
 
 

@@ -99,10 +99,10 @@ def report_page(data: ReportData, *, show_completions: bool = False) -> str:
     manifest = data.manifest
     name = sanitised(data.model)
     title, advice = _missing_words(data)
-    first = [
-        {**vars(n), "bar": bar(n.metric, style_of(n.metric.set)) if n.metric else ""}
-        for n in numbers(data)
-    ]
+    first = []
+    for n in numbers(data):
+        drawn = bar(n.metric, style_of(n.metric.set)) if n.metric else ""
+        first.append({**vars(n), "bar": drawn})
     prompts = sanitised(manifest["prompts"]["name"])
     return render(
         "report.html.j2",

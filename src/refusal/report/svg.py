@@ -26,12 +26,11 @@ TOP = 14  # of grids
 
 def element(name: str, *children: str | Markup, **attributes: object) -> Markup:
     """Make an element; texts are escaped, ``_`` in names becomes ``-``, ``None`` is left out."""
-    given = {
-        key.rstrip("_").replace("_", "-"): value
-        for key, value in attributes.items()
-        if value is not None
-    }
-    start = "".join(f' {key}="{escape(value)}"' for key, value in given.items())
+    given = []
+    for key, value in attributes.items():
+        if value is not None:
+            given.append(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"')
+    start = "".join(given)
     return Markup(f"<{name}{start}>{''.join(map(escape, children))}</{name}>")
 
 

@@ -122,10 +122,8 @@ def _rate_table(
     order = list(dict.fromkeys(m.set for m in metrics))
     rows = []
     for m in sorted(metrics, key=lambda m: order.index(m.set)):
-        corrected, change, degenerate = (
-            found.get(name, m.set, m.condition)
-            for name in ("refusal_rate_corrected", "refusal_rate_change", "degenerate_rate")
-        )
+        names = ("refusal_rate_corrected", "refusal_rate_change", "degenerate_rate")
+        corrected, change, degenerate = (found.get(name, m.set, m.condition) for name in names)
         label = _control(m) or m.condition
         shown = (share(m), bar(m, style_of(m.set)), share(corrected), points(change))
         rows.append((m.set, label, *shown, percent(degenerate), str(m.n)))
@@ -151,10 +149,10 @@ def divergence(found: Found) -> Iterator[Table]:
     """KL from the unmodified model along its own answers to harmless prompts."""
     several = found.named(r"kl_first_\d+_tokens")
     name = several[0].name if several else "kl_first_0_tokens"
-    rows = [
-        (_words(m), number(m), number(found.get(name, m.set, m.condition)), str(m.n))
-        for m in _summed_up(found, "kl_first_token")
-    ]
+    rows = []
+    for m in _summed_up(found, "kl_first_token"):
+        later = found.get(name, m.set, m.condition)
+        rows.append((_words(m), number(m), number(later), str(m.n)))
     columns = ("token 1", f"tokens 1–{name.split('_')[2]}", "n")
     title = "KL along the model's own answers (nats per token, 95% interval)"
     yield table(title, ("condition",), columns, rows)

@@ -155,11 +155,11 @@ def numbers(data: ReportData) -> tuple[Number, ...]:
         ("Harmless prompts refused", "harmless", BASELINE),
         ("… under addition", "harmless", "addition"),
     )
-    found = [
-        _rate(label, m)
-        for label, set_name, c in shown
-        if (m := data.find("refusal_rate", set_name, c)) is not None
-    ]
+    found = []
+    for label, set_name, c in shown:
+        m = data.find("refusal_rate", set_name, c)
+        if m is not None:
+            found.append(_rate(label, m))
     kl = data.find("kl_first_token", "own-answers", "ablation")
     if kl is not None:
         found.append(

@@ -200,10 +200,11 @@ def read_metrics(path: Path) -> tuple[Metric, ...]:
     """
     unknown = {"value": math.nan, "low": -math.inf, "high": math.inf}
     rows = map(asdict, read_list(path, _SavedMetric))
-    return tuple(
-        Metric(**{**row, **{key: unknown[key] for key in unknown if row[key] is None}})
-        for row in rows
-    )
+    found = []
+    for row in rows:
+        given = {key: value for key, value in row.items() if value is not None}
+        found.append(Metric(**{**row, **unknown, **given}))
+    return tuple(found)
 
 
 def read_tokens(folder: Path) -> RefusalTokens | None:
@@ -245,10 +246,9 @@ def read_vectors(folder: Path) -> SavedCandidates:
         or not (np.isfinite(means).all(-1) | np.isnan(means).all(-1)).all()
     ):
         raise damaged(path, "harmless_means: not as many numbers as the candidates have, finite")
-    seen, suffix = (
-        read_metadata(path, {name: "[]", **metadata}, name, tuple[str, ...])
-        for name in ("seen", "suffix")
-    )
+    given = {"seen": "[]", "suffix": "[]", **metadata}
+    seen = read_metadata(path, given, "seen", tuple[str, ...])
+    suffix = read_metadata(path, given, "suffix", tuple[str, ...])
     return SavedCandidates(vectors, tuple(suffix), frozenset(seen), means)
 
 

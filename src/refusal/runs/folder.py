@@ -130,11 +130,11 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} cannot be made ({error.strerror}). Give another --out."
             ) from error
-        pools = {
-            f"{label}_{split}": prompts_hash(getattr(getattr(prompts, split), label))
-            for split in ("train", "val", "test")
-            for label in ("harmful", "harmless")
-        }
+        pools = {}
+        for split in ("train", "val", "test"):
+            for label in ("harmful", "harmless"):
+                pool = getattr(getattr(prompts, split), label)
+                pools[f"{label}_{split}"] = prompts_hash(pool)
         self.manifest = {
             "format": FORMAT,
             "model": identity,

@@ -62,12 +62,8 @@ def program() -> str:
     That is the verdicts of the built-in detector on completions that are there, and the rates.
     """
     root = Path(__file__).parents[1]
-    return digest(
-        [
-            [str(path.relative_to(root)), path.read_text("utf-8")]
-            for path in sorted(root.rglob("*.py"))
-        ]
-    )
+    files = sorted(root.rglob("*.py"))
+    return digest([[str(path.relative_to(root)), path.read_text("utf-8")] for path in files])
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -80,11 +76,9 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     if backend is None:
         core: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
     else:
-        core = {
-            key: value
-            for key, value in json.loads(backend.to_str()).items()
-            if key not in ("truncation", "padding")
-        }
+        core = json.loads(backend.to_str())
+        for key in ("truncation", "padding"):
+            core.pop(key, None)
     added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
     cleans = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
     return digest([settled(core), settled(added), settled(tokenizer.special_tokens_map), cleans])

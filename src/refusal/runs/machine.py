@@ -40,12 +40,8 @@ def devices(model: ChatModel) -> int:
     """Accelerators that one process's model is spread over, else 1: a processor and a disk beside
     them are not paid.
     """
-    paid = {
-        parameter.device
-        for parameter in model.hf.parameters()
-        if parameter.device.type not in ("cpu", "meta")
-    }
-    return max(1, len(paid))
+    devices = {parameter.device for parameter in model.hf.parameters()}
+    return max(1, sum(device.type not in ("cpu", "meta") for device in devices))
 
 
 def peak_memory(model: ChatModel) -> int | None:

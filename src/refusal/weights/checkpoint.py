@@ -100,14 +100,13 @@ class Checkpoint:
         """What is not weights, config or model card: tokenizer, template, generation config,
         processor.
         """
-        return [
-            path
-            for path in sorted(self.folder.iterdir())
-            if path.is_file()
-            and not path.name.startswith(".")
-            and not path.name.endswith(WEIGHT_SUFFIXES)
-            and path.name not in ("config.json", "README.md")
-        ]
+        found = []
+        for path in sorted(self.folder.iterdir()):
+            written = path.name in ("config.json", "README.md")
+            weights = path.name.endswith(WEIGHT_SUFFIXES)
+            if path.is_file() and not (written or weights or path.name.startswith(".")):
+                found.append(path)
+        return found
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -156,15 +155,10 @@ def read_header(path: Path) -> Shard:
                 raise ValueError("its header is cut off")
             header = json.loads(file.read(start - 8))
         metadata = header.pop("__metadata__", {})
-        entries = [
-            Entry(
-                name,
-                info["dtype"],
-                tuple(info["shape"]),
-                *(start + offset for offset in info["data_offsets"]),
-            )
-            for name, info in header.items()
-        ]
+        entries = []
+        for name, info in header.items():
+            begin, end = (start + offset for offset in info["data_offsets"])
+            entries.append(Entry(name, info["dtype"], tuple(info["shape"]), begin, end))
         if max((entry.end for entry in entries), default=start) != size:
             raise ValueError("its data is cut off")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -191,11 +191,8 @@ def _converted_axes(proxy: ProxyModel) -> dict[tuple[str, str], int]:
         )
         if pattern is None or torch.equal(before[name], after[name]):
             continue
-        fits = [
-            axis
-            for axis in range(before[name].dim())
-            if _is_projection(before[name], after[name], axis, unit)
-        ]
+        old, new = before[name], after[name]
+        fits = [axis for axis in range(old.dim()) if _is_projection(old, new, axis, unit)]
         key = (_numberless(renamed), pattern)
         if len(fits) != 1 or axes.setdefault(key, fits[0]) != fits[0]:
             raise UnsupportedModelError(
@@ -241,11 +238,8 @@ def _copies(whole: PreTrainedModel, targets: dict[str, Target]) -> tuple[TensorC
     copies = []
     for shared in names.values():
         there = [name for name in shared if name in holders]
-        copies += [
-            TensorCopy(holders[there[0]], name, name == head)
-            for name in shared
-            if there and name not in there
-        ]
+        lacking = [name for name in shared if there and name not in there]
+        copies += [TensorCopy(holders[there[0]], name, name == head) for name in lacking]
     return tuple(copies)
 
 
@@ -292,20 +286,17 @@ def _check_nothing_missing(whole: PreTrainedModel, targets: dict[str, Target]) -
     }
     held = {names[target.name] for target in targets.values() if target.name in names}
     # one tensor of the checkpoint becomes several parameters, of which a target is the first
-    several = [
-        each
-        for each in get_model_conversion_mapping(whole)
-        if isinstance(each, WeightConverter) and len(each.target_patterns) > 1
-    ]
+    every = get_model_conversion_mapping(whole)
+    converters = [each for each in every if isinstance(each, WeightConverter)]
+    several = [each for each in converters if len(each.target_patterns) > 1]
     made = [
         *(whole._keys_to_ignore_on_load_missing or ()),
         *(p for each in several for p in each.target_patterns),
     ]
-    lost = [
-        name
-        for name, key in names.items()
-        if key not in held and not any(re.search(p, name) for p in made)
-    ]
+    lost = []
+    for name, key in names.items():
+        if key not in held and not any(re.search(p, name) for p in made):
+            lost.append(name)
     if lost:
         raise ModelLoadError(
             f"The checkpoint lacks {len(lost)} tensors of {type(whole).__name__}, such as "

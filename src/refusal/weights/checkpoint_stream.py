@@ -127,12 +127,10 @@ def stream_model(
     planning_seconds = time.perf_counter() - start
     outputs = {shard.path.name: _outputs(shard, plan) for shard in checkpoint.shards}
     kept = tuple(shard for shard, tensors in outputs.items() if _is_finished(out / shard, tensors))
-    missing = sum(
-        output.entry.nbytes
-        for shard, tensors in outputs.items()
-        if shard not in kept
-        for output in tensors
-    )
+    missing = 0
+    for name, tensors in outputs.items():
+        if name not in kept:
+            missing += sum(output.entry.nbytes for output in tensors)
     check_free(out, missing + SLACK)
     write_json(out / JOURNAL, {"format": FORMAT, "job": job})
     with task("write the edited checkpoint", total=-(-missing // MEGABYTE), unit="MB") as advance:

@@ -67,17 +67,13 @@ def check_adapter(
         raise wrong(
             f"PEFT cannot load it ({(str(error).splitlines() or [type(error).__name__])[0]})"
         ) from error
-    kept = {
-        name: tensor.float().cpu()
-        for name, tensor in loaded.items()
-        if name in tensors or "lora_" in name
-    }
+    kept = {}
+    for name, tensor in loaded.items():
+        if name in tensors or "lora_" in name:
+            kept[name] = tensor.float().cpu()
     odd = sorted(kept.keys() ^ tensors.keys())
-    odd += [
-        name
-        for name, tensor in tensors.items()
-        if name in kept and not same_bits(kept[name], tensor)
-    ]
+    both = kept.keys() & tensors.keys()
+    odd += [name for name in tensors if name in both and not same_bits(kept[name], tensors[name])]
     if odd:
         raise ExportError(
             f"PEFT loads {len(odd)} of the adapter's {len(tensors)} tensors otherwise than they "

@@ -123,11 +123,10 @@ def refuse_quantised(model: PreTrainedModel) -> None:
         QuantisedModelError: a quantiser packed the weights, or they are 8-bit or integer numbers.
         UnsupportedModelError: weights are offloaded to disk.
     """
-    packed = [
-        name
-        for name, p in model.named_parameters()
-        if not p.is_floating_point() or p.dtype.itemsize < 2
-    ]
+    packed = []
+    for name, p in model.named_parameters():
+        if not p.is_floating_point() or p.dtype.itemsize < 2:
+            packed.append(name)
     if (
         getattr(model, "hf_quantizer", None) is not None
         or getattr(model, "is_quantized", False)
@@ -209,11 +208,8 @@ def _check_complete(model: PreTrainedModel, parameters: Iterable[StreamParameter
     shapes = {name: p.shape for name, p in model.named_parameters()}
     named = {p.name for p in parameters}
     wanted = {(_pattern(name), shapes.get(name)) for name in named}
-    missing = [
-        name
-        for name, shape in shapes.items()
-        if (_pattern(name), shape) in wanted and name not in named
-    ]
+    others = [name for name in shapes if name not in named]
+    missing = [name for name in others if (_pattern(name), shapes[name]) in wanted]
     if missing:
         raise UnsupportedModelError(
             f"{len(missing)} parameters like those that write to the stream are left out, "
@@ -227,21 +223,19 @@ def _outside(probe: Probe) -> dict[str, Tensor]:
     """
     model, sites = probe.model, probe.sites
     called: set[str] = set()
-    holders = {
-        name.rpartition(".")[0]
-        for name, _ in model.named_parameters()
-        if _block_of(name, sites) is None
-    }
+    outside = [name for name, _ in model.named_parameters() if _block_of(name, sites) is None]
+    holders = {name.rpartition(".")[0] for name in outside}
     edits = [
         Edit(model.get_submodule(name), "output", _note(called, name)) for name in holders if name
     ]
     with hooked(edits):
         probe.run(None, probe.taps(None), {})
-    return {
-        name: p
-        for name, p in _detached(model)
-        if _block_of(name, sites) is None and (name.rpartition(".")[0] in called or "." not in name)
-    }
+    found = {}
+    for name, p in _detached(model):
+        runs = name.rpartition(".")[0] in called or "." not in name
+        if runs and _block_of(name, sites) is None:
+            found[name] = p
+    return found
 
 
 def _note(called: set[str], name: str) -> EditFunction:

@@ -157,15 +157,12 @@ class _Pattern:
 
     def __init__(self, proxy: ProxyModel, block: str) -> None:
         self.block = block
-        self.found = {
-            _within(parameter.name, block): StreamParameter(
-                _within(parameter.name, block),
-                parameter.axis,
-                parameter.norm and _within(parameter.norm, block),
-            )
-            for parameter in proxy.parameters
-            if parameter.name.startswith(f"{block}.")
-        }
+        self.found = {}
+        for parameter in proxy.parameters:
+            if parameter.name.startswith(f"{block}."):
+                name = _within(parameter.name, block)
+                norm = parameter.norm and _within(parameter.norm, block)
+                self.found[name] = StreamParameter(name, parameter.axis, norm)
         self.names = {name for name, _ in proxy.model.get_submodule(block).named_parameters()}
 
     def match(self, name: str) -> StreamParameter | None:

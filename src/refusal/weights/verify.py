@@ -239,12 +239,10 @@ def _as_loaded(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterator[tuple
     """
     targets, _ = find_targets(model, checkpoint)
     conversions = get_model_conversion_mapping(model)
-    converters = {
-        pattern: each
-        for each in conversions
-        if isinstance(each, WeightConverter)
-        for pattern in each.source_patterns
-    }
+    converters: dict[str, WeightConverter] = {}
+    for each in conversions:
+        if isinstance(each, WeightConverter):
+            converters |= dict.fromkeys(each.source_patterns, each)
     sources: defaultdict[str, list[str]] = defaultdict(list)
     for source, target in targets.items():  # in the order in which the loader goes through them
         sources[target.name].append(source)

@@ -96,13 +96,14 @@ def dataset_of(config: Config) -> DataSet | None:
 
 def files_of(dataset: DataSet, data_dir: Path) -> dict[str, Path]:
     """The files that are there, by split."""
-    found = {
-        split: next(
-            (path for name in names if (path := find_data_file(data_dir, name)) is not None), None
-        )
-        for split, names in dataset.splits.items()
-    }
-    return {split: path for split, path in found.items() if path is not None}
+    found = {}
+    for split, names in dataset.splits.items():
+        for name in names:
+            path = find_data_file(data_dir, name)
+            if path is not None:
+                found[split] = path
+                break
+    return found
 
 
 def localised(
@@ -128,11 +129,8 @@ def localised(
         config.get("num_fewshot") == 0
         or (config.get("fewshot_config") or {}).get("samples") is not None
     )
-    apart = [
-        here[key]
-        for key in ("fewshot_split", "training_split", "validation_split")
-        if here[key] != evaluated
-    ]
+    splits = [here[key] for key in ("fewshot_split", "training_split", "validation_split")]
+    apart = [split for split in splits if split != evaluated]
     if shots and not built_in and not any(apart):
         missing = [names[0] for split, names in dataset.splits.items() if split not in files]
         instead = (

@@ -68,15 +68,13 @@ def _change(before: Sequence[float], after: Sequence[float]) -> Estimate:
 
 
 def _aggregate(run: TaskRun, condition: str) -> list[Metric]:
-    return [
-        metric(
-            PREFIX + name.removesuffix(",none"),
-            f"{run.task}" if task == run.task else f"{run.task}/{task}",
-            condition,
-            Estimate(math.nan if value is None else value, -math.inf, math.inf),
-            int(numbers.get("sample_len") or 0),
-        )
-        for task, numbers in run.aggregate.items()
-        for name, value in numbers.items()
-        if name != "sample_len" and not name.startswith("sample_")
-    ]
+    found = []
+    for task, numbers in run.aggregate.items():
+        where = run.task if task == run.task else f"{run.task}/{task}"
+        n = int(numbers.get("sample_len") or 0)
+        for key, value in numbers.items():
+            if key != "sample_len" and not key.startswith("sample_"):
+                name = PREFIX + key.removesuffix(",none")
+                score = Estimate(math.nan if value is None else value, -math.inf, math.inf)
+                found.append(metric(name, where, condition, score, n))
+    return found

@@ -181,10 +181,9 @@ def _task_run(benchmark: Benchmark, results: dict[str, Any]) -> TaskRun:
         metrics = list(dict.fromkeys(row.metric for row in rows))
         mains.update([PREFERRED] if PREFERRED in metrics else metrics[:1])
         items += rows
-    aggregate: dict[str, dict[str, float | None]] = {
-        name: {key: float(value) for key, value in row.items() if isinstance(value, Real)}
-        for name, row in results["results"].items()
-    }
+    aggregate: dict[str, dict[str, float | None]] = {}
+    for name, row in results["results"].items():
+        aggregate[name] = {k: float(value) for k, value in row.items() if isinstance(value, Real)}
     main = mains.most_common(1)[0][0] if mains else ""
     items.sort(key=lambda item: item.metric != main)  # stable
     shots = {
@@ -196,22 +195,20 @@ def _task_run(benchmark: Benchmark, results: dict[str, Any]) -> TaskRun:
 def _rows(task: str, sample: dict[str, Any]) -> list[ItemResult]:
     ident = f"{task}/{sample['doc_id']}-{sample['doc_hash'][:8]}"
     suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
-    values = ((metric, sample[metric]) for metric in sample["metrics"])
-    return [
-        ItemResult(ident, float(value), metric + suffix)
-        for metric, value in values
-        if isinstance(value, Real)
-    ]
+    found = []
+    for metric in sample["metrics"]:
+        value = sample[metric]
+        if isinstance(value, Real):
+            found.append(ItemResult(ident, float(value), metric + suffix))
+    return found
 
 
 def _check_finite(task: str, samples: Sequence[dict[str, Any]]) -> None:
-    numbers = (
-        part
-        for sample in samples
-        for response in sample["resps"]
-        for one in response
-        for part in _parts(one)
-    )
+    numbers = []
+    for sample in samples:
+        for response in sample["resps"]:
+            for one in response:
+                numbers += _parts(one)
     if not all(math.isfinite(number) for number in numbers):
         raise NonFiniteError(
             f"The model gives log-likelihoods on {task} that are no numbers. "

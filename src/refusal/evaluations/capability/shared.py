@@ -147,10 +147,10 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             kwargs["until"], eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         )
         room = self.max_length - kwargs["max_gen_toks"]
-        rows = [
-            self.tok_batch_encode([request.args[0]], left_truncate_len=room)[0][0].tolist()
-            for request in requests
-        ]
+        rows = []
+        for request in requests:
+            encoded = self.tok_batch_encode([request.args[0]], left_truncate_len=room)[0]
+            rows.append(encoded[0].tolist())
         # As lm-eval's stopping criterion: a stop string may be written in other tokens than the
         # tokenizer would use.
         lookback = 2 + max(
@@ -223,10 +223,8 @@ def _score(model: ChatModel, batch: Batch, scored: Sequence[Sequence[int]]) -> l
     head = model.hf.get_submodule(model.sites.head)
     with torch.inference_mode(), hooked([Edit(head, "input", predicting)]):
         logits = call(model, batch.ids, batch.mask, batch.positions)[:, 0]
-    return [
-        _answer(part, scored[i])
-        for i, part in zip(batch.prompts, logits.split(lengths), strict=True)
-    ]
+    parts = zip(batch.prompts, logits.split(lengths), strict=True)
+    return [_answer(part, scored[i]) for i, part in parts]
 
 
 def _answer(logits: Float[Tensor, "token vocab"], continuation: Sequence[int]) -> Answer:

@@ -183,10 +183,10 @@ def _members(index: Mapping[str, Any], name: str) -> list[str]:
             listed = (
                 entry.cfg["task"] if isinstance(entry.cfg["task"], list) else [entry.cfg["task"]]
             )
-            children = [
-                child.get("task", child.get("group")) if isinstance(child, dict) else child
-                for child in listed
-            ]
+            children = []
+            for child in listed:
+                named = isinstance(child, dict)
+                children.append(child.get("task", child.get("group")) if named else child)
         case _:
             return [name]
     return [
@@ -230,13 +230,11 @@ def _not_loaded(spec: Spec, manager: Any, data_dir: Path | None, error: Exceptio
     configs = [
         manager.task_index[name].cfg or {} for name in _members(manager.task_index, spec.name)
     ]
-    wanted = {
-        name
-        for config in configs
-        if (data := dataset_of(config))
-        for names in data.splits.values()
-        for name in names
-    }
+    wanted: set[str] = set()
+    for config in configs:
+        data = dataset_of(config)
+        if data:
+            wanted.update(*data.splits.values())
     files = (
         f" or put {' / '.join(sorted(wanted))} into {data_dir or '--data-dir'}" if wanted else ""
     )

@@ -56,10 +56,9 @@ def agreement(
     Raises:
         ConfigError: one judge speaks of refusal and the other of safety, or neither gives labels.
     """
-    said = [
-        {j.prompt_id: COMPARED[j.label] for j in side if j.label is not None}
-        for side in (ours, theirs)
-    ]
+    said = []
+    for side in (ours, theirs):
+        said.append({j.prompt_id: COMPARED[j.label] for j in side if j.label is not None})
     words = {word for side in said for word in side.values()}
     pair = next((pair for pair in PAIRS if words <= set(pair)), None)
     if pair is None or not words:

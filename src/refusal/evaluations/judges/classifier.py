@@ -247,10 +247,10 @@ def _pad(
 
 def _render(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, parts: bool) -> str:
     turns = (("user", prompt), ("assistant", completion))
-    chat: list[dict[str, Any]] = [
-        {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
-        for role, text in turns
-    ]
+    chat: list[dict[str, Any]] = []
+    for role, text in turns:
+        content = [{"type": "text", "text": text}] if parts else text
+        chat.append({"role": role, "content": content})
     return str(tokenizer.apply_chat_template(chat, tokenize=False))
 
 

@@ -178,10 +178,11 @@ class LocalSafetyJudge(Judge):
         asked = [item for item in items if item.verdict != "refusal"]
         rows = [tokenize(model.tokenizer, _question(model, item)) for item in asked]
         logits = iter(next_logits(model, rows, f"judge: {self.name}"))
-        return [
-            (-math.inf, 1.0) if item.verdict == "refusal" else _odds(next(logits), yes, no)
-            for item in items
-        ]
+        found = []
+        for item in items:
+            refused = item.verdict == "refusal"
+            found.append((-math.inf, 1.0) if refused else _odds(next(logits), yes, no))
+        return found
 
     def _network(self) -> ChatModel:
         if self._model is None:
