@@ -210,12 +210,20 @@ sys.exit(code)
         ("compare FIRST SECOND --json", SLOW),
         ("compare FIRST SECOND --out OUT", SLOW),
         ("report FIRST --json", SLOW),
+        ("report MORE", SLOW),
     ],
 )
 def test_what_needs_no_model_does_not_wait_for_torch(
     runs: tuple[Path, Path], tmp_path: Path, command: str, barred: tuple[str, ...]
 ) -> None:
     places = {"FIRST": str(runs[0]), "SECOND": str(runs[1]), "OUT": str(tmp_path / "page.html")}
+    if "MORE" in command:  # a run that a further intervention is asked for in
+        more = Path(shutil.copytree(runs[0], tmp_path / "more"))
+        text = (more / "run.toml").read_text(encoding="utf-8")
+        assert "interventions = []" in text
+        text = text.replace("interventions = []", 'interventions = ["affine"]')
+        (more / "run.toml").write_text(text, encoding="utf-8")
+        places["MORE"] = str(more)
     given = [places.get(word, word) for word in command.split()]
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, " ".join(barred), *given], capture_output=True, text=True

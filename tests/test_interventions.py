@@ -11,7 +11,7 @@ from plain import block_inputs
 
 from refusal import Ablate, Add, ChatModel, ConfigError, Direction, DirectionError
 from refusal.core.registry import Registry
-from refusal.interventions import INTERVENTIONS, conditions
+from refusal.interventions import conditions
 from refusal.interventions.ablate_add import project_out
 from refusal.interventions.conditions import Condition, interventions_for
 from refusal.interventions.side_by_side import SideBySide
@@ -144,13 +144,12 @@ def test_names_are_looked_up_and_near_misses_are_named() -> None:
         table["zzz"]
 
 
-def test_what_is_measured_of_the_claimed_interventions_is_what_their_table_says() -> None:
-    claimed = ("ablation", "subtraction", "addition")
-    table = {name: INTERVENTIONS[name] for name in claimed}
-    for label, names in conditions.ACTIONS.items():
-        assert names == tuple(name for name in claimed if label in table[name].sets)
-    assert tuple(name for name in claimed if table[name].stops) == conditions.STOPPING
-    assert conditions.conditions() == conditions.CONDITIONS
-    assert conditions.actions(claimed) == conditions.ACTIONS  # nothing is measured twice
+def test_what_is_measured_is_what_the_table_says() -> None:
+    claimed = {"harmful": ("ablation", "subtraction"), "harmless": ("ablation", "addition")}
+    assert conditions.actions() == claimed
+    assert conditions.actions(["addition", "ablation"]) == claimed  # nothing is measured twice
+    assert conditions.stopping() == ("ablation", "subtraction")
+    assert conditions.stopping(["affine"]) == ("ablation", "subtraction", "affine")
+    assert conditions.actions(["affine"])["harmless"] == ("ablation", "addition", "affine")
     with pytest.raises(ConfigError, match="There is no intervention 'ablatoin'"):
         conditions.actions(["ablatoin"])

@@ -19,7 +19,8 @@ from refusal.core.storage import write_json
 from refusal.evaluations.drift.stage import read_drift
 from refusal.evaluations.refusal.completions import generate_under
 from refusal.evaluations.refusal.rates import measure_all
-from refusal.interventions.conditions import ACTIONS, CONDITIONS
+from refusal.interventions.conditions import CONDITIONS
+from refusal.interventions.conditions import actions as actions_of
 from refusal.prompts.load import matched_pairs
 from refusal.runs.files import read_completions, read_metrics
 
@@ -66,7 +67,7 @@ def metrics(out: Path) -> dict[tuple[str, str, str], Any]:
 
 
 def test_every_control_has_completions_under_every_action(finished: Path) -> None:
-    for set_name, actions in ACTIONS.items():
+    for set_name, actions in actions_of().items():
         baseline = read_completions(finished / "completions" / f"{set_name}.baseline.jsonl")
         for action in actions:
             for name in NAMES:
@@ -80,7 +81,7 @@ def test_metrics_are_those_of_the_files(finished: Path) -> None:
     found = metrics(finished)
     conditions: list[tuple[str, str]] = [
         *CONDITIONS,
-        *((s, f"{n}-{a}") for s, actions in ACTIONS.items() for a in actions for n in NAMES),
+        *((s, f"{n}-{a}") for s, actions in actions_of().items() for a in actions for n in NAMES),
     ]
     completions = {
         (s, c): read_completions(finished / "completions" / f"{s}.{c}.jsonl") for s, c in conditions

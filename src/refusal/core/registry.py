@@ -1,4 +1,6 @@
-"""Things of one kind by name: a dict of ``"module:attribute"``, imported when one is asked for."""
+"""Things of one kind by name: a dict of ``"module:attribute"``, imported when one is asked for, or
+of records that are light.
+"""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -15,8 +17,10 @@ class Registry(Mapping[str, Any]):
     one line in its table.
     """
 
-    def __init__(self, kind: str, table: Mapping[str, str]) -> None:
-        """``kind`` is what messages call one of them ("method")."""
+    def __init__(self, kind: str, table: Mapping[str, Any]) -> None:
+        """``kind`` is what messages call one of them ("method"); a text in the table is the place
+        of what is registered, anything else is that itself.
+        """
         self.kind = kind
         self.table = dict(table)
 
@@ -32,8 +36,8 @@ class Registry(Mapping[str, Any]):
             raise ConfigError(
                 f"There is no {self.kind} {name!r}. {guess}Use one of: {', '.join(self.table)}."
             )
-        module, _, attribute = self.table[name].partition(":")
-        return getattr(import_module(module), attribute)
+        found = self.table[name]
+        return imported(found) if isinstance(found, str) else found
 
     def __contains__(self, name: object) -> bool:
         return name in self.table
@@ -43,3 +47,9 @@ class Registry(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.table)
+
+
+def imported(place: str) -> Any:
+    """What stands at ``"module:attribute"``."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from refusal.core.direction import Direction
 from refusal.core.valid import check_width
-from refusal.interventions.stream import Action, Placed, StreamEdit, edits_at
+from refusal.interventions.stream import Placed, StreamEdit, edits_at
 from refusal.model.hooks import Edit
 from refusal.model.sites import Sites
 
@@ -127,6 +127,4 @@ def project_out(
     return torch.addcmul(wide, along, unit if taken is None else taken, value=-1).to(x.dtype)
 
 
-ablation = Action(Ablate, sets=("harmful", "harmless"), stops=True)
-subtraction = Action(partial(Add, alpha=-1.0), sets=("harmful",), stops=True)
-addition = Action(Add, sets=("harmless",))
+subtract = partial(Add, alpha=-1.0)

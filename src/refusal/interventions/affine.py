@@ -17,7 +17,7 @@ from refusal.core.errors import DirectionError
 from refusal.core.records import Metric
 from refusal.core.valid import check_width
 from refusal.interventions.ablate_add import project_out
-from refusal.interventions.stream import Action, StreamEdit
+from refusal.interventions.stream import StreamEdit
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,9 @@ def levels(direction: Direction) -> Sequence[Metric]:
 def _reference(direction: Direction) -> Float[Tensor, "d_model"]:
     if direction.harmless_mean is None:
         raise DirectionError(
-            "The direction has no harmless mean beside it: an older version found it, and affine "
-            "needs that. Delete candidates.safetensors of the run; the same command makes it again."
+            "The direction has no harmless mean beside it, which affine needs: the method that "
+            "found it gives none, or an older version found it. Use --method dim or cosmic; in a "
+            "run of an older version delete candidates.safetensors, and the same command makes it "
+            "again."
         )
     return direction.harmless_mean
-
-
-affine = Action(to_harmless_mean, sets=("harmful", "harmless"), stops=True, numbers=levels)

@@ -20,17 +20,9 @@ if TYPE_CHECKING:
 
 BASELINE = "baseline"
 LABELS: tuple[Label, Label] = ("harmful", "harmless")
-# What the method claims, by class of the test prompts: ablation and subtraction stop refusal,
-# addition causes it, ablation leaves the rest alone. It is what the table's entries say of
-# themselves, written out since a report of a run is to need no torch.
-ACTIONS: dict[Label, tuple[str, ...]] = {
-    "harmful": ("ablation", "subtraction"),
-    "harmless": ("ablation", "addition"),
-}
-STOPPING = ("ablation", "subtraction")
-CONDITIONS = tuple(
-    (label, condition) for label, names in ACTIONS.items() for condition in (BASELINE, *names)
-)
+# What the method claims, of every direction: ablation and subtraction stop refusal, addition causes
+# it, ablation leaves the rest alone.
+CLAIMED = ("ablation", "subtraction", "addition")
 # Every condition of a direction itself, in the order of tables; not each is measured of each class.
 ORDER = (BASELINE, *INTERVENTIONS)
 EVERY = tuple((label, condition) for label in LABELS for condition in ORDER)
@@ -101,11 +93,11 @@ def actions(further: Iterable[str] = ()) -> dict[Label, tuple[str, ...]]:
     Raises:
         ConfigError: there is no such intervention.
     """
-    table = {name: INTERVENTIONS[name] for name in dict.fromkeys(further)}
-    more = {
-        label: [name for name, action in table.items() if label in action.sets] for label in LABELS
-    }
-    return {label: tuple(dict.fromkeys((*ACTIONS[label], *more[label]))) for label in LABELS}
+    names = dict.fromkeys((*CLAIMED, *further))
+    found: dict[Label, tuple[str, ...]] = {}
+    for label in LABELS:
+        found[label] = tuple(name for name in names if label in INTERVENTIONS[name].sets)
+    return found
 
 
 def stopping(further: Iterable[str] = ()) -> tuple[str, ...]:
@@ -115,8 +107,8 @@ def stopping(further: Iterable[str] = ()) -> tuple[str, ...]:
     Raises:
         ConfigError: there is no such intervention.
     """
-    more = [name for name in further if INTERVENTIONS[name].stops]
-    return tuple(dict.fromkeys((*STOPPING, *more)))
+    names = dict.fromkeys((*CLAIMED, *further))
+    return tuple(name for name in names if INTERVENTIONS[name].stops)
 
 
 def conditions(further: Iterable[str] = ()) -> tuple[tuple[Label, str], ...]:
@@ -129,6 +121,9 @@ def conditions(further: Iterable[str] = ()) -> tuple[tuple[Label, str], ...]:
     for label, names in actions(further).items():
         found += [(label, condition) for condition in (BASELINE, *names)]
     return tuple(found)
+
+
+CONDITIONS = conditions()
 
 
 def random_group(condition: str) -> str | None:

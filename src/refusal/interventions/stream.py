@@ -3,8 +3,6 @@ the places where it is applied.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -13,7 +11,6 @@ from transformers import PreTrainedModel
 
 from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
-from refusal.core.records import Label, Metric
 from refusal.core.valid import check_width
 from refusal.model.hooks import Edit, EditFunction
 from refusal.model.sites import Sites
@@ -60,25 +57,6 @@ class StreamEdit(ABC):
         check_width(self.direction.vector, sites.d_model)
         vectors = Placed(self.vectors)
         return edits_at(model, sites, self.block, lambda x: self.change(x, vectors.beside(x)))
-
-
-@dataclass(frozen=True)
-class Action:
-    """An intervention as a condition of a run: how it is made of a direction, and what it is
-    measured on.
-
-    Attributes:
-        make: of a direction, the intervention.
-        sets: the test prompts that are completed under it.
-        stops: it is to stop refusal and change nothing else, so that drift, over-refusal and
-            benchmarks are measured under it too.
-        numbers: of a direction, further numbers without which the condition cannot be read.
-    """
-
-    make: Callable[[Direction], StreamEdit]
-    sets: tuple[Label, ...]
-    stops: bool = False
-    numbers: Callable[[Direction], Sequence[Metric]] = lambda direction: ()
 
 
 def edits_at(
