@@ -73,6 +73,15 @@ def table(page: Any, caption: str) -> list[dict[str, str]]:
 # --- the numbers
 
 
+def test_prompts_are_said_to_have_passed_the_filter_where_there_was_one(run: Path) -> None:
+    assert "harmless validation prompts." in text(page_of(run))  # random weights pass no filter
+    options = (run / "run.toml").read_text(encoding="utf-8")
+    assert "\nfilter = false" in options
+    options = options.replace("\nfilter = false", "\nfilter = true")
+    (run / "run.toml").write_text(options, encoding="utf-8")
+    assert "harmless validation prompts that passed the filter." in text(page_of(run))
+
+
 def test_the_rates_on_the_page_are_those_of_the_metrics(run: Path) -> None:
     report_runs.rates(
         run, harmful_baseline=(0.91, 0.84, 0.951), harmful_ablation=(0.03, 0.01, 0.085)

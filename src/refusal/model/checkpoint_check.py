@@ -65,10 +65,8 @@ def load_whole(
         # Shapes that do not fit are passed over here so that check_loaded can say which they are.
         extra = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         hf, info = auto.from_pretrained(source, **options, **told, **extra)
-    except Exception:
-        check_claim(
-            name, config, stored_dtypes(source, options)
-        )  # says better what is wrong, if it is this
+    except Exception:  # a quantiser may raise anything; raised again where this says nothing better
+        check_claim(name, config, stored_dtypes(source, options))
         raise
     dtypes = stored_dtypes(source, options)
     check_claim(name, config, dtypes)

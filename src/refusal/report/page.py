@@ -193,7 +193,7 @@ def _rule_words(data: ReportData) -> str:
     harmful, harmless = data.selection.harmful_count, data.selection.harmless_count
     if harmful.mean_metric is None or harmless.mean_metric is None:
         return text
-    passed = " that passed the filter" if own is None else ""
+    passed = " that passed the filter" if own is None and data.config.filter else ""
     return (
         f"{text} Without intervention the metric is {harmful.mean_metric:+.2f} on the "
         f"{harmful.passed} harmful and {harmless.mean_metric:+.2f} on the {harmless.passed} "

@@ -5,6 +5,7 @@ slow; then each does its work in turn. How long that takes and what it holds in 
 of what the stages say of themselves, in ``refusal estimate`` as in the run.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,7 +102,7 @@ class Run:
         return file_sha256(self.folder.path / "direction.safetensors")
 
 
-class Stage:
+class Stage(ABC):
     """One thing that a run does.
 
     Attributes:
@@ -122,13 +123,13 @@ class Stage:
         self.asked = asked
 
     @classmethod
+    @abstractmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
         """Count what the stage reads and writes; nothing where the configuration leaves it out.
 
         Raises:
             ConfigError: it cannot be counted without what is missing here.
         """
-        raise NotImplementedError
 
     def check(self, model: ChatModel) -> None:
         """Look at the loaded model: will all that is asked for fit it?
@@ -159,10 +160,10 @@ class Stage:
         """A step of this stage, to be done with others in ``run.folder.do_together``."""
         return Step(f"{self.name} {about}".strip(), str(self.version), inputs, outputs, costs)
 
+    @abstractmethod
     def work(self, run: Run) -> Iterable[Metric]:
         """Do what is not done yet, leave it in ``run`` and the folder, and say what was measured.
 
         Raises:
             refusal.Error: what can go wrong.
         """
-        raise NotImplementedError

@@ -128,8 +128,8 @@ def stream_model(
     outputs = {shard.path.name: _outputs(shard, plan) for shard in checkpoint.shards}
     kept = tuple(shard for shard, tensors in outputs.items() if _is_finished(out / shard, tensors))
     missing = 0
-    for name, tensors in outputs.items():
-        if name not in kept:
+    for shard_name, tensors in outputs.items():
+        if shard_name not in kept:
             missing += sum(output.entry.nbytes for output in tensors)
     check_free(out, missing + SLACK)
     write_json(out / JOURNAL, {"format": FORMAT, "job": job})

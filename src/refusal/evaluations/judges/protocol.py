@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from refusal.config.judges import JudgeOptions
 from refusal.core.records import Completion
+from refusal.core.stats import Accuracy
 from refusal.core.work import Ask, Read, Work
 from refusal.evaluations.judges.calibration import Calibration
 from refusal.evaluations.judges.judgement import JudgeKind, Judgement
@@ -36,6 +37,7 @@ class Judge(ABC):
             degenerate. ``safety``: safe or unsafe. ``score``: a score.
         calibrated: how often it is right is found out as it works, and kept by the run.
         calibration: that, where people's labels were there to compare with.
+        accuracy: how often it is right, where that is known beforehand.
         name: safe as a file name and as the beginning of a metric's name.
     """
 
@@ -46,6 +48,7 @@ class Judge(ABC):
     calibrated: ClassVar[bool] = False
     kind: JudgeKind
     calibration: Calibration | None = None
+    accuracy: Accuracy | None = None
 
     def __init__(self, kind: str, model: str, options: JudgeOptions) -> None:
         """Look for what will be needed; ``kind`` and ``model`` are what ``KIND=MODEL`` says,

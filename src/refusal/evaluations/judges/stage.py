@@ -181,7 +181,7 @@ class _AtWork:
         """How often a judge that was compared with people is right."""
         path = self._calibration(judge)
         if not judge.calibrated or not path.is_file():
-            return None
+            return judge.accuracy
         kept = read_calibration(path)
         return None if kept is None else kept.accuracy
 
