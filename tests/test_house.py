@@ -40,6 +40,7 @@ LONG_COMPREHENSIONS = (
     "model/generation.py",
     "model/probe.py",
     "model/sites.py",
+    "model/writing.py",
     "pipeline/costs/",
 )
 
