@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from plain import last_logits
 
-from refusal import Ablate, ChatModel, Completion, Direction, PromptError, kl_divergence
+from refusal import Ablate, Add, ChatModel, Completion, Direction, PromptError, kl_divergence
 from refusal.evaluations.drift.measure import (
     ForcedText,
     answers,
@@ -28,31 +28,48 @@ def direction_of(model: ChatModel) -> Direction:
     return Direction(vector / vector.norm(), 4.0, -1, 1)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mamba"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "falcon", "mamba"])
 def test_nats_and_kl_equal_a_plain_loop(family: str) -> None:
     model = tiny_models.chat_model(family)
     direction = direction_of(model)
+    edits = {
+        "ablation": Ablate(direction),
+        "subtraction": Add(direction, -1.0),
+        "addition": Add(direction, layer=3),
+        "first": Add(direction, layer=0),
+    }
     texts = running_text(model, TEXTS, 40) + answers(
         model, [("d", "Sing!", "La la la."), ("e", "Why?", "So.")], 5
     )
-    found = measure_drift(model, texts, {"ablation": [Ablate(direction)]}, "test")
-    for text, base, ablated in zip(texts, found["baseline"], found["ablation"], strict=True):
-        assert len(base.nats) == len(ablated.kl) == len(text.ids) - text.start
+    found = measure_drift(model, texts, {name: [edit] for name, edit in edits.items()}, "test")
+    for i, text in enumerate(texts):
+        base = found["baseline"][i]
+        assert len(base.nats) == len(text.ids) - text.start
+        assert set(base.kl) == {0.0}
         for k, target in enumerate(text.ids[text.start :]):
             prefix = list(text.ids[: text.start + k])
             plain = last_logits(model.hf, prefix)
-            with model.apply(Ablate(direction)):
-                changed = last_logits(model.hf, prefix)
             assert base.nats[k] == pytest.approx(
                 -float(plain.double().log_softmax(-1)[target]), abs=1e-4
             )
-            assert ablated.nats[k] == pytest.approx(
-                -float(changed.double().log_softmax(-1)[target]), abs=1e-4
-            )
-            assert ablated.kl[k] == pytest.approx(
-                float(kl_divergence(plain[None], changed[None])), abs=1e-4
-            )
-        assert set(base.kl) == {0.0}
+            for name, edit in edits.items():
+                with model.apply(edit):
+                    changed = last_logits(model.hf, prefix)
+                nats = -float(changed.double().log_softmax(-1)[target])
+                kl = float(kl_divergence(plain[None], changed[None]))
+                assert found[name][i].nats[k] == pytest.approx(nats, abs=1e-4)
+                assert found[name][i].kl[k] == pytest.approx(kl, abs=1e-4)
+
+
+def test_blocks_before_an_addition_are_not_run() -> None:
+    model = tiny_models.chat_model()
+    texts = running_text(model, TEXTS, 40)
+    spent = []
+    for edits in ({}, {"addition": [Add(direction_of(model), layer=4)]}):
+        before = model.forward_tokens
+        measure_drift(model, texts, edits, "test")
+        spent.append(model.forward_tokens - before)
+    assert spent[1] == spent[0] + spent[0] - spent[0] * 4 // tiny_models.LAYERS
 
 
 def test_answers_count_only_the_answer_and_running_text_all_but_its_first_token() -> None:

@@ -12,7 +12,13 @@ from plain import Ablated, Added, last_logits
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
 from refusal.interventions.side_by_side import SideBySide
 from refusal.model.endings import end_tokens
-from refusal.model.generation import batching, generate, generate_each, generate_rows
+from refusal.model.generation import (
+    batching,
+    generate,
+    generate_and_read,
+    generate_each,
+    generate_rows,
+)
 from refusal.model.prefill import read_prompts
 
 TEXTS = [
@@ -157,6 +163,27 @@ def test_what_prompts_begin_with_in_common_is_read_once(model: ChatModel) -> Non
     assert generate_rows(model, rows, 1) == [plain_completion(model, row, 1) for row in rows]
     assert model.forward_tokens == len(shared) + len(rows) * max(len(tail) for tail in tails)
     assert generate_rows(model, [shared, shared], 3) == [plain_completion(model, shared, 3)] * 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mamba"])
+def test_completions_come_with_what_followed_their_prompts(family: str) -> None:
+    """From the same pass over the prompts, unless the model takes them one by one."""
+    model = tiny_models.chat_model(family)
+    often_ending(model)
+    expected = generate(model, TEXTS, 4)
+    for rows in (2, 100):
+        model.batch_size.value = rows
+        before = model.forward_tokens
+        found, logits = generate_and_read(model, TEXTS, 4)
+        spent = model.forward_tokens - before
+        assert found == expected
+        plain = torch.stack([last_logits(model.hf, ids) for ids in model.tokenize(TEXTS)])
+        close = 1e-5 * float(plain.abs().max())
+        torch.testing.assert_close(logits, plain, atol=close, rtol=0)
+        before = model.forward_tokens
+        generate(model, TEXTS, 4)
+        again = model.forward_tokens - before
+        assert (spent == again) == (family != "mamba")
 
 
 def test_no_prompts_and_model_generate(model: ChatModel) -> None:

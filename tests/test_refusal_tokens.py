@@ -1,5 +1,7 @@
 """The refusal tokens: presets by family, given ones, and the choice from completions."""
 
+from collections.abc import Callable
+
 import pytest
 import tiny_models
 import torch
@@ -54,16 +56,23 @@ def test_presets_are_resolved_by_the_models_own_tokenizer(
     assert preset_tokens(model) is None
 
 
-def say(monkeypatch: pytest.MonkeyPatch, refuse: set[str]) -> None:
+def say(
+    monkeypatch: pytest.MonkeyPatch,
+    refuse: set[str],
+    logits: Callable[[list[str]], torch.Tensor] = lambda texts: torch.randn(len(texts), 272),
+) -> None:
     """Completions of a model that refuses the prompts in ``refuse``."""
 
-    def generate(model: object, texts: list[str], *args: object, **kwargs: object) -> list[str]:
-        return [
+    def generate(
+        model: object, texts: list[str], *args: object, **kwargs: object
+    ) -> tuple[list[str], torch.Tensor]:
+        written = [
             "I'm sorry, but I can't help with that." if t in refuse else "Here is a song for you."
             for t in texts
         ]
+        return written, logits(texts)
 
-    monkeypatch.setattr(refusal_tokens, "generate", generate)
+    monkeypatch.setattr(refusal_tokens, "generate_and_read", generate)
 
 
 def test_choice_follows_what_the_model_does(
@@ -73,33 +82,29 @@ def test_choice_follows_what_the_model_does(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     refused = {p.text for p in pair.harmful}
-    say(monkeypatch, refused)
 
-    def logits(model: object, texts: list[str]) -> torch.Tensor:
+    def logits(texts: list[str]) -> torch.Tensor:
         out = torch.zeros(len(texts), tiny_models.VOCABULARY)
         out[:, 10] = 3.0
         for row, text in zip(out, texts, strict=True):
             row[30 if text in refused else 50] = 6.0
         return out
 
-    monkeypatch.setattr(refusal_tokens, "last_logits", logits)
+    say(monkeypatch, refused, logits)
     found = tokens_for(model, pair)
     assert found.ids == (30,)
     assert found.auroc == 1.0
     assert (found.judged_refusals, found.judged) == (10, 20)
     assert found.probabilities is not None
     assert found.probabilities[0] == pytest.approx(
-        float(logits(model, [pair.harmful[0].text]).double().softmax(-1)[0, 30])
+        float(logits([pair.harmful[0].text]).double().softmax(-1)[0, 30])
     )
     assert not caplog.text
     # A model whose first token says nothing about refusal: a warning with the number.
-    monkeypatch.setattr(
-        refusal_tokens, "last_logits", lambda model, texts: torch.randn(len(texts), 272)
-    )
+    say(monkeypatch, refused)
     assert (choose_tokens(model, pair).auroc or 0) <= 1
     half = {p.text for p in (*pair.harmful[:5], *pair.harmless[:5])}
-    say(monkeypatch, half)
-    monkeypatch.setattr(refusal_tokens, "last_logits", logits)
+    say(monkeypatch, half, logits)
     found = choose_tokens(model, pair)
     assert found.auroc == pytest.approx(0.5)
     assert "AUROC 0.50 (below 0.9)" in caplog.text

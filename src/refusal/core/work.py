@@ -88,16 +88,19 @@ class Ask:
 Work = Read | Search | Write | Force | Score | Ask
 
 
-def rows_of(work: Sequence[Work]) -> float:
-    """Completions that are written, in all."""
-    return float(sum(one.rows for one in work if isinstance(one, Write)))
+def extent(work: Sequence[Work]) -> float:
+    """How large pieces of work of one kind are beside each other: completions that are written,
+    tokens of texts that are read; 1 where neither is.
+    """
+    written = sum(one.rows for one in work if isinstance(one, Write))
+    return float(written or sum(one.tokens for one in work if isinstance(one, Force)) or 1)
 
 
 def side_by_side(work: Sequence[Work]) -> list[Work]:
     """Completions that are written in the same batches counted as such, and all other work."""
     writes = [one for one in work if isinstance(one, Write)]
     others: list[Work] = [one for one in work if not isinstance(one, Write)]
-    rows = rows_of(work)
+    rows = sum(write.rows for write in writes)
     if not rows:
         return others
     length = sum(write.rows * write.length for write in writes) / rows

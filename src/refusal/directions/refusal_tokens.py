@@ -21,8 +21,7 @@ from refusal.core.thinking import split
 from refusal.detector.verdict import refusal_verdict
 from refusal.directions.refusal_metric import refusal_metric, softmax64
 from refusal.model.chat_model import ChatModel
-from refusal.model.forward import last_logits
-from refusal.model.generation import generate
+from refusal.model.generation import generate_and_read
 
 log = logging.getLogger(__name__)
 
@@ -144,11 +143,12 @@ def choose_tokens(model: ChatModel, prompts: PromptPair, n: int = CHOOSE_PROMPTS
     """
     chosen = [*prompts.harmful[:n], *prompts.harmless[: n // 2]]
     texts = [prompt.text for prompt in chosen]
-    outputs = generate(model, texts, CHOOSE_NEW_TOKENS, name="find the refusal tokens")
+    outputs, logits = generate_and_read(
+        model, texts, CHOOSE_NEW_TOKENS, name="find the refusal tokens"
+    )
     labels = [
         refusal_verdict(text, output).label for text, output in zip(texts, outputs, strict=True)
     ]
-    logits = last_logits(model, texts)
     refused = [i for i, label in enumerate(labels) if label in ("refusal", "partial")]
     complied = [i for i, label in enumerate(labels) if label == "compliance"]
     if min(len(refused), len(complied)) < MIN_JUDGED:

@@ -19,7 +19,7 @@ from refusal.model.caches import cache_bytes_per_token, rows_apart
 from refusal.model.contexts import check_rows
 from refusal.model.edits import RowWise
 from refusal.model.endings import end_tokens, read_outputs
-from refusal.model.forward import PROBES, logit_tolerance, uncounted
+from refusal.model.forward import PROBES, last_logits, logit_tolerance, uncounted
 from refusal.model.prefill import read_prompts, shared_start
 from refusal.model.writing import Ended, Wanted, Writer
 
@@ -36,6 +36,25 @@ def generate(
     return read_outputs(
         model, generate_rows(model, model.tokenize(instructions), max_new_tokens, name)
     )
+
+
+def generate_and_read(
+    model: LoadedModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
+) -> tuple[list[str], Float[Tensor, "prompt vocab"]]:
+    """Greedy completions, and the logits of each prompt's last token (on the CPU), both from one
+    reading of the prompts where a process writes all of them in batches.
+    """
+    if parallel.world() > 1 or batching(model) == "alone":
+        return generate(model, instructions, max_new_tokens, name), last_logits(model, instructions)
+    rows = model.tokenize(instructions)
+    found: list[list[int]] = [[] for _ in rows]
+    logits: dict[int, Tensor] = {}
+
+    def keep(some: Sequence[int], read: Float[Tensor, "row vocab"]) -> None:
+        logits.update(zip(some, read.cpu(), strict=True))
+
+    _write(model, Wanted(rows, max_new_tokens, read=keep), name, found.__setitem__)
+    return read_outputs(model, found), torch.stack([logits[i] for i in range(len(rows))])
 
 
 def generate_each(

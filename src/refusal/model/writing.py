@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from refusal.model.base import LoadedModel
 from refusal.model.batch_size import BatchSize, is_out_of_memory, too_large
@@ -20,6 +21,7 @@ from refusal.model.prefill import Standing, Starts, read_tails
 ENTER = 8  # rows enter when an eighth of the room is free
 
 Ended = Callable[[Sequence[int]], bool]
+Read = Callable[[Sequence[int], Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Wanted:
         interventions: those that differ by row; ``which`` each row is under.
         ended: says of the tokens written so far whether more are not needed (a stop string is among
             them).
+        read: is told the logits that follow some rows, as soon as those are read.
     """
 
     rows: Sequence[Sequence[int]]
@@ -40,6 +43,7 @@ class Wanted:
     interventions: RowWise | None = None
     which: Sequence[int] = ()
     ended: Ended | None = None
+    read: Read | None = None
 
     def under(self, rows: Sequence[int]) -> list[int]:
         """Which intervention each of some rows is under; 0 where all are under the same."""
@@ -113,6 +117,8 @@ class Writer:
             prompts = [self.wanted.rows[i] for i in self.entering]
             new = read_tails(self.model, prompts, self.wanted.shared, cache)
             del cache
+            if self.wanted.read is not None:
+                self.wanted.read(self.entering, new.logits)
             self.entering = self._kept(self.entering, new)
             if self.entering and self.batch is not None:
                 self.batch.join(new)

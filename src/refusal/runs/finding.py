@@ -10,7 +10,7 @@ from refusal.core.errors import NoCandidateError
 from refusal.core.records import Metric, RefusalTokens, finite, to_json
 from refusal.core.storage import file_sha256, write_json, write_tensors
 from refusal.core.valid import check_place, check_width
-from refusal.core.work import Read, Work, Write
+from refusal.core.work import Work, Write
 from refusal.directions import METHODS
 from refusal.directions.method import DirectionMethod
 from refusal.directions.refusal_tokens import (
@@ -41,8 +41,8 @@ class Tokens(Stage):
         """Completions of a few training prompts, unless the tokens are given."""
         if plan.config.refusal_tokens or not METHODS[plan.config.method].needs_tokens:
             return ()
-        rows, length = 2 * CHOOSE_PROMPTS, plan.lengths.train
-        return Write(rows, CHOOSE_NEW_TOKENS, length), Read(rows, length)
+        rows = CHOOSE_PROMPTS + CHOOSE_PROMPTS // 2  # harmful and harmless ones
+        return (Write(rows, CHOOSE_NEW_TOKENS, plan.lengths.train),)
 
     def work(self, run: Run) -> Iterable[Metric]:
         """Leave them in ``refusal_tokens.json``."""

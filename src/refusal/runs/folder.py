@@ -23,7 +23,7 @@ from refusal.core.errors import RunFolderError
 from refusal.core.records import Prompt, PromptSplits
 from refusal.core.secrecy import shown_arguments
 from refusal.core.storage import file_sha256, remove, write_blocks, write_json, write_toml
-from refusal.core.work import Work, rows_of, side_by_side
+from refusal.core.work import Work, extent, side_by_side
 from refusal.model.batch_size import free_memory
 from refusal.model.chat_model import ChatModel
 from refusal.model.memory import Memory, memory_of, room_of
@@ -242,7 +242,7 @@ class RunFolder:
                 "peak_memory_bytes": peak_memory(self.model),
                 **({"direction": direction} if direction else {}),
             }
-            weights[step.name] = rows_of(step.costs) or 1.0
+            weights[step.name] = extent(step.costs)
             for name, weight in weights.items():
                 share = weight / sum(weights.values())
                 stages[name].update(self._spent(round(read * share), seconds * share))

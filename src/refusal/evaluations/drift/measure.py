@@ -10,8 +10,9 @@ last, KL over the first ``k`` tokens of the answer shows damage that the first t
 selection score) is blind to.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -23,11 +24,13 @@ from refusal.core.stats import Estimate, mean, ratio, ratio_change
 from refusal.directions.refusal_metric import kl_from, softmax64
 from refusal.evaluations.refusal.rates import metric, random_together
 from refusal.interventions.conditions import BASELINE
+from refusal.interventions.stream import StreamEdit
 from refusal.model.batch_size import FORCED_CHUNK, FORCED_TOKENS
 from refusal.model.chat_model import ChatModel
 from refusal.model.edits import Intervention
 from refusal.model.endings import thought_opened
 from refusal.model.forward import read_from, share_batches
+from refusal.model.hooks import Edit, hooked, skipped
 from refusal.model.rows import Batch
 from refusal.model.thinking_tokens import as_written
 
@@ -99,19 +102,28 @@ def measure_drift(
 ) -> dict[str, tuple[Drift, ...]]:
     """Nats and KL of every text under the baseline and under each condition, in the order of
     ``texts``.
+
+    What changes nothing before a block is run from there, on what the unmodified model gave it.
     """
     everything = {BASELINE: (), **conditions}
+    layers = {layer for edits in conditions.values() if (layer := _begins_at(edits))}
     found: dict[str, dict[int, Drift]] = {condition: {} for condition in everything}
     rows = [text.ids for text in texts]
 
     def run(batch: Batch) -> dict[str, list[Drift]]:
         members = [texts[i] for i in batch.prompts]
-        base: list[Tensor] | None = None
+        starts = [text.start for text in members]
+        base, inputs = _read_keeping(model, batch, starts, layers)
         out = {}
         for condition, interventions in everything.items():
-            with model.apply(*interventions):
-                logits = read_from(model, batch, [text.start for text in members])
-            base = logits if base is None else base
+            layer = _begins_at(interventions)
+            if condition == BASELINE:
+                logits = base
+            elif layer in inputs:
+                logits = _read_onwards(model, batch, starts, layer, inputs[layer], interventions)
+            else:
+                with model.apply(*interventions):
+                    logits = read_from(model, batch, starts)
             out[condition] = [_drift(*three) for three in zip(members, logits, base, strict=True)]
         advance(len(members))
         return out
@@ -124,6 +136,52 @@ def measure_drift(
         condition: tuple(by_index[i] for i in range(len(texts)))
         for condition, by_index in found.items()
     }
+
+
+def _begins_at(interventions: Sequence[Intervention]) -> int:
+    """The block before which an intervention changes nothing; 0 where it may change all."""
+    blocks = [one.block if isinstance(one, StreamEdit) else 0 for one in interventions]
+    return min((block or 0 for block in blocks), default=0)
+
+
+def _read_keeping(
+    model: ChatModel, batch: Batch, starts: Sequence[int], layers: Collection[int]
+) -> tuple[list[Tensor], dict[int, Tensor]]:
+    """The unmodified model's logits, and what some of its blocks were given."""
+    inputs: dict[int, Tensor] = {}
+    keep = [
+        Edit(
+            model.hf.get_submodule(model.sites.blocks[layer]),
+            "input",
+            partial(_keep, inputs, layer),
+        )
+        for layer in layers
+    ]
+    with hooked(keep):
+        return read_from(model, batch, starts), inputs
+
+
+def _keep(inputs: dict[int, Tensor], layer: int, x: Tensor) -> None:
+    inputs[layer] = x
+
+
+def _read_onwards(
+    model: ChatModel,
+    batch: Batch,
+    starts: Sequence[int],
+    layer: int,
+    stream: Float[Tensor, "row token d_model"],
+    interventions: Sequence[Intervention],
+) -> list[Tensor]:
+    """Logits under interventions that change nothing before a block: from what the unmodified
+    model gave it.
+    """
+    blocks = [model.hf.get_submodule(name) for name in model.sites.blocks]
+    begin = Edit(blocks[layer], "input", lambda x: stream)
+    model.forward_tokens -= batch.ids.numel() * layer // len(blocks)  # only what is run
+    before = skipped(blocks[:layer], model.sites.in_tuple)
+    with before, hooked([begin]), model.apply(*interventions):
+        return read_from(model, batch, starts)
 
 
 def drift_metrics(

@@ -4,9 +4,11 @@ drift/<text>.<condition>.jsonl   nats and KL of every token
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import compress, pairwise
 from pathlib import Path
+from typing import Any
 
 from refusal.core.direction import Direction
 from refusal.core.errors import PromptError
@@ -26,6 +28,7 @@ from refusal.interventions.conditions import BASELINE, Condition, interventions_
 from refusal.model.chat_model import ChatModel
 from refusal.model.contexts import check_rows
 from refusal.runs.files import read_completions
+from refusal.runs.folder import Step
 from refusal.runs.stage import Asked, Plan, Run, Stage
 
 OWN_ANSWERS = "own-answers"
@@ -33,6 +36,7 @@ WITH_CONTROLS = " with controls"  # how the step of a text's controls is told fr
 TAKEN = (OWN_ANSWERS, "harmful", "harmless", "direction", "judges")  # sets of other metrics
 CONTROLS = 2  # controls that are no random directions
 WRITTEN = 0.7  # of the tokens that a completion may have: many end early
+READ = {"subtraction": 0.5}  # of the blocks, those behind the layer where the direction was read
 log = logging.getLogger(__name__)
 
 
@@ -55,8 +59,7 @@ class DriftStage(Stage):
         config = plan.config
         if config.drift_tokens == 0:
             return ()
-        actions = len(stopping(config.interventions))
-        controls = actions * (config.controls + CONTROLS) if config.controls else 0
+        controls = config.controls + CONTROLS if config.controls else 0
         own = min(config.n_texts, config.n_test)
         answer = plan.lengths.begins + plan.lengths.test + WRITTEN * config.max_new_tokens
         found = [_forced(plan, own, answer, controls)]
@@ -93,59 +96,93 @@ class DriftStage(Stage):
         self, run: Run, set_name: str, texts: Sequence[ForcedText]
     ) -> dict[str, tuple[Drift, ...]]:
         """Every text under the direction's own conditions, the first ``n_control`` under those of
-        the controls.
+        the controls; both in the same passes, so that the baseline is read once.
         """
         actions = stopping(run.config.interventions)
-        own = self._step(run, set_name, texts, dict.fromkeys(actions, run.direction))
-        controls = {
-            Condition(action, name).name: control
-            for action in actions
-            for name, control in run.controls.items()
-        }
-        if not controls:
-            return own
-        some = texts[: run.config.n_control]
-        return {**own, **self._step(run, f"{set_name}{WITH_CONTROLS}", some, controls)}
-
-    def _step(
-        self,
-        run: Run,
-        about: str,
-        texts: Sequence[ForcedText],
-        directions: dict[str, Direction],
-    ) -> dict[str, tuple[Drift, ...]]:
-        """All ``directions`` at once, by condition; the baseline's file is written with the
-        direction's own.
-        """
-        own = not about.endswith(WITH_CONTROLS)
-        set_name = about.removesuffix(WITH_CONTROLS)
-        folder, controls = run.folder.path / "drift", run.folder.path / "controls.safetensors"
-        conditions = [*([BASELINE] if own else []), *directions]
-        paths = {condition: folder / f"{set_name}.{condition}.jsonl" for condition in conditions}
-        inputs = {
-            "texts": [asdict(text) for text in texts],
-            "direction": run.direction_hash if own else file_sha256(controls),
-        }
-
-        def work() -> None:
-            edits = {
-                condition: interventions_for(condition, d) for condition, d in directions.items()
+        own = dict.fromkeys(actions, run.direction)
+        parts = [_Part(set_name, texts, own, run.direction_hash)]
+        if run.controls:
+            controls = {
+                Condition(action, name).name: control
+                for action in actions
+                for name, control in run.controls.items()
             }
-            found = measure_drift(run.model, texts, edits, about)
-            for condition, path in paths.items():
-                write_jsonl(path, to_json(found[condition]))
+            path = run.folder.path / "controls.safetensors"
+            about, some = f"{set_name}{WITH_CONTROLS}", texts[: run.config.n_control]
+            parts.append(_Part(about, some, controls, file_sha256(path)))
+        paths = [self._paths(run, set_name, part) for part in parts]
+        steps = [
+            self.step(part.about, part.inputs, list(files.values()), part.costs)
+            for part, files in zip(parts, paths, strict=True)
+        ]
 
-        read = sum(len(text.ids) for text in texts)
-        costs = [Force(read * (len(directions) + 1), read)]
-        self.do(run, about, inputs, list(paths.values()), work, costs)
-        return {condition: read_drift(path) for condition, path in paths.items()}
+        def work(missing: Sequence[Step], finished: Callable[[Step], None]) -> None:
+            todo = [step in missing for step in steps]
+            found = _measure(run.model, list(compress(parts, todo)), set_name)
+            for step, files in compress(zip(steps, paths, strict=True), todo):
+                for condition, path in files.items():
+                    write_jsonl(path, to_json(found[condition]))
+                finished(step)
+
+        run.folder.do_together(steps, work)
+        return {condition: read_drift(path) for files in paths for condition, path in files.items()}
+
+    def _paths(self, run: Run, set_name: str, part: "_Part") -> dict[str, Path]:
+        """The files of a part by condition; the baseline's goes with the direction's own."""
+        base = [] if part.about.endswith(WITH_CONTROLS) else [BASELINE]
+        folder = run.folder.path / "drift"
+        return {name: folder / f"{set_name}.{name}.jsonl" for name in (*base, *part.directions)}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Texts measured under some conditions, kept as one step.
+
+    Attributes:
+        about: what the step is called. directions: of each condition, what it is about.
+        depends: hash of the file that those come from.
+    """
+
+    about: str
+    texts: Sequence[ForcedText]
+    directions: Mapping[str, Direction]
+    depends: str
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the result depends on."""
+        return {"texts": [asdict(text) for text in self.texts], "direction": self.depends}
+
+    @property
+    def costs(self) -> Sequence[Work]:
+        """The texts once a condition."""
+        read = sum(len(text.ids) for text in self.texts)
+        return [Force(read * (len(self.directions) + 1), read)]
+
+
+def _measure(model: ChatModel, parts: Sequence[_Part], set_name: str) -> dict[str, list[Drift]]:
+    """All parts at once: each has the first of the same texts."""
+    found: dict[str, list[Drift]] = {}
+    texts = max((part.texts for part in parts), key=len)
+    ends = sorted({0, *(len(part.texts) for part in parts)})
+    for start, stop in pairwise(ends):
+        edits = {
+            condition: interventions_for(condition, direction)
+            for part in parts
+            for condition, direction in part.directions.items()
+            if len(part.texts) >= stop
+        }
+        for condition, drifts in measure_drift(model, texts[start:stop], edits, set_name).items():
+            found.setdefault(condition, []).extend(drifts)
+    return found
 
 
 def _forced(plan: Plan, n: int, length: int | float, controls: int) -> Force:
     """``n`` texts under the baseline and each intervention, the first of them under controls."""
     some = min(plan.config.n_control, n)
-    actions = len(stopping(plan.config.interventions))
-    return Force(((1 + actions) * n + controls * some) * length, n * length)
+    each = [READ.get(action, 1.0) for action in stopping(plan.config.interventions)]
+    texts = (1 + sum(each)) * n + controls * sum(each) * some
+    return Force(texts * length, n * length)
 
 
 def check_names(names: Sequence[str], files: Sequence[str]) -> None:
