@@ -6,7 +6,6 @@ names the file, the row and the field. Only the manifest may hold further fields
 versions write.
 """
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,18 +85,15 @@ def read_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
     return tuple(found)
 
 
-def read_arrays(
-    path: Path, names: Sequence[str] | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; all tensors where none are named.
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
 
     Raises:
-        RunFolderError: it cannot be read, or lacks one of them.
+        RunFolderError: it cannot be read.
     """
     try:
         with safe_open(str(path), framework="np") as file:
-            wanted = list(file.keys()) if names is None else names
-            found = {name: read_array(file, path, name) for name in wanted}
+            found = {name: read_array(file, path, name) for name in file.keys()}  # noqa: SIM118
             return found, dict(file.metadata() or {})
     except (
         OSError,

@@ -25,8 +25,8 @@ from refusal.core.tables import (
 )
 from refusal.directions import METHODS
 from refusal.evaluations.capability.rates import PREFIX as CAPABILITY
+from refusal.interventions.conditions import LABELS
 
-CLASSES = ("harmful", "harmless")
 # Sets whose refusals are mistakes, in the colour of harmless prompts.
 WRONG = ("harmless", "xstest-safe", "orbench-hard")
 CONTROLS = {"random": "random", "shuffled": "shuffled labels", "matched": "matched pairs"}
@@ -61,7 +61,7 @@ def rates(found: Found) -> Iterator[Table]:
             f"of other completions it leaves alone {spares} that people labelled. It may err "
             "otherwise on this model."
         )
-    rows = [m for m in _summed_up(found) if m.set in CLASSES and not _control(m)]
+    rows = [m for m in _summed_up(found) if m.set in LABELS and not _control(m)]
     yield from _rate_table(found, rows, "Share of completions that refuse", note)
 
 
@@ -70,7 +70,7 @@ def changes(found: Found) -> Iterator[Table]:
     kinds = {"": "this direction"} | {f"{kind}-": kind for kind in CONTROLS}
     rows = []
     for m in _summed_up(found):
-        if m.set in CLASSES and not _control(m):
+        if m.set in LABELS and not _control(m):
             name = "refusal_rate_change"
             cells = [found.get(name, m.set, kind + m.condition) for kind in kinds]
             if any(cells[1:]):
@@ -86,7 +86,7 @@ def changes(found: Found) -> Iterator[Table]:
 
 def controls(found: Found) -> Iterator[Table]:
     """Refusal under the same interventions with control directions, the random ones together."""
-    rows = [m for m in _summed_up(found) if m.set in CLASSES and _control(m)]
+    rows = [m for m in _summed_up(found) if m.set in LABELS and _control(m)]
     kinds = list(CONTROLS.values())
     order = list(dict.fromkeys(_control(m).partition(", ")[0] for m in rows))
 
@@ -101,7 +101,7 @@ def controls(found: Found) -> Iterator[Table]:
 
 def over_refusal(found: Found) -> Iterator[Table]:
     """Refusal of prompts that only look harmful, and of their unsafe halves."""
-    rows = [m for m in _summed_up(found) if m.set not in CLASSES]
+    rows = [m for m in _summed_up(found) if m.set not in LABELS]
     yield from _rate_table(found, rows, "Refusal on over-refusal sets")
 
 

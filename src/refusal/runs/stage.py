@@ -40,12 +40,6 @@ class Asked:
     measured: Pools
     folder: Path
 
-    @property
-    def found_with(self) -> list[Prompt]:
-        """Every training and validation prompt."""
-        pairs = (self.prompts.train, self.prompts.val)
-        return [prompt for pair in pairs for prompt in (*pair.harmful, *pair.harmless)]
-
 
 @dataclass(frozen=True)
 class Plan:

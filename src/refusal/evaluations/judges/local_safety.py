@@ -34,7 +34,6 @@ from refusal.model.next_token import next_logits
 
 log = logging.getLogger(__name__)
 
-LOCAL = "local-safety"
 # raise it when RUBRIC, ASKED, EXAMPLES or what is asked about changes: thresholds fitted to others
 # are worth nothing
 RUBRIC_VERSION = 2

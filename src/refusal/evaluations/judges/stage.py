@@ -17,7 +17,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from refusal.config.judges import JudgeOptions
 from refusal.config.run_config import RunConfig
 from refusal.core import parallel
 from refusal.core.errors import ConfigError, RunFailure
@@ -102,8 +101,7 @@ def judges_for(config: RunConfig) -> dict[str, Judge]:
                 f"{spec} asks the run's own model, and --tp-plan splits that over processes. "
                 f"Name another model, {spec}=MODEL, or judge later without --tp-plan."
             )
-    options = JudgeOptions(**{name: getattr(config, name) for name in JudgeOptions.model_fields})
-    return dict(zip(specs, make_judges(specs, options), strict=True))
+    return dict(zip(specs, make_judges(specs, config), strict=True))
 
 
 @dataclass(frozen=True)
