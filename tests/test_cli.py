@@ -229,7 +229,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(
     config, out = settings(
         monkeypatch, cli, "run", "--preset", "quick", "--config", str(file), *given
     )
-    assert (config.model, config.n_train, config.n_val, config.n_test) == ("a/b", 32, 5, 100)
+    assert (config.model, config.minutes, config.n_val, config.n_test) == ("a/b", 8, 5, 100)
     assert (config.seed, config.filter) == (-7, True)
     assert out == Path("runs/a-b")
     config, _ = settings(monkeypatch, cli, "run", "c/d", "--config", str(file))

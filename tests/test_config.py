@@ -83,7 +83,7 @@ def toml(folder: Path, **values: Any) -> Path:
 def test_the_later_source_wins(tmp_path: Path) -> None:
     file = toml(tmp_path, n_val=5, n_test=6)
     config = make_config("quick", file, n_test=7)
-    assert (config.n_train, config.n_val, config.n_test) == (PRESETS["quick"]["n_train"], 5, 7)
+    assert (config.minutes, config.n_val, config.n_test) == (PRESETS["quick"]["minutes"], 5, 7)
 
 
 def test_a_given_value_that_is_the_default_still_wins(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ OTHER: dict[str, Any] = {
     "seed": 7, "n_train": 5, "n_val": 6, "n_test": 8, "filter": False,
     "method": "cosmic", "interventions": ("affine",), "refusal_tokens": ("I", "40"), "induce_threshold": -0.5, "kl_threshold": 0.25, "prune_layers": 0.5,
     "layer_step": 2, "full_map": True, "resamples": 9, "strict": True,
-    "max_new_tokens": 11, "controls": 1, "n_control": 2, "over_refusal": ("xstest",), "n_over_refusal": 4,
+    "minutes": 2.5, "max_new_tokens": 11, "controls": 1, "n_control": 2, "over_refusal": ("xstest",), "n_over_refusal": 4,
     "seeds": 3, "drift_tokens": 12, "texts": ("a.txt",), "n_texts": 13, "text_tokens": 14,
     "tasks": ("mmlu:5",), "n_items": 15, "task_chat": True, "task_tokens": 16, "task_exact": True,
     "engine": "openai", "engine_url": "http://127.0.0.1:1/v1", "engine_model": "m", "engine_ablated": "e",

@@ -16,7 +16,7 @@ import saved
 from serving import free_port, served
 
 import refusal
-from refusal import ConfigError, Direction
+from refusal import ConfigError, Direction, make_config
 from refusal.config.commented import commented_toml
 from refusal.config.run_config import RunConfig
 from refusal.core import parallel
@@ -132,6 +132,21 @@ def test_several_processes_give_what_one_gives(
         for path in (tmp_path / "run", alone)
     ]
     assert tokens[0] >= tokens[1]  # of all processes together
+
+
+def test_all_take_the_sizes_that_fit_the_first(config: RunConfig, tmp_path: Path) -> None:
+    """Chosen by what each measures they would differ, and the processes wait for each other."""
+    chosen = {"n_test", "max_new_tokens", "n_control", "seeds"}
+    given = {name: getattr(config, name) for name in config.model_fields_set - chosen}
+    fitted = make_config(**given, minutes=0.2)
+    _, err = (done := launch(fitted, tmp_path / "run", 2)).communicate(timeout=240)
+    assert done.returncode == 0, err
+    assert err.count("note: ") == 1  # said once
+    sizes = json.loads((tmp_path / "run" / "manifest.json").read_text())["fitted"]["sizes"]
+    written = make_config(file=tmp_path / "run" / "run.toml")
+    assert {name: getattr(written, name) for name in sizes} == sizes
+    assert sizes["n_train"] == config.n_train
+    assert 16 <= written.n_test <= 100
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ from refusal.model import embedded
 from refusal.model.batch_size import free_memory
 from refusal.model.placement import find_device, find_dtype
 from refusal.model.sizes import size_of
-from refusal.pipeline.costs.estimate import Machine, estimate, model_outline
+from refusal.pipeline.costs.estimate import Machine, model_outline
+from refusal.pipeline.costs.planning import fitted_estimate
 from refusal.pipeline.costs.speed import measure_speed
 from refusal.runs.stage import Plan
 
@@ -177,11 +178,14 @@ def _needs(model: str, options: ModelOptions, device: torch.device) -> Iterator[
     free = free_memory(device)
     for preset in sorted(PRESETS, reverse=True):
         settings = make_config(preset, dtype=options.dtype, quantize=options.quantize)
-        found = estimate(size, Plan(settings, size.layers), Machine(speed, device.type, free))
+        plan = Plan(settings, size.layers)
+        found = fitted_estimate(size, plan, Machine(speed, device.type, free))
         text = (
             f"{gib(found.memory_bytes)} of memory ({gib(free)} free), about "
             f"{duration(found.total_seconds)}"
         )
+        if found.sizes is not None:
+            text += f" with {found.sizes['n_test']} test prompts a class"
         if not found.fits:
             text += "; too much: --quantize, --device-map auto, or another device"
         yield Finding(f"--preset {preset}", "ok" if found.fits else "problem", text)

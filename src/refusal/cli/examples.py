@@ -7,7 +7,7 @@ EXAMPLES = {
         "refusal inspect ./my-model                # will it work on mine?",
     ),
     "run": (
-        "refusal run embedded --preset quick        # a first look, in minutes",
+        "refusal run embedded --preset quick        # what 8 minutes hold",
         "refusal run Qwen/Qwen2.5-7B-Instruct       # a hub id, the paper's sizes",
         "refusal run ./my-model --prompts harmful=bad.txt harmless=good.txt",
         "refusal run embedded --over-refusal xstest --tasks mmlu --n-items 200",
@@ -61,6 +61,7 @@ EXAMPLES = {
     ),
     "estimate": (
         "refusal estimate embedded --preset quick                  # here",
+        "refusal estimate owner/model --minutes 30                 # what fits",
         "refusal estimate owner/model --device h100 --count 4",
         "refusal estimate owner/model --device h100 --price-per-device-hour 3",
     ),

@@ -69,7 +69,10 @@ class Settings:
 
     preset: Annotated[
         str | None,
-        Parameter(help="quick (minutes on a laptop) or paper (the paper's sizes, the default)."),
+        Parameter(
+            help="quick (the paper's sizes as far as 8 minutes allow here) or paper (all of them, "
+            "the default)."
+        ),
     ] = None
     config: Annotated[
         Path | None, Parameter(help="TOML file with options, such as a run folder's run.toml.")

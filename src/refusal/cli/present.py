@@ -276,6 +276,8 @@ def _estimate(found: "Estimate") -> None:
         )
     if found.cost is not None:
         out.print(f"Cost: {found.cost:.2f}")
+    for line in found.said:
+        out.print(line)
 
 
 # By the name of a record's class: how it is shown, and its JSON.

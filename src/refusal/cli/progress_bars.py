@@ -18,7 +18,7 @@ from rich.text import Text
 
 from refusal.cli import console
 from refusal.core import parallel
-from refusal.core.progress import Advance, Listener, listening
+from refusal.core.progress import NOTE, Advance, Listener, listening
 
 
 class _Rate(ProgressColumn):
@@ -44,11 +44,13 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
-    """Show warnings (with ``verbose`` notes too) on stderr, and progress on a terminal."""
+    """Show warnings and notes (with ``verbose`` details too) on stderr; on a terminal progress
+    too.
+    """
     from transformers import logging as transformers_logging  # slow to import
 
     quiet = quiet or not parallel.is_writer()
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    level = logging.ERROR if quiet else logging.INFO if verbose else NOTE
     handler = _Lines()
     logger = logging.getLogger("refusal")
     before = logger.level

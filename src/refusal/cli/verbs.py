@@ -299,7 +299,7 @@ def estimate(
     --device names a kind (a100, h100, h200, b200, l40s, mi300x), by data sheet; without it this
     machine is measured.
     """
-    from refusal.pipeline.costs.estimate import estimate_run
+    from refusal.pipeline.costs.planning import estimate_run
 
     with reporting():
         found = estimate_run(settings.make(model), count)

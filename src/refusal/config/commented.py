@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_origin
 import tomli_w
 
 from refusal.config.run_config import RunConfig
+from refusal.config.sizes import SIZES
 from refusal.config.tables import KEYS
 from refusal.core.text import sanitised
 
@@ -25,7 +26,8 @@ def commented_toml(config: RunConfig) -> str:
     for table, keys in KEYS.items():
         lines += [f"[{table}]", ""]
         for key, name in keys.items():
-            lines += _option(key, name, getattr(config, name))
+            fitted = config.minutes is not None and name not in config.model_fields_set
+            lines += _option(key, name, getattr(config, name), fitted and name in SIZES)
     return "".join(map(_escaped, "\n".join(lines).rstrip())) + "\n"
 
 
@@ -34,7 +36,8 @@ def _escaped(character: str) -> str:
     return character if sanitised(character) == character else f"\\U{ord(character):08X}"
 
 
-def _option(key: str, name: str, value: object) -> Iterator[str]:
+def _option(key: str, name: str, value: object, fitted: bool = False) -> Iterator[str]:
+    """Its words and its value; ``fitted``: the run chooses it to fit its minutes."""
     field = RunConfig.model_fields[name]
     choices = _choices(field.annotation)
     words = (field.description or "").replace("\n", " ") + (
@@ -42,6 +45,8 @@ def _option(key: str, name: str, value: object) -> Iterator[str]:
     )
     if key != name:
         words += f" (--{name.replace('_', '-')})"
+    if fitted:
+        words += " At most what stands here, as minutes allow; set, it stays."
     yield from textwrap.wrap(words, WIDTH, initial_indent="# ", subsequent_indent="# ")
     if value is None:
         yield f"# {key} ="
@@ -49,7 +54,7 @@ def _option(key: str, name: str, value: object) -> Iterator[str]:
         items = [tomli_w.dumps({"x": item}).removeprefix("x = ").rstrip("\n") for item in value]
         yield f"{key} = [{', '.join(items)}]"
     else:
-        yield tomli_w.dumps({key: value}).rstrip("\n")
+        yield ("# " if fitted else "") + tomli_w.dumps({key: value}).rstrip("\n")
     yield ""
 
 

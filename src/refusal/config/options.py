@@ -113,6 +113,10 @@ class MeasureOptions(BaseModel):
 
     model_config = STRICT
 
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Measure this machine and take the largest sizes with which the whole run should end in so
+    many minutes, up to those of the preset; sizes that are given stay.
+    """
     max_new_tokens: Count = 512
     """Length of the completions."""
     controls: Annotated[int, Field(ge=0)] = 8

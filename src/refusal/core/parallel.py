@@ -216,11 +216,23 @@ def total(value: int) -> int:
 
 def decided(question: Callable[[], bool]) -> bool:
     """What process 0 answers; the others do not ask."""
+    return from_first(question)
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """What ``work`` gives in process 0, in every process; the others wait.
+
+    Raises:
+        refusal.Error: what ``work`` raises, in every process.
+    """
     if processes() == 1:
-        return question()
-    answer = [question() if is_writer() else False]
+        return work()
+    found: list[Any] = []
+    only_writer(lambda: found.append(work()))
+    answer = found or [None]
     _state["group"].broadcast_object_list(answer)
-    return answer[0]
+    result: T = answer[0]
+    return result
 
 
 def parts() -> int:

@@ -5,9 +5,13 @@ nobody listens; ``display`` installs a listener for the terminal. What transform
 loads is reported so too (`model/loading_bars.py`).
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+
+NOTE = 25  # level of what every user should read though nothing is wrong: below a warning
+logging.addLevelName(NOTE, "NOTE")
 
 Advance = Callable[[int], None]
 Listener = Callable[[str, int, str], AbstractContextManager[Advance]]

@@ -5,6 +5,8 @@ A step is reused if and only if the hash of its inputs (options, model, prompts,
 steps) is the one it was made with and its files are there as it wrote them.
 """
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -12,23 +14,20 @@ from pathlib import Path
 from refusal.config.run_config import RunConfig, model_options
 from refusal.core import parallel
 from refusal.core.day import day_of
-from refusal.core.errors import Error, RunFolderError
+from refusal.core.errors import ConfigError, Error, RunFolderError
 from refusal.core.lock import locked
-from refusal.core.records import (
-    Metric,
-    PromptSplits,
-    finite,
-    to_json,
-)
+from refusal.core.progress import NOTE
+from refusal.core.records import Metric, finite, to_json
 from refusal.core.storage import write_json
 from refusal.evaluations.judges.stage import Judging, check_judged
 from refusal.evaluations.refusal.generate import check_completions_of
 from refusal.model.chat_model import ChatModel
 from refusal.model.load import load
+from refusal.pipeline.asking import ask
+from refusal.pipeline.costs.fit import read_back, sizes, to_record
+from refusal.pipeline.costs.planning import fit_loaded
 from refusal.pipeline.lengths import lengths_of
 from refusal.pipeline.stages import ALL, STAGES
-from refusal.prompts.load import load_prompts
-from refusal.prompts.over_refusal import load_over_refusal
 from refusal.report.draw import check_formats
 from refusal.report.write import write_report
 from refusal.runs.files import read_metrics
@@ -36,6 +35,8 @@ from refusal.runs.folder import RunFolder, Step
 from refusal.runs.identity import program
 from refusal.runs.result import RunResult
 from refusal.runs.stage import Asked, Plan, Run, Stage
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -58,6 +59,7 @@ def run(
             replaced silently.
 
     Raises:
+        ConfigError: the sizes that are given do not fit ``config.minutes``.
         RunFolderError: the folder holds a run of another model or format, is in use, or cannot be
             used.
         RunFailure: every judgement of a judge failed; all else is in the folder.
@@ -75,16 +77,23 @@ def run(
 def _run(
     folder: RunFolder, config: RunConfig, until: str, model: ChatModel | None, adding: bool
 ) -> RunResult:
+    start = time.perf_counter()
     check_formats(config.figures)
     folder.check()  # before anything slow, and again: another run may just have ended here
     asked = ask(config, folder.path)
     if adding:
+        if config.minutes is not None:
+            raise ConfigError(
+                "--minutes is for a whole run: what is added to a run has its sizes. Leave it out."
+            )
         check_completions_of(folder, config, asked.prompts)
-    judging = Judging(asked)
-    stages: dict[type[Stage], Stage] = {kind: kind(asked) for kind in ALL if kind is not Judging}
-    stages[Judging] = judging
+    stages = _stages(asked)  # what cannot be done ends here
     given, model = model, model or load_for(config)
     _fix_day(folder, config, model)
+    config = _fitted(folder, asked, model, start)
+    if config is not asked.config:  # stages are made of the sizes that they have
+        asked = ask(config, folder.path, asked.prompts)
+        stages = _stages(asked)
     for stage in stages.values():
         stage.check(model)
     folder.begin(config, model, asked.prompts, loaded=given is None)
@@ -100,46 +109,36 @@ def _run(
         raise
     parallel.only_writer(lambda: write_report(folder.path, formats=config.figures))
     if found:
+        judging = stages[Judging]
+        assert isinstance(judging, Judging)
         parallel.only_writer(lambda: check_judged(folder, judging.judges))
     assert run.candidates is not None
     return RunResult(folder.path, config, run.tokens, run.candidates, run.selection, found)
 
 
-def ask(config: RunConfig, folder: Path) -> Asked:
-    """What a configuration asks for: its prompts, read and split.
+def _stages(asked: Asked) -> dict[type[Stage], Stage]:
+    """One of every stage, the judges last: they may ask for most."""
+    return {kind: kind(asked) for kind in sorted(ALL, key=lambda kind: kind is Judging)}
 
-    Raises:
-        PromptError: a file is missing or cannot be used.
+
+def _fitted(folder: RunFolder, asked: Asked, model: ChatModel, start: float) -> RunConfig:
+    """The configuration with the sizes that fit its minutes; the folder gets to know of them.
+
+    A folder's sizes are chosen once: the same request gets them again, unmeasured.
     """
-    prompts = prompts_of(config)
-    data = Path(config.data_dir).expanduser() if config.data_dir is not None else None
-    pairs = (prompts.train, prompts.val)
-    used = [prompt for pair in pairs for prompt in (*pair.harmful, *pair.harmless)]
-    measured = {
-        "harmful": prompts.test.harmful[: config.n_test],
-        "harmless": prompts.test.harmless[: config.n_test],
-    }
-    for name in dict.fromkeys(config.over_refusal):
-        measured |= load_over_refusal(
-            name, n=config.n_over_refusal, seed=config.seed, data_dir=data, apart_from=used
-        )
-    return Asked(config, prompts, measured, folder)
-
-
-def prompts_of(config: RunConfig) -> PromptSplits:
-    """The prompt pools that a configuration names.
-
-    Raises:
-        PromptError: a file is missing or cannot be used.
-    """
-    return load_prompts(
-        config.prompts,
-        seed=config.seed,
-        dedup=config.dedup,
-        data_dir=config.data_dir,
-        column=config.column,
-        system=config.system,
-    )
+    config, earlier = asked.config, folder.manifest.get("fitted")
+    if config.minutes is None:
+        if earlier and earlier["sizes"] != sizes(config):  # they are others now
+            folder.manifest["fitted"] = None
+        return config
+    again = read_back(earlier, config) if earlier else None
+    if again is None:
+        took = time.perf_counter() - start
+        found = fit_loaded(model, _plan(asked, model), asked, took)
+        again, folder.manifest["fitted"] = found.config, to_record(config, found)
+    for line in folder.manifest["fitted"]["said"]:
+        log.log(NOTE, "%s", line)
+    return again
 
 
 def load_for(config: RunConfig) -> ChatModel:

@@ -74,6 +74,7 @@ def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
         "System prompt": model.get("system"),
         "Prompts": manifest["prompts"]["name"],
         "Seed": str(manifest["seed"]),
+        "Sizes": " ".join((manifest.get("fitted") or {}).get("said", ())),
         "Refusal tokens": "" if tokens is None else _tokens(tokens),
         "Hardware": ", ".join(f"{name} {value}" for name, value in hardware.items()),
         "Versions": ", ".join(f"{name} {value}" for name, value in manifest["versions"].items()),

@@ -81,6 +81,15 @@ class _Judge(_Open):
     inputs: dict[str, str]
 
 
+class Sizes(_Open):
+    """The sizes that were chosen to fit ``minutes``, beside those that were given."""
+
+    minutes: Amount
+    given: dict[str, Number | None]
+    sizes: dict[str, Number | None]
+    said: list[str]
+
+
 class _Manifest(_Open):
     model: _Model
     prompts: _Prompts
@@ -93,6 +102,7 @@ class _Manifest(_Open):
     files_hash: str | None = None
     stages: dict[str, Stage]
     judges: dict[str, _Judge] = Field(default_factory=dict)
+    fitted: Sizes | None = None
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,7 @@ class RunFolder:
             "date": str(model.chat.day),
             "prompts": {"name": prompts.name, "counts": prompts.counts, "sha256": pools},
             "seed": config.seed,
+            "fitted": self.manifest.get("fitted"),
             "versions": versions(),
             "hardware": hardware(model),
             "command": shown_arguments(sys.argv[1:])

@@ -36,7 +36,7 @@ class HowToSearch:
     """Which candidates are scored, and what is done beside the choice.
 
     Attributes:
-        layer_step: score every ``layer_step``-th layer only (the quick preset); 1 scores all.
+        layer_step: score every ``layer_step``-th layer only; 1 scores all.
         full_map: give every candidate of every layer all three scores, for plots; without it a
             score that the decision does not need is ``None``.
         resamples: of the validation prompts, to see how often the same candidate wins; 0 leaves it

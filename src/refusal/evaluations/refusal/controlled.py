@@ -17,7 +17,8 @@ from refusal.runs.folder import prompts_hash
 from refusal.runs.records import read_controls
 from refusal.runs.stage import Plan, Run, Stage
 
-MATCHED = 200  # prompts of the matched pairs
+MATCHED = 200  # prompts of the matched pairs, and tokens of one beside what others begin with
+MATCHED_TOKENS = 7
 FITTED = 2  # controls that are no random directions: shuffled labels, matched pairs
 
 
@@ -31,7 +32,7 @@ class Controls(Stage):
         """Means over shuffled training prompts and over matched pairs."""
         if plan.config.controls == 0:
             return ()
-        pairs = Read(MATCHED, plan.lengths.begins)  # built-in one-line requests
+        pairs = Read(MATCHED, MATCHED_TOKENS)
         return Read(2 * plan.config.n_train, plan.lengths.train), pairs
 
     def work(self, run: Run) -> Iterable[Metric]:

@@ -13,23 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from refusal.config.run_config import RunConfig
-from refusal.core.errors import ConfigError
 from refusal.core.work import Ask, Force, Read, Score, Search, Work, Write
-from refusal.model.batch_size import free_memory
-from refusal.model.chat_template import find_format
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.fast_linear import copies
 from refusal.model.load import auto_class, loading, resolve
 from refusal.model.memory import Room, memory_of, room_on, weights_of
-from refusal.model.placement import find_device, find_dtype
-from refusal.model.sizes import ModelSize, activation_bytes, size_of
+from refusal.model.placement import find_dtype
+from refusal.model.sizes import ModelSize, activation_bytes
 from refusal.model.writing import ENTER
-from refusal.pipeline.costs.speed import DEVICES, Speed, measure_speed
-from refusal.pipeline.lengths import lengths_of
-from refusal.pipeline.run import prompts_of
+from refusal.pipeline.costs.speed import Speed
 from refusal.pipeline.stages import ALL
 from refusal.runs.stage import Plan
 
@@ -71,6 +65,7 @@ class Estimate:
         split: every device holds a part of every weight (``tp_plan``), and all work at once.
         cost: of the devices and of judges that are paid, in the currency of the prices given.
         asked: questions to servers and other models by stage, whose time is not counted.
+        sizes, said: those that fit the minutes asked for, and what is said of them.
     """
 
     weights_bytes: int
@@ -82,6 +77,8 @@ class Estimate:
     split: bool = False
     cost: float | None = None
     asked: dict[str, int] | None = None
+    sizes: dict[str, int | None] | None = None
+    said: tuple[str, ...] = ()
 
     @property
     def total_seconds(self) -> float:
@@ -129,6 +126,19 @@ def estimate(size: ModelSize, plan: Plan, machine: Machine) -> Estimate:
     )
 
 
+def seconds_by_stage(plan: Plan, size: ModelSize, speed: Speed, room: Room) -> dict[str, float]:
+    """Of one process alone, for every stage that has work.
+
+    Raises:
+        ConfigError: a stage cannot be counted.
+    """
+    return _seconds(_by_stage(plan), _Clock(size, speed, room, plan.lengths.begins))
+
+
+def _seconds(work: dict[str, list[Work]], clock: "_Clock") -> dict[str, float]:
+    return {name: sum(map(clock.seconds, stage)) for name, stage in work.items()}
+
+
 def _by_stage(plan: Plan) -> dict[str, list[Work]]:
     """The work of every stage that has some, in the order of a run."""
     found: dict[str, list[Work]] = {}
@@ -164,8 +174,7 @@ def _alone(
     mapped = kind == "cpu" and parts == 1 and size.stored != itemsize
     converting = size.weights * size.stored - RUNTIME // 2 if mapped else 0
     working = max(converting, 0 if need is None else need.working)
-    clock = _Clock(size, machine.speed, room, plan.lengths.begins)
-    seconds = {name: sum(map(clock.seconds, stage)) for name, stage in work.items()}
+    seconds = _seconds(work, _Clock(size, machine.speed, room, plan.lengths.begins))
     needed = weights + again + RUNTIME + working
     return Estimate(weights, needed, seconds, fits=working <= free)
 
@@ -251,51 +260,3 @@ def model_outline(name: str, revision: str | None = None) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=False)
     return model
-
-
-def plan_of(config: RunConfig, layers: int) -> Plan:
-    """What is known of a run: its prompts are read and measured with its model's tokenizer.
-
-    Raises:
-        PromptError: a prompt file cannot be used.
-        ModelLoadError: no readable tokenizer.
-        ChatTemplateError: no chat template, or it rejects the system prompt.
-    """
-    with loading(config.model):
-        options = hub_options(config.revision)
-        tokenizer = AutoTokenizer.from_pretrained(resolve(config.model), **options)
-    begins = len(find_format(tokenizer, config.system).prefix)
-    lengths = lengths_of(tokenizer, config.system, prompts_of(config), begins)
-    return Plan(config, layers, lengths)
-
-
-def estimate_run(config: RunConfig, count: int = 1) -> Estimate:
-    """The estimate of a configuration on ``count`` devices of the kind that its ``device`` names,
-    or of this machine.
-
-    Raises:
-        ModelLoadError: the model's config or tokenizer cannot be read.
-        PromptError: a prompt file cannot be used.
-        ConfigError: unknown device, or a benchmark that cannot be counted.
-    """
-    outline = model_outline(config.model, config.revision)
-    size = size_of(outline, outline.config)
-    plan = plan_of(config, size.layers)
-    if config.device in DEVICES:
-        speed, room = DEVICES[config.device]
-        kind = "cuda"
-    else:
-        device = _device_here(config.device)
-        speed = measure_speed(device, config.dtype, outline)
-        room, kind = free_memory(device), device.type
-    machine = Machine(speed, kind, room, count, config.price_per_device_hour)
-    return estimate(size, plan, machine)
-
-
-def _device_here(name: str) -> torch.device:
-    try:
-        return find_device(name)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{error} Or name a kind that is known by its data sheet: {', '.join(DEVICES)}."
-        ) from error

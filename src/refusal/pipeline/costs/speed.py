@@ -207,7 +207,7 @@ def _busy(device: torch.device) -> int:
     return BUSY_TOKENS.get(device.type, BUSY_TOKENS["cpu"])
 
 
-def _wait(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
     """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -221,6 +221,6 @@ def _typical_seconds(call: Callable[[], object], device: torch.device, tries: in
     for _ in range(tries + 1):
         start = time.perf_counter()
         call()
-        _wait(device)
+        finish(device)
         found.append(time.perf_counter() - start)
     return statistics.median(found[1:])
