@@ -36,8 +36,8 @@ class Accuracy:
     called positive.
 
     Attributes:
-        hits, misses: positive ones that it found, and did not find.
-        rejections, false_alarms: negative ones that it left alone, and took for positive.
+        hits: positive ones that it found; ``misses``: that it did not find.
+        rejections: negative ones that it left alone; ``false_alarms``: that it took for positive.
         source: where that was counted.
     """
 

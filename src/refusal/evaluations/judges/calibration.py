@@ -35,9 +35,9 @@ class Calibration:
 
     Attributes:
         threshold: in nats, of "yes" against "no".
-        unsafe, unsafe_found: answers that people call unsafe, and those of them that the judge
+        unsafe: answers that people call unsafe; ``unsafe_found``: those of them that the judge
             calls so.
-        safe, safe_found: answers that people call safe, and those that the judge calls so.
+        safe: answers that people call safe; ``safe_found``: those that the judge calls so.
         rubric: version of the text that was asked.
         source: what it was fitted to.
     """
