@@ -206,6 +206,36 @@ def test_out_of_memory_halves_the_rows(model: ChatModel, monkeypatch: pytest.Mon
     assert model.batch_size.value <= 2
 
 
+def test_out_of_memory_begins_anew_what_was_running(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each intervention is told once, with what it would have been told."""
+    often_ending(model)
+    interventions, _ = sides(model)
+    prompts = [TEXTS] * len(interventions)
+    expected = generate_each(model, prompts, SideBySide(interventions), 6)
+    forward, calls = model.hf.forward, 0
+
+    def tight(**arguments: torch.Tensor) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > 12 and arguments["input_ids"].shape[0] > 3:  # when some have ended already
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(**arguments)
+
+    monkeypatch.setattr(model.hf, "forward", tight)
+    model.batch_size.value = 8
+    told: dict[int, list[str]] = {}
+
+    def finished(which: int, texts: list[str]) -> None:
+        assert which not in told
+        told[which] = texts
+
+    assert generate_each(model, prompts, SideBySide(interventions), 6, "x", finished) == expected
+    assert [told[which] for which in sorted(told)] == expected
+    assert model.batch_size.value <= 3
+
+
 SIDES = ["llama", "gemma2", "gemma3_text", "qwen2_moe", "llama4", "gpt_neo", "mamba"]
 
 

@@ -22,7 +22,7 @@ T = TypeVar("T")
 # More tokens at once than this keep no processor busier (measured, docs/performance.md), only
 # memory.
 BUSY_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}
-BUSY_ROWS = {"cpu": 128, "mps": 128, "cuda": 512}
+BUSY_ROWS = {"cpu": 192, "mps": 128, "cuda": 512}
 FEWEST_TOKENS = 256
 # tokens at once, about, whose logits are all looked at: each needs a row of the vocabulary
 MOST_SCORED = 2048
