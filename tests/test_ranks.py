@@ -138,7 +138,8 @@ def test_all_take_the_sizes_that_fit_the_first(config: RunConfig, tmp_path: Path
     """Chosen by what each measures they would differ, and the processes wait for each other."""
     chosen = {"n_test", "max_new_tokens", "n_control", "seeds"}
     given = {name: getattr(config, name) for name in config.model_fields_set - chosen}
-    fitted = make_config(**given, minutes=0.2)
+    # nothing that is given is larger than it might be: a busy machine is no error
+    fitted = make_config(**{**given, "controls": 0, "drift_tokens": 0, "minutes": 0.2})
     _, err = (done := launch(fitted, tmp_path / "run", 2)).communicate(timeout=240)
     assert done.returncode == 0, err
     assert err.count("note: ") == 1  # said once
