@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument(
         "--bootstrap", action="store_true", help="also time a selection with its bootstrap"
     )
+    parser.add_argument("--risk", type=float, default=0.0, help="also time it at this risk")
     parser.add_argument(
         "--growth", action="store_true", help="time against candidates, prompts and prompt length"
     )
@@ -118,17 +119,9 @@ def compare(
     found: list[Selection] = []
     scores: list[CandidateScore] = []
 
-    def run_fast(resamples: int = 0) -> None:
-        found.append(
-            select(
-                model,
-                candidates,
-                pair,
-                filtered=False,
-                rule=rule,
-                how=HowToSearch(resamples=resamples),
-            )
-        )
+    def run_fast(resamples: int = 0, risk: float = 0.0) -> None:
+        how = HowToSearch(resamples=resamples, risk=risk)
+        found.append(select(model, candidates, pair, filtered=False, rule=rule, how=how))
 
     assert candidates.tokens is not None
     naive = Naive(
@@ -151,6 +144,11 @@ def compare(
         part = sample[turn :: options.rounds]
         slow += seconds(lambda part=part: run_naive(part), model.device)  # type: ignore[misc]
     scale = len(places) / len(sample)
+    model.forward_tokens = 0
+    risky = None
+    if options.risk:
+        risky = seconds(lambda: run_fast(risk=options.risk), model.device)
+    risky_tokens, with_risk = model.forward_tokens, found[-1].score
     fast_mean = sum(fast) / len(fast)
     firm = seconds(lambda: run_fast(1000), model.device) if options.bootstrap else None
 
@@ -175,6 +173,16 @@ def compare(
         f"{', '.join(f'{t:.1f} s' for t in fast)}); "
           "with the bootstrap's extra scores "
           f"{'not timed' if firm is None else f'{firm:.1f} s'}")  # fmt: skip
+    if risky is not None:
+        same = (with_risk.position, with_risk.layer) == (
+            found[0].score.position,
+            found[0].score.layer,
+        )
+        print(
+            f"at risk {options.risk:g}: {risky:.1f} s, {risky_tokens} tokens, "
+            f"{risky_tokens * per_token / risky / 1e9:.0f} GFLOP/s, ratio "
+            f"{slow * scale / risky:.1f}, {'the same' if same else 'ANOTHER'} choice"
+        )
     print(f"peak memory {fast_peak / 1e9:.2f} GB, after loading {loaded / 1e9:.2f} GB")
     agree(model, candidates, pair, rule, found[0], scores)
 

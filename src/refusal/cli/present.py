@@ -125,6 +125,10 @@ def _selection(selection: "Selection") -> None:
     err.print(f"  {', '.join(parts)}")
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(selection.rejected.items()))
     err.print(f"  {len(selection.scores)} candidates; rejected by {reasons or 'nothing'}")
+    if selection.risk:
+        err.print(
+            f"  risk of missing the rule's choice, by the tests that dropped: {selection.risk:g}"
+        )
     if selection.stability is not None:
         err.print(f"  {stability_line(selection)}")
     for miss in () if selection.qualified else selection.nearest_misses(3):

@@ -96,6 +96,10 @@ class SelectionOptions(BaseModel):
     """A candidate's ablation may change harmless behaviour at most this much."""
     prune_layers: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the last layers that is not eligible."""
+    selection_risk: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """Probability that may be taken of missing the candidate that the rule would choose: others are
+    then dropped by tests on their first prompts. 0: only where it is certain.
+    """
     layer_step: Count = 1
     """Score every n-th layer only."""
     full_map: bool = False

@@ -60,7 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Arditi et al. 2024: 128 / 32 / 100 prompts a class, 512 new tokens, every position and layer.
     "paper": {},
     # A first look: as much of that as this machine can do in eight minutes (pipeline/costs/fit.py).
-    "quick": {"minutes": 8.0},
+    "quick": {"minutes": 8.0, "selection_risk": 1e-4},
 }
 
 

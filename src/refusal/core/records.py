@@ -168,7 +168,8 @@ class Choice:
 
     ``qualified`` is False when no candidate satisfied the rule and the lowest bypass inside the KL
     and layer limits stands in. The counts hold the unmodified model's mean metrics on the
-    validation prompts that passed the filter.
+    validation prompts that passed the filter. ``risk`` is the probability that was taken of
+    dropping the candidate which the rule would choose.
     """
 
     score: CandidateScore
@@ -178,6 +179,7 @@ class Choice:
     harmful_count: ClassCount
     harmless_count: ClassCount
     stability: Stability | None = None
+    risk: float = 0.0
 
     def nearest_misses(self, n: int = 5) -> list[CandidateScore]:
         """The candidates with the highest induce score among those inside the KL and layer

@@ -63,7 +63,13 @@ class DirectionMethod(ABC):
             n=config.n_val,
             filtered=self.filters(config),
             rule=config.rule,
-            how=HowToSearch(config.layer_step, config.full_map, config.resamples, config.strict),
+            how=HowToSearch(
+                config.layer_step,
+                config.full_map,
+                config.resamples,
+                config.strict,
+                config.selection_risk,
+            ),
         )
 
     def select_costs(self, config: RunConfig, n_layers: int, lengths: Lengths) -> Sequence[Work]:

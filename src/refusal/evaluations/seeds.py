@@ -69,6 +69,8 @@ class Seeds(Stage):
         method = method_of(config)
         filtered, step = method.filters(config), config.layer_step
         rule = [config.n_train, config.n_val, filtered, asdict(config.rule), step]
+        if config.selection_risk:
+            rule.append(config.selection_risk)
         pairs = (prompts.train, prompts.val)
         inputs = {
             "main": run.direction_hash,

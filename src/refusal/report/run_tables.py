@@ -81,6 +81,11 @@ def stability_table(data: ReportData) -> Table | None:
     if stability.none_qualifies > 0:
         rows.append(("none qualifies", f"{stability.none_qualifies:.1%}", ""))
     note = f"{stability.resamples} resamples; {stability.contenders} candidates can win at all."
+    if data.selection.risk:
+        note += (
+            f" Candidates were dropped by tests on their first prompts; the probability that "
+            f"another would have been chosen with all prompts is at most {data.selection.risk:g}."
+        )
     columns = ("chosen in", "cosine with the chosen one")
     return table("How firm the choice is", ("candidate",), columns, rows, note=note)
 

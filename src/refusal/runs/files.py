@@ -129,6 +129,7 @@ class _Selection(Saved):
     rejected: dict[str, Number]
     harmful_count: ClassCount
     harmless_count: ClassCount
+    risk: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,7 @@ def read_choice(folder: Path) -> Choice:
         saved.harmful_count,
         saved.harmless_count,
         stability,
+        saved.risk,
     )
 
 

@@ -159,6 +159,8 @@ class Select(Stage):
             "seed": config.seed,
             **named(config),
         }
+        if config.selection_risk:
+            inputs["risk"] = config.selection_risk
 
         def work() -> None:
             try:
@@ -176,7 +178,7 @@ class Select(Stage):
             write_json(scores, finite(to_json(selection.scores)))
             selection.direction.save(direction)
             write_json(stability, plain(selection.stability))
-            kept = ("score", "qualified", "rejected", "harmful_count", "harmless_count")
+            kept = ("score", "qualified", "rejected", "harmful_count", "harmless_count", "risk")
             write_json(summary, finite({name: plain(getattr(selection, name)) for name in kept}))
 
         outputs = [scores, direction, summary, stability]

@@ -6,6 +6,7 @@ pass of the unmodified model, and the blocks before it are not run. Several cand
 the model side by side where one alone is a small batch.
 """
 
+import random
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Literal
@@ -44,15 +45,21 @@ class Scorer:
         harmless: Passed,
         tokens: RefusalTokens | None,
         layers: int,
+        shuffled: bool = False,
     ) -> None:
-        """``layers``: additions will be asked for at layers ``0 .. layers - 1``; without ``tokens``
-        only for KL.
+        """Run the unmodified model.
+
+        Args:
+            tokens: without them only KL can be asked for.
+            layers: additions will be asked for at layers ``0 .. layers - 1``.
+            shuffled: the prompts stand in random (seeded) order, so that the first are a sample of
+                all; else in the order in which bounds decide soonest.
         """
         self.model = model
         self.tokens = () if tokens is None else tokens.ids
         self.layers = layers
-        harmful_rows, refused = _most_telling_first(model, harmful)
-        harmless_rows, answered = _most_telling_first(model, harmless)
+        harmful_rows, refused = _in_order(model, harmful, shuffled)
+        harmless_rows, answered = _in_order(model, harmless, shuffled)
         self.rows: dict[Score, list[list[int]]] = {
             "induce": harmless_rows,
             "kl": harmless_rows,
@@ -205,17 +212,22 @@ class Scorer:
             return read(self.model, batch, [start_here], len(directions))
 
 
-def _most_telling_first(model: ChatModel, passed: Passed) -> tuple[list[list[int]], list[float]]:
-    """The prompts' tokens and their metrics, in the order in which they decide soonest.
+def _in_order(
+    model: ChatModel, passed: Passed, shuffled: bool
+) -> tuple[list[list[int]], list[float]]:
+    """The prompts' tokens and their metrics, shuffled or those first that decide soonest.
 
     A prompt tells the more, the farther its metric is from the end of the range that the score
     would have to reach (induce: the upper, bypass: the lower), and the less it costs. The order
     changes nothing but when a bound decides.
     """
     rows = model.tokenize([prompt.text for prompt in passed.prompts])
-    shared = sum(
-        1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
-    )
-    told = [METRIC_BOUND + abs(metric) for metric in passed.metrics]
-    order = sorted(range(len(rows)), key=lambda i: -told[i] / max(1, len(rows[i]) - shared))
+    order = list(range(len(rows)))
+    if shuffled:
+        random.Random(len(rows)).shuffle(order)
+    else:
+        together = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
+        shared = sum(1 for _ in together)
+        told = [METRIC_BOUND + abs(metric) for metric in passed.metrics]
+        order.sort(key=lambda i: -told[i] / max(1, len(rows[i]) - shared))
     return [rows[i] for i in order], [passed.metrics[i] for i in order]

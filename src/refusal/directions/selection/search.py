@@ -23,6 +23,7 @@ from refusal.core.records import CandidateScore
 from refusal.directions.refusal_metric import METRIC_BOUND, kl_floor
 from refusal.directions.selection.rule import rejected
 from refusal.directions.selection.score import Score, Scorer
+from refusal.directions.selection.sequential import FEWEST, Sample, enough, exceeds, level
 
 SCORES: tuple[Score, ...] = get_args(Score)
 SLACK = 1e-9  # rounding of a mean: no candidate exactly at a threshold is dropped by its bound
@@ -37,6 +38,9 @@ GRAIN = 1 / 16
 class Candidate:
     """A candidate and what is known of it: per score the values of its first prompts, and why it is
     out.
+
+    ``tests`` counts how often it was tested whether the rule would reject it. ``tested`` says with
+    how many values of a score, and against which other candidate, and ``spreads`` the spread then.
     """
 
     direction: Direction
@@ -44,6 +48,9 @@ class Candidate:
         default_factory=lambda: {score: [] for score in SCORES}
     )
     out: str | None = None
+    tests: int = 0
+    tested: "dict[Score, tuple[int, Candidate | None]]" = field(default_factory=dict)
+    spreads: "dict[Score, tuple[int, Candidate | None, float]]" = field(default_factory=dict)
 
     def estimate(self, score: Score) -> float:
         """The mean of the values so far; NaN if there are none."""
@@ -70,9 +77,18 @@ class EvaluationBatch(NamedTuple):
 
 
 class Search:
-    """The scoring of all candidates of one selection."""
+    """The scoring of all candidates of one selection.
 
-    def __init__(self, scorer: Scorer, candidates: list[Candidate], n_layers: int) -> None:
+    ``risk``: the probability that the candidate which the rule would choose is dropped by a test on
+    its first prompts (``sequential.py``); the scorer's prompts must then stand in random order. At
+    0 nothing is tested, and nothing but the exact bounds drops a candidate.
+    """
+
+    def __init__(
+        self, scorer: Scorer, candidates: list[Candidate], n_layers: int, risk: float = 0.0
+    ) -> None:
+        self.risk = risk
+        self.mark: Candidate | None = None  # the lowest bypass of those known to qualify
         self.scorer = scorer
         self.candidates = candidates
         self.n_layers = n_layers
@@ -163,18 +179,13 @@ class Search:
         """What each score must meet: the thresholds, and the lowest bypass of a candidate known to
         qualify.
         """
-        complete = [
-            self.score_of(c) for c in self.candidates if c.out is None and self.is_complete(c)
-        ]
-        best = [
-            s.bypass
-            for s in complete
-            if s.bypass is not None and rejected(s, rule, self.n_layers) is None
-        ]
+        complete = [c for c in self.candidates if c.out is None and self.is_complete(c)]
+        qualified = [c for c in complete if not rejected(self.score_of(c), rule, self.n_layers)]
+        self.mark = min(qualified, key=lambda c: c.estimate("bypass"), default=None)
         return {
             "induce": rule.induce_threshold,
             "kl": rule.kl_threshold,
-            "bypass": min(best, default=math.inf),
+            "bypass": math.inf if self.mark is None else self.mark.estimate("bypass"),
         }
 
     def _promise(self, candidate: Candidate, limits: dict[Score, float]) -> tuple[bool, float]:
@@ -219,15 +230,54 @@ class Search:
         known, n, saving = candidate.values[score], self.n[score], self.saving[score]
         if not known or len(known) == n:
             return None
+        grain = max(1, int(GRAIN * n))
+        likely = None
+        if self.risk and math.isfinite(limits[score]):
+            sample = self._sample(candidate, score, limits)
+            likely = enough(sample, level(self.risk, candidate.tests + 1), self._floor(score))
         unmodified = self.scorer.unmodified[score]
         shift = (sum(known) - sum(unmodified[: len(known)])) / len(known)
         total = sum(known)
         for j in range(len(known), n):
             total += unmodified[j] + shift
-            if self._misses(score, (total + (n - j - 1) * saving) / n, limits):
-                grain = max(1, int(GRAIN * n))
+            if j + 1 == likely or self._misses(score, (total + (n - j - 1) * saving) / n, limits):
                 return min(n, -(-(j + 1) // grain) * grain)
         return None
+
+    def _sample(self, candidate: Candidate, score: Score, limits: dict[Score, float]) -> Sample:
+        """The values of a score for a test whether their mean exceeds what it may; with the signs
+        turned for induce, which may not be too low.
+        """
+        sign = -1.0 if score == "induce" else 1.0
+        mark = self.mark if score == "bypass" else None
+        expected = self.scorer.unmodified[score] if mark is None else mark.values[score]
+        known = candidate.values[score]
+        return Sample([sign * v for v in known], [sign * v for v in expected], sign * limits[score])
+
+    def _likely(self, candidate: Candidate, score: Score, limits: dict[Score, float]) -> bool:
+        """Whether a test on the first prompts says that a score misses its limit; each is counted,
+        and made once.
+        """
+        about = (len(candidate.values[score]), self.mark if score == "bypass" else None)
+        if candidate.tested.get(score) == about or not math.isfinite(limits[score]):
+            return False
+        sample = self._sample(candidate, score, limits)
+        if not sample.testable:
+            return False
+        candidate.tested[score] = about
+        candidate.tests += 1
+        return exceeds(sample, level(self.risk, candidate.tests), self._floor(score))
+
+    def _floor(self, score: Score) -> float:
+        """The largest spread of any candidate's values; what does little spreads little."""
+        about = self.mark if score == "bypass" else None
+        nowhere: dict[Score, float] = dict.fromkeys(SCORES, 0.0)
+        for c in self.candidates:
+            known = len(c.values[score])
+            if known >= FEWEST and c.spreads.get(score, (0, None, 0.0))[:2] != (known, about):
+                spread = self._sample(c, score, nowhere).spread
+                c.spreads[score] = known, about, spread
+        return max((c.spreads[score][2] for c in self.candidates if score in c.spreads), default=0)
 
     def _misses(self, score: Score, bound: float, limits: dict[Score, float]) -> bool:
         """Whether a mean is on the wrong side: induce must reach its limit, the others must not
@@ -236,7 +286,8 @@ class Search:
         return bound < limits[score] - SLACK if score == "induce" else bound > limits[score] + SLACK
 
     def _partly(self, score: Score, layer: int) -> PartialScore:
-        return PartialScore(score, 0, max(1, int(PARTLY * self.n[score])), layer)
+        first = max(FEWEST if self.risk else 1, int(PARTLY * self.n[score]))
+        return PartialScore(score, 0, min(first, self.n[score]), layer)
 
     def _rest(self, candidate: Candidate, score: Score) -> PartialScore:
         layer = candidate.direction.layer if score == "induce" else 0
@@ -291,4 +342,6 @@ class Search:
                 score, (sum(known) + (n - len(known)) * self.saving[score]) / n, limits
             ):
                 return score
+        if self.risk and all(c.values["induce"] for c in self.candidates if c.out is None):
+            return next((s for s in SCORES if self._likely(candidate, s, limits)), None)
         return None

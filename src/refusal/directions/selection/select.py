@@ -42,12 +42,15 @@ class HowToSearch:
         resamples: of the validation prompts, to see how often the same candidate wins; 0 leaves it
             out.
         strict: raise instead of falling back when no candidate qualifies.
+        risk: the probability that may be taken of dropping the candidate which the rule would
+            choose, by tests on the first of the prompts; 0 drops nobody but by exact bounds.
     """
 
     layer_step: int = 1
     full_map: bool = False
     resamples: int = 1000
     strict: bool = False
+    risk: float = 0.0
 
 
 @keeping_memory()
@@ -85,12 +88,13 @@ def select(
     harmful = draw_passing(model, prompts.harmful, "harmful", tokens, n, filtered)
     harmless = draw_passing(model, prompts.harmless, "harmless", tokens, n, filtered)
     layers = range(0, n_layers if how.full_map else rule.eligible_layers(n_layers), how.layer_step)
-    scorer = Scorer(model, harmful, harmless, tokens, max(layers, default=0) + 1)
+    shuffled = how.risk > 0 and not how.full_map  # tests need prompts in random order
+    scorer = Scorer(model, harmful, harmless, tokens, max(layers, default=0) + 1, shuffled)
     positions = range(-candidates.n_positions, 0)
     tried = [
         Candidate(candidates.at(position, layer)) for position in positions for layer in layers
     ]
-    search = Search(scorer, tried, n_layers)
+    search = Search(scorer, tried, n_layers, how.risk)
     search.run(rule, everything=how.full_map)
     if all(c.out == "nan" for c in tried):
         raise NonFiniteError(
@@ -118,6 +122,7 @@ def select(
         harmful_count=harmful.count,
         harmless_count=harmless.count,
         stability=stability,
+        risk=0.0 if how.full_map else how.risk,
     )
 
 
