@@ -15,6 +15,7 @@ DRAWN = 1.4  # prompts read for each that passes the filter
 POSITIONS = 5  # tokens after the instruction: that many candidates a layer
 SCORED = 0.07  # of a triple loop's tokens: early exit, and induce starts in the middle
 LOOKED = 12.0  # prompts for each candidate besides: what it takes to see that it fails
+RISKED, RISK_LOOKED = 0.04, 5.0  # those two where tests may drop candidates
 LOOKS = 3.0  # passes for each candidate
 
 
@@ -77,7 +78,10 @@ class DirectionMethod(ABC):
         n, length = config.n_val, lengths.val
         candidates = self.candidates(config, n_layers)
         literal = 3.0 * candidates * n * length
-        tokens = literal if config.full_map else SCORED * literal + LOOKED * length * candidates
+        scored, looked = (RISKED, RISK_LOOKED) if config.selection_risk else (SCORED, LOOKED)
+        tokens = scored * literal + looked * length * candidates
+        if config.full_map:
+            tokens = literal
         search = Search(tokens, LOOKS * candidates, n * length, n)
         return search, Read(2 * self.drawn(config) * n, length)
 

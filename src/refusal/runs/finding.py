@@ -146,7 +146,7 @@ class Select(Stage):
         names = ("scores.json", "direction.safetensors", "selection.json", "stability.json")
         scores, direction, summary, stability = (run.folder.path / name for name in names)
         method = method_of(config)
-        inputs = {
+        inputs: dict[str, Any] = {
             "candidates": file_sha256(run.folder.path / "candidates.safetensors"),
             "tokens": run.token_ids,
             "val": prompts_hash([*val.harmful, *val.harmless]),
