@@ -247,7 +247,7 @@ def test_an_estimate_shows_the_choice() -> None:
     machine = Machine(SLOW.times(4), "cpu", 1e11)
     found = fitted_estimate(SIZE, Plan(make_config("quick"), SIZE.layers, LENGTHS), machine)
     chosen: dict[str, Any] = {**(found.sizes or {})}
-    whole = make_config(**chosen)
+    whole = make_config("quick", minutes=None, **chosen)
     plain = fitted_estimate(SIZE, Plan(whole, SIZE.layers, LENGTHS), machine)
     assert plain.seconds == found.seconds
     assert plain.sizes is None
