@@ -6,6 +6,8 @@ VENV := .venv
 UV ?= uv
 # Test files side by side; each job may hold the real model, about 7 GB.
 JOBS ?= 2
+# That `make demo` may take once installed; with more it measures more.
+MINUTES ?= 8
 # What `make test-all` takes: all, or what these marks say.
 SELECT ?=
 BIN := $(VENV)/bin
@@ -14,7 +16,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-all docs check format lock clean
 
 demo: $(READY)
-	$(BIN)/refusal run embedded --preset quick --out runs/demo
+	$(BIN)/refusal run embedded --preset quick --minutes $(MINUTES) --out runs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not embedded'
