@@ -27,7 +27,7 @@ BLOCKS = 2  # that are timed
 LONG = 0.1  # seconds from which on a call is not made again
 ENOUGH = 0.4  # seconds for one size, from which on no larger one is tried
 TRIES = 3  # after the first call, which is not counted where there are others
-READ_TOKENS = (64, 256)  # and as many as a pass may have
+READ_TOKENS = (16, 64, 256)  # and as many as a pass may have
 WRITTEN_ROWS = (1, 16, 64, 256)
 EXPECTED = (RuntimeError, ValueError, IndexError, TypeError, AttributeError)
 
