@@ -10,7 +10,7 @@ second stands the share of the time that reading the weights once per step would
 machine's measured memory rate. With ``--conditions`` rows are prompts of each class; beside the
 time stand steps, how many rows a step had on average, and what was reached of the machine's matrix
 products (on as many rows as a batch has) and of its memory rate. Random models (``--shape``) end a
-turn at one of fifty tokens.
+turn at one of ten tokens.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
         if options.shape is not None:
             assert model.hf.generation_config is not None
             vocabulary = model.hf.config.get_text_config().vocab_size
-            model.hf.generation_config.eos_token_id = list(range(7, vocabulary, 50))
+            model.hf.generation_config.eos_token_id = list(range(7, vocabulary, 10))
         if options.conditions:
             compare_conditions(model, options.rows, options.tokens, options.rounds, options.run)
         else:

@@ -18,6 +18,8 @@ SHAPES = {
                  "num_key_value_heads": 8, "vocab_size": 128256},
     "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
                  "num_key_value_heads": 8, "vocab_size": 128256},
+    "two-blocks": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 2, "num_attention_heads": 12,
+                   "num_key_value_heads": 2, "vocab_size": 512},  # of the embedded model's widths
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4,
              "num_key_value_heads": 2, "vocab_size": 512},
 }  # fmt: skip

@@ -1,7 +1,10 @@
 """Batched completions against a plain loop that runs each prompt alone, without a cache."""
 
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import combinations, takewhile
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from plain import Ablated, Added, last_logits
 
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
+from refusal.core.work import Write
 from refusal.interventions.side_by_side import SideBySide
 from refusal.model.endings import end_tokens
 from refusal.model.generation import (
@@ -19,7 +23,11 @@ from refusal.model.generation import (
     generate_each,
     generate_rows,
 )
+from refusal.model.memory import Room
 from refusal.model.prefill import read_prompts
+from refusal.model.sizes import size_of
+from refusal.pipeline.costs.estimate import _Clock
+from refusal.pipeline.costs.speed import Speed
 
 TEXTS = [
     "Hi",
@@ -350,3 +358,37 @@ def test_rows_that_were_not_laid_out_are_refused(model: ChatModel) -> None:
         torch.no_grad(),
     ):
         model.hf(input_ids=ids)
+
+
+def test_passes_and_steps_are_about_as_many_as_an_estimate_counts(model: ChatModel) -> None:
+    """On a device on which every block takes a second, however much it has to do."""
+    rows = [
+        [1, *row] for row in model.tokenize([f"{text} {i}" for i in range(60) for text in TEXTS])
+    ]
+    n, new, together = len(rows), 20, 40
+    random = Random(0)
+    lasts = {i: random.choice([8, new, 12, new, 10]) for i in range(n)}  # 0.7 of new on average
+    size = size_of(model.hf, model.hf.config)
+    room = Room(size, 0, 4, tokens=768, rows=lambda length: together, keeps=True)
+    speed = Speed(math.inf, math.inf, steps=((1, 0.0), (2, 0.0)), block=1.0)
+    length = sum(map(len, rows)) / n
+    said = _Clock(size, speed, room, 0).seconds(Write(n, new, length)) / size.layers
+    calls = 0
+    forward = model.hf.forward
+
+    def counting(**arguments: Any) -> object:
+        nonlocal calls
+        calls += 1
+        return forward(**arguments)
+
+    batching(model)
+    model.token_budget.value, model.batch_size.value = 768, together
+    model.hf.forward = counting
+    started: dict[int, tuple[int, Sequence[int]]] = {}
+
+    def ended(tokens: Sequence[int]) -> bool:
+        number, _ = started.setdefault(id(tokens), (len(started), tokens))
+        return len(tokens) >= lasts[number]
+
+    generate_rows(model, rows, new, ended=ended)
+    assert calls == pytest.approx(said, rel=0.1)

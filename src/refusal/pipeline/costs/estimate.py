@@ -28,7 +28,7 @@ from refusal.pipeline.stages import ALL
 from refusal.runs.stage import Plan
 
 WRITTEN = 0.7  # of the tokens that a completion may have: many end early
-FULL = 0.9  # of the rows that there is room for, while some are left to enter (model/writing.py)
+FULL = 0.93  # of the rows that there is room for, while some are left to enter (model/writing.py)
 TRAFFIC = 3.0  # times that the activations of a block go to memory and back
 COPIED = 3.0  # times that keys and values go to memory and back in a step: they grow by copying
 FORCING = 2.0  # times the cost of reading, where every token's logits are needed, in float64
@@ -233,8 +233,9 @@ class _Clock:
         entering = ENTER * (rows - last) / most  # passes that a few rows enter by
         passes = max(2, rows * length / self.room.tokens, entering)
         read = self._pass(rows * length + work.starts * self.begins, passes)
-        full = WRITTEN * (rows - last) * new / (FULL * most)  # steps
-        thinning = new * self._step(max(1.0, WRITTEN * last), length + new / 2)
+        steps = max(0.0, WRITTEN * new - 1)  # of a row: its first token comes with the prompt
+        full = steps * (rows - last) / (FULL * most)
+        thinning = max(0, new - 1) * self._step(max(1.0, WRITTEN * last), length + new / 2)
         return read + full * self._step(FULL * most, length + new / 2) + thinning
 
     def _step(self, going: float, seen: float) -> float:
