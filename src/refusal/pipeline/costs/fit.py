@@ -132,8 +132,9 @@ def _said(base: RunConfig, config: RunConfig, seconds: float, minutes: float) ->
     if seconds <= 60 * minutes * (1 - MARGIN):
         begin = f"Sizes for {minutes:g} min, estimated {_minutes(seconds)}"
     else:
+        enough = "are too few" if seconds > 60 * minutes else "hardly leave a margin"
         begin = (
-            f"{minutes:g} min are too few: at the smallest sizes that say something the run should "
+            f"{minutes:g} min {enough}: at the smallest sizes that say something the run should "
             f"take {_minutes(seconds)} (--minutes {minutes_for(seconds)})"
         )
     first = f"{begin}: {', '.join(shown)}."
