@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 import refusal
 from refusal import Ablate, ChatModel, Direction, Sites, find_sites
 from refusal.model.hooks import hooked
+from refusal.model.sites import language_model
 from refusal.weights.save import export_model
 
 CLEAN = 1e-5  # share of the stream along the direction, float32
@@ -61,7 +62,7 @@ def sweep(families: Sequence[str] = ()) -> Iterator[Row]:
 
 def _row(family: str) -> Row:
     try:
-        hf = shrunk.tiny(family)
+        hf = language_model(shrunk.tiny(family))
     except Exception as error:
         return Row(family, "not buildable", _first(error))
     try:

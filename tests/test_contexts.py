@@ -18,6 +18,9 @@ from refusal import (
     ModelLoadError,
     PromptError,
     RefusalTokens,
+    UnsupportedModelError,
+    find_parameters,
+    find_sites,
     load,
     refusal_metric,
 )
@@ -82,6 +85,7 @@ ROPE = {"rope_theta": 10000.0}
         ("gpt2", {"n_positions": 1024}, 1024),
         ("opt", {"max_position_embeddings": 2048}, 2048),
         ("mpt", {"max_seq_len": 2048}, 2048),
+        ("whisper", {"max_target_positions": 448}, 448),
         ("bloom", {}, None),
         ("mamba", {"max_position_embeddings": 512}, None),
         ("rwkv", {"context_length": 1024}, None),
@@ -156,6 +160,16 @@ def test_a_long_instruction_of_a_text_is_named(
         drift_tokens=2,
         text_tokens=100,
     )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_tiny_context_is_measured_within_it(family: str) -> None:
+    """A learned position past the end would be an error of the device."""
+    hf = tiny_models.network(family, max_position_embeddings=12)
+    sites = find_sites(hf)
+    assert find_parameters(hf, sites)
+    with pytest.raises(UnsupportedModelError, match="holds 4 tokens in all, fewer than a chat"):
+        find_sites(tiny_models.network(family, max_position_embeddings=4))
 
 
 # --- tokens beyond the embedding

@@ -35,11 +35,13 @@ LONG_COMPREHENSIONS = (
     "directions/selection/",
     "evaluations/drift/",
     "evaluations/refusal/",
+    "model/blocks.py",
     "model/decompose.py",
     "model/forward.py",
     "model/generation.py",
     "model/probe.py",
     "model/sites.py",
+    "model/writers.py",
     "model/writing.py",
     "pipeline/costs/",
 )

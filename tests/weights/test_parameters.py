@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import shrunk
 import tiny_models
 import torch
 from torch import Tensor, nn
@@ -192,3 +193,25 @@ def test_quantised_weights_are_refused_with_the_way_round() -> None:
     hf.__dict__["is_quantized"] = True  # as a quantiser leaves it
     with pytest.raises(QuantisedModelError, match="mxfp4"):
         find_parameters(hf, sites)
+
+
+@pytest.mark.parametrize(
+    ("family", "parameter", "norm"),
+    [
+        ("bloom", r"word_embeddings\.weight", r"word_embeddings_layernorm"),
+        ("nanochat", r"embed_tokens\.weight", r"norm"),
+        ("modernbert-decoder", r"tok_embeddings\.weight", r"norm"),
+        ("axk1", r"layers\.1\.mlp\.experts\.down_proj", r"layers\.1\.mlp\.post_mlp_layernorm"),
+    ],
+)
+def test_what_writes_through_a_norm_that_is_no_writer_is_found(
+    family: str, parameter: str, norm: str
+) -> None:
+    """Between the embedding and block 0, or inside the experts."""
+    hf = shrunk.tiny(family)
+    sites = find_sites(hf)
+    found = find_parameters(hf, sites)
+    behind = [p for p in found if re.search(parameter, p.name)]
+    assert behind
+    assert all(p.norm is not None and re.search(norm, p.norm) for p in behind)
+    assert verify_parameters(hf, sites, found) < 1e-5

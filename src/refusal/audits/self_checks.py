@@ -136,7 +136,12 @@ def check_additive(model: ChatModel) -> Check:
     end.
     """
     report = model.sites.measure(model.hf)
-    return Check("input of block 0 + writes = stream", max(report.errors), report.tolerance)
+    name = (
+        "input of block 0 + writes = stream"
+        if report.additive
+        else "left by ablation, not being a sum"
+    )
+    return Check(name, max(report.errors), report.tolerance)
 
 
 def check_ablation(model: ChatModel) -> Check:
@@ -149,6 +154,7 @@ def check_ablation(model: ChatModel) -> Check:
         trace = run_probe(model.hf, model.sites.blocks)
 
     def left(x: Tensor) -> float:
+        x = x.reshape(-1, len(unit))
         return _worst((x.double() @ unit.double()).abs() / x.double().norm(dim=-1).clamp_min(1e-12))
 
     # The probe's hook at block 0 runs after the ablation's, so it sees the input as the block gets

@@ -183,7 +183,7 @@ def last_means(
                 last = x[batch.row.to(x.device), batch.last.to(x.device)]
                 found[layer] = last.cpu().double().sum(0)
 
-            return Edit(blocks[layer], "input", keep)
+            return Edit(model.hf.get_submodule(model.sites.reading(layer)), "input", keep)
 
         with model.apply(*interventions), skipped(blocks[max(layers) :], model.sites.in_tuple):
             read(model, batch, [reading(layer) for layer in layers])

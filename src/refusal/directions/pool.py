@@ -174,7 +174,7 @@ def post_instruction_reads(
     store: dict[int, Float[Tensor, "prompt position d_model"]],
     layers: int,
 ) -> list[Edit]:
-    """Edits that put the input of the first ``layers`` blocks at the post-instruction tokens into
+    """Edits that put what the first ``layers`` blocks read at the post-instruction tokens into
     ``store``.
     """
     index = torch.stack([path[-len(model.chat.suffix) :] for path in batch.paths])
@@ -184,7 +184,7 @@ def post_instruction_reads(
         def keep(x: Tensor) -> None:
             store[layer] = x[rows.to(x.device), index.to(x.device)]
 
-        return Edit(model.hf.get_submodule(model.sites.blocks[layer]), "input", keep)
+        return Edit(model.hf.get_submodule(model.sites.reading(layer)), "input", keep)
 
     return [read_at(layer) for layer in range(layers)]
 

@@ -13,7 +13,11 @@ from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
 from refusal.core.valid import check_width
 from refusal.model.hooks import Edit, EditFunction
+from refusal.model.lanes import Lanes
 from refusal.model.sites import Sites
+
+LEAST_GAIN = 0.05  # of what is added to every lane, in what a block reads
+LEAST_STRAIGHT = 0.5  # of how that moves, along the direction
 
 
 class StreamEdit(ABC):
@@ -67,21 +71,40 @@ def edits_at(
     The stream is the sum of what enters block 0 and of every write, so everywhere is there; and at
     the embedding, where blocks read that beside the stream.
 
+    In a stream of several lanes a change acts on each of them; at a block so that what the block
+    reads of them is changed as it says.
+
     Raises:
-        DirectionError: the model has no such block.
+        DirectionError: the model has no such block, or it does not read what was changed.
     """
+    lanes = sites.lanes
     if block is not None:
         if not 0 <= block < sites.n_layers:
             raise DirectionError(
                 f"Layer {block} does not exist: the model has layers 0 to {sites.n_layers - 1}."
             )
+        if lanes is not None:
+            change = lanes.each(change, _gain(sites, lanes, block))
         return [Edit(model.get_submodule(sites.blocks[block]), "input", change)]
+    if lanes is not None:
+        change = lanes.each(change)
     edits = [Edit(model.get_submodule(sites.blocks[0]), "input", change)]
     if sites.embedding_elsewhere:
         edits.append(Edit(model.get_submodule(sites.embedding), "output", change))
     for names in sites.writers:
         edits += [Edit(model.get_submodule(name), "output", change) for name in names]
     return edits
+
+
+def _gain(sites: Sites, lanes: Lanes, block: int) -> float:
+    gain, straight = lanes.gains[block], lanes.straight[block]
+    if gain < LEAST_GAIN or straight < LEAST_STRAIGHT:
+        raise DirectionError(
+            f"Block {sites.blocks[block]} does not read what is added to its {lanes.count} lanes: "
+            f"the mixture it reads moves {gain:.2g} times as far, {straight:.0%} of that along the "
+            "direction. Add at another layer, or ablate."
+        )
+    return gain
 
 
 class Placed:

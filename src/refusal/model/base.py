@@ -52,7 +52,8 @@ class LoadedModel:
         self.revision: str | None = None
         self.chat: ChatFormat = find_format(tokenizer, system, day)
         self.sites: Sites = sites if sites is not None else find_sites(hf)
-        each = activation_bytes(self.sites.d_model, widest(hf.config), hf.dtype.itemsize)
+        lanes = self.sites.lanes.count if self.sites.lanes is not None else 1
+        each = activation_bytes(lanes * self.sites.d_model, widest(hf.config), hf.dtype.itemsize)
         self.token_budget = BatchSize(parallel.smallest(token_budget(self.device, each)), "tokens")
         self.batch_size = BatchSize(batch_size or BUSY_ROWS.get(self.device.type, BUSY_ROWS["cpu"]))
         self.packs: bool | None = None

@@ -13,7 +13,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from refusal.core.errors import ModelLoadError, PromptError
 
 # Names of the number of positions that are not mapped to transformers' own, the first.
-POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_target_positions",
+)
 # Their state is of one size however much was read; a number of positions is what they were trained
 # with.
 RECURRENT = frozenset(("rwkv", "mamba", "mamba2", "falcon_mamba", "xlstm"))

@@ -6,7 +6,7 @@ The plain sum is tried first; where none explains the change, each tensor may ha
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -25,12 +25,13 @@ EXACT = 1e-6  # relative: nothing but the order of a float32 sum
 @dataclass(frozen=True)
 class Fit:
     """The tensors that explain a change (by index, in the order given), their multipliers and the
-    relative error.
+    relative error; the sum of stream and writes is multiplied by ``scale``.
     """
 
     indices: tuple[int, ...]
     multipliers: tuple[float, ...]
     error: float
+    scale: float = 1.0
 
 
 NOTHING = Fit((), (), float("inf"))
@@ -84,6 +85,40 @@ def explain(
         if plain.error <= tolerance and plain.error <= 3 * fitted.error
         else min(fitted, plain, key=_rank)
     )
+
+
+def explain_scaled(
+    start: Float[Tensor, "*token d_model"],
+    end: Float[Tensor, "*token d_model"],
+    writes: Sequence[Float[Tensor, "*token d_model"]],
+    tolerance: float,
+    apart: Collection[tuple[int, int]] = (),
+) -> Fit:
+    """As ``explain``, where the block multiplies its stream by a number too (Gemma-4's
+    ``layer_scalar``): ``end = scale * (start + writes)``, by least squares.
+    """
+    size = end.double().norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    parts = torch.stack([(part.double() / size).flatten() for part in (start, *writes)])
+    target = (end.double() / size).flatten()
+    gram, inner = parts @ parts.T, parts @ target
+    n = len(writes)
+    best = NOTHING
+    for count in range(1, min(n, MOST_WRITES) + 1):
+        fits = []
+        for subset in combinations(range(n), count):
+            if any(a in subset and b in subset for a, b in apart):
+                continue
+            index = [0, *(i + 1 for i in subset)]
+            solved = torch.linalg.lstsq(gram[index][:, index], inner[index, None]).solution[:, 0]
+            fits.append((float(inner[index] @ solved), subset, solved.tolist()))
+        for _, subset, (scale, *rest) in sorted(fits, reverse=True)[:TRIED]:
+            if abs(scale) <= NO_WRITE or min(map(abs, rest)) <= NO_WRITE:
+                continue
+            found = _rounded(start, end / scale, writes, subset, [m / scale for m in rest])
+            best = min(best, replace(found, scale=scale), key=_rank)
+        if best.error <= tolerance:
+            return best
+    return best
 
 
 def add_up(

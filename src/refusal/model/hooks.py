@@ -7,6 +7,7 @@ them, ``None`` leaves them as they are (a read). Functions must not change their
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -47,16 +48,18 @@ def hooked(edits: Iterable[Edit]) -> Iterator[None]:
 
 
 @contextmanager
-def skipped(modules: Iterable[nn.Module], in_tuple: bool = False) -> Iterator[None]:
+def skipped(modules: Iterable[nn.Module], in_tuple: int = 0) -> Iterator[None]:
     """Make ``modules`` return their hidden states unchanged for the duration of the block.
 
-    ``in_tuple``: their callers expect a tuple whose first entry is the hidden states (Falcon,
-    Bamba).
+    ``in_tuple``: their callers expect a tuple of so many whose first entry is the hidden states
+    (Falcon, Bamba, RWKV).
     """
     with ExitStack() as stack:
         for module in modules:
             stack.callback(_restore_forward, module, module.__dict__.get("forward"))
-            module.forward = _pass_through_in_tuple if in_tuple else _pass_through
+            module.forward = (
+                partial(_pass_through_in_tuple, in_tuple) if in_tuple else _pass_through
+            )
         yield
 
 
@@ -64,8 +67,10 @@ def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
 
 
-def _pass_through_in_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    return hidden_states, None
+def _pass_through_in_tuple(
+    count: int, hidden_states: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor | None, ...]:
+    return hidden_states, *(None for _ in range(count - 1))
 
 
 def _restore_forward(module: nn.Module, own: Any) -> None:
@@ -80,7 +85,7 @@ def _input_hook(fn: EditFunction) -> Callable[..., Any]:
         if args:
             new = fn(args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
-        new = fn(kwargs["hidden_states"])
+        new = fn(kwargs["hidden_states"]) if "hidden_states" in kwargs else None
         return None if new is None else (args, {**kwargs, "hidden_states": new})
 
     return hook

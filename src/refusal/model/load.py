@@ -44,7 +44,7 @@ from refusal.model.fast_linear import speed_up
 from refusal.model.gguf import converted_folder
 from refusal.model.loading_bars import bars_as_tasks
 from refusal.model.placement import find_device, find_dtype, multiply_as_asked, place
-from refusal.model.sites import find_sites
+from refusal.model.sites import find_sites, language_model
 
 # What transformers raises for files that are missing, damaged or of an unknown kind.
 LOAD_ERRORS = (
@@ -131,6 +131,7 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
         hf = load_whole(
             name, source, auto_class(config), config, hub, {"dtype": precision, **placement}
         )
+        hf = language_model(hf)
         if not placement:
             hf.to(where)  # type: ignore[arg-type]
             speed_up(hf)

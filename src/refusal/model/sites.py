@@ -10,13 +10,25 @@ is the norm, because its output is what is added.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from refusal.core.errors import UnsupportedModelError
-from refusal.model.decompose import MAX_TENSORS, NOTHING, Fit, add_up, explain
-from refusal.model.probe import Trace, check_pass, feeds_elsewhere, find_blocks, run_probe
+from refusal.model.blocks import feeds_elsewhere, find_blocks, stands_alone
+from refusal.model.complete import find_complete, find_reads, leftovers, limits
+from refusal.model.decompose import add_up
+from refusal.model.lanes import Lanes
+from refusal.model.probe import PROBE_TOKENS, Trace, check_pass, run_probe
+from refusal.model.writers import (
+    OVERRIDE,
+    Found,
+    check_names,
+    find_writers,
+    inside_block,
+    module_names,
+    tolerance_of,
+    wide_names,
+)
 
 
 @dataclass(frozen=True)
@@ -26,9 +38,14 @@ class Sites:
     ``writers[l]`` are the modules of block ``l`` whose outputs are added to the stream, in the
     order in which they run. ``multipliers`` holds the constants that outputs are multiplied with
     before they are added, by writer, where that is not 1. ``error`` is the largest relative error
-    of "input plus writes equals output" over blocks and probe tokens. ``in_tuple``: blocks return
-    their output as the first of a tuple. ``embedding_elsewhere``: the embedding's output is also
-    read beside the stream (Zamba's shared blocks), so that an ablation has to act on it too.
+    of "input plus writes equals output" over blocks and probe tokens. ``in_tuple``: of how many,
+    where blocks return their output as the first of a tuple. ``embedding_elsewhere``: the
+    embedding's output is also read beside the stream (Zamba's shared blocks, Gemma-4's per-layer
+    embeddings), so that an ablation has to act on it too.
+    ``stands_alone``: a block needs nothing of earlier ones but its input. ``scales``: by block, the
+    number that stream and writes together are multiplied with at its end, where that is not 1
+    (Gemma-4). ``lanes``: where a token has several vectors. ``additive``: the sums were found;
+    where they were not, ``error`` is what ablation leaves of a direction anywhere.
     """
 
     embedding: str
@@ -38,13 +55,26 @@ class Sites:
     d_model: int
     error: float
     multipliers: dict[str, float] = field(default_factory=dict)
-    in_tuple: bool = False
+    in_tuple: int = 0
     embedding_elsewhere: bool = False
+    stands_alone: bool = True
+    scales: dict[str, float] = field(default_factory=dict)
+    lanes: Lanes | None = None
+    additive: bool = True
 
     @property
     def n_layers(self) -> int:
         """Number of decoder blocks."""
         return len(self.blocks)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a pass may begin at a block with what it was given in another."""
+        return self.stands_alone and self.lanes is None
+
+    def reading(self, layer: int) -> str:
+        """The module at whose input a block reads one vector a token."""
+        return self.blocks[layer] if self.lanes is None else self.lanes.reads[layer]
 
     @property
     def kinds(self) -> dict[tuple[str, ...], int]:
@@ -63,9 +93,9 @@ class Sites:
         """
         block = self.blocks[layer]
         return tuple(
-            f"{self.multipliers[name]:.4g} x {_inside(name, block)}"
+            f"{self.multipliers[name]:.4g} x {inside_block(name, block)}"
             if name in self.multipliers
-            else _inside(name, block)
+            else inside_block(name, block)
             for name in self.writers[layer]
         )
 
@@ -76,6 +106,9 @@ class Sites:
         Raises:
             UnsupportedModelError: a writer gives no hidden states.
         """
+        if not self.additive:
+            left = leftovers(model, self.blocks, self.d_model, self.writers, seed=2)
+            return SiteReport(left, limits(model.dtype)[0], additive=False)
         trace = run_probe(model, self.blocks, {name for block in self.writers for name in block})
         stream = trace.inputs[0]
         errors = [0.0]
@@ -83,15 +116,18 @@ class Sites:
             silent = [name for name in names if name not in trace.outputs]
             if silent:
                 raise UnsupportedModelError(
-                    f"The writer {silent[0]} gives no hidden states. {_OVERRIDE}"
+                    f"The writer {silent[0]} gives no hidden states. {OVERRIDE}"
                 )
             writes = [
                 trace.outputs[name].view_as(stream) * self.multipliers.get(name, 1.0)
                 for name in names
             ]
-            stream, error = add_up(stream, writes, trace.after(layer))
+            scale = self.scales.get(self.blocks[layer], 1.0)
+            after = trace.after(layer)
+            stream, error = add_up(stream, writes, after if scale == 1.0 else after / scale)
+            stream = stream if scale == 1.0 else stream * scale
             errors.append(error)
-        return SiteReport(errors=tuple(errors), tolerance=_tolerance(stream.dtype))
+        return SiteReport(errors=tuple(errors), tolerance=tolerance_of(stream.dtype))
 
     def verify(self, model: PreTrainedModel) -> "SiteReport":
         """Check that the input of block 0 plus the sum of all writes is the stream at every block
@@ -104,9 +140,14 @@ class Sites:
         if not report.ok:
             worst = next(i for i, error in enumerate(report.errors) if error > report.tolerance)
             where = f"the input of block {worst}" if worst < self.n_layers else "the end"
+            if not report.additive:
+                raise UnsupportedModelError(
+                    f"Ablation leaves {report.errors[worst]:.2g} of a direction at {where} (limit "
+                    f"{report.tolerance:.0e}): what was found does not make it complete. {OVERRIDE}"
+                )
             raise UnsupportedModelError(
                 "The writes found do not add up to the residual stream: relative error "
-                f"{report.errors[worst]:.2g} at {where} (limit {report.tolerance:.0e}). {_OVERRIDE}"
+                f"{report.errors[worst]:.2g} at {where} (limit {report.tolerance:.0e}). {OVERRIDE}"
             )
         return report
 
@@ -114,19 +155,20 @@ class Sites:
         return (
             f"{self.n_layers} blocks {self.blocks[0]} … {self.blocks[-1]}, d_model "
             f"{self.d_model}, writers per block: "
-            f"{' | '.join(' + '.join(kind) for kind in sorted(self.kinds))}; additive to "
-            f"{self.error:.1e}"
+            f"{' | '.join(' + '.join(kind) for kind in sorted(self.kinds))}; "
+            f"{'additive to' if self.additive else 'ablation leaves'} {self.error:.1e}"
         )
 
 
 @dataclass(frozen=True)
 class SiteReport:
     """Relative error of the running sum at every block input and at the end (``n_layers + 1``
-    values).
+    values); where a stream is not additive, what ablation leaves there.
     """
 
     errors: tuple[float, ...]
     tolerance: float
+    additive: bool = True
 
     @property
     def ok(self) -> bool:
@@ -164,51 +206,94 @@ def find_sites(
     block_names = find_blocks(model, blocks)
     wanted = set(writers) if writers is not None else None
     if wanted is not None:
-        _check_names(model, block_names, wanted)
-    trace = run_probe(model, block_names, _modules(model, block_names, wanted, depth=1))
-    deeper: Trace | None = None
-    found, multipliers, worst = [], {}, 0.0
-    for layer, block in enumerate(block_names):
-        names_here, fit = _find_writers(trace, layer, block, wanted)
-        if fit.error > _tolerance(trace.inputs[layer].dtype) and wanted is None:
-            # The residual may be added inside a child (BLOOM).
-            deeper = deeper or run_probe(
-                model, block_names, _modules(model, block_names, None, depth=2)
-            )
-            names_here, fit = _find_writers(deeper, layer, block, None, otherwise=(names_here, fit))
-        if wanted is not None and fit.error > _tolerance(trace.inputs[layer].dtype):
-            raise UnsupportedModelError(
-                f"The writers given ({', '.join(sorted(wanted))}) do not add up in block {block}: "
-                f"relative error {fit.error:.2g} (limit "
-                f"{_tolerance(trace.inputs[layer].dtype):.0e}). As wide as the stream are "
-                f"{', '.join(_wide(model, block_names)) or 'none'}: give all that write and no "
-                "other, or none, to have them found."
-            )
-        _check(trace, layer, block, names_here, fit)
-        found.append(names_here)
-        multipliers.update(
-            {n: m for n, m in zip(names_here, fit.multipliers, strict=True) if m != 1.0}
+        check_names(model, block_names, wanted)
+    trace = run_probe(model, block_names, module_names(model, block_names, wanted, depth=1))
+    lanes = _lanes(model, block_names, trace)
+    common = {
+        "embedding": names[id(embedding)],
+        "blocks": block_names,
+        "head": names[id(head)],
+        "in_tuple": trace.in_tuple,
+        "embedding_elsewhere": feeds_elsewhere(model, block_names, trace, lanes),
+        "stands_alone": stands_alone(model, block_names, trace),
+    }
+    if lanes is not None:
+        found, left = find_complete(model, block_names, trace, lanes.d_model, wanted)
+        lanes = find_reads(model, block_names, trace, lanes)
+        return Sites(
+            **common, writers=found, d_model=lanes.d_model, error=left, lanes=lanes, additive=False
         )
-        worst = max(worst, fit.error)
+    d_model = trace.inputs[0].shape[-1]
+    fits = _add_up(model, block_names, trace, wanted)
+    bad = [i for i, (_, fit) in enumerate(fits) if fit.error > tolerance_of(trace.inputs[i].dtype)]
+    if bad:
+        found, left = find_complete(model, block_names, trace, d_model, None)
+        return Sites(**common, writers=found, d_model=d_model, error=left, additive=False)
     return Sites(
-        embedding=names[id(embedding)],
-        blocks=block_names,
-        writers=tuple(found),
-        head=names[id(head)],
-        d_model=trace.inputs[0].shape[-1],
-        error=worst,
-        multipliers=multipliers,
-        in_tuple=trace.in_tuple,
-        embedding_elsewhere=feeds_elsewhere(model, block_names, trace),
+        **common,
+        writers=tuple(names for names, _ in fits),
+        d_model=d_model,
+        error=max(fit.error for _, fit in fits),
+        multipliers={
+            name: m
+            for names, fit in fits
+            for name, m in zip(names, fit.multipliers, strict=True)
+            if m != 1.0
+        },
+        scales={
+            block: fit.scale
+            for block, (_, fit) in zip(block_names, fits, strict=True)
+            if fit.scale != 1.0
+        },
     )
 
 
-_OVERRIDE = (
-    "Name the writers yourself with find_sites(model, blocks=..., writers=[...]) or "
-    "--blocks and --writers."
-)
+def _lanes(model: PreTrainedModel, blocks: Sequence[str], trace: Trace) -> Lanes | None:
+    shape = trace.inputs[0].shape
+    width = getattr(model.config.get_text_config(), "hidden_size", None) or shape[-1]
+    try:
+        return Lanes.of(shape, width if shape[-1] % width == 0 else shape[-1])
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"The blocks {blocks[0].rpartition('.')[0]} of {type(model).__name__} pass on a tensor "
+            f"of shape {tuple(shape)} for 1 row of {PROBE_TOKENS} tokens: neither one vector a "
+            "token nor several lanes. Give another model."
+        ) from error
 
-Found = tuple[tuple[str, ...], Fit]
+
+def _add_up(
+    model: PreTrainedModel, blocks: Sequence[str], trace: Trace, wanted: set[str] | None
+) -> list[Found]:
+    """By block, the writers that come nearest to its change, and how near."""
+    deeper: Trace | None = None
+    found = []
+    for layer, block in enumerate(blocks):
+        here = find_writers(trace, layer, block, wanted)
+        if here[1].error > tolerance_of(trace.inputs[layer].dtype):
+            if wanted is not None:
+                raise UnsupportedModelError(
+                    f"The writers given ({', '.join(sorted(wanted))}) do not add up in block "
+                    f"{block}: relative error {here[1].error:.2g} (limit "
+                    f"{tolerance_of(trace.inputs[layer].dtype):.0e}). As wide as the stream are "
+                    f"{', '.join(wide_names(model, blocks)) or 'none'}: give all that write and no "
+                    "other, or none, to have them found."
+                )
+            # The residual may be added inside a child (BLOOM).
+            deeper = deeper or run_probe(model, blocks, module_names(model, blocks, None, depth=2))
+            here = find_writers(deeper, layer, block, None, otherwise=here)
+        found.append(here)
+    return found
+
+
+def language_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a wrapper that is a causal language model by itself, where the wrapper does not
+    say where its embedding and head are (Nemotron-H-Omni); else the model.
+    """
+    if None not in _embeddings(model):
+        return model
+    parts = [m for m in model.children() if isinstance(m, PreTrainedModel)]
+    whole = [part for part in parts if None not in _embeddings(part)]
+    return whole[0] if len(whole) == 1 else model
 
 
 def _embeddings(model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
@@ -217,122 +302,3 @@ def _embeddings(model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | N
         return model.get_input_embeddings(), model.get_output_embeddings()
     except NotImplementedError:
         return None, None
-
-
-def _modules(
-    model: PreTrainedModel, blocks: Sequence[str], wanted: set[str] | None, depth: int
-) -> list[str]:
-    """Names of the modules that may write: down to a depth inside each block, or those wanted.
-
-    Dropout is left out, since in use it passes its input on.
-    """
-    names = []
-    for block in blocks:
-        for name, module in model.get_submodule(block).named_modules():
-            fits = name in wanted if wanted is not None else name and name.count(".") < depth
-            if fits and not isinstance(module, (nn.Dropout, nn.Identity)):
-                names.append(f"{block}.{name}")
-    return names
-
-
-def _find_writers(
-    trace: Trace, layer: int, block: str, wanted: set[str] | None, otherwise: Found = ((), NOTHING)
-) -> Found:
-    """The modules of a block that explain its change, in running order; ``otherwise`` if there are
-    too many to try.
-    """
-    start, end = trace.inputs[layer], trace.block_outputs[layer]
-    names = _candidates(trace, layer, block)
-    if len(names) > MAX_TENSORS and wanted is None:
-        return otherwise
-    writes = [trace.outputs[name].view_as(end) for name in names]
-    # What a module adds up from its own parts is not added to the stream beside them.
-    nested = [
-        (i, j)
-        for i, outer in enumerate(names)
-        for j, inner in enumerate(names)
-        if inner.startswith(f"{outer}.")
-    ]
-    chosen = explain(
-        start, end, writes, _tolerance(start.dtype), everything=wanted is not None, apart=nested
-    )
-    return tuple(names[i] for i in chosen.indices), chosen
-
-
-def _candidates(trace: Trace, layer: int, block: str) -> list[str]:
-    """Modules as wide as the stream, in running order; of those with the same output the
-    outermost.
-    """
-    end = trace.block_outputs[layer]
-    kept: list[str] = []
-    for name, output in trace.outputs.items():
-        wide = (
-            output.shape[-1:] == end.shape[-1:] and output.numel() == end.numel()
-        )  # rows may be flattened (Llama-4)
-        if not name.startswith(f"{block}.") or not wide:
-            continue
-        inner = [other for other in kept if other.startswith(f"{name}.")]
-        same = [
-            other
-            for other in inner
-            if torch.equal(trace.outputs[other].flatten(), output.flatten())
-        ]
-        kept = [other for other in kept if other not in same]
-        kept.append(name)
-    return kept
-
-
-def _check_names(model: PreTrainedModel, blocks: Sequence[str], wanted: set[str]) -> None:
-    """Refuse a writer's name that no block has, and say which modules are as wide as the stream."""
-    present = {
-        name for block in blocks for name, _ in model.get_submodule(block).named_modules() if name
-    }
-    unknown = sorted(wanted - present)
-    if unknown or not wanted:
-        wide = _wide(model, blocks)
-        raise UnsupportedModelError(
-            f"No block has the writers {', '.join(map(repr, unknown)) or '(none was given)'}. As "
-            f"wide as the stream are {', '.join(wide) or 'none'}: give those that write, or none, "
-            "to have them found."
-        )
-
-
-def _wide(model: PreTrainedModel, blocks: Sequence[str]) -> list[str]:
-    """Names inside a block of the modules that are as wide as the stream, of all blocks."""
-    trace = run_probe(model, blocks, _modules(model, blocks, None, depth=2))
-    found = {
-        _inside(n, block): None
-        for layer, block in enumerate(blocks)
-        for n in _candidates(trace, layer, block)
-    }
-    return list(found)
-
-
-def _check(trace: Trace, layer: int, block: str, names: tuple[str, ...], fit: Fit) -> None:
-    """Refuse a block whose change is not explained, and say what comes nearest."""
-    tolerance = _tolerance(trace.inputs[layer].dtype)
-    if fit.error <= tolerance:
-        return
-    candidates = _candidates(trace, layer, block)
-    shown = ", ".join(_inside(name, block) for name in candidates) or "none"
-    if names:
-        closest = (
-            f"the closest is {' + '.join(_inside(n, block) for n in names)}, relative error "
-            f"{fit.error:.2g}"
-        )
-    else:
-        closest = "too many to try" if len(candidates) > MAX_TENSORS else "none to try"
-    raise UnsupportedModelError(
-        f"The writes of block {block} do not add up: of its modules as wide as the stream "
-        f"({shown}) no combination explains its output ({closest}; limit {tolerance:.0e}). "
-        f"{_OVERRIDE}"
-    )
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    """Float32 must add up to 1e-4; half precisions round every sum to 8 or 11 bits."""
-    return 1e-4 if dtype in (torch.float32, torch.float64) else 1e-2
-
-
-def _inside(name: str, block: str) -> str:
-    return name.removeprefix(f"{block}.")

@@ -87,8 +87,8 @@ def narrowest_window(config: PreTrainedConfig) -> float:
 def widest(config: PreTrainedConfig) -> int:
     """Numbers of the widest tensor of a block for one token, inside the MLP."""
     text = config.get_text_config()
-    inner: int = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    return inner
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return max(inner) if isinstance(inner, (list, tuple)) else int(inner)  # by block: Gemma-3n
 
 
 def activation_bytes(d_model: int, inner: int, itemsize: int) -> int:

@@ -47,8 +47,10 @@ def model_identity(model: ChatModel) -> dict[str, Any]:
                 sites.blocks,
                 sites.writers,
                 sites.head,
-                sites.in_tuple,
+                bool(sites.in_tuple),
                 sites.embedding_elsewhere,
+                *([] if sites.lanes is None else [sites.lanes.layout, sites.lanes.reads]),
+                *([] if sites.additive else ["complete"]),
             ]
         ),
     }

@@ -19,6 +19,7 @@ from refusal.core.errors import ModelLoadError, QuantisedModelError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+READ = {**FLOATS, "I64": torch.int64}  # tables of indices (DeepSeek-V4's), which are no weights
 PIECE = 2**24  # bytes copied at once
 # Other copies of the weights, which an edited folder must not carry along.
 WEIGHT_SUFFIXES = (
@@ -87,7 +88,7 @@ class Checkpoint:
         """One tensor.
 
         Raises:
-            QuantisedModelError: not of a floating-point dtype.
+            QuantisedModelError: neither floating-point numbers nor indices.
         """
         for shard in self.shards:
             for entry in shard.entries:
@@ -190,12 +191,12 @@ def header_bytes(
 
 def read_tensor(file: BufferedReader, entry: Entry) -> Tensor:
     """The tensor of an entry, in memory of its own."""
-    if entry.dtype not in FLOATS:
+    if entry.dtype not in READ:
         raise QuantisedModelError(
             f"{entry.name} is stored as {entry.dtype}: quantised weights cannot be edited. Give "
             "the checkpoint in bfloat16, float16 or float32."
         )
-    tensor = torch.empty(entry.shape, dtype=FLOATS[entry.dtype])
+    tensor = torch.empty(entry.shape, dtype=READ[entry.dtype])
     file.seek(entry.start)
     if file.readinto(as_bytes(tensor)) != entry.nbytes:
         raise ModelLoadError(f"The data of {entry.name} is cut off. Fetch the model again.")

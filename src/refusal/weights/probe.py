@@ -11,7 +11,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from refusal.model.hooks import Edit, hooked, skipped
-from refusal.model.probe import probe_ids
+from refusal.model.probe import probe_ids, run_probe
 from refusal.model.sites import Sites
 from refusal.weights.norms import is_norm
 
@@ -42,15 +42,17 @@ class Probe:
         self.tolerance = (
             1e-3 if exact else 5e-2
         )  # of a component; rounding a half precision leaves 2^-9 of it
+        self.norms = norms_before(model, sites)
 
     def taps(self, layer: int | None) -> list[Tap]:
-        """The writes of a block, each looked at behind its norm and, if the writer is a norm,
-        before it too.
+        """The writes of a block (or what enters the first), each looked at behind its norm and, if
+        a norm makes it, before that too.
         """
         if layer is None:
-            return [Tap(self.sites.blocks[0], "input")]
-        taps = [Tap(name, "output") for name in self.sites.writers[layer]]
-        norms = [tap.module for tap in taps if is_norm(self.model.get_submodule(tap.module))]
+            taps = [Tap(self.sites.blocks[0], "input")]
+        else:
+            taps = [Tap(name, "output") for name in self.sites.writers[layer]]
+        norms = [self.norms[tap.module] for tap in taps if tap.module in self.norms]
         return taps + [Tap(name, "input", name) for name in norms]
 
     def run(
@@ -63,7 +65,9 @@ class Probe:
 
         def keep(tap: Tap) -> Edit:
             def fn(x: Tensor) -> None:
-                seen[tap] = x.detach().float().cpu().reshape(-1, x.shape[-1])
+                if tap.norm is not None and tap in seen:
+                    return  # a norm that runs again at the end
+                seen[tap] = x.detach().float().cpu().reshape(-1, self.sites.d_model)
 
             return Edit(
                 self.model.get_submodule(tap.module),
@@ -72,9 +76,8 @@ class Probe:
             )
 
         head = Edit(self.model.get_submodule(self.sites.head), "input", lambda x: x[:, -1:])
-        others = [
-            self.model.get_submodule(b) for i, b in enumerate(self.sites.blocks) if i != layer
-        ]
+        blocks = enumerate(self.sites.blocks if self.sites.stands_alone else ())
+        others = [self.model.get_submodule(b) for i, b in blocks if i != layer]
         arguments = {"input_ids": self.ids, "use_cache": False}
         with (
             torch.no_grad(),
@@ -108,3 +111,45 @@ class Probe:
         written.
         """
         return float((after @ self.unit).norm() / (before @ self.unit).norm().clamp_min(1e-20))
+
+
+def norms_before(model: PreTrainedModel, sites: Sites) -> dict[str, str]:
+    """By writer, and for block 0's input by the block's name, the norm whose output it is.
+
+    A post-norm is itself the writer (Gemma-2); others end a writer from inside (A.X-K1's experts),
+    or stand between the embedding and block 0 (BLOOM).
+    """
+    writers = {name for block in sites.writers for name in block}
+    within = tuple(f"{block}." for block in sites.blocks)
+    holders: dict[
+        str, str
+    ] = {}  # of a norm: the writer that it may end, or block 0 that it may feed
+    for name, module in model.named_modules():
+        if not name or next(module.children(), None) is not None or not is_norm(module):
+            continue
+        parts = name.split(".")
+        outer = {".".join(parts[:i]) for i in range(1, len(parts))} & writers
+        if outer:
+            holders[name] = outer.pop()
+        elif not name.startswith(within):
+            holders[name] = sites.blocks[0]
+    ends: dict[str, Tensor] = {}
+
+    def first(name: str) -> Edit:
+        def keep(x: object) -> None:  # nanochat's final norm is also that behind the embedding
+            if isinstance(x, Tensor) and name not in ends:
+                ends[name] = x.detach().cpu()
+
+        return Edit(model.get_submodule(name), "output", keep)
+
+    with hooked([first(name) for name in sorted({*writers, *holders})]):
+        ends[sites.blocks[0]] = run_probe(model, sites.blocks[:1]).inputs[0]
+    found = {name: name for name in writers if is_norm(model.get_submodule(name))}
+    for name, holder in holders.items():
+        if (
+            name in ends
+            and holder in ends
+            and torch.equal(ends[name].flatten(), ends[holder].flatten())
+        ):
+            found.setdefault(holder, name)
+    return found

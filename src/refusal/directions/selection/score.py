@@ -21,6 +21,7 @@ from refusal.core.records import RefusalTokens
 from refusal.directions.pool import Passed
 from refusal.directions.refusal_metric import METRIC_BOUND, kl_from, refusal_metric, softmax64
 from refusal.interventions.ablate_add import AblateEach, Add
+from refusal.interventions.side_by_side import SideBySide
 from refusal.model.batch_size import is_out_of_memory, too_large
 from refusal.model.chat_model import ChatModel
 from refusal.model.forward import plan, read, run_batches
@@ -82,7 +83,9 @@ class Scorer:
         candidate.
         """
         tokens = sum(planned.tokens for planned in self._planned(score, start, stop))
-        return tokens * (1.0 - layer / self.model.sites.n_layers if score == "induce" else 1.0)
+        sites = self.model.sites
+        saved = layer / sites.n_layers if score == "induce" and sites.resumes else 0.0
+        return tokens * (1.0 - saved)
 
     def room(self, score: Score, start: int, stop: int) -> int:
         """How many candidates fit side by side into a pass."""
@@ -151,7 +154,9 @@ class Scorer:
             ):
                 self._where[prompt] = end + row * batch.ids.shape[1] + path
             end += batch.ids.numel()
-        self._inputs: list[Float[Tensor, "all d_model"]] = [torch.cat(parts) for parts in inputs]
+        self._inputs: list[Float[Tensor, "all d_model"]] = [
+            torch.cat(parts) for parts in inputs if parts
+        ]
         self.base = softmax64(torch.stack([logits[i] for i in range(len(rows))]))
 
     def _run_with_inputs(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -160,7 +165,8 @@ class Scorer:
         def keep(x: Tensor) -> None:
             inputs.append(x.cpu())
 
-        names = self.model.sites.blocks[: self.layers]
+        sites = self.model.sites
+        names = sites.blocks[: self.layers] if sites.resumes else ()
         return read(
             self.model, batch, [Edit(self.model.hf.get_submodule(n), "input", keep) for n in names]
         )[0], inputs
@@ -198,6 +204,11 @@ class Scorer:
     ) -> Float[Tensor, "direction prompt vocab"]:
         """Logits when each candidate is added at its layer (the same for all of them)."""
         layer = directions[0].layer
+        if not self.model.sites.resumes:
+            added = SideBySide([Add(direction) for direction in directions])
+            added.rows([i for i in range(len(directions)) for _ in range(len(batch.ids))])
+            with self.model.apply(added):
+                return read(self.model, batch, copies=len(directions))
         index = torch.zeros(batch.ids.shape, dtype=torch.long)  # padding may hold anything
         for prompt, row, path in zip(batch.prompts, batch.row.tolist(), batch.paths, strict=True):
             index[row, path] = self._where[prompt]
