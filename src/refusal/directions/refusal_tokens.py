@@ -134,14 +134,15 @@ def preset_tokens(model: ChatModel) -> RefusalTokens | None:
     return None
 
 
-def choose_tokens(model: ChatModel, prompts: PromptPair, n: int = CHOOSE_PROMPTS) -> RefusalTokens:
-    """Choose ``R`` from completions of the first ``n`` harmful and ``n // 2`` harmless prompts.
+def choose_tokens(model: ChatModel, prompts: PromptPair) -> RefusalTokens:
+    """Choose ``R`` from completions of the first 32 harmful and 16 harmless prompts.
 
     Raises:
         TooFewPromptsError: fewer than 3 refusals or fewer than 3 compliances: there is nothing to
             tell apart.
     """
-    chosen = [*prompts.harmful[:n], *prompts.harmless[: n // 2]]
+    harmless = prompts.harmless[: CHOOSE_PROMPTS // 2]
+    chosen = [*prompts.harmful[:CHOOSE_PROMPTS], *harmless]
     texts = [prompt.text for prompt in chosen]
     outputs, logits = generate_and_read(
         model, texts, CHOOSE_NEW_TOKENS, name="find the refusal tokens"
@@ -194,16 +195,11 @@ def rank_tokens(
     """
     difference = on_refusal - on_compliance
     top = torch.topk(difference, min(MAX_TOKENS, difference.numel()))
-    useful = [
-        (int(i), float(d))
-        for d, i in zip(top.values, top.indices, strict=True)
-        if d >= MIN_DIFFERENCE
-    ]
-    useful = useful or [(int(top.indices[0]), float(top.values[0]))]
-    mass = sum(float(on_refusal[i]) for i, _ in useful)
+    useful = top.indices[top.values >= MIN_DIFFERENCE].tolist() or [int(top.indices[0])]
+    mass = sum(float(on_refusal[i]) for i in useful)
     ids: list[int] = []
     covered = 0.0
-    for i, _ in useful:
+    for i in useful:
         if covered >= COVERED_MASS * mass:
             break
         ids.append(i)

@@ -56,26 +56,22 @@ def plan(
         return []
     budget = min(model.token_budget.value, most or model.token_budget.value)
     longest = max(len(rows[i]) for i in chosen)
+    planned = []
     if not _packable(model, longest):
         order = sorted(chosen, key=lambda i: -len(rows[i]))
         apart = groups(order, [len(rows[i]) for i in order], budget if pads(model) else 0)
-        return [
-            Planned(
-                tuple(group), len(group) * len(rows[group[0]]), partial(padded, model, rows, group)
-            )
-            for group in apart
-        ]
+        for group in apart:
+            tokens = len(group) * len(rows[group[0]])
+            planned.append(Planned(tuple(group), tokens, partial(padded, model, rows, group)))
+        return planned
     trees = grow(rows, chosen, max(min(ROW_TOKENS, budget), longest))
     per_batch = max(1, budget // max(len(tree.ids) for tree in trees))
-    grouped = [trees[start : start + per_batch] for start in range(0, len(trees), per_batch)]
-    return [
-        Planned(
-            tuple(i for tree in some for i in tree.paths),
-            len(some) * max(len(tree.ids) for tree in some),
-            partial(packed, model, some),
-        )
-        for some in grouped
-    ]
+    for start in range(0, len(trees), per_batch):
+        some = trees[start : start + per_batch]
+        prompts = tuple(i for tree in some for i in tree.paths)
+        tokens = len(some) * max(len(tree.ids) for tree in some)
+        planned.append(Planned(prompts, tokens, partial(packed, model, some)))
+    return planned
 
 
 def read(
@@ -96,13 +92,8 @@ def read(
         return x[rows.to(x.device), last.to(x.device)][:, None]
 
     with torch.inference_mode(), hooked([*edits, Edit(head, "input", last_only)]):
-        logits = call(
-            model,
-            *(
-                t.repeat(copies, *[1] * (t.dim() - 1))
-                for t in (batch.ids, batch.mask, batch.positions)
-            ),
-        )
+        given = (batch.ids, batch.mask, batch.positions)
+        logits = call(model, *(t.repeat(copies, *[1] * (t.dim() - 1)) for t in given))
     return logits.view(copies, len(batch.prompts), -1)
 
 

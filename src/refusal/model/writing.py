@@ -151,13 +151,11 @@ class Writer:
 
     def _kept(self, rows: Sequence[int], batch: Standing) -> list[int]:
         """Write the next token of each row; those that go on, which alone stay in the batch."""
-        stay = [
-            place
-            for place, (row, token) in enumerate(
-                zip(rows, batch.logits.argmax(-1).tolist(), strict=True)
-            )
-            if self._goes_on(row, token)
-        ]
+        tokens = batch.logits.argmax(-1).tolist()
+        stay = []
+        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            if self._goes_on(row, token):
+                stay.append(place)
         going = [rows[place] for place in stay]
         if going and len(going) < len(rows):
             width = max(len(self.wanted.rows[i]) + len(self.written[i]) - 1 for i in going)

@@ -46,12 +46,9 @@ def choose(
     list wins.
     """
     rule = Rule(induce_threshold, kl_threshold, prune_layers)
-    complete = [
-        s
-        for s in scores
-        if None not in (s.bypass, s.induce, s.kl) and rejected(s, rule, n_layers) is None
-    ]
-    return min(complete, key=lambda s: s.bypass, default=None)  # type: ignore[arg-type,return-value]
+    complete = [s for s in scores if None not in (s.bypass, s.induce, s.kl)]
+    qualified = [s for s in complete if rejected(s, rule, n_layers) is None]
+    return min(qualified, key=lambda s: s.bypass, default=None)  # type: ignore[arg-type,return-value]
 
 
 def closest(scores: Sequence[CandidateScore], n_layers: int, rule: Rule) -> CandidateScore | None:
@@ -59,11 +56,8 @@ def closest(scores: Sequence[CandidateScore], n_layers: int, rule: Rule) -> Cand
     qualifies.
     """
     anything = Rule(-math.inf, rule.kl_threshold, rule.prune_layers)
-    inside = [
-        s
-        for s in scores
-        if s.bypass is not None and s.kl is not None and rejected(s, anything, n_layers) is None
-    ]
+    scored = [s for s in scores if s.bypass is not None and s.kl is not None]
+    inside = [s for s in scored if rejected(s, anything, n_layers) is None]
     return min(inside, key=lambda s: s.bypass, default=None)  # type: ignore[arg-type,return-value]
 
 
@@ -75,12 +69,13 @@ def count_rejected(scores: Sequence[CandidateScore]) -> dict[str, int]:
 def left_out(candidates: Candidates, layers: Sequence[int], rule: Rule) -> list[CandidateScore]:
     """The candidates of all other ``layers``, with why they were not scored."""
     eligible = rule.eligible_layers(candidates.n_layers)
-    return [
-        CandidateScore(position, layer, None, None, None, "step" if layer < eligible else "layer")
-        for position in range(-candidates.n_positions, 0)
-        for layer in range(candidates.n_layers)
-        if layer not in layers
-    ]
+    others = [layer for layer in range(candidates.n_layers) if layer not in layers]
+    found = []
+    for position in range(-candidates.n_positions, 0):
+        for layer in others:
+            reason = "step" if layer < eligible else "layer"
+            found.append(CandidateScore(position, layer, None, None, None, reason))
+    return found
 
 
 def explain(scores: Sequence[CandidateScore], rule: Rule | None = None) -> str:

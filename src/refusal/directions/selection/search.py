@@ -203,13 +203,8 @@ class Search:
         unseen = [s for s in SCORES if math.isfinite(limits[s]) and not candidate.values[s]]
         if "induce" in unseen:
             return self._partly("induce", layer)
-        fatal = [
-            PartialScore(
-                score, len(candidate.values[score]), stop, layer if score == "induce" else 0
-            )
-            for score in SCORES
-            if (stop := self._needed(candidate, score, limits)) is not None
-        ]
+        needed = {score: self._needed(candidate, score, limits) for score in SCORES}
+        fatal = [self._rest(candidate, s, stop) for s, stop in needed.items() if stop is not None]
         if fatal:
             return min(fatal, key=lambda step: self.scorer.cost(*step))
         if not candidate.values["bypass"]:
@@ -289,9 +284,11 @@ class Search:
         first = max(FEWEST if self.risk else 1, int(PARTLY * self.n[score]))
         return PartialScore(score, 0, min(first, self.n[score]), layer)
 
-    def _rest(self, candidate: Candidate, score: Score) -> PartialScore:
+    def _rest(self, candidate: Candidate, score: Score, stop: int | None = None) -> PartialScore:
+        """The values that a candidate lacks, of the prompts before ``stop`` (``None``: of all)."""
         layer = candidate.direction.layer if score == "induce" else 0
-        return PartialScore(score, len(candidate.values[score]), self.n[score], layer)
+        end = self.n[score] if stop is None else stop
+        return PartialScore(score, len(candidate.values[score]), end, layer)
 
     def _batches(
         self, wanted: Sequence[tuple[Candidate, PartialScore]], most: int
@@ -306,10 +303,8 @@ class Search:
         batches = []
         for step, group in by_step.items():
             room = self.scorer.room(step.score, step.start, step.stop)
-            batches += [
-                EvaluationBatch(step, tuple(group[start : start + room]))
-                for start in range(0, len(group), room)
-            ]
+            for start in range(0, len(group), room):
+                batches.append(EvaluationBatch(step, tuple(group[start : start + room])))
             if len(batches) >= most:
                 break
         return batches[:most]

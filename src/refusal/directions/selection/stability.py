@@ -23,7 +23,7 @@ SHOWN = 8
 
 
 def measure_stability(
-    search: Search, best: CandidateScore, rule: Rule, resamples: int = 1000, seed: int = 0
+    search: Search, best: CandidateScore, rule: Rule, resamples: int = 1000
 ) -> Stability:
     """Share of resamples that each candidate wins, and the cosines between the most frequent
     winners.
@@ -36,7 +36,7 @@ def measure_stability(
     tables = {
         score: np.array([c.values[score] for c in ready]) for score in SCORES
     }  # (candidate, prompt)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     wins = np.zeros(len(ready), dtype=int)
     eligible = np.array([c.direction.layer < rule.eligible_layers(search.n_layers) for c in ready])
     for _ in range(resamples):
@@ -54,15 +54,16 @@ def measure_stability(
     )
     order = sorted(range(len(ready)), key=lambda i: (-wins[i], i != chosen))
     shown = [i for i in order if wins[i] > 0 or i == chosen][:SHOWN]
+    winners = []
+    for i in shown:
+        where = ready[i].direction
+        winners.append(Win(where.position, where.layer, float(wins[i]) / resamples))
     vectors = torch.stack([ready[i].direction.vector for i in shown])
     return Stability(
         resamples=resamples,
         contenders=len(ready),
         none_qualifies=float(resamples - wins.sum()) / resamples,
-        winners=tuple(
-            Win(ready[i].direction.position, ready[i].direction.layer, float(wins[i]) / resamples)
-            for i in shown
-        ),
+        winners=tuple(winners),
         cosines=tuple(
             tuple(round(float(value), 6) for value in row) for row in vectors @ vectors.T
         ),
@@ -81,11 +82,8 @@ def _complete_near_misses(search: Search, rule: Rule) -> None:
     """
     while True:
         mark = _sure(search, rule)
-        near = [
-            c
-            for c in search.candidates
-            if not search.is_complete(c) and _may_win(search, c, mark, rule)
-        ]
+        incomplete = [c for c in search.candidates if not search.is_complete(c)]
+        near = [c for c in incomplete if _may_win(search, c, mark, rule)]
         if not near:
             return
         candidate = min(
@@ -109,18 +107,20 @@ def _may_win(search: Search, candidate: Candidate, mark: Candidate | None, rule:
     )
 
 
+def _qualifies(search: Search, candidate: Candidate, rule: Rule) -> bool:
+    """Whether a candidate is complete and meets both thresholds by more than sampling explains."""
+    eligible = candidate.direction.layer < rule.eligible_layers(search.n_layers)
+    if not eligible or not search.is_complete(candidate):
+        return False
+    return (
+        _gap(np.array(candidate.values["induce"]) - rule.induce_threshold) > NEAR
+        and _gap(rule.kl_threshold - np.array(candidate.values["kl"])) > NEAR
+    )
+
+
 def _sure(search: Search, rule: Rule) -> Candidate | None:
-    """Of the complete candidates that meet both thresholds by more than sampling explains, the
-    lowest bypass.
-    """
-    sure = [
-        c
-        for c in search.candidates
-        if search.is_complete(c)
-        and c.direction.layer < rule.eligible_layers(search.n_layers)
-        and _gap(np.array(c.values["induce"]) - rule.induce_threshold) > NEAR
-        and _gap(rule.kl_threshold - np.array(c.values["kl"])) > NEAR
-    ]
+    """Of the candidates that qualify by more than sampling explains, the lowest bypass."""
+    sure = [c for c in search.candidates if _qualifies(search, c, rule)]
     return min(sure, key=lambda c: c.estimate("bypass"), default=None)
 
 

@@ -87,10 +87,10 @@ def own_answers(
     them itself.
     """
     opened = thought_opened(model)
-    written = [
-        (c.prompt_id, c.prompt, as_written(model.tokenizer, c.completion, opened))
-        for c in completions
-    ]
+    written = []
+    for c in completions:
+        answer = as_written(model.tokenizer, c.completion, opened)
+        written.append((c.prompt_id, c.prompt, answer))
     return answers(model, written, tokens)
 
 
@@ -132,10 +132,8 @@ def measure_drift(
         for prompts, out in share_batches(model, rows, run, FORCED_TOKENS):
             for condition, drifts in out.items():
                 found[condition].update(zip(prompts, drifts, strict=True))
-    return {
-        condition: tuple(by_index[i] for i in range(len(texts)))
-        for condition, by_index in found.items()
-    }
+    order = range(len(texts))
+    return {condition: tuple(by_index[i] for i in order) for condition, by_index in found.items()}
 
 
 def _begins_at(interventions: Sequence[Intervention]) -> int:
@@ -149,14 +147,10 @@ def _read_keeping(
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
     """The unmodified model's logits, and what some of its blocks were given."""
     inputs: dict[int, Tensor] = {}
-    keep = [
-        Edit(
-            model.hf.get_submodule(model.sites.blocks[layer]),
-            "input",
-            partial(_keep, inputs, layer),
-        )
-        for layer in layers
-    ]
+    keep = []
+    for layer in layers:
+        block = model.hf.get_submodule(model.sites.blocks[layer])
+        keep.append(Edit(block, "input", partial(_keep, inputs, layer)))
     with hooked(keep):
         return read_from(model, batch, starts), inputs
 

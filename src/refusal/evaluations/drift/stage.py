@@ -102,19 +102,17 @@ class DriftStage(Stage):
         own = dict.fromkeys(actions, run.direction)
         parts = [_Part(set_name, texts, own, run.direction_hash)]
         if run.controls:
-            controls = {
-                Condition(action, name).name: control
-                for action in actions
-                for name, control in run.controls.items()
-            }
+            controls = {}
+            for action in actions:
+                for name, control in run.controls.items():
+                    controls[Condition(action, name).name] = control
             path = run.folder.path / "controls.safetensors"
             about, some = f"{set_name}{WITH_CONTROLS}", texts[: run.config.n_control]
             parts.append(_Part(about, some, controls, file_sha256(path)))
         paths = [self._paths(run, set_name, part) for part in parts]
-        steps = [
-            self.step(part.about, part.inputs, list(files.values()), part.costs)
-            for part, files in zip(parts, paths, strict=True)
-        ]
+        steps = []
+        for part, files in zip(parts, paths, strict=True):
+            steps.append(self.step(part.about, part.inputs, list(files.values()), part.costs))
 
         def work(missing: Sequence[Step], finished: Callable[[Step], None]) -> None:
             todo = [step in missing for step in steps]
@@ -166,12 +164,11 @@ def _measure(model: ChatModel, parts: Sequence[_Part], set_name: str) -> dict[st
     texts = max((part.texts for part in parts), key=len)
     ends = sorted({0, *(len(part.texts) for part in parts)})
     for start, stop in pairwise(ends):
-        edits = {
-            condition: interventions_for(condition, direction)
-            for part in parts
-            for condition, direction in part.directions.items()
-            if len(part.texts) >= stop
-        }
+        directions: dict[str, Direction] = {}
+        for part in parts:
+            if len(part.texts) >= stop:
+                directions.update(part.directions)
+        edits = {name: interventions_for(name, direction) for name, direction in directions.items()}
         for condition, drifts in measure_drift(model, texts[start:stop], edits, set_name).items():
             found.setdefault(condition, []).extend(drifts)
     return found

@@ -9,7 +9,6 @@ are, the tokenizer says; how fast a device is, ``speed``.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,10 +106,12 @@ def estimate(size: ModelSize, plan: Plan, machine: Machine) -> Estimate:
         one = _alone(size, plan, work, replace(machine, room=machine.room * count))
     saved = count * SHARING if shared and count > 1 else 1.0
     seconds = {name: value / saved for name, value in one.seconds.items()}
-    paid = [ask.price for asked in work.values() for ask in _asks(asked) if ask.price is not None]
+    asks = {name: [one for one in some if isinstance(one, Ask)] for name, some in work.items()}
+    paid = [ask.price for some in asks.values() for ask in some if ask.price is not None]
     cost = sum(paid) if paid else None
     if machine.price is not None:
         cost = (cost or 0.0) + machine.price * count * sum(seconds.values()) / 3600
+    asked = {name: round(sum(ask.requests for ask in some)) for name, some in asks.items() if some}
     return replace(
         one,
         seconds=seconds,
@@ -118,11 +119,7 @@ def estimate(size: ModelSize, plan: Plan, machine: Machine) -> Estimate:
         processes=count if shared or split else 1,
         split=split,
         cost=cost,
-        asked={
-            name: round(sum(ask.requests for ask in _asks(asked)))
-            for name, asked in work.items()
-            if _asks(asked)
-        },
+        asked=asked,
     )
 
 
@@ -146,10 +143,6 @@ def _by_stage(plan: Plan) -> dict[str, list[Work]]:
         if costs := stage.costs(plan):
             found.setdefault(stage.name, []).extend(costs)
     return found
-
-
-def _asks(work: Sequence[Work]) -> list[Ask]:
-    return [one for one in work if isinstance(one, Ask)]
 
 
 def _alone(

@@ -215,10 +215,10 @@ def finish(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _typical_seconds(call: Callable[[], object], device: torch.device, tries: int = 3) -> float:
-    """The median of some calls; the first is not counted."""
+def _typical_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The median of three calls, after one that is not counted."""
     found = []
-    for _ in range(tries + 1):
+    for _ in range(4):
         start = time.perf_counter()
         call()
         finish(device)
