@@ -18,6 +18,7 @@ from refusal.cli import doctor
 from refusal.cli import verbs as cli
 from refusal.cli.entry import main
 from refusal.cli.examples import EXAMPLES
+from refusal.cli.present import present
 from refusal.cli.verbs import app
 from refusal.config.run_config import RunConfig, make_config
 from refusal.model.sizes import ModelSize, size_of
@@ -281,3 +282,18 @@ def test_an_estimate_by_data_sheet(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["estimate", str(folder), "--device", "tpu"]) == 2
     assert "'tpu'" in (message := capsys.readouterr().err)
     assert "h100" in message
+
+
+def test_questions_to_others_are_shown_and_nothing_where_there_are_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hf = tiny_models.network("llama")
+    judged = make_config(judges=("endpoint-refusal=big",), n_test=1000)
+    present(on(size_of(hf, hf.config), judged))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Questions to servers and other models, their time not counted: judge 6,000" in shown
+    assert "│ judge │ not counted │" in shown  # no second of it is spent here
+    present(on(size_of(hf, hf.config), make_config(n_test=1000)))
+    shown = capsys.readouterr().out
+    assert "Questions" not in shown
+    assert "not counted" not in shown

@@ -259,12 +259,12 @@ def _lines(rows: Iterable[tuple[Text, ...]]) -> None:
 
 
 def _estimate(found: "Estimate") -> None:
-    """Seconds by stage, memory, and money where there is a price."""
+    """Seconds by stage, memory, questions to others, and money where there is a price."""
     from refusal.cli.doctor import duration, gib
 
     table = RichTable("stage", "time", title="What a run should take", title_justify="left")
     for name, seconds in found.seconds.items():
-        table.add_row(name, duration(seconds))
+        table.add_row(name, duration(seconds) if seconds else "not counted")
     table.add_row("all together", duration(found.total_seconds))
     out.print(table)
     weights, memory = gib(found.weights_bytes), gib(found.memory_bytes)
@@ -278,6 +278,9 @@ def _estimate(found: "Estimate") -> None:
             "It does not fit: --quantize, --tp-plan auto, or more or larger devices.",
             style="bold red",
         )
+    if found.asked:
+        asked = ", ".join(f"{name} {count:,}" for name, count in found.asked.items())
+        out.print(f"Questions to servers and other models, their time not counted: {asked}")
     if found.cost is not None:
         out.print(f"Cost: {found.cost:.2f}")
     for line in found.said:
