@@ -170,6 +170,11 @@ def test_lanes_are_known_by_their_shape() -> None:
         Lanes.of(torch.Size((8, 32)), 32)
 
 
+def test_blocks_that_run_several_times_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"run 6 times in a pass"):
+        find_sites(shrunk.tiny("hrm_text"))
+
+
 def test_blocks_that_need_earlier_ones_are_known(made: Made) -> None:
     assert not made("hy_v4")[1].stands_alone
     assert not made("hy_v4")[1].resumes

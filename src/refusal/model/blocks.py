@@ -61,6 +61,12 @@ def find_blocks(model: PreTrainedModel, path: str | None = None) -> tuple[str, .
         if all(
             _handed_on(trace.block_outputs[i], trace.inputs[i + 1]) for i in range(len(members) - 1)
         ):
+            if trace.runs > 1:
+                raise UnsupportedModelError(
+                    f"The blocks {name} of {type(model).__name__} run {trace.runs} times in a pass "
+                    "(recurrent depth), and a layer would be several places. Give a model whose "
+                    "blocks run once."
+                )
             if trace.beside:
                 raise UnsupportedModelError(
                     f"The blocks {name} of {type(model).__name__} hand on {trace.beside + 1} "

@@ -24,7 +24,8 @@ class Trace:
 
     ``inputs`` and ``block_outputs`` by layer; ``outputs`` by module name, in the order in which the
     modules ran; ``in_tuple``: of how many, where blocks return their output as the first of a
-    tuple; ``beside``: how many more tensors like it they return.
+    tuple; ``beside``: how many more tensors like it they return;
+    ``runs``: how often block 0 ran.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Trace:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     in_tuple: int = 0
     beside: int = 0
+    runs: int = 0
 
     def after(self, layer: int) -> Tensor:
         """The stream after a block: the input of the next one, or the output of the last."""
@@ -39,6 +41,7 @@ class Trace:
 
     def see_result(self, result: Any) -> None:
         """Note how a block returns its output."""
+        self.runs += 1
         self.in_tuple = len(result) if isinstance(result, tuple) else 0
         if isinstance(result, tuple):
             others = [x for x in result[1:] if isinstance(x, Tensor) and x.is_floating_point()]
