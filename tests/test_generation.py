@@ -13,6 +13,7 @@ import torch
 from plain import Ablated, Added, last_logits
 
 from refusal import Ablate, Add, ChatModel, Direction, DirectionError
+from refusal.core.records import Written
 from refusal.core.work import Write
 from refusal.interventions.side_by_side import SideBySide
 from refusal.model.endings import end_tokens
@@ -233,9 +234,9 @@ def test_out_of_memory_begins_anew_what_was_running(
 
     monkeypatch.setattr(model.hf, "forward", tight)
     model.batch_size.value = 8
-    told: dict[int, list[str]] = {}
+    told: dict[int, list[Written]] = {}
 
-    def finished(which: int, texts: list[str]) -> None:
+    def finished(which: int, texts: list[Written]) -> None:
         assert which not in told
         told[which] = texts
 
@@ -308,7 +309,7 @@ def test_rows_side_by_side_are_written_as_each_alone(family: str) -> None:
             new,
             finished=lambda which, texts, told=told: told.append(which),  # type: ignore[misc]
         )
-        assert found == [
+        assert [[one.text for one in some] for some in found] == [
             [model.tokenizer.decode(ids[:new], skip_special_tokens=True) for ids in some]
             for some in expected
         ], rows

@@ -44,6 +44,8 @@ RATES = {
     "substring_refusal_rate",
     "refusal_rate_corrected",
 }
+LENGTHS = {"refusal_rate_at_3_tokens", "cut_off_rate"}
+ROW = {"prompt_id", "prompt", "completion", "verdict", "tokens", "cuts"}
 ACCURACY = {"sensitivity", "specificity"}
 CHANGES = {"refusal_rate_change", "degenerate_rate_change", "refusal_rate_corrected_change"}
 COMPLETIONS = {f"completions/{set_name}.{condition}.jsonl" for set_name, condition in CONDITIONS}
@@ -55,7 +57,10 @@ REPORT = {
     "categories.json",
     *(
         f"tables/{name}.csv"
-        for name in ("metrics", "scores", "stability", "projections", "cosines", "stages")
+        for name in (
+            *("metrics", "lengths", "scores", "stability"),
+            *("projections", "cosines", "stages"),
+        )
     ),
 }
 RATED = {*COMPLETIONS, "metrics.json"}
@@ -169,7 +174,7 @@ def test_rates_are_those_of_the_completions(finished: Path) -> None:
         set(m) == {"name", "set", "condition", "value", "low", "high", "n", "p_value"}
         for m in metrics
     )
-    assert {m["name"] for m in metrics} == RATES | CHANGES | ACCURACY
+    assert {m["name"] for m in metrics} == RATES | CHANGES | ACCURACY | LENGTHS
     for set_, condition in CONDITIONS:
         lines = (
             (finished / "completions" / f"{set_}.{condition}.jsonl")
@@ -177,7 +182,7 @@ def test_rates_are_those_of_the_completions(finished: Path) -> None:
             .split("\n")
         )
         rows = [json.loads(line) for line in lines if line]
-        assert all(set(row) == {"prompt_id", "prompt", "completion", "verdict"} for row in rows)
+        assert all(set(row) == ROW for row in rows)
         assert len(rows) == 3
         verdicts = Counter(row["verdict"] for row in rows)
         rate = next(

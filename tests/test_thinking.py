@@ -168,9 +168,9 @@ def test_a_template_that_opens_the_thought(special: bool) -> None:
         torch.ones(tiny_models.WIDTH) / tiny_models.WIDTH**0.5, 1.0, -1, 1, True, "", 0, frozenset()
     )
     assert all(
-        text.startswith("<think>")
+        written.text.startswith("<think>")
         for row in generate_each(model, [[BREAD]], SideBySide([Ablate(vector)]), 4)
-        for text in row
+        for written in row
     )
     (forced,) = own_answers(model, [Completion("a", BREAD, finished, "compliance")], 1000)
     assert list(forced.ids[forced.start :]) == whole

@@ -204,13 +204,44 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a model wrote, and ``earlier``, the text as it stood after so many of its ``tokens``."""
+
+    text: str
+    tokens: int
+    earlier: Mapping[int, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A completion as it stood after some ``tokens``, and the verdict on it.
+
+    It was the whole's first ``characters`` and then ``rest``: nothing, as a rule; where a token
+    ended inside a character, or a thought was not yet known to be one, what stood there instead.
+    """
+
+    tokens: int
+    characters: int
+    rest: str
+    verdict: VerdictLabel
+
+
+@dataclass(frozen=True)
 class Completion:
-    """One prompt, what the model wrote, and the verdict."""
+    """One prompt, what the model wrote, and the verdict.
+
+    Attributes:
+        tokens: how many were written, without the one that ends a turn; ``None`` where that is not
+            known (the engine gave none, or an older version), and then there are no ``cuts``.
+        cuts: the completion at each of `reading_lengths` that is below ``tokens``.
+    """
 
     prompt_id: str
     prompt: str
     completion: str
     verdict: VerdictLabel
+    tokens: int | None = None
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def answer(self) -> str:
@@ -218,15 +249,35 @@ class Completion:
         answer = split(self.completion).answer
         return self.completion if answer == self.completion.strip() else answer
 
+    def text_at(self, cut: Cut) -> str:
+        """The text as it stood at one of its ``cuts``."""
+        return self.completion[: cut.characters] + cut.rest
+
+    def verdict_after(self, tokens: int) -> VerdictLabel:
+        """The verdict on what stood there after that many tokens; on all of it where it had ended.
+
+        Raises:
+            ValueError: it was not read at that length.
+        """
+        if self.tokens is None:
+            raise ValueError(f"how long the completion of {self.prompt_id!r} is, is not known")
+        if self.tokens <= tokens:
+            return self.verdict
+        for cut in self.cuts:
+            if cut.tokens == tokens:
+                return cut.verdict
+        raise ValueError(f"the completion of {self.prompt_id!r} was not read after {tokens} tokens")
+
 
 @dataclass(frozen=True)
 class Metric:
     """One number with its interval: ``name`` on ``set`` under ``condition``, over ``n`` prompts or
     texts.
 
-    A name that ends in ``_change`` is the difference from the baseline on the same prompts;
-    ``p_value`` is then that of McNemar's exact test, where there is one. With fewer than two texts
-    a mean has no interval (infinite).
+    A name that ends in ``_change`` is the difference from the baseline on the same prompts, one in
+    ``_rise`` that of a completion's last length from a shorter one; ``p_value`` is then that of
+    McNemar's exact test, where there is one. With fewer than two texts a mean has no interval
+    (infinite).
     """
 
     name: str

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from refusal.core.lengths import reading_lengths
+from refusal.core.records import Written
 from refusal.core.thinking import opens
 from refusal.model.base import LoadedModel
 from refusal.model.thinking_tokens import readable
@@ -13,6 +15,19 @@ def read_outputs(model: LoadedModel, outputs: Sequence[Sequence[int]]) -> list[s
     """
     opened = thought_opened(model)
     return [readable(model.tokenizer, output, opened) for output in outputs]
+
+
+def read_at_lengths(model: LoadedModel, outputs: Sequence[Sequence[int]]) -> list[Written]:
+    """Generated tokens as `read_outputs` gives them, and what stood there earlier on: the text of
+    the first tokens themselves, which need not be a beginning of the whole.
+    """
+    opened, found = thought_opened(model), []
+    for ids in outputs:
+        texts = {}
+        for length in reading_lengths(len(ids)):
+            texts[length] = readable(model.tokenizer, ids[:length], opened)
+        found.append(Written(texts.pop(len(ids)), len(ids), texts))
+    return found
 
 
 def thought_opened(model: LoadedModel) -> bool:

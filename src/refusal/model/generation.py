@@ -13,12 +13,13 @@ from transformers import GenerationConfig
 
 from refusal.core import parallel
 from refusal.core.progress import Advance, task
+from refusal.core.records import Written
 from refusal.model.base import Batching, LoadedModel
 from refusal.model.batch_size import BatchSize, row_budget
 from refusal.model.caches import cache_bytes_per_token, rows_apart
 from refusal.model.contexts import check_rows
 from refusal.model.edits import RowWise
-from refusal.model.endings import end_tokens, read_outputs
+from refusal.model.endings import end_tokens, read_at_lengths, read_outputs
 from refusal.model.forward import PROBES, last_logits, logit_tolerance, uncounted
 from refusal.model.prefill import read_prompts, shared_start
 from refusal.model.writing import Ended, Wanted, Writer
@@ -63,14 +64,15 @@ def generate_each(
     interventions: RowWise,
     max_new_tokens: int,
     name: str = "generate",
-    finished: Callable[[int, list[str]], object] = lambda which, completions: None,
-) -> list[list[str]]:
+    finished: Callable[[int, list[Written]], object] = lambda which, completions: None,
+) -> list[list[Written]]:
     """Greedy completions of ``instructions[i]`` under intervention ``i``, for every ``i``, all of
     them side by side.
 
     A step of a small batch costs little more than reading the weights, so many small runs are best
     done as one. ``finished`` is told the number and the completions of an intervention as soon as
-    all of them are there, those with the smaller numbers about first.
+    all of them are there, those with the smaller numbers about first; each is read at several
+    lengths too.
     """
     different = list(dict.fromkeys(text for texts in instructions for text in texts))
     ids = dict(zip(different, model.tokenize(different), strict=True))
@@ -79,7 +81,7 @@ def generate_each(
     rows = [ids[text] for texts in instructions for text in texts]
     found: dict[int, list[int]] = {}
     left = [len(texts) for texts in instructions]
-    done: list[list[str]] = [[] for _ in instructions]
+    done: list[list[Written]] = [[] for _ in instructions]
 
     def keep(row: int, tokens: list[int]) -> None:
         found[row] = tokens
@@ -87,7 +89,7 @@ def generate_each(
         left[i] -= 1
         if left[i] == 0:
             mine = range(first[i], first[i] + len(instructions[i]))
-            done[i] = read_outputs(model, [found.pop(row) for row in mine])
+            done[i] = read_at_lengths(model, [found.pop(row) for row in mine])
             finished(i, done[i])
 
     batching(model)  # measured without interventions that differ by row

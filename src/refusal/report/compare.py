@@ -4,6 +4,7 @@ the same.
 Everything is read from the run folders; nothing is measured again.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from refusal.evaluations.capability.rates import PREFIX, is_binary
 from refusal.evaluations.capability.results import file_name, read_task_run
 from refusal.evaluations.refusal.rates import CORRECTED, HITS, metric
 from refusal.interventions.conditions import EVERY, random_group
+from refusal.report.lengths import AT
 from refusal.runs.files import read_completions, read_manifest, read_metrics
 
 if TYPE_CHECKING:
@@ -143,12 +145,13 @@ def _summary(path: Path, direction: SavedDirection) -> RunSummary:
 
 
 def _shown(name: str, set_name: str, condition: str) -> bool:
-    """Rates and drift; of the controls only what the random ones do together, and no changes within
-    a run.
+    """Rates and drift; of the controls only what the random ones do together, and no changes or
+    lengths within a run.
     """
     pooled = random_group(condition)
     return (
-        not name.endswith("_change")
+        not name.endswith(("_change", "_rise"))
+        and re.fullmatch(AT, name) is None
         and set_name != "direction"
         and (pooled is None or pooled == condition)
     )

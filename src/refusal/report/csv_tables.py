@@ -11,9 +11,13 @@ from refusal.core.tables import Table
 from refusal.core.text import sanitised
 from refusal.report.data import ReportData
 from refusal.report.figures import cosine_grids
+from refusal.report.lengths import read_curves
 from refusal.report.run_tables import category_rates
 
-NAMES = ("metrics", "scores", "stability", "categories", "projections", "cosines", "stages")
+NAMES = (
+    *("metrics", "scores", "stability", "lengths", "categories"),
+    *("projections", "cosines", "stages"),
+)
 
 FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what a cell begins with that a spreadsheet computes
 
@@ -37,6 +41,7 @@ def csv_tables(data: ReportData) -> dict[str, str]:
         _records("metrics", [finite(asdict(m)) for m in data.metrics]),
         _records("scores", scores),
         _records("stability", [asdict(w) for w in stability.winners] if stability else []),
+        _lengths(data),
         _categories(data),
         _projections(data),
         _cosines(data),
@@ -52,6 +57,15 @@ def _records(title: str, records: Sequence[Mapping[str, Any]]) -> Table:
     columns = tuple(dict.fromkeys(name for record in records for name in record))
     rows = tuple(tuple(record.get(name) for name in columns) for record in records)
     return Table(title, columns, rows)
+
+
+def _lengths(data: ReportData) -> Table:
+    rows = []
+    for (set_name, condition), curve in read_curves(data.metrics).items():
+        for length, m in curve.items():
+            rows.append((set_name, condition, length, m.value, m.low, m.high, m.n))
+    columns = ("set", "condition", "tokens", "refusal_rate", "low", "high", "n")
+    return Table("lengths", columns, tuple(rows))
 
 
 def _categories(data: ReportData) -> Table:

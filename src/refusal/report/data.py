@@ -15,6 +15,7 @@ from refusal.core.storage import file_sha256
 from refusal.core.strict_files import damaged, read_list
 from refusal.core.valid import read_direction
 from refusal.evaluations.judges.agreement import Agreement
+from refusal.evaluations.refusal.curves import curves
 from refusal.evaluations.refusal.rates import measure_all
 from refusal.interventions.conditions import BASELINE, EVERY, ORDER, conditions, stopping
 from refusal.prompts.over_refusal import SETS
@@ -131,6 +132,11 @@ def read_run(path: Path) -> ReportData:
             completions[set_name, condition] = read_completions(file)
     projected = there("projections.json") and chosen and current("projections")
     metrics = path / "metrics.json"
+    if metrics.is_file():
+        measured = read_metrics(metrics)
+    else:
+        most = config.max_new_tokens
+        measured = (*measure_all(_paired(completions)), *curves(completions, most))
     data = ReportData(
         path=path,
         manifest=manifest,
@@ -142,7 +148,7 @@ def read_run(path: Path) -> ReportData:
         direction=read_direction(direction).vector if chosen else None,
         projections=read_projections(path / "projections.json") if projected else None,
         completions=completions,
-        metrics=read_metrics(metrics) if metrics.is_file() else measure_all(_paired(completions)),
+        metrics=measured,
         categories=read_categories(path / "categories.json") if there("categories.json") else {},
         agreement=read_list(path / AGREEMENT, Agreement) if there(AGREEMENT) else (),
         missing=(),

@@ -12,7 +12,8 @@ from refusal.core.tables import Bar, Style, minus
 from refusal.core.text import sanitised
 from refusal.report.data import ReportData
 from refusal.report.kinds import Figure, Grid, Intervals, Line, Lines, Points, Values
-from refusal.report.tables import tables_by_section
+from refusal.report.lengths import length_figures, read_curves
+from refusal.report.tables import style_of, tables_by_section
 
 # What stands in the map of outcomes for each, the chosen candidate first.
 SIGNS = {
@@ -29,7 +30,8 @@ SIGNS = {
 
 def figures(data: ReportData) -> tuple[Figure, ...]:
     """All that there is something to draw of."""
-    return (*rate_intervals(data), *score_grids(data), *separation(data), *cosine_grids(data))
+    found: list[Figure] = [*rate_intervals(data), *curves(data), *score_grids(data)]
+    return (*found, *separation(data), *cosine_grids(data))
 
 
 def rate_intervals(data: ReportData) -> Iterator[Intervals]:
@@ -40,6 +42,12 @@ def rate_intervals(data: ReportData) -> Iterator[Intervals]:
             rows += [(f"{row[0]}, {row[1]}", cell) for cell in row if isinstance(cell, Bar)]
     if rows:
         yield Intervals("refusal-rates", "Share of completions that refuse", tuple(rows))
+
+
+def curves(data: ReportData) -> Iterator[Lines]:
+    """Refusal against length, a figure for each set."""
+    for set_name in dict.fromkeys(name for name, _ in read_curves(data.metrics)):
+        yield from length_figures(data.metrics, style_of(set_name), set_name)
 
 
 def score_grid(

@@ -49,7 +49,7 @@ class Line:
 @dataclass(frozen=True)
 class Lines:
     """Lines on the same axes; ``at`` is marked by a vertical line, ``level`` by a horizontal
-    one.
+    one. ``doubling``: x is drawn by its logarithm to base 2.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Lines:
     at: float | None = None
     level: float | None = None
     caption: str = ""
+    doubling: bool = False
 
 
 @dataclass(frozen=True)

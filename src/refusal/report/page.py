@@ -18,10 +18,11 @@ from markupsafe import Markup
 
 from refusal.core.tables import Bar, Table, bar, minus
 from refusal.core.text import sanitised
+from refusal.evaluations.refusal.curves import without_lengths
 from refusal.report import content, run_tables, svg
 from refusal.report.data import ReportData
 from refusal.report.draw import draw
-from refusal.report.figures import own_scores, separation
+from refusal.report.figures import curves, own_scores, separation
 from refusal.report.grids import GridGroup, cosine_group, score_group
 from refusal.report.tables import style_of, tables_by_section
 from refusal.report.verdict import numbers, verdict
@@ -150,6 +151,7 @@ def _missing_words(data: ReportData) -> tuple[str, str]:
 def _sections(data: ReportData, show_completions: bool) -> Iterator[Section]:
     tables = tables_by_section(data.metrics)
     yield from _rates(data, tables["rates"])
+    yield from _lengths(data, tables["lengths"])
     yield from _choice(data, tables["choice"])
     yield from _separation(data)
     yield from _side_effects(data, tables["side-effects"])
@@ -174,6 +176,24 @@ def _rates(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
         text += " No control directions were measured."
     if tables:
         yield Section("rates", "Refusal by condition", text, tables=tables)
+
+
+def _lengths(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
+    pictures = tuple((f.title, f.caption, draw(f)) for f in curves(data))
+    text = ""
+    if tables:
+        text = (
+            "What shorter completions would have shown, from the same texts. A refusal that comes "
+            "after the last length is seen by none of these rates."
+        )
+    if lacking := without_lengths(data.completions):
+        where = "; ".join(", ".join(key) for key in lacking)
+        text += (
+            f" Not known of {where}: the engine gave no tokens, or an older version wrote "
+            "the completions."
+        )
+    if tables or lacking:
+        yield Section("lengths", "Refusal by length", text.strip(), (), pictures, "", tables)
 
 
 def _rule_words(data: ReportData) -> str:

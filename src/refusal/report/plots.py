@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from markupsafe import Markup
 
-from refusal.report.kinds import Intervals, Lines, Points
+from refusal.report.kinds import Intervals, Line, Lines, Points
 from refusal.report.svg import element, image, interval_parts, line, short_number, text
 
 WIDTH, HEIGHT = 640, 300  # of lines and points
@@ -16,17 +17,19 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3")  # of lines without a class of their own
 
 def lines(figure: Lines) -> Markup:
     """Draw lines with bands; each is named at its end, so that no colour has to be looked up."""
-    xs = [x for one in figure.lines for x in one.x]
+    shown = tuple(_doubling(one) for one in figure.lines) if figure.doubling else figure.lines
+    xs = [x for one in shown for x in one.x]
     ys = [y for one in figure.lines for y in (*one.y, *one.low, *one.high)]
     frame = _Frame(xs, ys if figure.level is None else [*ys, figure.level])
-    parts = [frame.axes(figure.x_label, figure.y_label, whole=all(x == int(x) for x in xs))]
+    whole = figure.doubling or all(x == int(x) for x in xs)
+    parts = [frame.axes(figure.x_label, figure.y_label, whole=whole, doubling=figure.doubling)]
     if figure.level is not None:
         y = frame.y(figure.level)
         parts.append(line((LEFT, y), (WIDTH - RIGHT, y), "level"))
     if figure.at is not None:
         x = frame.x(figure.at)
         parts.append(line((x, TOP), (x, HEIGHT - BOTTOM), "level"))
-    for k, one in enumerate(figure.lines):
+    for k, one in enumerate(shown):
         if one.low:
             there, back = zip(one.x, one.low, strict=True), zip(one.x, one.high, strict=True)
             outline = frame.path([*there, *reversed([*back])])
@@ -38,10 +41,14 @@ def lines(figure: Lines) -> Markup:
             place = {"cx": frame.x(one.x[0]), "cy": frame.y(one.y[0]), "r": 3}
             parts.append(element("circle", **place, class_=f"dot {one.style}"))
     below = -math.inf
-    for one in sorted(figure.lines, key=lambda one: frame.y(one.y[-1])):
+    for one in sorted(shown, key=lambda one: frame.y(one.y[-1])):
         below = max(frame.y(one.y[-1]) + 4, below + 15)
         parts.append(text(one.label, WIDTH - RIGHT + 8, below, class_=f"name {one.style}"))
     return _plot(parts, figure)
+
+
+def _doubling(one: Line) -> Line:
+    return replace(one, x=tuple(math.log2(x) for x in one.x))
 
 
 def points(figure: Points) -> Markup:
@@ -106,16 +113,17 @@ class _Frame:
     def path(self, places: Iterable[tuple[float, float]]) -> str:
         return "M" + " L".join(f"{self.x(x)} {self.y(y)}" for x, y in places)
 
-    def axes(self, x_label: str, y_label: str, *, whole: bool) -> Markup:
+    def axes(self, x_label: str, y_label: str, *, whole: bool, doubling: bool = False) -> Markup:
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
         parts = [line((LEFT, bottom), (right, bottom), "frame")]
         for tick in ticks(*self.y_range):
             y = self.y(tick)
             parts.append(line((LEFT, y), (right, y), "gridline"))
             parts.append(text(short_number(tick), LEFT - 8, y + 4, "end"))
-        for tick in ticks(*self.x_range):
+        for tick in ticks(*self.x_range, about=16 if doubling else 6):
             if not whole or tick == int(tick):
-                parts.append(text(short_number(tick), self.x(tick), bottom + 16, "middle"))
+                label = short_number(2**tick if doubling else tick)
+                parts.append(text(label, self.x(tick), bottom + 16, "middle"))
         parts.append(text(x_label, (LEFT + right) / 2, HEIGHT - 8, "middle"))
         turned = f"translate(12 {(bottom + TOP) / 2}) rotate(-90)"
         parts.append(element("text", y_label, transform=turned, text_anchor="middle"))

@@ -26,13 +26,14 @@ from refusal.core.tables import (
 from refusal.directions import METHODS
 from refusal.evaluations.capability.rates import PREFIX as CAPABILITY
 from refusal.interventions.conditions import LABELS
+from refusal.report.lengths import AT, length_tables
 
 # Sets whose refusals are mistakes, in the colour of harmless prompts.
 WRONG = ("harmless", "xstest-safe", "orbench-hard")
 CONTROLS = {"random": "random", "shuffled": "shuffled labels", "matched": "matched pairs"}
 _CONTROLLED = re.compile(rf"({'|'.join(CONTROLS)})-(?!\d)(.+)")  # random directions together
 _ONE_OF_MANY = re.compile(r"random-\d.*|seed-\d.*")
-_RATE = rf".*(_rate|_score)(_corrected)?|sensitivity|specificity|agreement|{CAPABILITY}.*"
+_RATE = rf".*(_rate|_score)(_corrected)?|{AT}|sensitivity|specificity|agreement|{CAPABILITY}.*"
 # Beside a number that is shown; metrics.json has them.
 _ASIDE = "partial_rate|substring_refusal_rate|perplexity|.*_change|position|layer"
 
@@ -250,6 +251,7 @@ def others(found: Found) -> Iterator[Table]:
 # By section of the page, in its order; ``others`` stays last of all.
 TABLES: dict[str, tuple[Callable[[Found], Iterable[Table]], ...]] = {
     "rates": (rates, changes, controls),
+    "lengths": (length_tables,),
     "choice": (seeds,),
     "judges": (judged, agreement),
     "side-effects": (over_refusal, divergence, cross_entropies, capabilities, others),

@@ -8,6 +8,7 @@ from refusal.core.records import Metric
 from refusal.core.tables import minus
 from refusal.interventions.conditions import BASELINE
 from refusal.report.data import ReportData
+from refusal.report.lengths import rising_words
 
 Tone = Literal["clear", "doubtful", "unfinished"]
 NOTABLE_DEGENERATE = (
@@ -57,8 +58,10 @@ def verdict(data: ReportData) -> Verdict:
     rose = added is not None and _moved(data, "harmless", "addition", down=False)
     parts = [_ablation(data, before, after, fell), _drift(data)]
     parts += [_addition(added, rose)] if added is not None else []
+    parts.append(rising := rising_words(data.metrics))
     notes = tuple(_notes(data, before))
     clear = data.selection.qualified and fell and rose and data.finished and before.value >= HARDLY
+    clear = clear and not rising
     tone: Tone = "unfinished" if not data.finished else "clear" if clear else "doubtful"
     return Verdict("; ".join(part for part in parts if part) + ".", notes, tone)
 

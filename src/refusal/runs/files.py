@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from refusal.core.errors import ConfigError, RunFolderError
+from refusal.core.lengths import reading_lengths
 from refusal.core.records import (
     CandidateScore,
     Choice,
@@ -192,7 +193,8 @@ def read_completions(path: Path) -> tuple[Completion, ...]:
     """The completions of one file.
 
     Raises:
-        RunFolderError: it cannot be read, a row is no completion, or two are of one prompt.
+        RunFolderError: it cannot be read, a row is no completion, two are of one prompt, or one was
+            not read at the lengths that it should be.
     """
     found = read_lines(path, Completion)
     seen: set[str] = set()
@@ -200,7 +202,23 @@ def read_completions(path: Path) -> tuple[Completion, ...]:
         if row.prompt_id in seen:
             raise damaged(path, f"line {number} is a second completion of prompt {row.prompt_id!r}")
         seen.add(row.prompt_id)
+        if fault := _cuts_fault(row):
+            raise damaged(path, f"line {number}, cuts: {fault}")
     return found
+
+
+def _cuts_fault(row: Completion) -> str | None:
+    """What is wrong with where a completion was read; ``None`` if nothing is."""
+    if row.tokens is not None and row.tokens < 0:
+        return f"of a completion of {row.tokens} tokens"
+    there = tuple(cut.tokens for cut in row.cuts)
+    due = reading_lengths(row.tokens)[:-1] if row.tokens is not None else ()
+    if there != due:
+        return f"after {list(there)[:12]} tokens, not {list(due)[:12]}"
+    beyond = [c.characters for c in row.cuts if not 0 <= c.characters <= len(row.completion)]
+    if beyond:
+        return f"there are no {beyond[0]} characters in a completion of {len(row.completion)}"
+    return None
 
 
 def read_metrics(path: Path) -> tuple[Metric, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from refusal.core.direction import Direction
 from refusal.core.errors import LeakageError
-from refusal.core.records import Completion, Prompt
+from refusal.core.records import Completion, Cut, Prompt, Written
 from refusal.detector.verdict import refusal_verdict
 from refusal.engines.hooks import HOOKS
 from refusal.engines.protocol import Engine, Job
@@ -34,10 +34,16 @@ def generate_under(
         EngineError: the engine cannot be asked, or is of another model.
     """
     check_untouched(prompts, direction)
+    if engine is HOOKS or not engine.serves(condition):
+        found: list[Completion] = []
+        wanted = Wanted(name, condition, direction, tuple(prompts))
+        generate_together(model, [wanted], max_new_tokens, lambda _, rows: found.extend(rows))
+        return tuple(found)
     texts, what = [p.text for p in prompts], f"generate: {name}, {condition}"
-    writer = engine if engine.serves(condition) else HOOKS
-    return _judged(
-        prompts, writer.generate(Job(model, direction, condition, texts, max_new_tokens, what))
+    outputs = engine.generate(Job(model, direction, condition, texts, max_new_tokens, what))
+    return tuple(
+        Completion(prompt.id, prompt.text, output, refusal_verdict(prompt.text, output).label)
+        for prompt, output in zip(prompts, outputs, strict=True)
     )
 
 
@@ -79,7 +85,7 @@ def generate_together(
         SideBySide(edits),
         max_new_tokens,
         " ".join(["generate:", *named, *more]),
-        lambda i, outputs: finished(wanted[i], _judged(wanted[i].prompts, outputs)),
+        lambda i, outputs: finished(wanted[i], judged(wanted[i].prompts, outputs)),
     )
 
 
@@ -123,16 +129,40 @@ def check_untouched(prompts: Sequence[Prompt], direction: Direction) -> None:
         )
 
 
-def _judged(prompts: Sequence[Prompt], outputs: Sequence[str]) -> tuple[Completion, ...]:
-    return tuple(
-        Completion(prompt.id, prompt.text, output, refusal_verdict(prompt.text, output).label)
-        for prompt, output in zip(prompts, outputs, strict=True)
+def judged(prompts: Sequence[Prompt], outputs: Sequence[Written]) -> tuple[Completion, ...]:
+    """Completions of prompts with their verdicts, at every length that they were read at."""
+    pairs = zip(prompts, outputs, strict=True)
+    return tuple(_judged_one(prompt, output) for prompt, output in pairs)
+
+
+def _judged_one(prompt: Prompt, output: Written) -> Completion:
+    """One completion with its verdict, and at each length that it was read at."""
+    cuts = []
+    for tokens, text in output.earlier.items():
+        shared = _shared(text, output.text)
+        verdict = refusal_verdict(prompt.text, text).label
+        cuts.append(Cut(tokens, shared, text[shared:], verdict))
+    verdict = refusal_verdict(prompt.text, output.text).label
+    return Completion(prompt.id, prompt.text, output.text, verdict, output.tokens, tuple(cuts))
+
+
+def _shared(text: str, other: str) -> int:
+    """How many first characters two texts have in common."""
+    if other.startswith(text):
+        return len(text)
+    return next(
+        (i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), len(other)
     )
 
 
 def judged_again(completions: Sequence[Completion]) -> tuple[Completion, ...]:
-    """Give completions the verdicts of the detector as it is now."""
-    return tuple(
-        replace(row, verdict=refusal_verdict(row.prompt, row.completion).label)
-        for row in completions
-    )
+    """Give completions the verdicts of the detector as it is now, at every length."""
+    found = []
+    for row in completions:
+        cuts = []
+        for cut in row.cuts:
+            verdict = refusal_verdict(row.prompt, row.text_at(cut)).label
+            cuts.append(replace(cut, verdict=verdict))
+        whole = refusal_verdict(row.prompt, row.completion).label
+        found.append(replace(row, verdict=whole, cuts=tuple(cuts)))
+    return tuple(found)

@@ -14,6 +14,7 @@ from refusal.evaluations.refusal.completions import (
     generate_together,
     generate_under,
 )
+from refusal.evaluations.refusal.curves import curves
 from refusal.evaluations.refusal.rates import measure, measure_all
 from refusal.interventions.conditions import BASELINE, CONDITIONS, interventions_for
 from refusal.model.chat_model import ChatModel
@@ -42,8 +43,8 @@ def evaluate(
     controls: Mapping[str, Direction] | None = None,
     n_control: int = N_CONTROL,
 ) -> Evaluation:
-    """Refusal rates on test prompts for every (set, condition), and how they differ from the
-    baseline.
+    """Refusal rates on test prompts for every (set, condition), how they differ from the baseline,
+    and how they grow with the completions' length.
 
     Args:
         n: prompts per class; default all.
@@ -72,4 +73,5 @@ def evaluate(
     completions = {
         (one.set_name, one.condition): found[one.set_name, one.condition] for one in wanted
     }
-    return Evaluation(completions, measure_all(completions))
+    metrics = (*measure_all(completions), *curves(completions, max_new_tokens))
+    return Evaluation(completions, metrics)

@@ -22,8 +22,9 @@ Completions = Mapping[tuple[str, str], Sequence[Completion]]  # by (set, conditi
 
 # ``refusal_rate`` counts whole and partial refusals; ``degenerate_rate`` text that is neither a
 # refusal nor an answer; ``substring_refusal_rate`` is the paper's 12-substring rule.
+REFUSED = ("refusal", "partial")
 HITS: dict[str, Callable[[Completion], bool]] = {
-    "refusal_rate": lambda c: c.verdict in ("refusal", "partial"),
+    "refusal_rate": lambda c: c.verdict in REFUSED,
     "partial_rate": lambda c: c.verdict == "partial",
     "degenerate_rate": lambda c: c.verdict == "degenerate",
     "substring_refusal_rate": lambda c: paper_substring_match(c.answer),
