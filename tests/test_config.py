@@ -161,7 +161,7 @@ def test_a_configuration_cannot_be_changed() -> None:
 OTHER: dict[str, Any] = {
     "model": "some/model", "revision": "main", "dtype": "float32", "device": "cpu", "device_map": "auto",
     "max_memory": ("0=20GiB", "cpu=60GiB"), "quantize": "8bit", "tp_plan": "auto", "system": 'Say "yes".\n',
-    "date": "2026-01-02", "blocks": "model.layers", "writers": ("self_attn", "mlp"), "batch_size": 3,
+    "date": "2026-01-02", "thinking": "closed", "thinking_tokens": 64, "blocks": "model.layers", "writers": ("self_attn", "mlp"), "batch_size": 3,
     "prompts": ("harmful=a.txt", "harmless=b.txt"), "data_dir": "data", "column": "text", "dedup": "exact",
     "seed": 7, "n_train": 5, "n_val": 6, "n_test": 8, "filter": False,
     "method": "cosmic", "interventions": ("affine",), "refusal_tokens": ("I", "40"), "induce_threshold": -0.5, "kl_threshold": 0.25, "prune_layers": 0.5,

@@ -308,9 +308,7 @@ SALAD = [
 ]
 
 
-@pytest.mark.parametrize(
-    "text", ["", "   \n", "!!!! ---- ????", "<think>Let me see", "\u200b\u200b", *LOOPS, *SALAD]
-)
+@pytest.mark.parametrize("text", ["", "   \n", "!!!! ---- ????", "\u200b\u200b", *LOOPS, *SALAD])
 def test_degenerate_text_is_neither(text: str) -> None:
     verdict = refusal_verdict(SEA, text)
     assert verdict.label == "degenerate"

@@ -301,7 +301,7 @@ def test_a_whole_run_says_so_in_the_end_when_its_judge_only_failed(
 
 
 def test_a_model_that_gives_no_answer_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    cut = Completion("a", "Why?", "<think>Let me see", "degenerate")
+    cut = Completion("a", "Why?", "<think>Let me see", "unfinished")
     warn_of_no_answers([cut, Completion("b", "Why?", "Because.", "compliance")], "harmless")
     warn_of_no_answers([], "harmless")
     assert not caplog.records

@@ -119,7 +119,7 @@ def test_a_thought_that_the_limit_cuts_is_neither_refusal_nor_answer(name: str) 
         ids = ids_of(tok, form[: form.index("{0}")] + thought)
         text = readable(tok, ids)
         verdict = refusal_verdict(prompt, text)
-        assert (verdict.label, verdict.evidence) == ("degenerate", "unfinished thinking")
+        assert (verdict.label, verdict.evidence) == ("unfinished", "unfinished thinking")
         assert thought in text
         assert split(text) == (thought, "", False)
 
@@ -152,9 +152,9 @@ def test_a_template_that_opens_the_thought(special: bool) -> None:
     tok = tokenizer(("<think>", "</think>"), special)
     tok.chat_template = OPENED
     network = tiny_models.network(vocab_size=300)
-    model = ChatModel(network, tok)
+    model = ChatModel(network, tok, thinking="on", thinking_tokens=6)
     cut, whole = (ids_of(tok, text) for text in (WONT, f"{WONT}\n</think>\n\n{ANSWER}"))
-    unfinished, finished = read_outputs(model, [cut, whole])
+    unfinished, finished = read_outputs(model, [cut, whole], freely=True)
     assert unfinished == f"<think>{WONT}"
     assert finished == f"<think>{WONT}\n</think>\n\n{ANSWER}"
     assert refusal_verdict(BREAD, unfinished).evidence == "unfinished thinking"
@@ -173,7 +173,9 @@ def test_a_template_that_opens_the_thought(special: bool) -> None:
         for written in row
     )
     (forced,) = own_answers(model, [Completion("a", BREAD, finished, "compliance")], 1000)
-    assert list(forced.ids[forced.start :]) == whole
+    answer = ids_of(tok, f"\n\n{ANSWER}")
+    assert list(forced.ids[forced.start :]) == answer
+    assert list(forced.ids[: forced.start][-len(whole) + len(answer) :]) == whole[: -len(answer)]
 
 
 @pytest.mark.parametrize(
@@ -308,10 +310,11 @@ def test_a_servers_reasoning_is_the_thought() -> None:
 
 
 def thinking_model() -> ChatModel:
-    """One whose template opens the thought."""
+    """One whose template opens the thought, and that thinks."""
     tok = tokenizer(("<think>", "</think>"))
     tok.chat_template = OPENED
-    return ChatModel(tiny_models.network(vocab_size=300), tok)
+    network = tiny_models.network(vocab_size=300)
+    return ChatModel(network, tok, thinking="on", thinking_tokens=4)
 
 
 OPTIONS: dict[str, Any] = {"engine": "openai", "engine_ablated": "edited", "engine_concurrency": 1}

@@ -14,9 +14,9 @@ from refusal.core.direction import Direction
 from refusal.core.errors import QuantisedModelError, UnsupportedModelError
 from refusal.interventions.ablate_add import Ablate
 from refusal.model.chat_model import ChatModel
-from refusal.model.chat_template import render, tokenize
+from refusal.model.chat_template import PROBES, Thinking, render, tokenize
 from refusal.model.endings import end_tokens
-from refusal.model.forward import call, logit_tolerance, packs, rows_gap
+from refusal.model.forward import call, last_logits, logit_tolerance, packs, rows_gap
 from refusal.model.generation import generate_rows
 from refusal.model.probe import run_probe
 from refusal.weights.norms import is_norm
@@ -68,7 +68,9 @@ class Inspection:
     ``suffix_ids`` and ``suffix_tokens`` are the post-instruction tokens. ``bos_written`` counts the
     BOS tokens at the start of a prompt as this package tokenises it, ``bos_doubled`` says whether
     the tokenizer would put another one before the template's. ``shares_rows``: prompts can share
-    rows of tokens.
+    rows of tokens. ``thinking``: what prompts do about thoughts, and which marks were found.
+    ``structural``: the first token of the answer where it is the same for very different prompts,
+    and so says nothing about refusal; else ``None``.
     """
 
     model: str
@@ -89,6 +91,8 @@ class Inspection:
     bos_written: int
     bos_doubled: bool
     thinking_switch: bool
+    thinking: Thinking
+    structural: str | None
     shares_rows: bool
     checks: tuple[Check, ...]
 
@@ -105,7 +109,7 @@ def inspect_model(model: ChatModel) -> Inspection:
         UnsupportedModelError: a writer that was named does not give hidden states.
     """
     hf, sites, chat = model.hf, model.sites, model.chat
-    text = render(model.tokenizer, _QUESTIONS[0], chat.system, chat.day)
+    text = render(model.tokenizer, _QUESTIONS[0], chat.system, chat.day, chat.thinking)
     ids, doubled = tokenize(model.tokenizer, text), model.tokenizer(text)["input_ids"]
     return Inspection(
         model=model.name,
@@ -126,6 +130,8 @@ def inspect_model(model: ChatModel) -> Inspection:
         bos_written=_count_bos(model, ids),
         bos_doubled=_count_bos(model, doubled) > 1,
         thinking_switch=chat.thinking_switch,
+        thinking=chat.thinking,
+        structural=_structural(model),
         shares_rows=packs(model),
         checks=tuple(found for check in CHECKS.values() if (found := check(model)) is not None),
     )
@@ -217,6 +223,12 @@ def check_weights(model: ChatModel) -> Check | None:
         log.warning("%s", error)
         kept = math.inf
     return Check("direction left by edited weights", kept, Probe(model.hf, model.sites).tolerance)
+
+
+def _structural(model: ChatModel) -> str | None:
+    """The first token that the model writes after every probe, if it is one."""
+    first = set(last_logits(model, PROBES).argmax(-1).tolist())
+    return str(model.tokenizer.decode([first.pop()])) if len(first) == 1 else None
 
 
 def _kinds(model: ChatModel) -> tuple[BlockKind, ...]:

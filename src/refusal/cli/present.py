@@ -193,15 +193,12 @@ def _inspection(found: "Inspection") -> None:
             f"{name} (post-norm)" if name in kind.post_norms else name for name in kind.writers
         ]
         lines.append(("writers", f"{' + '.join(names)} in {kind.count} blocks"))
-    switch = (
-        "switched off in the template" if found.thinking_switch else "no switch in the template"
-    )
     lines += [
         ("embedding", f"{found.embedding}{', tied to the head' if found.tied else ''}"),
         ("head", found.head),
         ("after prompt", tokens),
         ("BOS", bos),
-        ("thinking", switch),
+        *_thoughts(found),
         ("rows", "prompts share rows" if found.shares_rows else "one prompt a row"),
     ]
     _lines((Text(name, style="bold"), Text(text)) for name, text in lines)
@@ -210,6 +207,28 @@ def _inspection(found: "Inspection") -> None:
         verdict = Text("ok", style="green") if check.ok else Text("FAILED", style="bold red")
         table.add_row(check.name, f"{check.value:.1e}", f"{check.limit:.0e}", verdict)
     out.print(table)
+
+
+def _thoughts(found: "Inspection") -> list[tuple[str, str]]:
+    """What prompts do about thoughts, which marks were found, and how answers begin."""
+    thinking = found.thinking
+    switch = "a switch in the template" if found.thinking_switch else "no switch in the template"
+    what = {
+        "off": "switched off in the template",
+        "closed": f"closed before the answer by {thinking.block!r} (from {thinking.source})",
+        "on": f"on, at most {thinking.tokens} tokens; read after {thinking.block!r} "
+        f"(from {thinking.source})",
+        None: switch,
+    }[thinking.mode]
+    marks = ", ".join(f"{begin} … {end}" for begin, end in thinking.found) or "none found"
+    if thinking.mode is None and thinking.found and thinking.source:
+        marks += f"; not used (from {thinking.source})"
+    first = (
+        "differs between prompts"
+        if found.structural is None
+        else (f"{found.structural!r} for every prompt: structural, it says nothing about refusal")
+    )
+    return [("thinking", what), ("marks", marks), ("first token", first)]
 
 
 def _inspection_value(found: "Inspection") -> dict[str, Any]:

@@ -44,6 +44,12 @@ class ModelOptions(BaseModel):
     """YYYY-MM-DD: the date of templates that write one into prompts; by default that of the run's
     first day.
     """
+    thinking: Literal["off", "closed", "on"] | None = None
+    """Of a model that thinks before it answers: off by the template's switch; closed: an empty
+    thought stands before the answer; on. By default off where there is a switch, else closed.
+    """
+    thinking_tokens: Count = 1024
+    """Longest thought with thinking on; max-new-tokens then counts the answer's."""
     blocks: str | None = None
     """Path of the decoder blocks, where they are not found ("model.layers")."""
     writers: tuple[str, ...] = ()

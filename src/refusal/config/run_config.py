@@ -39,6 +39,11 @@ class RunOptions(
     """
 
     @property
+    def new_tokens(self) -> int:
+        """The most tokens of a completion, a thought's among them where thinking is on."""
+        return self.max_new_tokens + (self.thinking_tokens if self.thinking == "on" else 0)
+
+    @property
     def rule(self) -> Rule:
         """The selection rule's thresholds."""
         return Rule(self.induce_threshold, self.kl_threshold, self.prune_layers)

@@ -84,7 +84,7 @@ def opens(prompt_end: str) -> bool:
     last = None
     for match in MARK.finditer(prompt_end):
         mark = mark_of(match)
-        if mark is not None and mark.strong:
+        if mark is not None and (mark.strong or mark.name == "channel"):
             last = mark.kind
     return last == "open"
 

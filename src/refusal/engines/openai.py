@@ -26,9 +26,10 @@ from refusal.engines.hooks import HOOKS
 from refusal.engines.protocol import Job
 from refusal.interventions.conditions import BASELINE
 from refusal.model.chat_model import ChatModel
-from refusal.model.chat_template import PROBES, render
+from refusal.model.chat_template import PROBES, render, tokenize
 from refusal.model.endings import thought_opened
-from refusal.model.thinking_tokens import loses_marks
+from refusal.model.thinking_limits import Limits, limits
+from refusal.model.thinking_tokens import as_written, loses_marks, readable
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,9 @@ class Server:
 
 
 def address_of(options: EngineOptions, url: str, served: str, job: Job) -> Address:
-    """Where to ask for completions, and how: greedily, without penalties, and without thinking."""
+    """Where to ask for completions, and how: greedily, without penalties, and with the run's
+    thinking.
+    """
     extra: dict[str, Any] = {
         "frequency_penalty": 0
     }  # to transformers' server: no penalty of the generation config's
@@ -98,7 +101,7 @@ def address_of(options: EngineOptions, url: str, served: str, job: Job) -> Addre
         concurrency=options.engine_concurrency,
         timeout=options.engine_timeout,
         retries=RETRIES,
-        max_tokens=job.max_new_tokens,
+        max_tokens=limits(job.model, job.max_new_tokens)[0],
         extra=extra,
     )
 
@@ -108,10 +111,17 @@ def template_arguments(model: ChatModel) -> dict[str, Any]:
 
     Raises:
         EngineError: the template writes the date of the server's clock, and the run has another
-            one.
+            one; or prompts end with a closed thought that only this program can put there.
     """
-    chat, found = model.chat, {"enable_thinking": False} if model.chat.thinking_switch else {}
-    ours = render(model.tokenizer, PROBES[0], chat.system, chat.day)
+    chat = model.chat
+    freely = chat.thinking.freely
+    if freely.block:
+        raise EngineError(
+            "A server cannot be made to end its prompts with the closed thought "
+            f"{freely.block!r}. Use --engine own or paged, or --thinking on."
+        )
+    found = dict(freely.variables) if chat.thinking_switch else {}
+    ours = render(model.tokenizer, PROBES[0], chat.system, chat.day, freely)
     if ours == _written_there(model, found):
         return found
     dated = {**found, "date_string": chat.day.date.strftime(LLAMA)}
@@ -158,7 +168,7 @@ def ask_checked(address: Address, job: Job) -> list[str]:
 def _ask_checked(address: Address, job: Job) -> list[str]:
     endpoint, instructions = Endpoint(address, EngineError), job.instructions
     opened = thought_opened(job.model)
-    lengths = [len(tokens) for tokens in job.model.tokenize(instructions)]
+    lengths = [len(tokens) for tokens in job.model.tokenize(instructions, freely=True)]
     with task(job.name, total=len(instructions), unit="completions") as advance:
 
         def ask(start: int, stop: int) -> list[str]:
@@ -173,13 +183,24 @@ def _ask_checked(address: Address, job: Job) -> list[str]:
                         "start the same command again."
                     )
                 _check_length(endpoint, reply.tokens_in, lengths[i])
-                written[i] = marked(reply.text, opened, reply.thought)
+                written[i] = _cut(job, marked(reply.text, opened, reply.thought), opened)
                 advance(1)
             return [written[i] for i in chosen]
 
         first = ask(0, CHECKED)
         _check_beginnings(endpoint, job, first)
         return first + ask(CHECKED, len(instructions))
+
+
+def _cut(job: Job, text: str, opened: bool) -> str:
+    """A completion as far as the limits of thought and answer go; a server knows only their sum."""
+    _, limit = limits(job.model, job.max_new_tokens)
+    if not isinstance(limit, Limits):
+        return text
+    tokenizer = job.model.tokenizer
+    ids = tokenize(tokenizer, as_written(tokenizer, text, opened))
+    kept = limit.cut(ids)
+    return text if len(kept) == len(ids) else readable(tokenizer, kept, opened)
 
 
 def _messages(model: ChatModel, instruction: str) -> list[dict[str, str]]:

@@ -37,6 +37,13 @@ def generate_paged(
         EngineError: transformers gives a prompt up.
     """
     rows = model.tokenize(instructions)
+    if model.chat.thinking.mode == "on":
+        log.warning(
+            "%s: a thought's own limit is not known to continuous batching, so completions are "
+            "written in this package's batches.",
+            model.name,
+        )
+        return generate(model, instructions, max_new_tokens, name)
     if batching(model) == "alone":
         log.warning(
             "%s: its state cannot be kept in pages, so it is completed in this package's batches.",

@@ -27,6 +27,7 @@ from refusal.engines.protocol import Job
 from refusal.interventions.conditions import BASELINE
 from refusal.model.chat_model import ChatModel
 from refusal.model.load import local_folder
+from refusal.model.thinking_limits import limits
 from refusal.weights.checkpoint_stream import stream_model
 
 SERVED = "refusal"  # what the model is called at its own server
@@ -71,9 +72,8 @@ class Vllm:
         Raises:
             EngineError: the server does not start, or does not serve this model.
         """
-        context = (
-            max(map(len, job.model.tokenize(job.instructions)), default=0) + job.max_new_tokens
-        )
+        new, _ = limits(job.model, job.max_new_tokens)
+        context = max(map(len, job.model.tokenize(job.instructions)), default=0) + new
         if (
             self._running is None
             or self._running.condition != job.condition

@@ -48,7 +48,7 @@ class Seeds(Stage):
 
     @staticmethod
     def _one(plan: Plan) -> Sequence[Work]:
-        write = Write(plan.config.n_test, plan.config.max_new_tokens, plan.lengths.test)
+        write = Write(plan.config.n_test, plan.config.new_tokens, plan.lengths.test)
         return (*Extract.costs(plan), *Select.costs(plan), write)
 
     def work(self, run: Run) -> Iterable[Metric]:

@@ -18,7 +18,13 @@ from transformers import (
 from refusal.core import parallel
 from refusal.core.day import Day
 from refusal.model.batch_size import BUSY_ROWS, BatchSize, token_budget
-from refusal.model.chat_template import PROBES, ChatFormat, find_format, render, tokenize
+from refusal.model.chat_template import (
+    PROBES,
+    ChatFormat,
+    find_format,
+    render,
+    tokenize,
+)
 from refusal.model.contexts import check_ids, vocabulary
 from refusal.model.edits import Intervention, all_edits
 from refusal.model.hooks import hooked
@@ -40,17 +46,16 @@ class LoadedModel:
         tokenizer: PreTrainedTokenizerBase,
         name: str = "",
         *,
-        system: str | None = None,
+        chat: ChatFormat,
         sites: Sites | None = None,
         batch_size: int | None = None,
-        day: Day | None = None,
     ) -> None:
         hf.eval()
         self.hf = hf
         self.tokenizer = tokenizer
         self.name = name or str(hf.name_or_path)
         self.revision: str | None = None
-        self.chat: ChatFormat = find_format(tokenizer, system, day)
+        self.chat = chat
         self.sites: Sites = sites if sites is not None else find_sites(hf)
         lanes = self.sites.lanes.count if self.sites.lanes is not None else 1
         each = activation_bytes(lanes * self.sites.d_model, widest(hf.config), hf.dtype.itemsize)
@@ -71,18 +76,23 @@ class LoadedModel:
         """The device of the embedding, where token ids go."""
         return input_device(self.hf)
 
-    def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, instructions: Sequence[str], freely: bool = False) -> list[list[int]]:
         """Token ids of whole prompts: each instruction as one user turn, generation prompt
         included.
+
+        Args:
+            freely: for completions that may think, where the model does: without the closed thought
+                that ends other prompts.
         """
         chat = self.chat
-        texts = [render(self.tokenizer, text, chat.system, chat.day) for text in instructions]
+        about = (chat.system, chat.day, chat.thinking.freely if freely else chat.thinking)
+        texts = [render(self.tokenizer, text, *about) for text in instructions]
         return [tokenize(self.tokenizer, text) for text in texts]
 
     def set_day(self, day: Day) -> None:
         """Have the template write another date into prompts from now on."""
         if day != self.chat.day:
-            self.chat = find_format(self.tokenizer, self.chat.system, day)
+            self.chat = find_format(self.tokenizer, self.chat.system, day, self.chat.thinking)
 
     @contextmanager
     def apply(self, *interventions: Intervention) -> Iterator[Self]:

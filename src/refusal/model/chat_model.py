@@ -1,9 +1,27 @@
 """The object that the rest of the package works on."""
 
 from collections.abc import Sequence
+from typing import Literal, TypedDict, Unpack
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from refusal.core.day import Day
 from refusal.model.base import LoadedModel
-from refusal.model.generation import generate
+from refusal.model.chat_template import AS_WRITTEN, PROBES, find_format
+from refusal.model.forward import uncounted
+from refusal.model.generation import generate, generate_rows
+from refusal.model.sites import Sites
+from refusal.model.thinking_form import find_thinking
+
+FIRST_TOKENS = 32  # of a completion: enough for a mark of thinking in plain text
+FIRST_PROMPTS = 3
+
+
+class _Measured(TypedDict, total=False):
+    """What is else measured, or chosen."""
+
+    sites: Sites | None
+    batch_size: int | None
 
 
 class ChatModel(LoadedModel):
@@ -14,7 +32,7 @@ class ChatModel(LoadedModel):
         tokenizer: its tokenizer.
         name: what it was loaded from.
         revision: which of its versions, for a hub model; whoever loads one sets it.
-        chat: the chat format: prefix and post-instruction tokens.
+        chat: the chat format: prefix and post-instruction tokens, and what is done about thoughts.
         sites: blocks and writers, verified.
         token_budget: tokens per pass when reading; chosen from free memory, halved when memory runs
             out.
@@ -27,6 +45,40 @@ class ChatModel(LoadedModel):
         forward_tokens: tokens run through the model so far, padding included.
     """
 
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str = "",
+        *,
+        system: str | None = None,
+        day: Day | None = None,
+        thinking: Literal["off", "closed", "on"] | None = None,
+        thinking_tokens: int = AS_WRITTEN.tokens,
+        **options: Unpack[_Measured],
+    ) -> None:
+        """See `load` for the options.
+
+        Raises:
+            ConfigError: ``thinking`` cannot be had of this model.
+        """
+        wanted = (tokenizer, thinking, thinking_tokens, system, day)
+        found = find_thinking(*wanted)
+        super().__init__(
+            hf, tokenizer, name, chat=find_format(tokenizer, system, day, found), **options
+        )
+        if found.unsure:
+            found = find_thinking(*wanted, self._beginnings)
+            self.chat = find_format(tokenizer, system, self.chat.day, found)
+
+    def _beginnings(self) -> list[str]:
+        """What the model begins to write, special tokens included."""
+        with uncounted(self):
+            rows = generate_rows(self, self.tokenize(PROBES[:FIRST_PROMPTS]), FIRST_TOKENS)
+        return [str(self.tokenizer.decode(row, skip_special_tokens=False)) for row in rows]
+
     def generate(self, instructions: Sequence[str], max_new_tokens: int = 128) -> list[str]:
-        """Greedy completions, one per instruction, without the end-of-turn token."""
+        """Greedy completions, one per instruction, without the end-of-turn token; a thought stands
+        in ``<think>…</think>``.
+        """
         return generate(self, instructions, max_new_tokens)

@@ -1,20 +1,21 @@
 """Render an instruction through the tokenizer's own chat template, and find the post-instruction
 tokens.
 
-The template renders BOS itself, so tokenisation adds no special tokens; thinking is switched off
-where the template has the switch. Positions are found by tokenising several very different
-instructions, never by slicing strings.
+The template renders BOS itself, so tokenisation adds no special tokens. What is done about thoughts
+is a `Thinking`, which `thinking_form` finds. Positions are found by tokenising several very
+different instructions, never by slicing strings.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from refusal.core.day import Day, day_of
 from refusal.core.errors import ChatTemplateError
+from refusal.core.thinking import opens
 
 # Very different first and last characters, so that what they share can only come from the template.
 PROBES = (
@@ -30,11 +31,54 @@ PROBES = (
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """What prompts do about thoughts.
+
+    Attributes:
+        mode: ``off`` by the template's switch; ``closed``: prompts end with ``block``; ``on``: so
+            do those that are read, while completions begin without it; ``None``: nothing is done.
+        variables: what the template is told, by name.
+        block: text after the template's own that ends an empty thought.
+        marks: what opens and what closes a thought, as this model writes it.
+        source: where that was found.
+        found: pairs of marks that the tokenizer or the template knows.
+        tokens: longest thought under ``on``.
+        unsure: only the model's own first tokens can say whether it thinks.
+    """
+
+    mode: Literal["off", "closed", "on"] | None = None
+    variables: tuple[tuple[str, Any], ...] = (("enable_thinking", False),)
+    block: str = ""
+    marks: tuple[str, str] | None = None
+    source: str = ""
+    found: tuple[tuple[str, str], ...] = ()
+    tokens: int = 1024
+    unsure: bool = False
+
+    @property
+    def freely(self) -> "Thinking":
+        """The same for prompts that are completed: under ``on`` without the block."""
+        return replace(self, block="") if self.mode == "on" else self
+
+    @property
+    def described(self) -> dict[str, Any] | None:
+        """As a manifest has it; ``None`` where nothing is done."""
+        if self.mode is None:
+            return None
+        tokens = {"tokens": self.tokens} if self.mode == "on" else {}
+        return {"mode": self.mode, "block": self.block, "source": self.source, **tokens}
+
+
+AS_WRITTEN = Thinking()
+
+
+@dataclass(frozen=True)
 class ChatFormat:
     """What surrounds an instruction in a prompt of this tokenizer.
 
     ``prefix`` and ``suffix`` are token ids: what every prompt starts with, and the post-instruction
-    tokens.
+    tokens, which hold the closed thought where there is one. ``opened``: completions begin inside a
+    thought.
     """
 
     system: str | None
@@ -44,6 +88,8 @@ class ChatFormat:
     thinking_switch: bool
     starts_with_bos: bool
     day: Day
+    thinking: Thinking = AS_WRITTEN
+    opened: bool = False
 
 
 Turns = Sequence[tuple[str, str]]  # role and text
@@ -54,9 +100,10 @@ def render(
     instruction: str,
     system: str | None = None,
     day: Day | None = None,
+    thinking: Thinking = AS_WRITTEN,
 ) -> str:
-    """The prompt text for one user turn, generation prompt included; ``day`` (default: today) is
-    the template's date.
+    """The prompt text for one user turn, generation prompt and closed thought included; ``day``
+    (default: today) is the template's date.
 
     Raises:
         ChatTemplateError: there is no template, or it rejects the conversation (a system role,
@@ -65,12 +112,17 @@ def render(
     turns = (
         [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
     )
-    return render_turns(tokenizer, turns, day)
+    return render_turns(tokenizer, turns, day, thinking)
 
 
-def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Turns, day: Day | None = None) -> str:
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Turns,
+    day: Day | None = None,
+    thinking: Thinking = AS_WRITTEN,
+) -> str:
     """The prompt text for turns of a conversation, the last of them the user's, generation prompt
-    included.
+    and closed thought included.
 
     Raises:
         ChatTemplateError: there is no template, or it rejects the conversation (a system role,
@@ -84,16 +136,14 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Turns, day: Day | No
     refused: Exception | None = None
     for in_parts in (False, True):  # templates of vision-language models may want content in parts
         try:
-            text = _apply(tokenizer, turns, in_parts, day or day_of(None))
+            text = _apply(tokenizer, turns, in_parts, day or day_of(None), thinking)
         except Exception as error:  # a template is a program, and may raise anything
             refused = refused or error
             continue
         if turns[-1][1].strip() in text:
-            return text
-    if refused is None:
-        return _apply(
-            tokenizer, turns, False, day or day_of(None)
-        )  # a template that changes what it is given
+            return text + thinking.block
+    if refused is None:  # a template that changes what it is given
+        return _apply(tokenizer, turns, False, day or day_of(None), thinking) + thinking.block
     system = turns[0][0] == "system"
     what = "a system prompt" if system else "a single user turn"
     mend = "Run without --system." if system else "Check the model's chat template."
@@ -102,21 +152,37 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Turns, day: Day | No
     ) from refused
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, turns: Turns, in_parts: bool, day: Day) -> str:
+def _apply(
+    tokenizer: PreTrainedTokenizerBase, turns: Turns, in_parts: bool, day: Day, thinking: Thinking
+) -> str:
     """The template's text for a conversation; content as strings or as lists of one text part."""
     messages: list[Any] = []
     for role, text in turns:
         content = [{"type": "text", "text": text}] if in_parts else text
         messages.append({"role": role, "content": content})
+    return apply(tokenizer, messages, day, dict(thinking.variables), True)
+
+
+def apply(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Any],
+    day: Day,
+    variables: dict[str, Any],
+    generation_prompt: bool,
+) -> str:
+    """The template's text for messages, with that date and these variables.
+
+    Raises:
+        Exception: whatever a template raises.
+    """
     template: Any = day.dated(tokenizer.get_chat_template())
     return str(
         tokenizer.apply_chat_template(
             messages,
             chat_template=template,
             tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-            **day.variables,
+            add_generation_prompt=generation_prompt,
+            **{**variables, **day.variables},
         )
     )
 
@@ -128,7 +194,10 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def find_format(
-    tokenizer: PreTrainedTokenizerBase, system: str | None = None, day: Day | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    system: str | None = None,
+    day: Day | None = None,
+    thinking: Thinking = AS_WRITTEN,
 ) -> ChatFormat:
     """The common prefix and suffix of prompts, in tokens.
 
@@ -139,7 +208,7 @@ def find_format(
         ChatTemplateError: no template, or nothing follows the instruction.
     """
     day = day or day_of(None)
-    texts = [render(tokenizer, probe, system, day) for probe in PROBES]
+    texts = [render(tokenizer, probe, system, day, thinking) for probe in PROBES]
     ids = [tokenize(tokenizer, text) for text in texts]
     prefix = _common_prefix(ids)
     suffix = _common_suffix(ids)
@@ -161,9 +230,11 @@ def find_format(
         prefix=tuple(prefix),
         suffix=tuple(suffix),
         suffix_tokens=tuple(tokenizer.convert_ids_to_tokens(list(suffix))),
-        thinking_switch="enable_thinking" in str(tokenizer.chat_template),
+        thinking_switch=thinking.mode == "off" or "enable_thinking" in str(tokenizer.chat_template),
         starts_with_bos=bos is not None and bool(prefix) and prefix[0] == bos,
         day=day,
+        thinking=thinking,
+        opened=opens(decoded.removesuffix(thinking.block) if thinking.mode == "on" else decoded),
     )
 
 

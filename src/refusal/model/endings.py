@@ -6,34 +6,47 @@ from refusal.core.lengths import reading_lengths
 from refusal.core.records import Written
 from refusal.core.thinking import opens
 from refusal.model.base import LoadedModel
+from refusal.model.thinking_limits import Limits
 from refusal.model.thinking_tokens import readable
 
 
-def read_outputs(model: LoadedModel, outputs: Sequence[Sequence[int]]) -> list[str]:
+def read_outputs(
+    model: LoadedModel, outputs: Sequence[Sequence[int]], freely: bool = False
+) -> list[str]:
     """Generated tokens as text: thoughts stand in ``<think>…</think>``, special tokens are
-    dropped.
+    dropped. ``freely``: they follow prompts after which the model may think.
     """
-    opened = thought_opened(model)
+    opened = thought_opened(model, freely)
     return [readable(model.tokenizer, output, opened) for output in outputs]
 
 
 def read_at_lengths(model: LoadedModel, outputs: Sequence[Sequence[int]]) -> list[Written]:
     """Generated tokens as `read_outputs` gives them, and what stood there earlier on: the text of
     the first tokens themselves, which need not be a beginning of the whole.
+
+    Where the model thinks freely, lengths are the answer's, and an unfinished thought has but one.
     """
     opened, found = thought_opened(model), []
+    limit = Limits(model, 1) if model.chat.thinking.mode == "on" else None
     for ids in outputs:
-        texts = {}
-        for length in reading_lengths(len(ids)):
-            texts[length] = readable(model.tokenizer, ids[:length], opened)
-        found.append(Written(texts.pop(len(ids)), len(ids), texts))
+        start = 0 if limit is None else limit.start(ids)
+        if start is None:
+            whole = readable(model.tokenizer, ids, opened)
+            found.append(Written(whole, 0, {}))  # no answer yet
+            continue
+        texts, n = {}, len(ids) - start
+        for length in reading_lengths(n):
+            texts[length] = readable(model.tokenizer, ids[: start + length], opened)
+        found.append(Written(texts.pop(n), n, texts))
     return found
 
 
-def thought_opened(model: LoadedModel) -> bool:
-    """Whether the template's own end of a prompt has opened a thought that the completion begins
-    in.
+def thought_opened(model: LoadedModel, freely: bool = True) -> bool:
+    """Whether the end of a prompt has opened a thought that the completion begins in; of a prompt
+    that is completed ``freely``, or that ends with the closed thought.
     """
+    if freely:
+        return model.chat.opened
     return opens(str(model.tokenizer.decode(list(model.chat.suffix), skip_special_tokens=False)))
 
 

@@ -22,6 +22,7 @@ from refusal.model.edits import RowWise
 from refusal.model.endings import end_tokens, read_at_lengths, read_outputs
 from refusal.model.forward import PROBES, last_logits, logit_tolerance, uncounted
 from refusal.model.prefill import read_prompts, shared_start
+from refusal.model.thinking_limits import limits
 from refusal.model.writing import Ended, Wanted, Writer
 
 log = logging.getLogger(__name__)
@@ -34,20 +35,21 @@ def generate(
     model: LoadedModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
 ) -> list[str]:
     """Greedy completions of ``instructions``, in their order, as `read_outputs` gives them."""
-    return read_outputs(
-        model, generate_rows(model, model.tokenize(instructions), max_new_tokens, name)
-    )
+    new, ended = limits(model, max_new_tokens)
+    rows = model.tokenize(instructions, freely=True)
+    return read_outputs(model, generate_rows(model, rows, new, name, ended), freely=True)
 
 
 def generate_and_read(
     model: LoadedModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
 ) -> tuple[list[str], Float[Tensor, "prompt vocab"]]:
-    """Greedy completions, and the logits of each prompt's last token (on the CPU), both from one
-    reading of the prompts where a process writes all of them in batches.
+    """Greedy completions without thoughts, and the logits of each prompt's last token (on the CPU),
+    both from one reading of the prompts where a process writes all of them in batches.
     """
-    if parallel.world() > 1 or batching(model) == "alone":
-        return generate(model, instructions, max_new_tokens, name), last_logits(model, instructions)
     rows = model.tokenize(instructions)
+    if parallel.world() > 1 or batching(model) == "alone":
+        outputs = generate_rows(model, rows, max_new_tokens, name)
+        return read_outputs(model, outputs), last_logits(model, instructions)
     found: list[list[int]] = [[] for _ in rows]
     logits: dict[int, Tensor] = {}
 
@@ -75,7 +77,7 @@ def generate_each(
     lengths too.
     """
     different = list(dict.fromkeys(text for texts in instructions for text in texts))
-    ids = dict(zip(different, model.tokenize(different), strict=True))
+    ids = dict(zip(different, model.tokenize(different, freely=True), strict=True))
     which = [i for i, texts in enumerate(instructions) for _ in texts]
     first = [which.index(i) if texts else 0 for i, texts in enumerate(instructions)]
     rows = [ids[text] for texts in instructions for text in texts]
@@ -96,8 +98,9 @@ def generate_each(
     for i, texts in enumerate(instructions):
         if not texts:
             finished(i, [])
+    new, ended = limits(model, max_new_tokens)
     with model.apply(interventions):
-        _write(model, Wanted(rows, max_new_tokens, 0, interventions, which), name, keep)
+        _write(model, Wanted(rows, new, 0, interventions, which, ended), name, keep)
     return done
 
 

@@ -45,6 +45,7 @@ from refusal.model.gguf import converted_folder
 from refusal.model.loading_bars import bars_as_tasks
 from refusal.model.placement import find_device, find_dtype, multiply_as_asked, place
 from refusal.model.sites import find_sites, language_model
+from refusal.model.thinking_form import find_thinking
 
 # What transformers raises for files that are missing, damaged or of an unknown kind.
 LOAD_ERRORS = (
@@ -73,6 +74,8 @@ class LoadOptions(TypedDict, total=False):
     tp_plan: Literal["auto"] | None
     system: str | None
     date: str | None
+    thinking: Literal["off", "closed", "on"] | None
+    thinking_tokens: int
     blocks: str | None
     writers: Sequence[str] | None
     batch_size: int | None
@@ -95,6 +98,10 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
             transformers.
         system: a system prompt; by default what the template does by itself.
         date: ``YYYY-MM-DD``, what templates that ask for the date write; by default today.
+        thinking: of a model that thinks before it answers: ``off`` by the template's switch,
+            ``closed`` by an empty thought before the answer, ``on``; by default off where there is
+            a switch, else closed (docs/reasoning.md).
+        thinking_tokens: longest thought under ``on``, beside the answer's limit.
         blocks: path of the decoder blocks, where discovery fails (see ``find_sites``).
         writers: names of the writing children of a block, where discovery fails.
         batch_size: most rows at once when generating; by default chosen from free memory.
@@ -104,8 +111,8 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
         ChatTemplateError: no chat template, or it rejects the system prompt.
         UnsupportedModelError: blocks or writers not found.
         OutOfMemoryError: the weights do not fit.
-        ConfigError: no such date, unknown dtype or device, ``tp_plan`` without a launcher, or
-            ``quantize`` without bitsandbytes.
+        ConfigError: no such date, unknown dtype or device, ``thinking`` that the model lacks,
+            ``tp_plan`` without a launcher, or ``quantize`` without bitsandbytes.
         TypeError: no such option.
     """
     if unknown := options.keys() - LoadOptions.__annotations__.keys():
@@ -123,9 +130,9 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
         if not tokenizer.chat_template:
             tokenizer.chat_template = _processor_template(source, hub)
-        find_format(
-            tokenizer, given.system, day
-        )  # a base model is refused before its weights are read
+        # A base model, or a wrong --thinking, is refused before the weights are read.
+        find_format(tokenizer, given.system, day)
+        find_thinking(tokenizer, given.thinking, given.thinking_tokens, given.system, day)
         config = AutoConfig.from_pretrained(source, **hub)
         check_special_ids(config, name)
         hf = load_whole(
@@ -145,6 +152,8 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
         sites=sites,
         batch_size=given.batch_size,
         day=day,
+        thinking=given.thinking,
+        thinking_tokens=given.thinking_tokens,
     )
     model.revision = given.revision
     return model

@@ -163,7 +163,8 @@ def _evaluated(run: Run, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
 
 def _plan(asked: Asked, model: ChatModel) -> Plan:
     chat = model.chat
-    lengths = lengths_of(model.tokenizer, chat.system, asked.prompts, len(chat.prefix), chat.day)
+    about = (asked.prompts, len(chat.prefix), chat.day, chat.thinking)
+    lengths = lengths_of(model.tokenizer, chat.system, *about)
     return Plan(asked.config, model.sites.n_layers, lengths)
 
 

@@ -1,6 +1,8 @@
 """What stands on the page beside figures and tables: completions side by side, what was run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import tomli_w
 
@@ -60,6 +62,15 @@ def _answer(condition: str, row: Completion, hidden: bool) -> Answer:
     return Answer(condition, row.verdict, text, folded, len(row.completion))
 
 
+def _thinking(found: Mapping[str, Any] | None) -> str:
+    """What was done about thoughts, in words."""
+    if not found:
+        return ""
+    shown = {"off": "off, by the template's switch", "closed": "closed before the answer"}
+    text = shown.get(found["mode"]) or f"on, at most {found.get('tokens')} tokens"
+    return f"{text}: {found['block']!r}" if found["block"] else text
+
+
 def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
     """What was run, as name and value; what is not known is left out."""
     manifest, tokens = data.manifest, data.tokens
@@ -72,6 +83,7 @@ def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
         "Precision": model["dtype"],
         "Chat template, sha256": model["template_hash"],
         "System prompt": model.get("system"),
+        "Thinking": _thinking(manifest.get("thinking")),
         "Prompts": manifest["prompts"]["name"],
         "Seed": str(manifest["seed"]),
         "Sizes": " ".join((manifest.get("fitted") or {}).get("said", ())),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from refusal.core.records import Metric
 from refusal.core.tables import (
+    Bar,
     Found,
     Style,
     Table,
@@ -121,15 +122,22 @@ def _rate_table(
     found: Found, metrics: Sequence[Metric], title: str, note: str = "", detail: bool = False
 ) -> Iterator[Table]:
     order = list(dict.fromkeys(m.set for m in metrics))
-    rows = []
+    some = [found.get("unfinished_rate", m.set, m.condition) for m in metrics]
+    more = ("unfinished",) if any(some) else ()
+
+    def unfinished(m: Metric) -> tuple[str, ...]:
+        rate = found.get("unfinished_rate", m.set, m.condition)
+        return (f"{0.0 if rate is None else rate.value:.0%}",) * len(more)
+
+    rows: list[Sequence[str | float | Bar | None]] = []
     for m in sorted(metrics, key=lambda m: order.index(m.set)):
         names = ("refusal_rate_corrected", "refusal_rate_change", "degenerate_rate")
         corrected, change, degenerate = (found.get(name, m.set, m.condition) for name in names)
         label = _control(m) or m.condition
         shown = (share(m), bar(m, style_of(m.set)), share(corrected), points(change))
-        rows.append((m.set, label, *shown, percent(degenerate), str(m.n)))
+        rows.append((m.set, label, *shown, percent(degenerate), *unfinished(m), str(m.n)))
     labels = ("prompts", "condition")
-    columns = ("refused", "0 to 100%", "corrected", "change, points", "degenerate", "n")
+    columns = ("refused", "0 to 100%", "corrected", "change, points", "degenerate", *more, "n")
     yield table(title, labels, columns, rows, note=note, grouped=True, detail=detail)
 
 

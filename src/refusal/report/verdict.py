@@ -133,6 +133,11 @@ def _notes(data: ReportData, before: Metric) -> Iterator[str]:
         if m is not None and m.value >= NOTABLE_DEGENERATE:
             of = f"the completions of {set_name} prompts under {condition}"
             yield f"{m.value:.0%} of {of} are degenerate text."
+    for set_name, condition in (("harmful", BASELINE), ("harmful", "ablation")):
+        m = data.find("unfinished_rate", set_name, condition)
+        if m is not None and m.value >= NOTABLE_DEGENERATE:
+            of = f"{set_name} prompts under {condition}"
+            yield f"{m.value:.0%} of the completions of {of} are thoughts that did not end."
     control = data.find("refusal_rate_change", "harmful", "random-ablation")
     if control is not None:
         value, low, high = (f"{100 * x:+.0f}" for x in (control.value, control.low, control.high))

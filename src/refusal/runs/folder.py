@@ -33,8 +33,7 @@ from refusal.runs.identity import digest, model_identity, program
 from refusal.runs.machine import devices, hardware, peak_memory, versions
 from refusal.weights.same_weights import files_hash_of
 
-# Files that are worth something and would be replaced; without a manifest beside them nobody knows
-# whose they are.
+# Files that would be replaced; without a manifest beside them nobody knows whose they are.
 RESULTS = (
     "direction.safetensors",
     "candidates.safetensors",
@@ -140,6 +139,7 @@ class RunFolder:
             "model": identity,
             "files_hash": self._files_hash(config, identity, loaded),
             "date": str(model.chat.day),
+            "thinking": model.chat.thinking.described,
             "prompts": {"name": prompts.name, "counts": prompts.counts, "sha256": pools},
             "seed": config.seed,
             "fitted": self.manifest.get("fitted"),

@@ -41,6 +41,7 @@ def model_identity(model: ChatModel) -> dict[str, Any]:
         "template_hash": digest(model.tokenizer.chat_template),
         "rendered_hash": digest([PROBES, model.tokenize(PROBES)]),
         "system": chat.system,
+        **({"thinking": "on"} if chat.thinking.mode == "on" else {}),  # else it shows in prompts
         "sites_hash": digest(
             [
                 sites.embedding,

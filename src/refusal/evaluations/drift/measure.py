@@ -27,11 +27,13 @@ from refusal.interventions.conditions import BASELINE
 from refusal.interventions.stream import StreamEdit
 from refusal.model.batch_size import FORCED_CHUNK, FORCED_TOKENS
 from refusal.model.chat_model import ChatModel
+from refusal.model.chat_template import tokenize
 from refusal.model.edits import Intervention
 from refusal.model.endings import thought_opened
 from refusal.model.forward import read_from, share_batches
 from refusal.model.hooks import Edit, hooked, skipped
 from refusal.model.rows import Batch
+from refusal.model.thinking_limits import Limits
 from refusal.model.thinking_tokens import as_written
 
 
@@ -87,11 +89,31 @@ def own_answers(
     them itself.
     """
     opened = thought_opened(model)
+    if model.chat.thinking.mode == "on":
+        return _after_thoughts(model, completions, tokens)
     written = []
     for c in completions:
         answer = as_written(model.tokenizer, c.completion, opened)
         written.append((c.prompt_id, c.prompt, answer))
     return answers(model, written, tokens)
+
+
+def _after_thoughts(
+    model: ChatModel, completions: Sequence[Completion], tokens: int
+) -> list[ForcedText]:
+    """The answers after the model's own thoughts, which are read and do not count; unfinished ones
+    have none.
+    """
+    prompts = model.tokenize([c.prompt for c in completions], freely=True)
+    limit, opened, found = Limits(model, tokens), thought_opened(model), []
+    for c, prompt in zip(completions, prompts, strict=True):
+        ids = tokenize(model.tokenizer, as_written(model.tokenizer, c.completion, opened))
+        start = limit.start(ids)
+        if start is not None and ids[start:]:
+            read = (*prompt, *ids[:start])
+            answer = ids[start:][:tokens]
+            found.append(ForcedText(c.prompt_id, (*read, *answer), len(read)))
+    return found
 
 
 def measure_drift(

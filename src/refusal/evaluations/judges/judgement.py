@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-JudgementLabel = Literal["refusal", "partial", "compliance", "degenerate", "safe", "unsafe"]
+JudgementLabel = Literal[
+    "refusal", "partial", "compliance", "degenerate", "unfinished", "safe", "unsafe"
+]
 JudgeKind = Literal["refusal", "safety", "score"]
 
 

@@ -94,7 +94,7 @@ class Generate(Stage):
     def check(self, model: ChatModel) -> None:
         """Every prompt with its completion must fit into the model's context."""
         for pool in self.asked.measured.values():
-            check_prompts(model, pool, self.asked.config.max_new_tokens)
+            check_prompts(model, pool, self.asked.config.new_tokens)
 
     def work(self, run: Run) -> Iterable[Metric]:
         """What another engine serves, condition by condition, since it may have to start anew for
@@ -146,6 +146,8 @@ class Generate(Stage):
             "max_new_tokens": given.max_new_tokens,
             **part.depends,
         }
+        if given.thinking == "on":
+            inputs["thinking_tokens"] = given.thinking_tokens
         if self._is_served(part):
             options = (given.engine_model, given.engine_ablated, given.engine_arguments)
             inputs["engine"] = [given.engine, *options]
@@ -209,9 +211,9 @@ def _cost(plan: Plan, n: int, condition: str, controls: int = 0) -> Work:
     config, length = plan.config, plan.lengths.test
     engine = ENGINES[config.engine]
     if not controls and engine.elsewhere and engine.serves(condition):
-        return Ask(n, plan.lengths.begins + length, config.max_new_tokens)
+        return Ask(n, plan.lengths.begins + length, config.new_tokens)
     each = max(1, controls)
-    return Write(n * each, config.max_new_tokens, length, each)
+    return Write(n * each, config.new_tokens, length, each)
 
 
 def refresh_verdicts(folder: RunFolder, step: str, paths: Sequence[Path]) -> None:
@@ -246,13 +248,13 @@ def warn_of_no_answers(baseline: Sequence[Completion], set_name: str) -> None:
     """Say so where the unmodified model gives no answer at all: no rate then says anything about
     refusal.
     """
-    if not baseline or any(row.verdict != "degenerate" for row in baseline):
+    if not baseline or any(row.verdict not in ("degenerate", "unfinished") for row in baseline):
         return
     thinking = sum(not split(row.completion).finished for row in baseline)
     if thinking:
         why, mend = (
             f"{thinking} are still thinking when the limit comes",
-            "Raise --max-new-tokens.",
+            "Raise --thinking-tokens, or use --thinking closed.",
         )
     else:
         why, mend = (

@@ -22,6 +22,7 @@ from refusal.model.load import loading, resolve
 from refusal.model.memory import room_of
 from refusal.model.placement import find_device
 from refusal.model.sizes import ModelSize, size_of
+from refusal.model.thinking_form import find_thinking
 from refusal.pipeline.asking import prompts_of
 from refusal.pipeline.costs.estimate import (
     SHARING,
@@ -142,11 +143,14 @@ def estimate_run(config: RunConfig, count: int = 1) -> Estimate:
     with loading(config.model):
         options = hub_options(config.revision)
         tokenizer = AutoTokenizer.from_pretrained(resolve(config.model), **options)
-    begins = len(find_format(tokenizer, config.system).prefix)
-    lengths = lengths_of(tokenizer, config.system, prompts, begins)
+    wanted = (config.thinking, config.thinking_tokens)
+    thinking = find_thinking(tokenizer, *wanted, config.system)
+    begins = len(find_format(tokenizer, config.system, thinking=thinking).prefix)
+    lengths = lengths_of(tokenizer, config.system, prompts, begins, thinking=thinking)
     plan = Plan(config, size.layers, lengths)
     test = (*prompts.test.harmful[: config.n_test], *prompts.test.harmless[: config.n_test])
-    rows = [tokenize(tokenizer, render(tokenizer, p.text, config.system)) for p in test]
+    texts = [render(tokenizer, p.text, config.system, thinking=thinking) for p in test]
+    rows = [tokenize(tokenizer, text) for text in texts]
     if config.device in DEVICES:
         speed, room = DEVICES[config.device]
         kind = "cuda"
