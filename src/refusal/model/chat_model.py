@@ -17,8 +17,8 @@ FIRST_TOKENS = 32  # of a completion: enough for a mark of thinking in plain tex
 FIRST_PROMPTS = 3
 
 
-class _Measured(TypedDict, total=False):
-    """What is else measured, or chosen."""
+class SiteOptions(TypedDict, total=False):
+    """What ``ChatModel`` finds or measures itself where it is not given."""
 
     sites: Sites | None
     batch_size: int | None
@@ -55,7 +55,7 @@ class ChatModel(LoadedModel):
         day: Day | None = None,
         thinking: Literal["off", "closed", "on"] | None = None,
         thinking_tokens: int = AS_WRITTEN.tokens,
-        **options: Unpack[_Measured],
+        **options: Unpack[SiteOptions],
     ) -> None:
         """See `load` for the options.
 

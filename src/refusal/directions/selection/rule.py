@@ -17,7 +17,7 @@ def rejected(score: CandidateScore, rule: Rule, n_layers: int) -> str | None:
     """Which criterion rejects a candidate (``layer``, ``nan``, ``induce``, ``kl``); ``None`` if
     none does.
 
-    A score of ``None`` was not computed and rejects nothing by itrule.
+    A score of ``None`` was not computed and rejects nothing by itself.
     """
     if score.layer >= rule.eligible_layers(n_layers):
         return "layer"
