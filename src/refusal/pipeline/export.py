@@ -22,8 +22,8 @@ from refusal.core.valid import check_place, check_width
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import LOAD_ERRORS, load_message, local_folder, resolve
 from refusal.model.placement import DTYPES
+from refusal.pipeline.asking import prompts_of
 from refusal.pipeline.run import load_for
-from refusal.prompts.load import load_prompts
 from refusal.runs.files import read_manifest
 from refusal.weights.checkpoint_stream import stream_model
 from refusal.weights.gguf_control_vector import write_control_vector
@@ -100,14 +100,7 @@ def export_run(
             "--preserve-norm is an edit of full rank, which no adapter holds. Use --as model."
         )
     check_room(out, 0)  # before anything slow
-    splits = load_prompts(
-        config.prompts,
-        seed=config.seed,
-        dedup=config.dedup,
-        data_dir=config.data_dir,
-        column=config.column,
-        system=config.system,
-    )
+    splits = prompts_of(config)
     half = (n_prompts + 1) // 2
     texts = [
         p.text for p in (*splits.test.harmful[:half], *splits.test.harmless[: n_prompts - half])
