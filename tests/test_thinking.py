@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refusal import ChatModel, Completion, Direction, EngineError, refusal_verdict
 from refusal.config.engines import EngineOptions
+from refusal.core.records import Verdict
 from refusal.core.thinking import marked, opens, split
 from refusal.engines import ENGINES
 from refusal.engines.hooks import HOOKS
@@ -236,7 +237,10 @@ def test_a_thought_in_plain_text_is_left_out(form: str) -> None:
 )  # fmt: skip
 def test_a_plain_thought_that_is_cut(form: str) -> None:
     for prompt, thought, _, _ in BOTH:
-        assert refusal_verdict(prompt, form.format(thought)).evidence == "unfinished thinking"
+        verdict = refusal_verdict(prompt, form.format(thought))
+        shown = form.startswith(("<", "[THINK]"))
+        expected = "unfinished" if shown else "degenerate"  # only words that sound like a thought
+        assert verdict == Verdict(expected, "unfinished thinking")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,14 @@ def split(text: str) -> Split:
     return Split(thought, _first_turn(answer), finished)
 
 
+def shows_thought(text: str) -> bool:
+    """Whether a mark says that a text holds a thought, and not its words alone (where a decoder has
+    dropped the marks, "analysis" is left, which an answer may begin with too).
+    """
+    text = plain_turns(text)
+    return _has_marks(text) and any(is_thought for is_thought, _ in _segments(text)[0])
+
+
 def marked(raw: str, opened: bool = False, thought: str | None = None) -> str:
     """Text that still holds a model's own marks, thoughts as ``<think>…</think>``.
 
