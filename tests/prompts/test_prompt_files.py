@@ -132,10 +132,13 @@ def test_a_damaged_table_is_refused(save: Save, content: str, says: str) -> None
     ("content", "says"),
     [
         (
-            f'{{"messages": [{USER}, {ANSWER}, {USER}]}}',
-            "row 1, messages is a conversation of several turns",
+            f'{{"messages": [{USER}, {ANSWER}, {USER}, {ANSWER}]}}',
+            "the conversation (user, assistant, user, assistant) ends with the assistant turn",
         ),
-        (f'{{"messages": [{ANSWER}, {USER}]}}', "conversation of several turns (assistant, user)"),
+        (
+            f'{{"messages": [{{"role": "user", "content": " "}}, {ANSWER}, {USER}]}}',
+            "message 1: the content of this user turn is ' '",
+        ),
         (f'{{"messages": [{USER}, {SYSTEM}]}}', "a system message stands after the first"),
         (f'{{"messages": [{SYSTEM}]}}', "no message is a user's"),
         ('{"messages": ["A"]}', "message 1 is 'A'"),

@@ -68,9 +68,10 @@ class Inspection:
     ``suffix_ids`` and ``suffix_tokens`` are the post-instruction tokens. ``bos_written`` counts the
     BOS tokens at the start of a prompt as this package tokenises it, ``bos_doubled`` says whether
     the tokenizer would put another one before the template's. ``shares_rows``: prompts can share
-    rows of tokens. ``thinking``: what prompts do about thoughts, and which marks were found.
-    ``structural``: the first token of the answer where it is the same for very different prompts,
-    and so says nothing about refusal; else ``None``.
+    rows of tokens. ``system``, ``turns`` (harmless exchanges before every prompt) and ``prefill``
+    (how answers begin): as asked for. ``thinking``: what prompts do about thoughts, and which marks
+    were found. ``structural``: the first token of the answer where it is the same for very
+    different prompts, and so says nothing about refusal; else ``None``.
     """
 
     model: str
@@ -91,6 +92,9 @@ class Inspection:
     bos_written: int
     bos_doubled: bool
     thinking_switch: bool
+    system: str | None
+    turns: int
+    prefill: str
     thinking: Thinking
     structural: str | None
     shares_rows: bool
@@ -109,7 +113,8 @@ def inspect_model(model: ChatModel) -> Inspection:
         UnsupportedModelError: a writer that was named does not give hidden states.
     """
     hf, sites, chat = model.hf, model.sites, model.chat
-    text = render(model.tokenizer, _QUESTIONS[0], chat.system, chat.day, chat.thinking)
+    about = (chat.system, chat.day, chat.thinking, chat.around)
+    text = render(model.tokenizer, _QUESTIONS[0], *about)
     ids, doubled = tokenize(model.tokenizer, text), model.tokenizer(text)["input_ids"]
     return Inspection(
         model=model.name,
@@ -130,6 +135,9 @@ def inspect_model(model: ChatModel) -> Inspection:
         bos_written=_count_bos(model, ids),
         bos_doubled=_count_bos(model, doubled) > 1,
         thinking_switch=chat.thinking_switch,
+        system=chat.system,
+        turns=len(chat.around.turns) // 2,
+        prefill=chat.around.prefill,
         thinking=chat.thinking,
         structural=_structural(model),
         shares_rows=packs(model),

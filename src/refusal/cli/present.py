@@ -198,6 +198,7 @@ def _inspection(found: "Inspection") -> None:
         ("head", found.head),
         ("after prompt", tokens),
         ("BOS", bos),
+        *_around(found),
         *_thoughts(found),
         ("rows", "prompts share rows" if found.shares_rows else "one prompt a row"),
     ]
@@ -207,6 +208,13 @@ def _inspection(found: "Inspection") -> None:
         verdict = Text("ok", style="green") if check.ok else Text("FAILED", style="bold red")
         table.add_row(check.name, f"{check.value:.1e}", f"{check.limit:.0e}", verdict)
     out.print(table)
+
+
+def _around(found: "Inspection") -> list[tuple[str, str]]:
+    """What stands around every prompt, as far as something was asked for."""
+    turns = f"{found.turns} harmless exchange(s)" if found.turns else ""
+    shown = (("system", found.system), ("before prompt", turns), ("answer begins", found.prefill))
+    return [(name, repr(text) if name != "before prompt" else text) for name, text in shown if text]
 
 
 def _thoughts(found: "Inspection") -> list[tuple[str, str]]:

@@ -40,6 +40,10 @@ class ModelOptions(BaseModel):
     """
     system: str | None = None
     """A system prompt; by default what the template does by itself."""
+    turns: Annotated[int, Field(ge=0)] = 0
+    """Harmless exchanges, built in, of a user and the assistant that stand before every prompt."""
+    prefill: Annotated[str, Field(min_length=1)] | None = None
+    """How every answer begins; what is judged is this and what the model writes after it."""
     date: Annotated[str, BeforeValidator(iso_date)] | None = None
     """YYYY-MM-DD: the date of templates that write one into prompts; by default that of the run's
     first day.

@@ -1,6 +1,5 @@
 """The records that all rooms share, without a tensor in them: reading them needs no torch."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from refusal.core.errors import ConfigError
 from refusal.core.frames import NotebookRecord, dataframe
 from refusal.core.thinking import split
+from refusal.core.turns import Question, Turns, asked, fingerprint
 
 if TYPE_CHECKING:
     import pandas
@@ -19,19 +19,23 @@ VerdictLabel = Literal["refusal", "partial", "compliance", "degenerate", "unfini
 
 @dataclass(frozen=True)
 class Prompt:
-    """One instruction, as a user would type it."""
+    """One instruction, as a user would type it; ``before``: the turns before it, if any."""
 
     id: str
     text: str
     label: Label
     category: str | None = None
+    before: Turns = ()
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the text whatever its case and spacing; the same prompt under another id has the
-        same one.
-        """
-        return hashlib.sha256(" ".join(self.text.casefold().split()).encode()).hexdigest()[:16]
+        """The same for the same prompt under another id, whatever its case and spacing."""
+        return fingerprint(self.text, self.before)
+
+    @property
+    def question(self) -> Question:
+        """What a model is asked."""
+        return asked(self.text, self.before)
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,8 @@ class Completion:
     """One prompt, what the model wrote, and the verdict.
 
     Attributes:
+        prompt: the last turn of the user's. before: the turns before it, if any.
+        completion: the whole answer; where it was begun for the model (`--prefill`), with that.
         tokens: how many were written, without the one that ends a turn; ``None`` where that is not
             known (the engine gave none, or an older version), and then there are no ``cuts``.
         cuts: the completion at each of `reading_lengths` that is below ``tokens``.
@@ -244,6 +250,7 @@ class Completion:
     verdict: VerdictLabel
     tokens: int | None = None
     cuts: tuple[Cut, ...] = ()
+    before: Turns = ()
 
     @property
     def answer(self) -> str:
@@ -328,7 +335,8 @@ def to_json(record: Any) -> Any:
     """A record, or a tuple of records, as plain JSON values; anything else is a TypeError."""
     if isinstance(record, (list, tuple)):
         return [to_json(item) for item in record]
-    return record.to_row() if isinstance(record, CandidateScore) else asdict(record)
+    row = record.to_row() if isinstance(record, CandidateScore) else asdict(record)
+    return {name: value for name, value in row.items() if name != "before" or value}
 
 
 def finite(value: Any) -> Any:

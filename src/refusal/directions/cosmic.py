@@ -61,7 +61,7 @@ class Cosmic(DifferenceInMeans):
         layers = range(0, candidates.n_layers if config.full_map else eligible, config.layer_step)
         positions = range(-candidates.n_positions, 0)
         places = [candidates.at(position, layer) for position in positions for layer in layers]
-        rows = [model.tokenize([p.text for p in some.prompts]) for some in (harmful, harmless)]
+        rows = [model.tokenize([p.question for p in some.prompts]) for some in (harmful, harmless)]
         values = cosmic_scores(model, places, rows[0], rows[1])
         if all(map(math.isnan, values)):
             raise NonFiniteError(

@@ -257,7 +257,7 @@ def run_pool(
             chunk = pool[start : start + min(missing + ahead, CHUNK_PROMPTS)]
             here: dict[int, Tensor] = {}
             results: dict[int, float] = {}
-            rows = model.tokenize([prompt.text for prompt in chunk])
+            rows = model.tokenize([prompt.question for prompt in chunk])
             for members, (metrics, stacked) in share_batches(model, rows, run):
                 results.update(zip(members, metrics, strict=True))
                 here.update(zip(members, stacked, strict=True) if stacked is not None else ())
@@ -322,7 +322,7 @@ def _check_enough(
 def _first_tokens(model: ChatModel, prompts: Sequence[Prompt]) -> str:
     """The commonest greedy first tokens, for an error message."""
     first = (
-        last_logits(model, [prompt.text for prompt in prompts]).argmax(-1).tolist()
+        last_logits(model, [prompt.question for prompt in prompts]).argmax(-1).tolist()
         if prompts
         else []
     )

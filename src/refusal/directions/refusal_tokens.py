@@ -144,8 +144,9 @@ def choose_tokens(model: ChatModel, prompts: PromptPair) -> RefusalTokens:
     harmless = prompts.harmless[: CHOOSE_PROMPTS // 2]
     chosen = [*prompts.harmful[:CHOOSE_PROMPTS], *harmless]
     texts = [prompt.text for prompt in chosen]
+    questions = [prompt.question for prompt in chosen]
     outputs, logits = generate_and_read(
-        model, texts, CHOOSE_NEW_TOKENS, name="find the refusal tokens"
+        model, questions, CHOOSE_NEW_TOKENS, name="find the refusal tokens"
     )
     labels = [
         refusal_verdict(text, output).label for text, output in zip(texts, outputs, strict=True)

@@ -22,6 +22,7 @@ from refusal.core.endpoint_records import Address
 from refusal.core.errors import ConfigError, EngineError
 from refusal.core.progress import task
 from refusal.core.thinking import marked, split
+from refusal.core.turns import Question, turns_of
 from refusal.engines.hooks import HOOKS
 from refusal.engines.protocol import Job
 from refusal.interventions.conditions import BASELINE
@@ -115,13 +116,18 @@ def template_arguments(model: ChatModel) -> dict[str, Any]:
     """
     chat = model.chat
     freely = chat.thinking.freely
+    if chat.around.prefill:
+        raise EngineError(
+            f"A server cannot be made to begin its answers with {chat.around.prefill!r}. Use "
+            "--engine own or paged."
+        )
     if freely.block:
         raise EngineError(
             "A server cannot be made to end its prompts with the closed thought "
             f"{freely.block!r}. Use --engine own or paged, or --thinking on."
         )
     found = dict(freely.variables) if chat.thinking_switch else {}
-    ours = render(model.tokenizer, PROBES[0], chat.system, chat.day, freely)
+    ours = render(model.tokenizer, PROBES[0], chat.system, chat.day, freely, chat.around)
     if ours == _written_there(model, found):
         return found
     dated = {**found, "date_string": chat.day.date.strftime(LLAMA)}
@@ -203,11 +209,11 @@ def _cut(job: Job, text: str, opened: bool) -> str:
     return text if len(kept) == len(ids) else readable(tokenizer, kept, opened)
 
 
-def _messages(model: ChatModel, instruction: str) -> list[dict[str, str]]:
-    system = (
-        [{"role": "system", "content": model.chat.system}] if model.chat.system is not None else []
-    )
-    return [*system, {"role": "user", "content": instruction}]
+def _messages(model: ChatModel, question: Question) -> list[dict[str, str]]:
+    chat = model.chat
+    system = (("system", chat.system),) if chat.system is not None else ()
+    turns = (*system, *chat.around.turns, *turns_of(question))
+    return [{"role": role, "content": text} for role, text in turns]
 
 
 def _check_length(endpoint: Endpoint, read: int | None, ours: int) -> None:

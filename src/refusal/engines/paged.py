@@ -11,6 +11,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from refusal.core import parallel
 from refusal.core.errors import EngineError
 from refusal.core.progress import task
+from refusal.core.turns import Question
 from refusal.engines.hooks import Hooks
 from refusal.model.base import LoadedModel
 from refusal.model.batch_size import row_budget
@@ -24,7 +25,10 @@ PAGE = 64  # tokens whose keys and values are kept together
 
 
 def generate_paged(
-    model: LoadedModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
+    model: LoadedModel,
+    instructions: Sequence[Question],
+    max_new_tokens: int,
+    name: str = "generate",
 ) -> list[str]:
     """Write greedy completions by transformers' continuous batching: prompts take the place of rows
     that have ended.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from refusal.core.direction import Direction
+from refusal.core.turns import Question
 from refusal.model.chat_model import ChatModel
 
 
@@ -14,14 +15,14 @@ class Job:
 
     Attributes:
         model, direction, condition: what the condition does to the model.
-        instructions: one user turn each. max_new_tokens: length of the completions.
+        instructions: one user turn or conversation each. max_new_tokens: length of the completions.
         name: what the work is called on the display.
     """
 
     model: ChatModel
     direction: Direction
     condition: str
-    instructions: Sequence[str]
+    instructions: Sequence[Question]
     max_new_tokens: int
     name: str
 

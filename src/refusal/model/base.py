@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, Self
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
 
 from refusal.core import parallel
 from refusal.core.day import Day
+from refusal.core.turns import Question
 from refusal.model.batch_size import BUSY_ROWS, BatchSize, token_budget
 from refusal.model.chat_template import (
     PROBES,
@@ -76,23 +78,29 @@ class LoadedModel:
         """The device of the embedding, where token ids go."""
         return input_device(self.hf)
 
-    def tokenize(self, instructions: Sequence[str], freely: bool = False) -> list[list[int]]:
-        """Token ids of whole prompts: each instruction as one user turn, generation prompt
-        included.
+    def tokenize(
+        self, questions: Sequence[Question], freely: bool = False, prefill: bool = True
+    ) -> list[list[int]]:
+        """Token ids of whole prompts: each question as the user's turn or the turns of a
+        conversation, after the turns that stand before every one; generation prompt included.
 
         Args:
             freely: for completions that may think, where the model does: without the closed thought
                 that ends other prompts.
+            prefill: with the answer's beginning, where the model is given one.
         """
         chat = self.chat
-        about = (chat.system, chat.day, chat.thinking.freely if freely else chat.thinking)
-        texts = [render(self.tokenizer, text, *about) for text in instructions]
-        return [tokenize(self.tokenizer, text) for text in texts]
+        around = chat.around if prefill else replace(chat.around, prefill="")
+        thinking = chat.thinking.freely if freely else chat.thinking
+        about = (chat.system, chat.day, thinking, around)
+        return [tokenize(self.tokenizer, render(self.tokenizer, q, *about)) for q in questions]
 
     def set_day(self, day: Day) -> None:
         """Have the template write another date into prompts from now on."""
-        if day != self.chat.day:
-            self.chat = find_format(self.tokenizer, self.chat.system, day, self.chat.thinking)
+        chat = self.chat
+        if day != chat.day:
+            about = (chat.thinking, chat.around)
+            self.chat = find_format(self.tokenizer, chat.system, day, *about)
 
     @contextmanager
     def apply(self, *interventions: Intervention) -> Iterator[Self]:

@@ -6,10 +6,13 @@ from typing import Literal, TypedDict, Unpack
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from refusal.core.day import Day
+from refusal.core.errors import ConfigError
+from refusal.core.turns import Question
 from refusal.model.base import LoadedModel
-from refusal.model.chat_template import AS_WRITTEN, PROBES, find_format
+from refusal.model.chat_template import ALONE, AS_WRITTEN, PROBES, find_format
 from refusal.model.forward import uncounted
 from refusal.model.generation import generate, generate_rows
+from refusal.model.harmless_turns import around_of
 from refusal.model.sites import Sites
 from refusal.model.thinking_form import find_thinking
 
@@ -22,6 +25,19 @@ class SiteOptions(TypedDict, total=False):
 
     sites: Sites | None
     batch_size: int | None
+
+
+class Talk(TypedDict, total=False):
+    """What stands around prompts beside a system prompt: as many harmless ``turns`` before them,
+    and ``prefill``, how the answer begins.
+    """
+
+    turns: int
+    prefill: str | None
+
+
+class ModelParts(SiteOptions, Talk, total=False):
+    """All of both."""
 
 
 class ChatModel(LoadedModel):
@@ -55,21 +71,29 @@ class ChatModel(LoadedModel):
         day: Day | None = None,
         thinking: Literal["off", "closed", "on"] | None = None,
         thinking_tokens: int = AS_WRITTEN.tokens,
-        **options: Unpack[SiteOptions],
+        **options: Unpack[ModelParts],
     ) -> None:
         """See `load` for the options.
 
         Raises:
-            ConfigError: ``thinking`` cannot be had of this model.
+            ConfigError: ``thinking`` cannot be had of this model, so many ``turns`` there are not,
+                or ``prefill`` where it thinks freely.
         """
         wanted = (tokenizer, thinking, thinking_tokens, system, day)
+        prefill = options.get("prefill")
+        around = around_of(options.get("turns", 0), prefill)
         found = find_thinking(*wanted)
-        super().__init__(
-            hf, tokenizer, name, chat=find_format(tokenizer, system, day, found), **options
-        )
+        chat = find_format(tokenizer, system, day, found, ALONE if found.unsure else around)
+        sites, batch_size = options.get("sites"), options.get("batch_size")
+        super().__init__(hf, tokenizer, name, chat=chat, sites=sites, batch_size=batch_size)
         if found.unsure:
             found = find_thinking(*wanted, self._beginnings)
-            self.chat = find_format(tokenizer, system, self.chat.day, found)
+            self.chat = find_format(tokenizer, system, self.chat.day, found, around)
+        if prefill and found.mode == "on":
+            raise ConfigError(
+                f"--prefill {prefill!r}: with --thinking on the answer begins after a thought that "
+                "the model writes itself. Use --thinking off or closed."
+            )
 
     def _beginnings(self) -> list[str]:
         """What the model begins to write, special tokens included."""
@@ -77,8 +101,8 @@ class ChatModel(LoadedModel):
             rows = generate_rows(self, self.tokenize(PROBES[:FIRST_PROMPTS]), FIRST_TOKENS)
         return [str(self.tokenizer.decode(row, skip_special_tokens=False)) for row in rows]
 
-    def generate(self, instructions: Sequence[str], max_new_tokens: int = 128) -> list[str]:
-        """Greedy completions, one per instruction, without the end-of-turn token; a thought stands
-        in ``<think>…</think>``.
+    def generate(self, instructions: Sequence[Question], max_new_tokens: int = 128) -> list[str]:
+        """Greedy completions, one per instruction or conversation, without the end-of-turn token; a
+        thought stands in ``<think>…</think>``, and an answer that was begun is given whole.
         """
         return generate(self, instructions, max_new_tokens)

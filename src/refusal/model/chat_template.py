@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from refusal.core.day import Day, day_of
 from refusal.core.errors import ChatTemplateError
 from refusal.core.thinking import opens
+from refusal.core.turns import Question, Turns, turns_of
 
 # Very different first and last characters, so that what they share can only come from the template.
 PROBES = (
@@ -73,12 +74,25 @@ AS_WRITTEN = Thinking()
 
 
 @dataclass(frozen=True)
+class Around:
+    """What stands around every prompt beside a system prompt: ``turns`` before it, as roles and
+    texts, and ``prefill``, how the answer begins.
+    """
+
+    turns: Turns = ()
+    prefill: str = ""
+
+
+ALONE = Around()
+
+
+@dataclass(frozen=True)
 class ChatFormat:
     """What surrounds an instruction in a prompt of this tokenizer.
 
     ``prefix`` and ``suffix`` are token ids: what every prompt starts with, and the post-instruction
-    tokens, which hold the closed thought where there is one. ``opened``: completions begin inside a
-    thought.
+    tokens, which hold the closed thought and the answer's beginning where there is one.
+    ``opened``: completions begin inside a thought.
     """
 
     system: str | None
@@ -90,34 +104,32 @@ class ChatFormat:
     day: Day
     thinking: Thinking = AS_WRITTEN
     opened: bool = False
-
-
-Turns = Sequence[tuple[str, str]]  # role and text
+    around: Around = ALONE
 
 
 def render(
     tokenizer: PreTrainedTokenizerBase,
-    instruction: str,
+    question: Question,
     system: str | None = None,
     day: Day | None = None,
     thinking: Thinking = AS_WRITTEN,
+    around: Around = ALONE,
 ) -> str:
-    """The prompt text for one user turn, generation prompt and closed thought included; ``day``
-    (default: today) is the template's date.
+    """The prompt text for a question after the turns ``around`` it, generation prompt, closed
+    thought and the answer's beginning included; ``day`` (default: today) is the template's date.
 
     Raises:
         ChatTemplateError: there is no template, or it rejects the conversation (a system role,
             say).
     """
-    turns = (
-        [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
-    )
-    return render_turns(tokenizer, turns, day, thinking)
+    begin = () if system is None else (("system", system),)
+    turns = (*begin, *around.turns, *turns_of(question))
+    return render_turns(tokenizer, turns, day, thinking) + around.prefill
 
 
 def render_turns(
     tokenizer: PreTrainedTokenizerBase,
-    turns: Turns,
+    turns: Sequence[tuple[str, str]],
     day: Day | None = None,
     thinking: Thinking = AS_WRITTEN,
 ) -> str:
@@ -125,8 +137,8 @@ def render_turns(
     and closed thought included.
 
     Raises:
-        ChatTemplateError: there is no template, or it rejects the conversation (a system role,
-            say).
+        ChatTemplateError: there is no template, it rejects the conversation (a system role, say),
+            or leaves a turn before the last out.
     """
     if not tokenizer.chat_template:
         raise ChatTemplateError(
@@ -134,26 +146,42 @@ def render_turns(
             "Use an instruction-tuned model, or set tokenizer.chat_template."
         )
     refused: Exception | None = None
+    lost: list[tuple[str, str]] = []
     for in_parts in (False, True):  # templates of vision-language models may want content in parts
         try:
             text = _apply(tokenizer, turns, in_parts, day or day_of(None), thinking)
         except Exception as error:  # a template is a program, and may raise anything
             refused = refused or error
             continue
-        if turns[-1][1].strip() in text:
+        lost = [(role, said) for role, said in turns if said.strip() not in text]
+        if not lost:
             return text + thinking.block
-    if refused is None:  # a template that changes what it is given
+    if refused is None and turns[-1] in lost:  # a template that changes what it is given
         return _apply(tokenizer, turns, False, day or day_of(None), thinking) + thinking.block
-    system = turns[0][0] == "system"
-    what = "a system prompt" if system else "a single user turn"
-    mend = "Run without --system." if system else "Check the model's chat template."
+    roles = ", ".join(role for role, _ in turns)
+    if len(turns) == 1:
+        what, mend = "a single user turn", "Check the model's chat template."
+    elif len(turns) == 2 and turns[0][0] == "system":
+        what, mend = "a system prompt", "Run without --system."
+    else:
+        what = f"a conversation of the turns {roles}"
+        mend = "Leave such prompts out, or run without --system and --turns."
+    if refused is None:
+        role, said = lost[0]
+        raise ChatTemplateError(
+            f"The chat template leaves the {role} turn {said[:60]!r} out of {what}. {mend}"
+        )
     raise ChatTemplateError(
         f"The chat template rejects {what} ({' '.join(str(refused).split())[:200]}). {mend}"
     ) from refused
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, turns: Turns, in_parts: bool, day: Day, thinking: Thinking
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[tuple[str, str]],
+    in_parts: bool,
+    day: Day,
+    thinking: Thinking,
 ) -> str:
     """The template's text for a conversation; content as strings or as lists of one text part."""
     messages: list[Any] = []
@@ -198,6 +226,7 @@ def find_format(
     system: str | None = None,
     day: Day | None = None,
     thinking: Thinking = AS_WRITTEN,
+    around: Around = ALONE,
 ) -> ChatFormat:
     """The common prefix and suffix of prompts, in tokens.
 
@@ -208,7 +237,7 @@ def find_format(
         ChatTemplateError: no template, or nothing follows the instruction.
     """
     day = day or day_of(None)
-    texts = [render(tokenizer, probe, system, day, thinking) for probe in PROBES]
+    texts = [render(tokenizer, probe, system, day, thinking, around) for probe in PROBES]
     ids = [tokenize(tokenizer, text) for text in texts]
     prefix = _common_prefix(ids)
     suffix = _common_suffix(ids)
@@ -235,6 +264,7 @@ def find_format(
         day=day,
         thinking=thinking,
         opened=opens(decoded.removesuffix(thinking.block) if thinking.mode == "on" else decoded),
+        around=around,
     )
 
 

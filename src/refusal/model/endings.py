@@ -6,6 +6,7 @@ from refusal.core.lengths import reading_lengths
 from refusal.core.records import Written
 from refusal.core.thinking import opens
 from refusal.model.base import LoadedModel
+from refusal.model.chat_template import tokenize
 from refusal.model.thinking_limits import Limits
 from refusal.model.thinking_tokens import readable
 
@@ -14,10 +15,11 @@ def read_outputs(
     model: LoadedModel, outputs: Sequence[Sequence[int]], freely: bool = False
 ) -> list[str]:
     """Generated tokens as text: thoughts stand in ``<think>…</think>``, special tokens are
-    dropped. ``freely``: they follow prompts after which the model may think.
+    dropped, and an answer that was begun is given with its beginning. ``freely``: they follow
+    prompts after which the model may think.
     """
     opened = thought_opened(model, freely)
-    return [readable(model.tokenizer, output, opened) for output in outputs]
+    return [_text(model, output, opened) for output in outputs]
 
 
 def read_at_lengths(model: LoadedModel, outputs: Sequence[Sequence[int]]) -> list[Written]:
@@ -31,14 +33,28 @@ def read_at_lengths(model: LoadedModel, outputs: Sequence[Sequence[int]]) -> lis
     for ids in outputs:
         start = 0 if limit is None else limit.start(ids)
         if start is None:
-            whole = readable(model.tokenizer, ids, opened)
+            whole = _text(model, ids, opened)
             found.append(Written(whole, 0, {}))  # no answer yet
             continue
         texts, n = {}, len(ids) - start
         for length in reading_lengths(n):
-            texts[length] = readable(model.tokenizer, ids[: start + length], opened)
+            texts[length] = _text(model, ids[: start + length], opened)
         found.append(Written(texts.pop(n), n, texts))
     return found
+
+
+def _text(model: LoadedModel, ids: Sequence[int], opened: bool) -> str:
+    """Generated tokens as text, after the beginning that the answer was given.
+
+    The two are decoded together: alone, a first token may lose the space that it begins with.
+    """
+    prefill, tokenizer = model.chat.around.prefill, model.tokenizer
+    if not prefill:
+        return readable(tokenizer, ids, opened)
+    begun = tokenize(tokenizer, prefill)
+    head, whole = readable(tokenizer, begun), readable(tokenizer, [*begun, *ids])
+    fits = whole.startswith(head)
+    return prefill + (whole[len(head) :] if fits else readable(tokenizer, ids, opened))
 
 
 def thought_opened(model: LoadedModel, freely: bool = True) -> bool:

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal.core import parallel
+from refusal.core.turns import Question
 from refusal.model.base import LoadedModel
 from refusal.model.batch_size import is_out_of_memory, too_large
 from refusal.model.contexts import check_rows
@@ -207,14 +208,14 @@ def share_batches(
         yield from part
 
 
-def last_logits(model: LoadedModel, texts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
-    """Logits of the last prompt token of each text, on the CPU, in their order."""
+def last_logits(model: LoadedModel, questions: Sequence[Question]) -> Float[Tensor, "prompt vocab"]:
+    """Logits of the last prompt token of each question, on the CPU, in their order."""
     out: dict[int, Tensor] = {}
     for prompts, logits in share_batches(
-        model, model.tokenize(texts), lambda batch: read(model, batch)[0].cpu()
+        model, model.tokenize(questions), lambda batch: read(model, batch)[0].cpu()
     ):
         out.update(zip(prompts, logits, strict=True))
-    return torch.stack([out[i] for i in range(len(texts))])
+    return torch.stack([out[i] for i in range(len(questions))])
 
 
 def packs(model: LoadedModel) -> bool:

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from refusal.core import parallel
 from refusal.core.progress import Advance, task
 from refusal.core.records import Written
+from refusal.core.turns import Question
 from refusal.model.base import Batching, LoadedModel
 from refusal.model.batch_size import BatchSize, row_budget
 from refusal.model.caches import cache_bytes_per_token, rows_apart
@@ -32,7 +33,10 @@ AT_ONCE = 4  # batches' worth of rows that a process takes at most, where severa
 
 
 def generate(
-    model: LoadedModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
+    model: LoadedModel,
+    instructions: Sequence[Question],
+    max_new_tokens: int,
+    name: str = "generate",
 ) -> list[str]:
     """Greedy completions of ``instructions``, in their order, as `read_outputs` gives them."""
     new, ended = limits(model, max_new_tokens)
@@ -41,7 +45,10 @@ def generate(
 
 
 def generate_and_read(
-    model: LoadedModel, instructions: Sequence[str], max_new_tokens: int, name: str = "generate"
+    model: LoadedModel,
+    instructions: Sequence[Question],
+    max_new_tokens: int,
+    name: str = "generate",
 ) -> tuple[list[str], Float[Tensor, "prompt vocab"]]:
     """Greedy completions without thoughts, and the logits of each prompt's last token (on the CPU),
     both from one reading of the prompts where a process writes all of them in batches.
@@ -62,7 +69,7 @@ def generate_and_read(
 
 def generate_each(
     model: LoadedModel,
-    instructions: Sequence[Sequence[str]],
+    instructions: Sequence[Sequence[Question]],
     interventions: RowWise,
     max_new_tokens: int,
     name: str = "generate",

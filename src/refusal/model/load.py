@@ -42,6 +42,7 @@ from refusal.model.checkpoint_check import (
 from refusal.model.contexts import check_special_ids
 from refusal.model.fast_linear import speed_up
 from refusal.model.gguf import converted_folder
+from refusal.model.harmless_turns import around_of
 from refusal.model.loading_bars import bars_as_tasks
 from refusal.model.placement import find_device, find_dtype, multiply_as_asked, place
 from refusal.model.sites import find_sites, language_model
@@ -76,6 +77,8 @@ class LoadOptions(TypedDict, total=False):
     date: str | None
     thinking: Literal["off", "closed", "on"] | None
     thinking_tokens: int
+    turns: int
+    prefill: str | None
     blocks: str | None
     writers: Sequence[str] | None
     batch_size: int | None
@@ -102,6 +105,8 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
             ``closed`` by an empty thought before the answer, ``on``; by default off where there is
             a switch, else closed (docs/reasoning.md).
         thinking_tokens: longest thought under ``on``, beside the answer's limit.
+        turns: harmless exchanges before every prompt; prefill: how the answer begins
+            (docs/conversations.md).
         blocks: path of the decoder blocks, where discovery fails (see ``find_sites``).
         writers: names of the writing children of a block, where discovery fails.
         batch_size: most rows at once when generating; by default chosen from free memory.
@@ -131,7 +136,8 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
         if not tokenizer.chat_template:
             tokenizer.chat_template = _processor_template(source, hub)
         # A base model, or a wrong --thinking, is refused before the weights are read.
-        find_format(tokenizer, given.system, day)
+        around = around_of(given.turns, given.prefill)
+        find_format(tokenizer, given.system, day, around=around)
         find_thinking(tokenizer, given.thinking, given.thinking_tokens, given.system, day)
         config = AutoConfig.from_pretrained(source, **hub)
         check_special_ids(config, name)
@@ -154,6 +160,8 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
         day=day,
         thinking=given.thinking,
         thinking_tokens=given.thinking_tokens,
+        turns=given.turns,
+        prefill=given.prefill,
     )
     model.revision = given.revision
     return model

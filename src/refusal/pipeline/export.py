@@ -102,9 +102,8 @@ def export_run(
     check_room(out, 0)  # before anything slow
     splits = prompts_of(config)
     half = (n_prompts + 1) // 2
-    texts = [
-        p.text for p in (*splits.test.harmful[:half], *splits.test.harmless[: n_prompts - half])
-    ]
+    test = (*splits.test.harmful[:half], *splits.test.harmless[: n_prompts - half])
+    questions = [prompt.question for prompt in test]
     dtype = (
         config.dtype if config.dtype != "auto" else manifest["model"].get("dtype")
     )  # as the run's was
@@ -116,8 +115,8 @@ def export_run(
     check_width(direction.vector, loaded.sites.d_model)
     check_place(direction.position, direction.layer, len(loaded.chat.suffix), loaded.sites.n_layers)
     if kind == "lora":
-        return export_lora(loaded, direction, out, texts)
-    return export_model(loaded, direction, out, texts, preserve_norm=preserve_norm)
+        return export_lora(loaded, direction, out, questions)
+    return export_model(loaded, direction, out, questions, preserve_norm=preserve_norm)
 
 
 def _export_control_vector(config: RunConfig, direction: Direction, out: Path) -> Exported:

@@ -163,7 +163,7 @@ def _evaluated(run: Run, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
 
 def _plan(asked: Asked, model: ChatModel) -> Plan:
     chat = model.chat
-    about = (asked.prompts, len(chat.prefix), chat.day, chat.thinking)
+    about = (asked.prompts, len(chat.prefix), chat.day, chat.thinking, chat.around)
     lengths = lengths_of(model.tokenizer, chat.system, *about)
     return Plan(asked.config, model.sites.n_layers, lengths)
 

@@ -2,8 +2,8 @@
 
 The text, and what the text is about: after it, a blank line between them, as Alpaca (``input``) and
 Dolly (``context``) put it; before it and a rule, as HarmBench puts its ``ContextString``. A system
-prompt is handed on. Columns of earlier turns are refused: without them the prompt asks something
-else.
+prompt and the turns of a list of messages are handed on. Columns of earlier turns are refused:
+without them the prompt asks something else.
 """
 
 import reprlib
@@ -13,7 +13,8 @@ from typing import Any
 
 from refusal.core.errors import PromptError
 from refusal.core.text_files import parse_json
-from refusal.prompts.messages import single_turn
+from refusal.core.turns import Turns
+from refusal.prompts.messages import Conversation, conversation
 
 Fields = Mapping[str, Any]  # by lower-case name
 
@@ -49,16 +50,18 @@ def prompt_column(rows: Sequence[Fields], column: str | None, path: object) -> s
     return (filled or there)[0]
 
 
-def read_prompt(fields: Fields, name: str, where: str) -> tuple[str, str | None]:
-    """The prompt of a row, empty if its cells are, and its system prompt, if it has one.
+def read_prompt(fields: Fields, name: str, where: str) -> Conversation:
+    """The prompt of a row, empty if its cells are, with the turns before it and its system prompt.
 
     Raises:
-        PromptError: no such column, content that is no text, a conversation, or a context without
-            its question.
+        PromptError: no such column, content that is no text, an unclear conversation, or a context
+            without its question.
     """
     if name not in fields:
         raise _no_column((name,), fields, where)
-    value, system = fields[name], None
+    value = fields[name]
+    before: Turns = ()
+    system: str | None = None
     if isinstance(value, str) and name in MESSAGE_COLUMNS and not blank(value):
         try:
             value = parse_json(value)
@@ -67,12 +70,14 @@ def read_prompt(fields: Fields, name: str, where: str) -> tuple[str, str | None]
                 f"{where}: {name} is no list of messages in JSON ({error}). Mend the cell."
             ) from error
     if isinstance(value, list) and value:
-        value, system = single_turn(value, f"{where}, {name}")
+        value, before, system = conversation(value, f"{where}, {name}")
+        for _, earlier in before:
+            checked(earlier, name, where)
     text = _text(value, name, where)
     if not blank(fields.get(HISTORY)):
         raise PromptError(
-            f"{where} has earlier turns in {HISTORY}. A prompt is one user turn: leave such rows "
-            "out."
+            f"{where} has earlier turns in {HISTORY}, which is not read. Write them as messages, "
+            "or leave such rows out."
         )
     given = [name for name in SYSTEM_COLUMNS if not blank(fields.get(name))]
     systems = {name: _text(fields[name], name, where) for name in given}
@@ -92,7 +97,7 @@ def read_prompt(fields: Fields, name: str, where: str) -> tuple[str, str | None]
         if not text:
             raise PromptError(f"{where} has {key} but no {name}. Fill it in, or leave the row out.")
         text = CONTEXTS[key].format(text=text, context=context)
-    return text, next(iter(said), None)
+    return Conversation(text, before, next(iter(said), None))
 
 
 def what_is_read(rows: Sequence[Fields], name: str) -> tuple[list[str], list[str]]:

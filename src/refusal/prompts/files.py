@@ -25,6 +25,7 @@ from refusal.prompts.columns import (
     read_prompt,
     what_is_read,
 )
+from refusal.prompts.messages import Conversation
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,9 @@ def read_file(spec: str, column: str | None = None, system: str | None = None) -
         system: the system prompt of all prompts, which a row's own must equal.
 
     Raises:
-        PromptError: missing, empty, not UTF-8, damaged, no such column or several, a conversation,
-            another system prompt, no label or a contradicting one, or an unknown split.
+        PromptError: missing, empty, not UTF-8, damaged, no such column or several, an unclear
+            conversation, another system prompt, no label or a contradicting one, or an unknown
+            split.
     """
     label, path = _label_and_path(spec)
     rows = _rows(path)
@@ -73,8 +75,8 @@ def read_file(spec: str, column: str | None = None, system: str | None = None) -
     skipped = 0
     for number, fields in enumerate(table, start=1):
         where = f"{path}, row {number}"
-        text, own = read_prompt(fields, name, where)
-        if not text:
+        read = read_prompt(fields, name, where)
+        if not read.text:
             skipped += not all(map(blank, fields.values()))
             continue
         if path.suffix.lower() in TABLES and None in fields.values():
@@ -82,19 +84,19 @@ def read_file(spec: str, column: str | None = None, system: str | None = None) -
                 f"{where} has fewer cells than the header. Separate cells as the header does; "
                 "fill it up."
             )
-        found.append(_file_row(text, fields, label, where, path, number))
-        systems.append((where, own))
+        found.append(_file_row(read, fields, label, path, number))
+        systems.append((where, read.system))
     if not found:
         raise PromptError(f"{path} holds no prompts. Give one prompt per line or row.")
     _check_system(systems, system)
     if skipped:
         log.warning("%s: %d row(s) without a prompt skipped", path, skipped)
-    read, unread = what_is_read(table, name)
+    used, unread = what_is_read(table, name)
     if unread:
         log.warning(
             "%s: prompts are read from %s; not read: %s",
             path,
-            " and ".join(read),
+            " and ".join(used),
             ", ".join(unread),
         )
     return found
@@ -166,16 +168,17 @@ def _fields(row: Any, where: str) -> Fields:
 
 
 def _file_row(
-    text: str, fields: Fields, named: Label | None, where: str, path: Path, number: int
+    read: Conversation, fields: Fields, named: Label | None, path: Path, number: int
 ) -> FileRow:
+    where = f"{path}, row {number}"
     split = _cell(fields, "split", where)
     if split is not None and split.lower() not in SPLITS:
         raise PromptError(f"{where}: unknown split {split!r}. Use train, val or test.")
     own_id = _cell(fields, "id", where)
     category = _cell(fields, "category", where)
-    prompt = Prompt(
-        own_id or f"{path.stem}-{number}", text, _label(named, fields, where, path), category
-    )
+    label = _label(named, fields, where, path)
+    name = own_id or f"{path.stem}-{number}"
+    prompt = Prompt(name, read.text, label, category, read.before)
     return FileRow(prompt, split.lower() if split else None, own_id is not None)
 
 

@@ -1,16 +1,16 @@
-"""Conversations in prompt files, OpenAI's (role, content) or ShareGPT's (from, value), as one
-prompt.
+"""Conversations in prompt files, OpenAI's (role, content) or ShareGPT's (from, value).
 
-A run asks single questions: one user turn, before it perhaps a system prompt, after it perhaps the
-answer of whoever wrote the file, which is no part of the prompt. A conversation of several turns is
-refused, never cut to its last one.
+The last turn is what is asked, and must be the user's. Of a single question the answer of whoever
+wrote the file may follow it, which is no part of the prompt. What is unclear is refused, never
+mended.
 """
 
 import reprlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from refusal.core.errors import PromptError
+from refusal.core.turns import Turns
 
 ROLES = {
     "user": "user",
@@ -23,32 +23,49 @@ ROLES = {
 }
 
 
-def single_turn(messages: Sequence[Any], where: str) -> tuple[str, str | None]:
-    """The user turn and the system prompt, if there is one, of a list of messages.
+class Conversation(NamedTuple):
+    """What is asked, the turns before it, and the system prompt, if there is one."""
+
+    text: str
+    before: Turns = ()
+    system: str | None = None
+
+
+def conversation(messages: Sequence[Any], where: str) -> Conversation:
+    """A list of messages as a prompt.
 
     Raises:
-        PromptError: several user turns, none, an unknown role, or content that is no text.
+        PromptError: no user turn, one that is not the last of several, an unknown role, a system
+            message that is not the first, or content that is empty or no text.
     """
     turns = []
     for number, message in enumerate(messages, start=1):
         turns.append(_turn(message, f"{where}, message {number}"))
-    users = [i for i, (role, _) in enumerate(turns) if role == "user"]
-    if not users:
+    roles = [role for role, _ in turns]
+    if "user" not in roles:
         raise PromptError(f"{where}: no message is a user's. Give one whose role is user.")
-    before = turns[: users[-1]]
-    if any(role != "system" for role, _ in before):
-        raise PromptError(
-            f"{where} is a conversation of several turns "
-            f"({', '.join(role for role, _ in turns)}). A prompt is one user turn, and without "
-            "the turns before it would ask something else. Leave such rows out."
-        )
-    systems = [text for _, text in before]
-    if len(systems) > 1 or any(role == "system" for role, _ in turns[users[-1] :]):
+    system = turns.pop(0)[1] if roles[0] == "system" else None
+    if any(role == "system" for role, _ in turns):
         raise PromptError(
             f"{where}: a system message stands after the first message. Give one system message, "
             "first."
         )
-    return turns[users[-1]][1], systems[0] if systems else None
+    if turns[0][0] == "user" and roles.count("user") == 1:  # a question, perhaps with its answer
+        return Conversation(turns[0][1], (), system)
+    for number, (role, text) in enumerate(turns, start=1 + len(messages) - len(turns)):
+        if not text.strip():
+            raise PromptError(
+                f"{where}, message {number}: the content of this {role} turn is {text!r}. Write "
+                "what was said, or leave such rows out."
+            )
+    *before, (role, text) = turns
+    if role != "user":
+        raise PromptError(
+            f"{where}: the conversation ({', '.join(roles)}) ends with the {role} turn "
+            f"{reprlib.repr(text)}. The last turn is what is asked: leave out what follows the "
+            "user's."
+        )
+    return Conversation(text, tuple((role, said.strip()) for role, said in before), system)
 
 
 def _turn(message: Any, where: str) -> tuple[str, str]:

@@ -83,6 +83,8 @@ def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
         "Precision": model["dtype"],
         "Chat template, sha256": model["template_hash"],
         "System prompt": model.get("system"),
+        "Turns before every prompt": " / ".join(text for _, text in model.get("turns", ())),
+        "Answers begin": model.get("prefill"),
         "Thinking": _thinking(manifest.get("thinking")),
         "Prompts": manifest["prompts"]["name"],
         "Seed": str(manifest["seed"]),

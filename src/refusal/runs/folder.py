@@ -343,8 +343,8 @@ def _gb(n: int) -> str:
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
-    """Sha256 over ids, texts and labels, in order."""
+    """Sha256 over the turns before each prompt, its id, text and label, in order."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(f"{prompt.id}\0{prompt.text}\0{prompt.label}\n".encode())
+        digest.update(f"{prompt.before or ''}{prompt.id}\0{prompt.text}\0{prompt.label}\n".encode())
     return digest.hexdigest()

@@ -41,6 +41,8 @@ def model_identity(model: ChatModel) -> dict[str, Any]:
         "template_hash": digest(model.tokenizer.chat_template),
         "rendered_hash": digest([PROBES, model.tokenize(PROBES)]),
         "system": chat.system,
+        **({"turns": [list(turn) for turn in chat.around.turns]} if chat.around.turns else {}),
+        **({"prefill": chat.around.prefill} if chat.around.prefill else {}),
         **({"thinking": "on"} if chat.thinking.mode == "on" else {}),  # else it shows in prompts
         "sites_hash": digest(
             [

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
+from refusal.core.turns import Question
 from refusal.core.valid import check_width
 from refusal.interventions.ablate_add import Ablate
 from refusal.model.chat_model import ChatModel
@@ -69,7 +70,7 @@ class OrthogonalisationReport:
 def orthogonalise(
     model: ChatModel,
     direction: Direction,
-    prompts: Sequence[str] = (),
+    prompts: Sequence[Question] = (),
     *,
     preserve_norm: bool = False,
     parameters: Sequence[StreamParameter] | None = None,
@@ -140,7 +141,7 @@ def orthogonalised(
 def orthogonalisation_gap(
     model: ChatModel,
     direction: Direction,
-    prompts: Sequence[str],
+    prompts: Sequence[Question],
     *,
     preserve_norm: bool = False,
     parameters: Sequence[StreamParameter] | None = None,
@@ -245,7 +246,7 @@ def _separate(hf: PreTrainedModel) -> None:
 
 
 def _hooked_logits(
-    model: ChatModel, direction: Direction, prompts: Sequence[str]
+    model: ChatModel, direction: Direction, prompts: Sequence[Question]
 ) -> Float[Tensor, "prompt vocab"] | None:
     if not prompts:
         return None

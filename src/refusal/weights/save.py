@@ -19,6 +19,7 @@ from refusal.core.direction import Direction
 from refusal.core.errors import ExportError
 from refusal.core.progress import task
 from refusal.core.storage import check_room, new_folder, write_json, write_tensors, write_text
+from refusal.core.turns import Question
 from refusal.model.chat_model import ChatModel
 from refusal.model.loading_bars import bars_as_tasks
 from refusal.weights.agreement import check_unedited
@@ -55,7 +56,7 @@ def export_model(
     model: ChatModel,
     direction: Direction,
     out: str | Path,
-    prompts: Sequence[str] = (),
+    prompts: Sequence[Question] = (),
     *,
     preserve_norm: bool = False,
 ) -> Exported:
@@ -102,7 +103,7 @@ def export_model(
 
 
 def export_lora(
-    model: ChatModel, direction: Direction, out: str | Path, prompts: Sequence[str] = ()
+    model: ChatModel, direction: Direction, out: str | Path, prompts: Sequence[Question] = ()
 ) -> Exported:
     """Write the orthogonalisation as a PEFT adapter for the unedited model, which stays as it is.
 

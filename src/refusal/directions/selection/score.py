@@ -232,7 +232,7 @@ def _in_order(
     would have to reach (induce: the upper, bypass: the lower), and the less it costs. The order
     changes nothing but when a bound decides.
     """
-    rows = model.tokenize([prompt.text for prompt in passed.prompts])
+    rows = model.tokenize([prompt.question for prompt in passed.prompts])
     order = list(range(len(rows)))
     if shuffled:
         random.Random(len(rows)).shuffle(order)

@@ -21,6 +21,7 @@ from torch import Tensor
 from refusal.core.progress import task
 from refusal.core.records import Completion, Metric
 from refusal.core.stats import Estimate, mean, ratio, ratio_change
+from refusal.core.turns import Question, asked
 from refusal.directions.refusal_metric import kl_from, softmax64
 from refusal.evaluations.refusal.rates import metric, random_together
 from refusal.interventions.conditions import BASELINE
@@ -68,12 +69,15 @@ def running_text(model: ChatModel, texts: Mapping[str, str], tokens: int) -> lis
 
 
 def answers(
-    model: ChatModel, pairs: Sequence[tuple[str, str, str]], tokens: int
+    model: ChatModel,
+    pairs: Sequence[tuple[str, Question, str]],
+    tokens: int,
+    prefill: bool = False,
 ) -> list[ForcedText]:
     """``(id, instruction, answer)`` through the chat template; the answer's first ``tokens`` tokens
-    count.
+    count. ``prefill``: the answers come after the beginning that the model's own are given.
     """
-    prompts = model.tokenize([instruction for _, instruction, _ in pairs])
+    prompts = model.tokenize([question for _, question, _ in pairs], prefill=prefill)
     found = []
     for (name, _, answer), prompt in zip(pairs, prompts, strict=True):
         ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"][:tokens]
@@ -93,9 +97,10 @@ def own_answers(
         return _after_thoughts(model, completions, tokens)
     written = []
     for c in completions:
-        answer = as_written(model.tokenizer, c.completion, opened)
-        written.append((c.prompt_id, c.prompt, answer))
-    return answers(model, written, tokens)
+        own = c.completion.removeprefix(model.chat.around.prefill)
+        answer = as_written(model.tokenizer, own, opened)
+        written.append((c.prompt_id, asked(c.prompt, c.before), answer))
+    return answers(model, written, tokens, prefill=True)
 
 
 def _after_thoughts(
@@ -104,7 +109,7 @@ def _after_thoughts(
     """The answers after the model's own thoughts, which are read and do not count; unfinished ones
     have none.
     """
-    prompts = model.tokenize([c.prompt for c in completions], freely=True)
+    prompts = model.tokenize([asked(c.prompt, c.before) for c in completions], freely=True)
     limit, opened, found = Limits(model, tokens), thought_opened(model), []
     for c, prompt in zip(completions, prompts, strict=True):
         ids = tokenize(model.tokenizer, as_written(model.tokenizer, c.completion, opened))

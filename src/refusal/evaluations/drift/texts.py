@@ -94,13 +94,17 @@ def _json_rows(content: str, path: Path) -> Iterator[str | tuple[str, str]]:
             raise ValueError(f"line {number} is no object")
         row = {key.lower(): value for key, value in row.items()}
         if isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
-            instruction, system = read_prompt(row, "instruction", where)
-            if system is not None:
+            read = read_prompt(row, "instruction", where)
+            if read.before:
+                raise PromptError(
+                    f"{where} is a conversation, which texts are not read as. Leave such rows out."
+                )
+            if read.system is not None:
                 raise PromptError(
                     f"{where} has a system prompt, which texts are not read with. Leave such rows "
                     "out."
                 )
-            yield instruction, checked(row["output"], "output", where)
+            yield read.text, checked(row["output"], "output", where)
         elif isinstance(row.get("text"), str):
             yield checked(row["text"], "text", where)
         else:

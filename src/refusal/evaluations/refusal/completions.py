@@ -39,10 +39,16 @@ def generate_under(
         wanted = Wanted(name, condition, direction, tuple(prompts))
         generate_together(model, [wanted], max_new_tokens, lambda _, rows: found.extend(rows))
         return tuple(found)
-    texts, what = [p.text for p in prompts], f"generate: {name}, {condition}"
-    outputs = engine.generate(Job(model, direction, condition, texts, max_new_tokens, what))
+    questions, what = [p.question for p in prompts], f"generate: {name}, {condition}"
+    outputs = engine.generate(Job(model, direction, condition, questions, max_new_tokens, what))
     return tuple(
-        Completion(prompt.id, prompt.text, output, refusal_verdict(prompt.text, output).label)
+        Completion(
+            prompt.id,
+            prompt.text,
+            output,
+            refusal_verdict(prompt.text, output).label,
+            before=prompt.before,
+        )
         for prompt, output in zip(prompts, outputs, strict=True)
     )
 
@@ -81,7 +87,7 @@ def generate_together(
     more = [f"and {len(wanted) - 1} more"] if len(wanted) > 1 else []
     generate_each(
         model,
-        [[prompt.text for prompt in one.prompts] for one in wanted],
+        [[prompt.question for prompt in one.prompts] for one in wanted],
         SideBySide(edits),
         max_new_tokens,
         " ".join(["generate:", *named, *more]),
@@ -143,7 +149,8 @@ def _judged_one(prompt: Prompt, output: Written) -> Completion:
         verdict = refusal_verdict(prompt.text, text).label
         cuts.append(Cut(tokens, shared, text[shared:], verdict))
     verdict = refusal_verdict(prompt.text, output.text).label
-    return Completion(prompt.id, prompt.text, output.text, verdict, output.tokens, tuple(cuts))
+    about = (output.tokens, tuple(cuts), prompt.before)
+    return Completion(prompt.id, prompt.text, output.text, verdict, *about)
 
 
 def _shared(text: str, other: str) -> int:

@@ -27,8 +27,8 @@ def check_completions(
             f"{where} has no completion of {some_of(missing)} ({len(missing)} of {len(prompts)} "
             "prompts). Generate the completions again, or give the prompts that they are of."
         )
-    texts = {p.id: p.text for p in prompts}
-    other = {c.prompt_id for c in completions if c.prompt != texts[c.prompt_id]}
+    asked = {p.id: (p.before, p.text) for p in prompts}
+    other = {c.prompt_id for c in completions if (c.before, c.prompt) != asked[c.prompt_id]}
     if other:
         raise RunFolderError(
             f"{where} has another prompt under the name {some_of(other)}. "

@@ -18,6 +18,7 @@ from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import find_format, render, tokenize
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.contexts import context_length
+from refusal.model.harmless_turns import around_of
 from refusal.model.load import loading, resolve
 from refusal.model.memory import room_of
 from refusal.model.placement import find_device
@@ -115,8 +116,8 @@ def fit_loaded(model: ChatModel, plan: Plan, asked: Asked, loading_took: float) 
         return beside + sum(seconds_by_stage(one, room.size, speed, room).values()) / saved
 
     given, minutes = sizes_given(config), config.minutes
-    texts = [prompt.text for pool in asked.measured.values() for prompt in pool]
-    longest = _room(model.hf.config, model.tokenize(texts))
+    questions = [prompt.question for pool in asked.measured.values() for prompt in pool]
+    longest = _room(model.hf.config, model.tokenize(questions))
     assert minutes is not None
     return parallel.from_first(lambda: fit(seconds, config, given, minutes, plan.layers, longest))
 
@@ -145,11 +146,13 @@ def estimate_run(config: RunConfig, count: int = 1) -> Estimate:
         tokenizer = AutoTokenizer.from_pretrained(resolve(config.model), **options)
     wanted = (config.thinking, config.thinking_tokens)
     thinking = find_thinking(tokenizer, *wanted, config.system)
-    begins = len(find_format(tokenizer, config.system, thinking=thinking).prefix)
-    lengths = lengths_of(tokenizer, config.system, prompts, begins, thinking=thinking)
+    around = around_of(config.turns, config.prefill)
+    begins = len(find_format(tokenizer, config.system, None, thinking, around).prefix)
+    about = (None, thinking, around)
+    lengths = lengths_of(tokenizer, config.system, prompts, begins, *about)
     plan = Plan(config, size.layers, lengths)
     test = (*prompts.test.harmful[: config.n_test], *prompts.test.harmless[: config.n_test])
-    texts = [render(tokenizer, p.text, config.system, thinking=thinking) for p in test]
+    texts = [render(tokenizer, p.question, config.system, *about) for p in test]
     rows = [tokenize(tokenizer, text) for text in texts]
     if config.device in DEVICES:
         speed, room = DEVICES[config.device]
