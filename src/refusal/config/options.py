@@ -138,7 +138,9 @@ class MeasureOptions(BaseModel):
     controls out.
     """
     interventions: tuple[str, ...] = ()
-    """Further interventions to measure beside ablation, subtraction and addition."""
+    """Further interventions to measure beside ablation, subtraction and addition, with numbers
+    behind the name where it takes some, such as a strength: ablation@0.5.
+    """
     n_control: Count = 32
     """Prompts of a set, or texts of a file, that each control is run on."""
     over_refusal: tuple[Literal["xstest", "orbench-hard"], ...] = ()

@@ -3,7 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,6 +22,10 @@ class Direction(NotebookRecord):
 
     ``seen``: fingerprints of the prompts that it was found and chosen with; it is never evaluated
     on those. ``harmless_mean`` is the mean residual stream of harmless prompts at its place.
+    ``basis``: orthonormal rows of a subspace (`core/subspace.py`), the first of them ``vector``,
+    each found at its place in ``row_places`` (position, layer); without one the direction stands
+    alone. ``by_layer``: what was found at its position in layer 0, 1, …, as unit vectors, or zero
+    where there was nothing to find.
     """
 
     vector: Float[Tensor, "d_model"]
@@ -31,10 +37,39 @@ class Direction(NotebookRecord):
     seed: int | None = None
     seen: frozenset[str] = frozenset()
     harmless_mean: Float[Tensor, "d_model"] | None = None
+    basis: Float[Tensor, "rank d_model"] | None = None
+    row_places: tuple[tuple[int, int], ...] = ()
+    by_layer: Float[Tensor, "layer d_model"] | None = None
+
+    @property
+    def rows(self) -> Float[Tensor, "rank d_model"]:
+        """Orthonormal rows of what an ablation takes out: the vector's, or the subspace's."""
+        return self.vector[None] if self.basis is None else self.basis
+
+    @property
+    def rank(self) -> int:
+        """How many dimensions an ablation takes out."""
+        return 1 if self.basis is None else len(self.basis)
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Position and layer of each row."""
+        return self.row_places if self.basis is not None else ((self.position, self.layer),)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is known of it as vectors, by the names that they have in a file."""
+        known = {
+            "direction": self.vector,
+            "harmless_mean": self.harmless_mean,
+            "basis": self.basis,
+            "by_layer": self.by_layer,
+        }
+        return {name: x.float().cpu() for name, x in known.items() if x is not None}
 
     def save(self, path: str | Path) -> None:
-        """Write safetensors: tensor ``direction`` (unit, float32), ``harmless_mean`` where it is
-        known, and the provenance as metadata.
+        """Write safetensors: tensor ``direction`` (unit, float32), ``harmless_mean``, ``basis`` and
+        ``by_layer`` where they are known, and the provenance as metadata.
         """
         metadata = {
             "position": str(self.position),
@@ -45,10 +80,9 @@ class Direction(NotebookRecord):
             "seed": json.dumps(self.seed),
             "seen": json.dumps(sorted(self.seen)),
         }
-        tensors = {"direction": self.vector.float().cpu()}
-        if self.harmless_mean is not None:
-            tensors["harmless_mean"] = self.harmless_mean.float().cpu()
-        write_tensors(Path(path), tensors, metadata)
+        if self.basis is not None:
+            metadata["row_places"] = json.dumps(self.row_places)
+        write_tensors(Path(path), self.tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
@@ -58,6 +92,8 @@ class Direction(NotebookRecord):
             DirectionError: the file is missing, no safetensors, or holds no direction.
         """
         saved = read_direction(Path(path))
-        arrays = {"vector": saved.vector, "harmless_mean": saved.harmless_mean}
-        tensors = {name: torch.from_numpy(x) for name, x in arrays.items() if x is not None}
-        return cls(**{**vars(saved), **tensors})
+        found: dict[str, Any] = {}
+        for name, value in vars(saved).items():
+            array = isinstance(value, np.ndarray)
+            found[name] = torch.from_numpy(value) if array else value
+        return cls(**found)

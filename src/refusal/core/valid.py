@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 UNIT = 1e-3  # how far from 1 a length may be: the rounding of a vector that was kept in bfloat16
+INDEPENDENT = 1e-3  # least singular value of unit vectors that span a subspace
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class SavedDirection:
     seed: int | None
     seen: frozenset[str]
     harmless_mean: Float[np.ndarray, "d_model"] | None = None
+    basis: Float[np.ndarray, "rank d_model"] | None = None
+    row_places: tuple[tuple[int, int], ...] = ()
+    by_layer: Float[np.ndarray, "layer d_model"] | None = None
 
 
 def read_direction(path: Path) -> SavedDirection:
@@ -43,8 +47,8 @@ def read_direction(path: Path) -> SavedDirection:
     try:
         with safe_open(str(path), framework="np") as file:
             meta = file.metadata() or {}
-            known = "harmless_mean" in file.keys()  # noqa: SIM118 (no mapping)
-            mean = read_array(file, path, "harmless_mean") if known else None
+            known = {"harmless_mean", "basis", "by_layer"} & set(file.keys())
+            more: dict[str, Any] = {name: read_array(file, path, name) for name in known}
             parts: dict[str, Any] = {
                 "vector": read_array(file, path, "direction"),
                 "norm": float(meta["norm"]),
@@ -54,10 +58,14 @@ def read_direction(path: Path) -> SavedDirection:
             }
         seed, seen = json.loads(meta.get("seed", "null")), json.loads(meta.get("seen", "[]"))
         fault = direction_fault(**parts) or _provenance_fault(seed, seen)
-        if fault := fault or _mean_fault(mean, parts["vector"]):
+        places = json.loads(meta.get("row_places", "[]"))
+        fault = fault or _mean_fault(more.get("harmless_mean"), parts["vector"])
+        fault = fault or _basis_fault(more.get("basis"), places, parts["vector"])
+        if fault := fault or _by_layer_fault(more.get("by_layer"), parts["vector"]):
             raise ValueError(fault)
         about = {"model": meta.get("model", ""), "seed": seed, "seen": frozenset(seen)}
-        return SavedDirection(**parts, **about, harmless_mean=mean)
+        about["row_places"] = tuple((position, layer) for position, layer in places)
+        return SavedDirection(**parts, **about, **more)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DirectionError(
             f"{path} holds no refusal direction ({error}). Give a direction.safetensors that "
@@ -99,6 +107,37 @@ def _mean_fault(mean: Any, vector: Any) -> str | None:
         return None
     if mean.shape != vector.shape or mean.dtype.kind != "f" or not np.isfinite(mean).all():
         return f"its harmless mean is not {len(vector)} finite numbers"
+    return None
+
+
+def _basis_fault(basis: Any, places: Any, vector: Any) -> str | None:
+    """What is wrong with the rows of a subspace."""
+    if basis is None:
+        return None if places == [] else "it has places of rows, and no rows"
+    if basis.ndim != 2 or basis.shape[1:] != vector.shape or basis.dtype.kind != "f":
+        return f"its basis is {basis.shape}, not rows of {len(vector)} numbers"
+    gram = basis.astype(np.float64) @ basis.astype(np.float64).T
+    if not len(basis) or not np.abs(gram - np.eye(len(basis))).max() < UNIT:
+        return "the rows of its basis are not orthonormal"
+    if not abs(float(basis[0].astype(np.float64) @ vector.astype(np.float64)) - 1) < UNIT:
+        return "the first row of its basis is not its vector"
+    pairs = [place for place in places if isinstance(place, list) and len(place) == 2]
+    if len(pairs) != len(places) or not all(_is_whole(x) for pair in pairs for x in pair):
+        return "the places of its rows are no pairs of whole numbers"
+    if len(places) != len(basis):
+        return f"it has {len(basis)} rows and {len(places)} places"
+    return None
+
+
+def _by_layer_fault(by_layer: Any, vector: Any) -> str | None:
+    """What is wrong with the vectors of the layers."""
+    if by_layer is None:
+        return None
+    if by_layer.ndim != 2 or by_layer.shape[1:] != vector.shape or by_layer.dtype.kind != "f":
+        return f"its vectors by layer are {by_layer.shape}, not rows of {len(vector)} numbers"
+    lengths = np.linalg.norm(by_layer.astype(np.float64), axis=1)
+    if not ((np.abs(lengths - 1) < UNIT) | (lengths == 0)).all():
+        return "its vectors by layer are not of length 1 or 0"
     return None
 
 

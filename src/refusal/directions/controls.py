@@ -15,9 +15,12 @@ import random
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from refusal.core.direction import Direction
 from refusal.core.records import Prompt, PromptPair
+from refusal.core.subspace import orthonormal, spanned
 from refusal.directions.difference_in_means import difference_in_means
 from refusal.directions.pool import collect
 from refusal.model.chat_model import ChatModel
@@ -34,8 +37,8 @@ def control_directions(
     matched: PromptPair | None = None,
     seed: int = 0,
 ) -> dict[str, Direction]:
-    """The controls of a direction by name; they are no more evaluated on prompts they have seen
-    than it is.
+    """The controls of a direction by name, with a subspace of its rank and directions of the single
+    layers where it has them; they are no more evaluated on prompts they have seen than it is.
 
     Args:
         train: the training pools; their first ``n_train`` prompts a class are shuffled.
@@ -54,14 +57,30 @@ def control_directions(
 
 
 def random_directions(direction: Direction, n: int, seed: int = 0) -> dict[str, Direction]:
-    """``n`` uniformly drawn directions of the same norm, position and layer: ``random-1`` …
+    """``n`` uniformly drawn directions of the same norm, position, layer and rank: ``random-1`` …
     ``random-n``.
     """
-    draws = torch.randn(
-        n, len(direction.vector), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(n, len(direction.vector), generator=generator, dtype=torch.float64)
     units = (draws / draws.norm(dim=1, keepdim=True)).float()
-    return {f"random-{i + 1}": replace(direction, vector=unit) for i, unit in enumerate(units)}
+    return {
+        f"random-{i + 1}": _as_large(unit, direction, generator) for i, unit in enumerate(units)
+    }
+
+
+def _as_large(
+    unit: Float[Tensor, "d_model"], direction: Direction, generator: torch.Generator
+) -> Direction:
+    """A drawn direction, with a drawn subspace and drawn layers where the direction has some."""
+    found, basis, layers = replace(direction, vector=unit), direction.basis, direction.by_layer
+    if basis is not None:
+        more = torch.randn(basis[1:].shape, generator=generator, dtype=torch.float64)
+        found = replace(found, basis=orthonormal(torch.cat([unit[None].double(), more])))
+    if layers is not None:
+        drawn = torch.randn(layers.shape, generator=generator, dtype=torch.float64)
+        drawn = drawn / drawn.norm(dim=1, keepdim=True)
+        found = replace(found, by_layer=(drawn * layers.any(dim=1, keepdim=True)).float())
+    return found
 
 
 def _shuffled(train: PromptPair, n: int | None, seed: int) -> PromptPair:
@@ -77,9 +96,17 @@ def _shuffled(train: PromptPair, n: int | None, seed: int) -> PromptPair:
 
 
 def _difference(model: ChatModel, prompts: PromptPair, direction: Direction) -> Direction:
-    """The difference in means of two classes at the direction's position and layer."""
-    means = collect(model, prompts, filtered=False, layers=direction.layer + 1)
-    found = difference_in_means(means).at(direction.position, direction.layer)
+    """The difference in means of two classes at the direction's position and layer, and at those of
+    every row of its subspace.
+    """
+    known = 0 if direction.by_layer is None else len(direction.by_layer)
+    layers = max(known, *(layer + 1 for _, layer in direction.places), direction.layer + 1)
+    means = difference_in_means(collect(model, prompts, filtered=False, layers=layers))
+    found = means.at(direction.position, direction.layer)
+    if direction.basis is not None:
+        found = spanned([found, *(means.at(*place) for place in direction.places[1:])])
+    if known:
+        found = replace(found, by_layer=means.by_layer(direction.position))
     return replace(
         found,
         qualified=False,

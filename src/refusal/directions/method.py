@@ -9,6 +9,7 @@ from refusal.core.records import PromptPair, RefusalTokens
 from refusal.core.work import Lengths, Read, Search, Work
 from refusal.directions.records import Candidates, Selection
 from refusal.directions.selection.select import HowToSearch, select
+from refusal.interventions.conditions import action_of
 from refusal.model.chat_model import ChatModel
 
 DRAWN = 1.4  # prompts read for each that passes the filter
@@ -99,8 +100,9 @@ class DirectionMethod(ABC):
 
     def layers_read(self, config: RunConfig, n_layers: int) -> int | None:
         """How many layers' inputs are needed; ``None`` is all, which the filter comes with: it
-        looks at the model's output.
+        looks at the model's output, and interventions that need the direction of every layer.
         """
-        if self.filters(config) or config.full_map:
+        every = any(action_of(name).by_layer for name in config.interventions)
+        if self.filters(config) or config.full_map or every:
             return None
         return config.rule.eligible_layers(n_layers)

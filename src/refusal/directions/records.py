@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -88,6 +89,15 @@ class Candidates(NotebookRecord):
             seen=self.seen,
             harmless_mean=None if means is None else means[position, layer].float(),
         )
+
+    def by_layer(self, position: int) -> Float[Tensor, "layer d_model"]:
+        """Unit vectors at a position of layer 0, 1, … as far as layers were read; zero where a
+        candidate is.
+        """
+        vectors = self.vectors[position].double()
+        unread = (~torch.isfinite(vectors).all(-1)).nonzero()
+        vectors = vectors[: int(unread[0]) if len(unread) else None]
+        return torch.nan_to_num(vectors / vectors.norm(dim=-1, keepdim=True), 0.0).float()
 
 
 @dataclass(frozen=True)

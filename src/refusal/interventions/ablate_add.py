@@ -1,10 +1,10 @@
-"""The interventions of the paper as pure functions of the residual stream: ablation and addition.
+"""The interventions of the paper as pure functions of the residual stream: ablation, of any
+strength and of subspaces, and addition.
 
 Projection is done in float32 also when the model runs in bfloat16, and never in place.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -12,22 +12,32 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from refusal.core.direction import Direction
+from refusal.core.errors import DirectionError
 from refusal.core.valid import check_width
-from refusal.interventions.stream import Placed, StreamEdit, edits_at
+from refusal.interventions.kernel import Kernel
+from refusal.interventions.stream import Place, Placed, StreamEdit, edits_at, wide
 from refusal.model.hooks import Edit
 from refusal.model.sites import Sites
 
 
 @dataclass(frozen=True)
 class Ablate(StreamEdit):
-    """Directional ablation: ``x - alpha r_hat (r_hat . x)`` everywhere, at every token.
+    """Directional ablation: ``x - alpha Q' (Q x)`` everywhere, at every token, with ``Q`` the
+    direction's orthonormal rows (one, or a subspace's).
 
     ``alpha = 1`` projects the direction out (paper section 2.4, equation 4), ``alpha = 0`` does
-    nothing at all, to the bit.
+    nothing at all, to the bit, ``alpha = 2`` reflects.
+
+    Attributes:
+        kernel: ``alpha`` is multiplied by what it says at each block; what enters block 0 stays.
+        per_layer: what block ``l`` writes loses the direction of layer ``l``
+            (``direction.by_layer``) instead; what enters block 0 that of layer 0.
     """
 
     direction: Direction
     alpha: float = 1.0
+    kernel: Kernel | None = None
+    per_layer: bool = False
 
     @property
     def block(self) -> None:
@@ -35,25 +45,76 @@ class Ablate(StreamEdit):
         return None
 
     @property
-    def vectors(self) -> Float[Tensor, "2 d_model"]:
-        """The unit vector, and what is taken away for each unit along it."""
-        unit = self.direction.vector.float()
-        return torch.stack([unit, self.alpha * unit])
+    def idle(self) -> bool:
+        """Whether nothing is taken anywhere."""
+        return self.alpha == 0  # -0.0 - 0.0 would be 0.0
+
+    @property
+    def varies(self) -> bool:
+        """Whether strength or direction differ from block to block."""
+        return self.per_layer or self.kernel is not None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is a projection wherever it acts."""
+        return self.alpha == 1 and self.kernel is None
+
+    @property
+    def rank(self) -> int:
+        """How many dimensions are taken out at a place."""
+        return 1 if self.per_layer else self.direction.rank
+
+    def taken_at(self, place: Place) -> tuple[Float[Tensor, "rank d_model"], float]:
+        """Orthonormal rows (or a zero one) of what is taken out of what is written at a place, and
+        the strength.
+
+        Raises:
+            DirectionError: the direction of that layer is not known.
+        """
+        share = 1.0 if self.kernel is None else self.kernel.at(place)
+        rows = _layer(self.direction, place) if self.per_layer else self.direction.rows
+        return wide(rows), self.alpha * share
+
+    @property
+    def vectors(self) -> Float[Tensor, "vector d_model"]:
+        """Each row, followed by what is taken away for each unit along it."""
+        return _paired(wide(self.direction.rows), self.alpha)
+
+    def vectors_at(self, place: Place) -> Float[Tensor, "vector d_model"] | None:
+        """Each row at a place, followed by what is taken away for each unit along it."""
+        rows, strength = self.taken_at(place)
+        return _paired(rows, strength) if strength and rows.detach().any() else None
 
     @staticmethod
     def change(
-        x: Float[Tensor, "*batch d_model"], vectors: Float[Tensor, "2 *rows d_model"]
+        x: Float[Tensor, "*batch d_model"], vectors: Float[Tensor, "vector *rows d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """``x`` with less of its component along the direction."""
-        return project_out(x, vectors[0], vectors[1])
+        """``x`` with less of its components along the rows.
 
-    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """``x`` with less of its component along the direction."""
-        return super().__call__(x) if self.alpha else x  # -0.0 - 0.0 would be 0.0
+        Row by row, each component that of ``x`` itself, so that a zero row changes no bit.
+        """
+        given, vectors = wide(x), vectors.to(wide(x).dtype)
+        new = given
+        for unit, taken in zip(vectors[::2], vectors[1::2], strict=True):
+            along = given @ (unit[:, None] if unit.dim() == 1 else unit.mT)
+            new = torch.addcmul(new, along, taken, value=-1)
+        return new.to(x.dtype)
 
-    def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
-        """Project the input of block 0 and every write; nothing with ``alpha = 0``."""
-        return super().edits(model, sites) if self.alpha else []
+
+def _paired(rows: Float[Tensor, "rank d_model"], strength: float) -> Float[Tensor, "two d_model"]:
+    return torch.stack([rows, strength * rows], dim=1).flatten(0, 1)
+
+
+def _layer(direction: Direction, place: Place) -> Float[Tensor, "1 d_model"]:
+    layer, known = place.layer or 0, direction.by_layer
+    if known is None or len(known) <= layer:
+        there = "none" if known is None else f"layers 0 to {len(known) - 1} alone"
+        raise DirectionError(
+            f"Ablation per layer needs a direction of layer {layer}, and {there} stand beside this "
+            "one. A run finds them with --interventions per_layer; in a run of an older version "
+            "delete direction.safetensors first."
+        )
+    return known[layer][None]
 
 
 @dataclass(frozen=True)
@@ -103,28 +164,29 @@ class Add(StreamEdit):
     @property
     def vectors(self) -> Float[Tensor, "1 d_model"]:
         """The step."""
-        return self.direction.vector.float()[None] * (self.alpha * self.direction.norm)
+        return wide(self.direction.vector)[None] * (self.alpha * self.direction.norm)
 
     @staticmethod
     def change(
         x: Float[Tensor, "*batch d_model"], vectors: Float[Tensor, "1 *rows d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
         """``x`` moved by the step."""
-        return (x.float() + vectors[0]).to(x.dtype)
+        return (wide(x) + vectors[0]).to(x.dtype)
 
 
 def project_out(
     x: Float[Tensor, "*batch d_model"],
     unit: Float[Tensor, "d_model"] | Float[Tensor, "group 1 d_model"],
-    taken: Float[Tensor, "d_model"] | Float[Tensor, "group 1 d_model"] | None = None,
 ) -> Float[Tensor, "*batch d_model"]:
-    """``x - taken (unit . x)`` in float32, in the dtype of ``x``; ``taken`` is by default ``unit``.
+    """``x - unit (unit . x)`` in float32, in the dtype of ``x``.
 
     The vectors are float32 and on the device of ``x``.
     """
-    wide = x.float()
-    along = wide @ (unit[:, None] if unit.dim() == 1 else unit.mT)
-    return torch.addcmul(wide, along, unit if taken is None else taken, value=-1).to(x.dtype)
+    given = x.float()
+    along = given @ (unit[:, None] if unit.dim() == 1 else unit.mT)
+    return torch.addcmul(given, along, unit, value=-1).to(x.dtype)
 
 
-subtract = partial(Add, alpha=-1.0)
+def subtract(direction: Direction, alpha: float = 1.0) -> Add:
+    """Addition of a negative step (paper section 2.4, equation 3)."""
+    return Add(direction, -alpha)

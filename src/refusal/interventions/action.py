@@ -1,6 +1,6 @@
 """An intervention as a condition of a run, told without torch: reports and help ask it too."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,19 @@ class Action:
             benchmarks are measured under it too.
         told_by: ``"module:attribute"`` of a function of a direction that gives further numbers,
             without which the condition cannot be read.
+        counts: how many numbers may stand behind its name (``ablation@0.5``); they are given on to
+            what makes it.
+        by_layer: it needs the directions of the single layers.
+        numbers: those that do.
     """
 
     made_by: str
     sets: tuple[Label, ...]
     stops: bool = False
     told_by: str | None = None
+    counts: tuple[int, ...] = (0,)
+    by_layer: bool = False
+    numbers: tuple[float, ...] = ()
 
     def make(self, direction: "Direction") -> "StreamEdit":
         """Make the intervention of a direction.
@@ -36,10 +43,10 @@ class Action:
         Raises:
             DirectionError: something that it needs is not known of the direction.
         """
-        made: StreamEdit = imported(self.made_by)(direction)
-        return made
+        maker: Callable[..., StreamEdit] = imported(self.made_by)
+        return maker(direction, *self.numbers)
 
-    def numbers(self, direction: "Direction") -> Sequence[Metric]:
+    def tell(self, direction: "Direction") -> Sequence[Metric]:
         """Give the further numbers of a direction."""
         found: Sequence[Metric] = () if self.told_by is None else imported(self.told_by)(direction)
         return found

@@ -16,8 +16,7 @@ from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError
 from refusal.core.records import Metric
 from refusal.core.valid import check_width
-from refusal.interventions.ablate_add import project_out
-from refusal.interventions.stream import StreamEdit
+from refusal.interventions.stream import StreamEdit, wide
 
 
 @dataclass(frozen=True)
@@ -46,30 +45,34 @@ class Affine(StreamEdit):
     @property
     def vectors(self) -> Float[Tensor, "2 d_model"]:
         """The unit vector, and the component that all tokens get."""
-        unit = self.direction.vector.float()
+        unit = wide(self.direction.vector)
         level = unit.double() @ self.reference.double().to(unit.device)
-        return torch.stack([unit, unit * (level + self.alpha * self.direction.norm).float()])
+        level = level + self.alpha * self.direction.norm
+        return torch.stack([unit, unit * level.to(unit.dtype)])
 
     @staticmethod
     def change(
         x: Float[Tensor, "*batch d_model"], vectors: Float[Tensor, "2 *rows d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
         """``x`` with that component instead of its own."""
-        return (project_out(x.float(), vectors[0]) + vectors[1]).to(x.dtype)
+        unit, level = vectors.to(wide(x).dtype)
+        along = wide(x) @ (unit[:, None] if unit.dim() == 1 else unit.mT)
+        changed: Tensor = torch.addcmul(wide(x), along, unit, value=-1) + level
+        return changed.to(x.dtype)
 
 
-def to_harmless_mean(direction: Direction) -> Affine:
-    """The component of harmless prompts for all.
+def to_harmless_mean(direction: Direction, alpha: float = 0.0) -> Affine:
+    """The component of harmless prompts for all; with ``alpha`` so far on towards harmful ones.
 
     Raises:
         DirectionError: no harmless mean is known of the direction.
     """
-    return Affine(direction, _reference(direction))
+    return Affine(direction, harmless_mean(direction), alpha)
 
 
 def levels(direction: Direction) -> Sequence[Metric]:
     """The mean component along the direction of harmless prompts, and beside it of harmful ones."""
-    harmless = float(direction.vector.double() @ _reference(direction).double())
+    harmless = float(direction.vector.double() @ harmless_mean(direction).double())
     means = {"harmless": harmless, "harmful": harmless + direction.norm}
     found = []
     for label, value in means.items():
@@ -78,12 +81,17 @@ def levels(direction: Direction) -> Sequence[Metric]:
     return found
 
 
-def _reference(direction: Direction) -> Float[Tensor, "d_model"]:
+def harmless_mean(direction: Direction) -> Float[Tensor, "d_model"]:
+    """The mean residual stream of harmless prompts at the direction's place.
+
+    Raises:
+        DirectionError: it is not known.
+    """
     if direction.harmless_mean is None:
         raise DirectionError(
-            "The direction has no harmless mean beside it, which affine needs: the method that "
-            "found it gives none, or an older version found it. Use --method dim or cosmic; in a "
-            "run of an older version delete candidates.safetensors, and the same command makes it "
-            "again."
+            "The direction has no harmless mean beside it, which affine and projected need: the "
+            "method that found it gives none, or an older version found it. Use --method dim or "
+            "cosmic; in a run of an older version delete candidates.safetensors, and the same "
+            "command makes it again."
         )
     return direction.harmless_mean

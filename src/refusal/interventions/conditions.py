@@ -1,17 +1,20 @@
 """The conditions under which a model is measured, and their names, which stand in files and tables.
 
 A condition is the baseline, an intervention with the direction itself (``ablation``), or one with a
-control direction in its place (``random-3-ablation``, ``shuffled-addition``).
+control direction in its place (``random-3-ablation``, ``shuffled-addition``). Numbers may stand
+behind the intervention's name, its strength first of all: ``ablation@0.5``.
 """
 
+import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from refusal.core.errors import ConfigError
 from refusal.core.records import Label
 from refusal.interventions import INTERVENTIONS
+from refusal.interventions.action import Action
 
 if TYPE_CHECKING:
     from refusal.core.direction import Direction
@@ -23,12 +26,51 @@ LABELS: tuple[Label, Label] = ("harmful", "harmless")
 # What the method claims, of every direction: ablation and subtraction stop refusal, addition causes
 # it, ablation leaves the rest alone.
 CLAIMED = ("ablation", "subtraction", "addition")
-# Every condition of a direction itself, in the order of tables; not each is measured of each class.
+# Conditions of a direction itself, in the order of tables; not each is measured of each class.
 ORDER = (BASELINE, *INTERVENTIONS)
 EVERY = tuple((label, condition) for label in LABELS for condition in ORDER)
 _NAME = re.compile(
-    rf"(?:(random-\d+|shuffled|matched)-)?({'|'.join(map(re.escape, INTERVENTIONS))})"
+    rf"(?:(random-\d+|shuffled|matched)-)?((?:{'|'.join(map(re.escape, INTERVENTIONS))})(?:@.*)?)"
 )
+
+
+def action_of(name: str) -> Action:
+    """The intervention of a name, with the numbers that stand behind it: ``ablation@0.5``.
+
+    Raises:
+        ConfigError: there is no such intervention, or it takes no such numbers.
+    """
+    base, at, rest = name.partition("@")
+    action: Action = INTERVENTIONS[base]
+    try:
+        numbers = tuple(float(part) for part in rest.split(",")) if at else ()
+        spelled = ",".join(f"{number:g}" for number in numbers)
+    except ValueError as error:
+        raise ConfigError(
+            f"The intervention {name!r} has {rest!r} behind its name, where numbers are due: "
+            "ablation@0.5."
+        ) from error
+    if not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"The intervention {name!r} has a number that is not finite.")
+    if spelled != rest:  # one spelling, one file
+        raise ConfigError(f"The intervention {name!r} is written {base}@{spelled}.")
+    if len(numbers) not in action.counts:
+        due = " or ".join(map(str, action.counts))
+        raise ConfigError(
+            f"The intervention {base} takes {due} number(s) behind its name, not {len(numbers)}: "
+            "ablation@0.5, kernel@1,0.7,0.2,0.5."
+        )
+    return replace(action, numbers=numbers)
+
+
+def in_order(condition: str) -> tuple[int, str]:
+    """Where a condition of the direction itself stands in tables, as what to sort by."""
+    return ORDER.index(condition.partition("@")[0]), condition
+
+
+def is_plain(condition: str) -> bool:
+    """Whether it is of the direction itself, or the baseline: no control's."""
+    return condition.partition("@")[0] in ORDER
 
 
 @dataclass(frozen=True)
@@ -62,6 +104,7 @@ class Condition:
                 f"{', '.join(INTERVENTIONS)}, alone or after random-1- (any number), shuffled- or "
                 "matched-."
             )
+        action_of(found[2])
         return cls(found[2], found[1])
 
     def on(self, direction: "Direction") -> "tuple[Intervention, ...]":
@@ -73,8 +116,7 @@ class Condition:
         """Its intervention, made of the direction that it is about; ``None`` for the baseline."""
         if self.intervention is None:
             return None
-        made: StreamEdit = INTERVENTIONS[self.intervention].make(direction)
-        return made
+        return action_of(self.intervention).make(direction)
 
 
 def interventions_for(condition: str, direction: "Direction") -> "tuple[Intervention, ...]":
@@ -96,7 +138,7 @@ def actions(further: Iterable[str] = ()) -> dict[Label, tuple[str, ...]]:
     names = dict.fromkeys((*CLAIMED, *further))
     found: dict[Label, tuple[str, ...]] = {}
     for label in LABELS:
-        found[label] = tuple(name for name in names if label in INTERVENTIONS[name].sets)
+        found[label] = tuple(name for name in names if label in action_of(name).sets)
     return found
 
 
@@ -108,7 +150,7 @@ def stopping(further: Iterable[str] = ()) -> tuple[str, ...]:
         ConfigError: there is no such intervention.
     """
     names = dict.fromkeys((*CLAIMED, *further))
-    return tuple(name for name in names if INTERVENTIONS[name].stops)
+    return tuple(name for name in names if action_of(name).stops)
 
 
 def conditions(further: Iterable[str] = ()) -> tuple[tuple[Label, str], ...]:

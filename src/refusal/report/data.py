@@ -17,7 +17,14 @@ from refusal.core.valid import read_direction
 from refusal.evaluations.judges.agreement import Agreement
 from refusal.evaluations.refusal.curves import curves
 from refusal.evaluations.refusal.rates import measure_all
-from refusal.interventions.conditions import BASELINE, EVERY, ORDER, conditions, stopping
+from refusal.interventions.conditions import (
+    BASELINE,
+    LABELS,
+    conditions,
+    in_order,
+    is_plain,
+    stopping,
+)
 from refusal.prompts.over_refusal import SETS
 from refusal.runs.files import (
     SavedCandidates,
@@ -127,7 +134,7 @@ def read_run(path: Path) -> ReportData:
     current = _Current(manifest, file_sha256(direction) if chosen else None)
     completions = {}
     for file in _plain_completions(path):
-        set_name, _, condition = file.stem.rpartition(".")
+        set_name, _, condition = file.stem.partition(".")
         if current(f"generate {set_name}.{condition}"):
             completions[set_name, condition] = read_completions(file)
     projected = there("projections.json") and chosen and current("projections")
@@ -203,13 +210,13 @@ class _Current:
 def _plain_completions(path: Path) -> Iterator[Path]:
     """Those under the direction itself and without any, in the order of the conditions."""
     over = [half for name in SETS for half in SETS[name]]
-    for set_name, condition in (
-        *EVERY,
-        *((half, c) for half in over for c in ORDER),
-    ):
-        file = path / "completions" / f"{set_name}.{condition}.jsonl"
-        if file.is_file():
-            yield file
+    for set_name in (*LABELS, *over):
+        found = {}
+        for file in (path / "completions").glob(f"{set_name}.*.jsonl"):
+            condition = file.stem.partition(".")[2]
+            if is_plain(condition):
+                found[in_order(condition)] = file
+        yield from (found[place] for place in sorted(found))
 
 
 def _paired(completions: Mapping[Key, tuple[Completion, ...]]) -> dict[Key, tuple[Completion, ...]]:

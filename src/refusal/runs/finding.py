@@ -176,7 +176,8 @@ class Select(Stage):
                 write_json(scores, finite(to_json(error.scores)))  # to see what was missed
                 raise
             write_json(scores, finite(to_json(selection.scores)))
-            selection.direction.save(direction)
+            found = selection.direction
+            replace(found, by_layer=candidates.by_layer(found.position)).save(direction)
             write_json(stability, plain(selection.stability))
             kept = ("score", "qualified", "rejected", "harmful_count", "harmless_count", "risk")
             write_json(summary, finite({name: plain(getattr(selection, name)) for name in kept}))

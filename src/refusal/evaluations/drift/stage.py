@@ -177,7 +177,9 @@ def _measure(model: ChatModel, parts: Sequence[_Part], set_name: str) -> dict[st
 def _forced(plan: Plan, n: int, length: int | float, controls: int) -> Force:
     """``n`` texts under the baseline and each intervention, the first of them under controls."""
     some = min(plan.config.n_control, n)
-    each = [READ.get(action, 1.0) for action in stopping(plan.config.interventions)]
+    each = [
+        READ.get(action.partition("@")[0], 1.0) for action in stopping(plan.config.interventions)
+    ]
     texts = (1 + sum(each)) * n + controls * sum(each) * some
     return Force(texts * length, n * length)
 

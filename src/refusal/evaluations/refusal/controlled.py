@@ -5,6 +5,7 @@ controls.safetensors    random, of shuffled labels, of matched pairs
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from refusal.core.errors import DirectionError
 from refusal.core.records import Metric
@@ -12,9 +13,10 @@ from refusal.core.storage import write_tensors
 from refusal.core.valid import direction_fault
 from refusal.core.work import Read, Work
 from refusal.directions.controls import control_directions
+from refusal.interventions.conditions import action_of
 from refusal.prompts.load import matched_pairs
 from refusal.runs.folder import prompts_hash
-from refusal.runs.records import read_controls
+from refusal.runs.records import PARTS, read_controls
 from refusal.runs.stage import Plan, Run, Stage
 
 MATCHED = 200  # prompts of the matched pairs, and tokens of one beside what others begin with
@@ -49,6 +51,9 @@ class Controls(Stage):
             "seed": config.seed,
         }
         measured = [prompt for pool in self.asked.measured.values() for prompt in pool]
+        like = replace(run.direction, by_layer=None)
+        if any(action_of(name).by_layer for name in config.interventions):
+            inputs["by_layer"], like = True, run.direction
         pairs = matched_pairs(apart_from=measured)
         if len(pairs.harmful) < len(matched_pairs().harmful):  # own prompts may be among them
             inputs["matched"] = prompts_hash([*pairs.harmful, *pairs.harmless])
@@ -56,7 +61,7 @@ class Controls(Stage):
         def work() -> None:
             made = control_directions(
                 run.model,
-                run.direction,
+                like,
                 train,
                 n_random=config.controls,
                 n_train=config.n_train,
@@ -67,7 +72,13 @@ class Controls(Stage):
                 name: json.dumps({"norm": d.norm, "seen": sorted(d.seen)})
                 for name, d in made.items()
             }
-            write_tensors(path, {name: control.vector for name, control in made.items()}, about)
+            tensors = {}
+            for name, control in made.items():
+                tensors[name] = control.vector
+                for part in PARTS:
+                    if (rows := getattr(control, part)) is not None:
+                        tensors[f"{name}.{part}"] = rows
+            write_tensors(path, tensors, about)
 
         self.do(run, "", inputs, [path], work, self.costs(run.plan))
         found = read_controls(path, run.direction)

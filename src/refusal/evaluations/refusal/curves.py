@@ -10,7 +10,7 @@ from refusal.core.lengths import EARLY, last_step, reading_lengths
 from refusal.core.records import Completion, Metric
 from refusal.core.stats import rate, rate_change
 from refusal.evaluations.refusal.rates import REFUSED, Completions, metric
-from refusal.interventions.conditions import ORDER
+from refusal.interventions.conditions import is_plain
 
 
 def curves(completions: Completions, most: int) -> tuple[Metric, ...]:
@@ -22,7 +22,7 @@ def curves(completions: Completions, most: int) -> tuple[Metric, ...]:
     """
     found: list[Metric] = []
     for (set_name, condition), rows in completions.items():
-        if condition not in ORDER or not rows or _unknown(rows):
+        if not is_plain(condition) or not rows or _unknown(rows):
             continue
         if max(row.tokens or 0 for row in rows) <= most:  # else left from other options
             found += curve(rows, set_name, condition, most)
@@ -33,7 +33,7 @@ def without_lengths(completions: Completions) -> list[tuple[str, str]]:
     """Sets and conditions of which no curve can be made: an engine that gives no tokens has written
     the completions, or an older version.
     """
-    return [key for key, rows in completions.items() if key[1] in ORDER and _unknown(rows)]
+    return [key for key, rows in completions.items() if is_plain(key[1]) and _unknown(rows)]
 
 
 def _unknown(rows: Sequence[Completion]) -> bool:

@@ -30,7 +30,7 @@ from refusal.evaluations.refusal.completions import (
 from refusal.evaluations.refusal.controlled import FITTED
 from refusal.evaluations.refusal.matching import check_completions
 from refusal.evaluations.refusal.pairs import actions_on, plain_pairs
-from refusal.interventions.conditions import BASELINE, ORDER, conditions
+from refusal.interventions.conditions import BASELINE, conditions, in_order
 from refusal.model.chat_model import ChatModel
 from refusal.prompts.over_refusal import halves
 from refusal.runs.files import read_completions
@@ -117,7 +117,7 @@ class Generate(Stage):
 
     def _plain(self, run: Run) -> Iterator[_Part]:
         """Every set under the baseline and each action of the direction."""
-        for name, condition in sorted(self.pairs, key=lambda pair: ORDER.index(pair[1])):
+        for name, condition in sorted(self.pairs, key=lambda pair: in_order(pair[1])):
             direction = None if condition == BASELINE else run.direction_hash
             wanted = Wanted(name, condition, run.direction, self.asked.measured[name])
             yield _Part(f"{name}.{condition}", (wanted,), {"direction": direction})

@@ -43,5 +43,5 @@ class Rates(Stage):
             )
         for name, value in cosines(run.direction, run.controls).items():
             yield Metric("cosine", "direction", name, value, value, value, 1)
-        for name in further:
-            yield from INTERVENTIONS[name].numbers(run.direction)
+        for name in dict.fromkeys(name.partition("@")[0] for name in further):
+            yield from INTERVENTIONS[name].tell(run.direction)
