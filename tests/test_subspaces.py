@@ -107,7 +107,7 @@ def test_the_ends_are_exact_to_the_bit(model: ChatModel) -> None:
     x = drawn(5, 3, 4, WIDTH)
     x[0, 0, :3] = -0.0
     for form in ({}, {"per_layer": True}, {"kernel": KERNEL}):
-        nothing = Ablate(several(3), 0.0, **form)  # type: ignore[arg-type]
+        nothing = Ablate(several(3), 0.0, **form)
         assert nothing.edits(model.hf, model.sites) == []
         assert torch.equal(nothing(x).view(torch.int32), x.view(torch.int32))
     ids = torch.tensor(model.tokenize([PROMPT] * 2))
