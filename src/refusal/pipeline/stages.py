@@ -8,6 +8,7 @@ from refusal.evaluations.refusal.generate import Generate
 from refusal.evaluations.refusal.measured import Rates
 from refusal.evaluations.seeds import Seeds
 from refusal.evaluations.separation import Separation
+from refusal.evaluations.thoughts import Thoughts
 from refusal.runs.finding import Extract, Select, Tokens
 from refusal.runs.stage import Stage
 
@@ -16,6 +17,6 @@ STAGES: dict[str, tuple[type[Stage], ...]] = {
     "extract": (Tokens, Extract),
     "select": (Select, Separation),
     "generate": (Controls, Generate),
-    "evaluate": (Rates, Capability, Seeds, Judging, DriftStage),
+    "evaluate": (Rates, Thoughts, Capability, Seeds, Judging, DriftStage),
 }
 ALL = tuple(stage for stages in STAGES.values() for stage in stages)

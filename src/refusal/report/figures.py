@@ -14,6 +14,7 @@ from refusal.report.data import ReportData
 from refusal.report.kinds import Figure, Grid, Intervals, Line, Lines, Points, Values
 from refusal.report.lengths import length_figures, read_curves
 from refusal.report.tables import style_of, tables_by_section
+from refusal.report.thoughts import thought_figures
 
 # What stands in the map of outcomes for each, the chosen candidate first.
 SIGNS = {
@@ -193,7 +194,9 @@ def _cell(
 
 
 def separation(data: ReportData) -> Iterator[Lines | Points]:
-    """Projections through the layers, their AUROC, the plane of the two largest components."""
+    """Projections through the layers, their AUROC, the plane of the two largest components; then
+    those along thoughts.
+    """
     found = data.projections
     if found is None:
         return
@@ -235,6 +238,7 @@ def separation(data: ReportData) -> Iterator[Lines | Points]:
             f"{found.cosines[1]:.2f}."
         ),
     )
+    yield from thought_figures(data.metrics)
 
 
 def _deciles(label: Style, prompts: Sequence[Sequence[float]]) -> Line:

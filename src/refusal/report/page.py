@@ -153,7 +153,7 @@ def _sections(data: ReportData, show_completions: bool) -> Iterator[Section]:
     yield from _rates(data, tables["rates"])
     yield from _lengths(data, tables["lengths"])
     yield from _choice(data, tables["choice"])
-    yield from _separation(data)
+    yield from _separation(data, tables["separation"])
     yield from _side_effects(data, tables["side-effects"])
     if tables["judges"]:
         text = (
@@ -251,7 +251,7 @@ def _group(group: GridGroup, title: str, text: str) -> dict[str, Any]:
     return {**vars(group), "title": title, "text": text, "first": group.cells[group.start]}
 
 
-def _separation(data: ReportData) -> Iterator[Section]:
+def _separation(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
     pictures = tuple((f.title, f.caption, draw(f)) for f in separation(data))
     group = cosine_group(data)
     if not pictures and group is None:
@@ -270,7 +270,8 @@ def _separation(data: ReportData) -> Iterator[Section]:
     )
     groups = (_group(group, "Neighbouring candidates", words),) if group is not None else ()
     title = "Separation of harmful and harmless prompts"
-    yield Section("separation", title, minus(text), groups, pictures, "Along the direction")
+    drawn = (pictures, "Along the direction")
+    yield Section("separation", title, minus(text), groups, *drawn, tables)
 
 
 def _side_effects(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:

@@ -28,6 +28,7 @@ from refusal.directions import METHODS
 from refusal.evaluations.capability.rates import PREFIX as CAPABILITY
 from refusal.interventions.conditions import LABELS
 from refusal.report.lengths import AT, length_tables
+from refusal.report.thoughts import thought_tables
 
 # Sets whose refusals are mistakes, in the colour of harmless prompts.
 WRONG = ("harmless", "xstest-safe", "orbench-hard")
@@ -261,6 +262,7 @@ TABLES: dict[str, tuple[Callable[[Found], Iterable[Table]], ...]] = {
     "rates": (rates, changes, controls),
     "lengths": (length_tables,),
     "choice": (seeds,),
+    "separation": (thought_tables,),
     "judges": (judged, agreement),
     "side-effects": (over_refusal, divergence, cross_entropies, capabilities, others),
 }

@@ -28,13 +28,13 @@ from refusal.interventions.conditions import BASELINE
 from refusal.interventions.stream import StreamEdit
 from refusal.model.batch_size import FORCED_CHUNK, FORCED_TOKENS
 from refusal.model.chat_model import ChatModel
-from refusal.model.chat_template import tokenize
 from refusal.model.edits import Intervention
 from refusal.model.endings import thought_opened
 from refusal.model.forward import read_from, share_batches
 from refusal.model.hooks import Edit, hooked, skipped
 from refusal.model.rows import Batch
 from refusal.model.thinking_limits import Limits
+from refusal.model.thinking_spans import completion_tokens
 from refusal.model.thinking_tokens import as_written
 
 
@@ -110,9 +110,9 @@ def _after_thoughts(
     have none.
     """
     prompts = model.tokenize([asked(c.prompt, c.before) for c in completions], freely=True)
-    limit, opened, found = Limits(model, tokens), thought_opened(model), []
+    limit, found = Limits(model, tokens), []
     for c, prompt in zip(completions, prompts, strict=True):
-        ids = tokenize(model.tokenizer, as_written(model.tokenizer, c.completion, opened))
+        ids = completion_tokens(model, c.completion)
         start = limit.start(ids)
         if start is not None and ids[start:]:
             read = (*prompt, *ids[:start])
