@@ -3,7 +3,6 @@ construction, and a run that thinks.
 """
 
 import json
-import re
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -239,7 +238,7 @@ def test_a_run_that_thinks_measures_the_direction_along_its_thoughts(ran: Path) 
     page = report_page(read_run(run))
     assert "The direction along the thought" in page
     assert (run / "figures" / "thoughts.svg").is_file()
-    assert re.search(r"less the value at the last token before the answer", page)
+    assert "less the value at the last token before the answer" in page
 
 
 def test_a_run_with_thoughts_closed_has_nothing_of_it(ran: Path) -> None:

@@ -52,7 +52,8 @@ def thought_figures(metrics: Sequence[Metric]) -> Iterator[Lines]:
             if tenths:
                 style: Style = label if along == "direction" else "plain"
                 ordered = [some[name] for _, name in tenths] + [some[ANSWER]]
-                lines.append(_line(f"{label}, {ALONG[along]}", ordered, style))
+                name = label if along == "direction" else f"random, {label}"
+                lines.append(_line(name, ordered, style))
     if lines:
         yield Lines(
             "thoughts",
@@ -60,8 +61,8 @@ def thought_figures(metrics: Sequence[Metric]) -> Iterator[Lines]:
             "tenth of the thought; then before the answer",
             "component along the unit direction",
             tuple(lines),
-            caption=f"Means over prompts, bands are 95% intervals. The last point is {PLACE}. "
-            f"{DEFINED}",
+            caption=f"Means over prompts, bands are 95% intervals; random: a direction of equal "
+            f"norm. The last point is {PLACE}. {DEFINED}",
         )
 
 
