@@ -79,7 +79,8 @@ def test_tenths_are_means_by_the_shares_that_tokens_have_in_them(n: int) -> None
         low, high = Fraction(tenth * n, 10), Fraction((tenth + 1) * n, 10)
         total = 0.0
         for i, value in enumerate(values):
-            total += float(max(Fraction(0), min(high, i + 1) - max(low, i))) * value
+            inside = min(high, Fraction(i + 1)) - max(low, Fraction(i))
+            total += float(max(Fraction(0), inside)) * value
         expected.append(total / (n / 10))
     assert in_tenths(values).tolist() == pytest.approx(expected, abs=1e-12)
 
@@ -96,10 +97,10 @@ def test_projections_at_the_first_block_are_those_of_the_embeddings() -> None:
     unit = torch.zeros(tiny_models.WIDTH)
     unit[5] = 1.0
     along = {"h": 3.0, "l": 1.0, "\n": -2.0}
-    weight = model.hf.get_input_embeddings().weight.data
+    weight: Any = model.hf.get_input_embeddings().weight
     for letter, value in along.items():
         (token,) = ids_of(tok, letter)
-        weight[token, 5] = value
+        weight.data[token, 5] = value
     completion = "<think>\n" + "h" * 18 + "ll" + "\n</think>\n\nSure."
     texts = thought_texts(model, [Completion("a", LOCK, completion, "compliance")])
     (found,) = project(model, texts, {"direction": unit}, 0, "test")

@@ -120,7 +120,10 @@ class Thoughts(Stage):
             "texts": [to_json(text) for text in texts],
         }
         (random,) = random_directions(run.direction, 1, run.config.seed).values()
-        vectors = {"direction": run.direction.vector, "random": random.vector}
+        vectors: dict[Along, Tensor] = {
+            "direction": run.direction.vector,
+            "random": random.vector,
+        }
 
         def work() -> None:
             found = project(run.model, texts, vectors, run.direction.layer, set_name)
@@ -199,7 +202,8 @@ def _along(text: ThoughtText, along: Along, values: Float[np.ndarray, "token"]) 
 
 def in_tenths(values: Float[np.ndarray, "token"]) -> Float[np.ndarray, "10"]:
     """Mean over each tenth; a token that lies in two counts in each by its share there."""
-    return values.repeat(TENTHS).reshape(TENTHS, -1).mean(1)
+    found: Float[np.ndarray, "10"] = values.repeat(TENTHS).reshape(TENTHS, -1).mean(1)
+    return found
 
 
 def thought_metrics(rows: Sequence[AlongThought], set_name: str) -> Iterable[Metric]:

@@ -68,10 +68,12 @@ def thought_figures(metrics: Sequence[Metric]) -> Iterator[Lines]:
 
 def _line(label: str, metrics: Sequence[Metric], style: Style) -> Line:
     """A line; without the band where one prompt alone has no interval."""
-    bounds: tuple[tuple[float, ...], ...] = ()
-    if metrics[0].n > 1:
-        bounds = (tuple(m.low for m in metrics), tuple(m.high for m in metrics))
-    x = tuple(map(float, range(1, len(metrics) + 1)))
+    several = metrics[0].n > 1
     return Line(
-        f"{label} (n {metrics[0].n})", x, tuple(m.value for m in metrics), *bounds, style=style
+        f"{label} (n {metrics[0].n})",
+        tuple(map(float, range(1, len(metrics) + 1))),
+        tuple(m.value for m in metrics),
+        tuple(m.low for m in metrics) if several else (),
+        tuple(m.high for m in metrics) if several else (),
+        style,
     )
