@@ -200,9 +200,9 @@ def _along(text: ThoughtText, along: Along, values: Float[np.ndarray, "token"]) 
     return AlongThought(text.id, along, text.end - text.begin, tenths, float(values[-1]))
 
 
-def in_tenths(values: Float[np.ndarray, "token"]) -> Float[np.ndarray, "10"]:
+def in_tenths(values: Float[np.ndarray, "token"]) -> Float[np.ndarray, "tenth"]:
     """Mean over each tenth; a token that lies in two counts in each by its share there."""
-    found: Float[np.ndarray, "10"] = values.repeat(TENTHS).reshape(TENTHS, -1).mean(1)
+    found: Float[np.ndarray, "tenth"] = values.repeat(TENTHS).reshape(TENTHS, -1).mean(1)
     return found
 
 
