@@ -202,7 +202,7 @@ def _along(text: ThoughtText, along: Along, values: Float[np.ndarray, "token"]) 
 
 def in_tenths(values: Float[np.ndarray, "token"]) -> Float[np.ndarray, "tenth"]:
     """Mean over each tenth; a token that lies in two counts in each by its share there."""
-    found: Float[np.ndarray, "tenth"] = values.repeat(TENTHS).reshape(TENTHS, -1).mean(1)
+    found: np.ndarray = values.repeat(TENTHS).reshape(TENTHS, -1).mean(1)
     return found
 
 
