@@ -188,11 +188,10 @@ def project(
     with task(f"thoughts: {name}", len(texts), "texts") as advance:
         for members, found in share_batches(model, [text.ids for text in texts], run):
             results.update(zip(members, found, strict=True))
-    return tuple(
-        _along(text, one, results[i][:, j])
-        for i, text in enumerate(texts)
-        for j, one in enumerate(vectors)
-    )
+    rows = []
+    for i, text in enumerate(texts):
+        rows += [_along(text, one, results[i][:, j]) for j, one in enumerate(vectors)]
+    return tuple(rows)
 
 
 def _along(text: ThoughtText, along: Along, values: Float[np.ndarray, "token"]) -> AlongThought:
