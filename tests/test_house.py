@@ -30,14 +30,7 @@ def test_few_rooms_and_no_long_file() -> None:
 
 
 # In these, comprehensions are still to be unfolded.
-LONG_COMPREHENSIONS = (
-    "evaluations/refusal/",
-    "model/blocks.py",
-    "model/decompose.py",
-    "model/probe.py",
-    "model/sites.py",
-    "model/writers.py",
-)
+LONG_COMPREHENSIONS = ("evaluations/refusal/",)
 
 
 def test_no_comprehension_spans_more_than_three_lines() -> None:

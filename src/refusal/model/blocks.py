@@ -30,16 +30,13 @@ def find_blocks(model: PreTrainedModel, path: str | None = None) -> tuple[str, .
     Raises:
         UnsupportedModelError: no list of modules is such a chain, or it hands on several tensors.
     """
-    every = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-    }
-    lists = {
-        name: module
-        for name, module in every.items()
-        if isinstance(module, nn.ModuleList) and len(module) > 0
-    }
+    every: dict[str, nn.ModuleList | nn.Sequential] = {}
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            every[name] = module
+        if isinstance(module, nn.ModuleList) and len(module) > 0:
+            lists[name] = module
     if path is not None and not len(every.get(path, ())):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no list of modules {path!r}, which was given as its "
@@ -174,13 +171,13 @@ def feeds_elsewhere(
     else:  # one lane in the embedding's own coordinates is enough
         small = across.norm(dim=-1) < tolerance * change.norm(dim=-1)
         same = int(small.sum()) >= PROBE_TOKENS
-    return same and any(
-        float((seen[name].float() - before.float()).norm())
-        > tolerance * float(before.float().norm())
-        for name, before in (
-            (blocks[layer], before) for layer, before in trace.block_outputs.items()
-        )
-    )
+    if not same:
+        return False
+    for layer, before in trace.block_outputs.items():
+        moved = (seen[blocks[layer]].float() - before.float()).norm()
+        if float(moved) > tolerance * float(before.float().norm()):
+            return True
+    return False
 
 
 def _described(lists: dict[str, Any]) -> str:

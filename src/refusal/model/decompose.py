@@ -189,13 +189,11 @@ def _least_squares(
         solved = torch.linalg.lstsq(gram[index][:, index], inner[index, None]).solution[:, 0]
         explained = float(inner[index] @ solved)
         by_size.setdefault(len(subset), []).append((explained, subset, solved.tolist()))
-    tried = [
-        _rounded(start, end, writes, subset, solved)
-        # each size for itself, since more tensors always fit a little better
-        for fits in by_size.values()
-        for _, subset, solved in sorted(fits, reverse=True)[:TRIED]
-        if min(map(abs, solved)) > NO_WRITE
-    ]
+    tried = []
+    for fits in by_size.values():  # each for itself: more tensors always fit a little better
+        for _, subset, solved in sorted(fits, reverse=True)[:TRIED]:
+            if min(map(abs, solved)) > NO_WRITE:
+                tried.append(_rounded(start, end, writes, subset, solved))
     best = min((fit.error for fit in tried), default=float("inf"))
     near = [fit for fit in tried if fit.error <= 3 * best + EXACT]
     return min(near, key=lambda fit: (len(fit.indices), fit.error), default=NOTHING)

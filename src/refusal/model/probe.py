@@ -80,10 +80,8 @@ def run_probe(model: PreTrainedModel, blocks: Sequence[str], modules: Iterable[s
         edits.append(Edit(module, "input", keep_in(trace.inputs, layer)))
         edits.append(Edit(module, "output", keep_in(trace.block_outputs, layer)))
     edits += [Edit(model.get_submodule(name), "result", trace.see_result) for name in blocks[:1]]
-    edits += [
-        Edit(model.get_submodule(name), "output", keep_in(trace.outputs, name))
-        for name in sorted(modules)
-    ]
+    for name in sorted(modules):
+        edits.append(Edit(model.get_submodule(name), "output", keep_in(trace.outputs, name)))
     try:
         with torch.inference_mode(), hooked(edits):
             model(input_ids=probe_ids(model), use_cache=False)

@@ -91,13 +91,12 @@ class Sites:
         """The writers of a block by their names inside it, with their multipliers: ``("0.22 x
         self_attn", …)``.
         """
-        block = self.blocks[layer]
-        return tuple(
-            f"{self.multipliers[name]:.4g} x {inside_block(name, block)}"
-            if name in self.multipliers
-            else inside_block(name, block)
-            for name in self.writers[layer]
-        )
+        described = []
+        for name in self.writers[layer]:
+            inside = inside_block(name, self.blocks[layer])
+            scaled = name in self.multipliers
+            described.append(f"{self.multipliers[name]:.4g} x {inside}" if scaled else inside)
+        return tuple(described)
 
     def measure(self, model: PreTrainedModel) -> "SiteReport":
         """How far the input of block 0 plus the sum of all writes is from the stream, at every
@@ -118,10 +117,10 @@ class Sites:
                 raise UnsupportedModelError(
                     f"The writer {silent[0]} gives no hidden states. {OVERRIDE}"
                 )
-            writes = [
-                trace.outputs[name].view_as(stream) * self.multipliers.get(name, 1.0)
-                for name in names
-            ]
+            writes = []
+            for name in names:
+                factor = self.multipliers.get(name, 1.0)
+                writes.append(trace.outputs[name].view_as(stream) * factor)
             scale = self.scales.get(self.blocks[layer], 1.0)
             after = trace.after(layer)
             stream, error = add_up(stream, writes, after if scale == 1.0 else after / scale)
@@ -229,22 +228,20 @@ def find_sites(
     if bad:
         found, left = find_complete(model, block_names, trace, d_model, None)
         return Sites(**common, writers=found, d_model=d_model, error=left, additive=False)
+    multipliers: dict[str, float] = {}
+    scales: dict[str, float] = {}
+    for block, (writing, fit) in zip(block_names, fits, strict=True):
+        factors = zip(writing, fit.multipliers, strict=True)
+        multipliers |= {name: factor for name, factor in factors if factor != 1.0}
+        if fit.scale != 1.0:
+            scales[block] = fit.scale
     return Sites(
         **common,
         writers=tuple(names for names, _ in fits),
         d_model=d_model,
         error=max(fit.error for _, fit in fits),
-        multipliers={
-            name: m
-            for names, fit in fits
-            for name, m in zip(names, fit.multipliers, strict=True)
-            if m != 1.0
-        },
-        scales={
-            block: fit.scale
-            for block, (_, fit) in zip(block_names, fits, strict=True)
-            if fit.scale != 1.0
-        },
+        multipliers=multipliers,
+        scales=scales,
     )
 
 

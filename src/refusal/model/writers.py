@@ -48,12 +48,9 @@ def find_writers(
         return otherwise
     writes = [trace.outputs[name].view_as(end) for name in names]
     # What a module adds up from its own parts is not added to the stream beside them.
-    nested = [
-        (i, j)
-        for i, outer in enumerate(names)
-        for j, inner in enumerate(names)
-        if inner.startswith(f"{outer}.")
-    ]
+    nested = []
+    for i, outer in enumerate(names):
+        nested += [(i, j) for j, inner in enumerate(names) if inner.startswith(f"{outer}.")]
     chosen = explain(
         start, end, writes, tolerance_of(start.dtype), everything=wanted is not None, apart=nested
     )
@@ -75,13 +72,10 @@ def candidates_of(trace: Trace, layer: int, block: str) -> list[str]:
         )  # rows may be flattened (Llama-4)
         if not name.startswith(f"{block}.") or not wide:
             continue
-        inner = [other for other in kept if other.startswith(f"{name}.")]
-        same = [
-            other
-            for other in inner
-            if torch.equal(trace.outputs[other].flatten(), output.flatten())
-        ]
-        kept = [other for other in kept if other not in same]
+        flat = output.flatten()
+        for inner in [other for other in kept if other.startswith(f"{name}.")]:
+            if torch.equal(trace.outputs[inner].flatten(), flat):
+                kept.remove(inner)
         kept.append(name)
     return kept
 
@@ -104,11 +98,9 @@ def check_names(model: PreTrainedModel, blocks: Sequence[str], wanted: set[str])
 def wide_names(model: PreTrainedModel, blocks: Sequence[str]) -> list[str]:
     """Names inside a block of the modules that are as wide as the stream, of all blocks."""
     trace = run_probe(model, blocks, module_names(model, blocks, None, depth=2))
-    found = {
-        inside_block(n, block): None
-        for layer, block in enumerate(blocks)
-        for n in candidates_of(trace, layer, block)
-    }
+    found: dict[str, None] = {}  # in order
+    for layer, block in enumerate(blocks):
+        found |= dict.fromkeys(inside_block(n, block) for n in candidates_of(trace, layer, block))
     return list(found)
 
 
