@@ -21,7 +21,7 @@ from refusal.config.commented import commented_toml
 from refusal.config.run_config import RunConfig
 from refusal.config.sizes import COARSER, FEWEST_LAYERS, SIZES, STEPS, TRADES
 from refusal.config.tables import in_tables
-from refusal.core.work import Lengths
+from refusal.core.work import Lengths, Write
 from refusal.model.forward import last_logits
 from refusal.model.hooks import Edit, hooked
 from refusal.model.memory import room_on
@@ -29,8 +29,9 @@ from refusal.model.sizes import ModelSize
 from refusal.pipeline.costs.estimate import Machine, seconds_by_stage
 from refusal.pipeline.costs.fit import MARGIN, Fitted, fit, minutes_for, sizes, sizes_given
 from refusal.pipeline.costs.loaded import loaded_speed
-from refusal.pipeline.costs.planning import fitted_estimate, seconds_beside
+from refusal.pipeline.costs.planning import _room, fitted_estimate, seconds_beside
 from refusal.pipeline.costs.speed import Speed
+from refusal.pipeline.stages import ALL
 from refusal.runs.stage import Plan
 from refusal.weights.proxy_model import blocks_needed
 
@@ -266,6 +267,34 @@ def test_the_command_shows_the_choice(tmp_path: Path, capsys: pytest.CaptureFixt
     assert " ".join(found["said"]) in " ".join(capsys.readouterr().out.split())
     assert main([*base, "--minutes", "0.05", "--n-test", "90"]) == 2
     assert "n_test 90" in " ".join(capsys.readouterr().err.split())
+
+
+def test_thoughts_are_counted_where_the_model_thinks() -> None:
+    def work(**options: Any) -> dict[str, list[Any]]:
+        plan = Plan(make_config(controls=0, seeds=2, **options), SIZE.layers, LENGTHS)
+        return {stage.name: list(stage.costs(plan)) for stage in ALL}
+
+    closed, on = work(thinking="closed"), work(thinking="on", thinking_tokens=600)
+    for name in ("generate", "seed"):
+        before = [one for one in closed[name] if isinstance(one, Write)]
+        after = [one for one in on[name] if isinstance(one, Write)]
+        assert [one.new + 600 for one in before] == [one.new for one in after]
+        assert [one.rows for one in before] == [one.rows for one in after]
+    assert closed["thoughts"] == []
+    (thoughts,) = on["thoughts"]
+    assert (thoughts.prompts, thoughts.length) == (200, 16 + 0.7 * 600)
+    (drift,) = (one for one in on["drift"] if one not in closed["drift"])
+    assert drift.length == 0.7 * 600
+    changed = {name for name in closed if closed[name] != on[name]}
+    assert changed == {"generate", "seed", "drift", "thoughts"}
+
+
+def test_with_thoughts_answers_get_what_the_context_leaves() -> None:
+    hf = tiny_models.network(max_position_embeddings=1000).config
+    config = make_config(max_new_tokens=512, thinking_tokens=300)
+    assert _room(hf, [[1] * 20, [1] * 50], config) == 950
+    on = config.model_copy(update={"thinking": "on"})
+    assert _room(hf, [[1] * 20, [1] * 50], on) == 650
 
 
 # --- a loaded model

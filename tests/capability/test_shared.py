@@ -32,7 +32,7 @@ def requests(kind: Any, pairs: Sequence[tuple[Any, ...]]) -> list[Instance]:
 
 def both(model: ChatModel) -> tuple[Any, Any]:
     """lm-eval's and ours."""
-    return make_harness(model, "a", True, 1, None), make_harness(model, "b", False, None, None)
+    return make_harness(model, "a", True, 1), make_harness(model, "b", False, None)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_the_model_and_its_tokenizer_are_left_as_they_are(exact: bool) -> None:
     model.hf.get_submodule(model.sites.head).weight = torch.nn.Parameter(weight.detach() * 2)
     model.tokenizer.pad_token = None
     before = {name: p.data_ptr() for name, p in model.hf.named_parameters(remove_duplicate=False)}
-    harness = make_harness(model, "a", exact, None, None)
+    harness = make_harness(model, "a", exact, None)
     written(model, harness)
     harness.loglikelihood(requests("loglikelihood", PAIRS))
     assert {

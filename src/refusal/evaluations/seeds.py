@@ -9,6 +9,7 @@ compared. Each seed leaves ``seeds/<seed>.json`` (the choice),
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from refusal.core.direction import Direction
 from refusal.core.errors import NoCandidateError
@@ -72,7 +73,7 @@ class Seeds(Stage):
         if config.selection_risk:
             rule.append(config.selection_risk)
         pairs = (prompts.train, prompts.val)
-        inputs = {
+        inputs: dict[str, Any] = {
             "main": run.direction_hash,
             "tokens": run.token_ids,
             "options": rule,
@@ -81,6 +82,8 @@ class Seeds(Stage):
             "max_new_tokens": config.max_new_tokens,
             **named(config),
         }
+        if config.thinking == "on":
+            inputs["thinking_tokens"] = config.thinking_tokens
 
         def work() -> None:
             options = {"seed": seed, "resamples": 0, "full_map": False, "strict": False}

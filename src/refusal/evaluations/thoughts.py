@@ -44,7 +44,7 @@ from refusal.runs.stage import Plan, Run, Stage
 
 TENTHS = 10
 BEFORE_FALL = (8, 9)  # tenths, counted from 1: the last is where it falls
-WRITTEN = 0.5  # of the tokens that a thought may have: most end before
+WRITTEN = 0.7  # of the tokens that a thought may have: many end early
 Along = Literal["direction", "random"]
 log = logging.getLogger(__name__)
 

@@ -59,8 +59,8 @@ class HowToRun:
         limit: items per task or group, a seeded random choice; by default what the task was asked
             for with, else all. A smaller limit gives some of the same.
         seed: of the choice of items: the same ones whatever the model and the interventions.
-        apply_chat_template: put prompts into the model's chat format, thinking off; lm-eval's
-            default is not to.
+        apply_chat_template: put prompts into the model's chat format, thoughts switched off or
+            closed as in all prompts that are read; lm-eval's default is not to.
         max_gen_toks: longest generated answer in tokens; by default what the task says, else
             lm-eval's 256.
         exact: run lm-eval's own ``HFLM`` as it is, bit for bit; by default what requests begin with
@@ -109,8 +109,7 @@ def run_benchmark(
         items = choose_items(
             benchmark, limit if limit is not None else benchmark.spec.items, how.seed
         )
-        thinking = False if chat else None
-        lm = make_harness(model, label, how.exact, how.batch_size, thinking=thinking)
+        lm = make_harness(model, label, how.exact, how.batch_size)
         _limit_answers(benchmark, how.max_gen_toks, lm)
         if how.exact:
             stack.enter_context(counted(model))

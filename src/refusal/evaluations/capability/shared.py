@@ -167,24 +167,31 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         ]
 
 
-def make_harness(
-    chat: ChatModel, label: str, exact: bool, batch_size: int | None, thinking: bool | None
-) -> Any:
+def make_harness(chat: ChatModel, label: str, exact: bool, batch_size: int | None) -> Any:
     """lm-eval's model over ``chat``: ``HFLM`` itself if ``exact``, else ``SharedLM``.
 
     The model is neither copied nor moved, and what is tied or untied stays so; lm-eval works on a
-    copy of the tokenizer, which it may give a padding token.
+    copy of the tokenizer, which it may give a padding token, and whose template writes
+    conversations as the model's own prompts are written: its date, thoughts off or closed.
     """
-    tokenizer, day = deepcopy(chat.tokenizer), chat.chat.day
-    tokenizer.chat_template = day.dated(tokenizer.get_chat_template())
+    tokenizer, day, thinking = deepcopy(chat.tokenizer), chat.chat.day, chat.chat.thinking
+    tokenizer.chat_template = _ending(day.dated(tokenizer.get_chat_template()), thinking.block)
     options = {
         "tokenizer": tokenizer,
         "batch_size": batch_size or (1 if exact else HF_ROWS),
-        "enable_thinking": thinking,
-        "chat_template_args": day.variables,
+        "chat_template_args": {**dict(thinking.variables), **day.variables},
     }
     with _ties_kept(chat.hf):
         return HFLM(pretrained=chat.hf, **options) if exact else SharedLM(chat, label, **options)
+
+
+def _ending(template: str, block: str) -> str:
+    """A chat template that ends what it writes for a generation with ``block``."""
+    if not block:
+        return template
+    literal = block.encode("unicode-escape").decode("ascii").replace("'", "\\'")
+    end = "{% if add_generation_prompt %}{{ '" + literal + "' }}{% endif %}"
+    return template.removesuffix("\n") + end  # Jinja leaves a last line's end out
 
 
 @contextmanager

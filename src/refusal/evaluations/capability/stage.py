@@ -24,6 +24,7 @@ from refusal.evaluations.capability.results import TaskRun, file_name, read_task
 from refusal.evaluations.capability.run import HowToRun, load_benchmarks, run_benchmark
 from refusal.evaluations.capability.tasks import Benchmark, Spec
 from refusal.interventions.conditions import BASELINE, Condition, interventions_for, stopping
+from refusal.model.chat_template import AS_WRITTEN
 from refusal.runs.stage import Asked, Plan, Run, Stage
 
 CONTROLS = 2  # controls that are no random directions
@@ -101,6 +102,10 @@ class Capability(Stage):
             "lm_eval": version("lm_eval"),
             "direction": None if condition == BASELINE else file_sha256(folder / of),
         }
+
+        thinking = run.model.chat.thinking
+        if config.task_chat and (thinking.block or thinking.variables != AS_WRITTEN.variables):
+            inputs["thinking"] = [thinking.block, dict(thinking.variables)]
 
         def work() -> None:
             interventions = interventions_for(condition, direction)

@@ -15,7 +15,7 @@ from refusal.core.errors import PromptError
 from refusal.core.records import Metric, to_json
 from refusal.core.storage import file_sha256, write_jsonl
 from refusal.core.strict_files import damaged, read_lines
-from refusal.core.work import Force, Work
+from refusal.core.work import Force, Read, Work
 from refusal.evaluations.drift.measure import (
     Drift,
     ForcedText,
@@ -62,10 +62,11 @@ class DriftStage(Stage):
         controls = config.controls + CONTROLS if config.controls else 0
         own = min(config.n_texts, config.n_test)
         answer = plan.lengths.begins + plan.lengths.test + WRITTEN * config.max_new_tokens
-        found = [_forced(plan, own, answer, controls)]
-        return found + [_forced(plan, config.n_texts, config.text_tokens, controls)] * len(
-            dict.fromkeys(config.texts)
-        )
+        found: list[Work] = [_forced(plan, own, answer, controls)]
+        if (thought := config.new_tokens - config.max_new_tokens) > 0:  # read, and not predicted
+            found.append(Read(_passes(plan, own, controls), WRITTEN * thought))
+        files = len(dict.fromkeys(config.texts))
+        return found + [_forced(plan, config.n_texts, config.text_tokens, controls)] * files
 
     def check(self, model: ChatModel) -> None:
         """Every text, as it will be cut, must fit into the model's context."""
@@ -176,12 +177,16 @@ def _measure(model: ChatModel, parts: Sequence[_Part], set_name: str) -> dict[st
 
 def _forced(plan: Plan, n: int, length: int | float, controls: int) -> Force:
     """``n`` texts under the baseline and each intervention, the first of them under controls."""
+    return Force(_passes(plan, n, controls) * length, n * length)
+
+
+def _passes(plan: Plan, n: int, controls: int) -> float:
+    """How many whole texts are read in all; of the controls' the first ones."""
     some = min(plan.config.n_control, n)
     each = [
         READ.get(action.partition("@")[0], 1.0) for action in stopping(plan.config.interventions)
     ]
-    texts = (1 + sum(each)) * n + controls * sum(each) * some
-    return Force(texts * length, n * length)
+    return (1 + sum(each)) * n + controls * sum(each) * some
 
 
 def check_names(names: Sequence[str], files: Sequence[str]) -> None:

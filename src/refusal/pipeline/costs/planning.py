@@ -117,15 +117,17 @@ def fit_loaded(model: ChatModel, plan: Plan, asked: Asked, loading_took: float) 
 
     given, minutes = sizes_given(config), config.minutes
     questions = [prompt.question for pool in asked.measured.values() for prompt in pool]
-    longest = _room(model.hf.config, model.tokenize(questions))
+    longest = _room(model.hf.config, model.tokenize(questions), config)
     assert minutes is not None
     return parallel.from_first(lambda: fit(seconds, config, given, minutes, plan.layers, longest))
 
 
-def _room(config: PreTrainedConfig, rows: Sequence[Sequence[int]]) -> int | None:
-    """Tokens that the model's context leaves for a completion of the longest prompt."""
-    context = context_length(config)
-    return None if context is None else context - max(map(len, rows), default=0)
+def _room(model: PreTrainedConfig, rows: Sequence[Sequence[int]], config: RunConfig) -> int | None:
+    """Tokens that the model's context leaves for an answer to the longest prompt, after a thought
+    of the longest kind where thinking is on.
+    """
+    context, thought = context_length(model), config.new_tokens - config.max_new_tokens
+    return None if context is None else context - max(map(len, rows), default=0) - thought
 
 
 def estimate_run(config: RunConfig, count: int = 1) -> Estimate:
@@ -162,7 +164,7 @@ def estimate_run(config: RunConfig, count: int = 1) -> Estimate:
         speed = measure_speed(device, config.dtype, outline)
         room, kind = free_memory(device), device.type
     machine = Machine(speed, kind, room, count, config.price_per_device_hour)
-    return fitted_estimate(size, plan, machine, prompts, _room(outline.config, rows))
+    return fitted_estimate(size, plan, machine, prompts, _room(outline.config, rows, config))
 
 
 def _device_here(name: str) -> torch.device:
