@@ -51,6 +51,10 @@ EXAMPLES = {
         "refusal export runs/embedded --as lora --out adapter",
         "refusal export runs/mine --as model --stream    # in little memory",
     ),
+    "forensics": (
+        "refusal forensics ./suspect --base owner/model",
+        "refusal forensics ./adapter --base owner/model --out examined",
+    ),
     "config": (
         "refusal config --preset paper > run.toml",
         "refusal config ./my-model --n-test 200 --controls 16 > run.toml",

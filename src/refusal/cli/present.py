@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from refusal.cli.console import err, out
+from refusal.cli.present_weights import forensics_value, show_forensics
 from refusal.core.tables import Bar, Table
 from refusal.core.text import sanitised
 
@@ -320,6 +321,7 @@ VIEWS: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any]]] = {
     "Path": (_page, lambda page: {"report": str(page)}),
     "Comparison": (_comparison, asdict),
     "Inspection": (_inspection, _inspection_value),
+    "Forensics": (show_forensics, forensics_value),
     "Exported": (_exported, _exported_value),
     "Finding": (_findings, lambda found: [asdict(one) for one in found]),
     "Estimate": (_estimate, lambda found: {**asdict(found), "total_seconds": found.total_seconds}),

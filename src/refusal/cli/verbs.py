@@ -27,6 +27,7 @@ from refusal.cli.options import (
     default_folder,
 )
 from refusal.cli.progress_bars import reporting
+from refusal.cli.weight_verbs import forensics
 from refusal.config.commented import commented_toml
 from refusal.config.exports import ExportKind
 from refusal.config.run_config import added, make_config
@@ -257,6 +258,9 @@ def export(
     with reporting(quiet, verbose):
         result = export_run(run, as_, out or run / "export" / as_, **vars(edit))
     display.present(result, json, quiet)
+
+
+app.command(forensics, help_epilogue=examples("forensics"))
 
 
 @app.command(help_epilogue=examples("config"))

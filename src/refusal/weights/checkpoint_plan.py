@@ -37,7 +37,7 @@ from refusal.weights.proxy_model import MEND, ProxyModel, build_proxy, carry_ove
 
 def make_plan(
     checkpoint: Checkpoint,
-    direction: Direction,
+    direction: Direction | None,
     name: str,
     blocks: str | None = None,
     writers: Sequence[str] | None = None,
@@ -55,7 +55,8 @@ def make_plan(
     proxy = build_proxy(config, whole, blocks, writers)
     parameters = {parameter.name: parameter for parameter in carry_over(proxy, whole)}
     width = _width(whole, parameters)
-    check_direction(direction, name, width)
+    if direction is not None:
+        check_direction(direction, name, width)
     targets, unclaimed = find_targets(whole, checkpoint)
     try:
         axes = _converted_axes(proxy)

@@ -1,0 +1,35 @@
+"""How the terminal shows what was found in weights."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from refusal.cli.console import err, out
+
+if TYPE_CHECKING:
+    from refusal.audits.forensics.records import Forensics
+
+STYLES = {"edited by projection": "bold red", "unchanged": "bold green"}
+
+
+def show_forensics(found: "Forensics") -> None:
+    """The verdict, what the edit resembles, the layers, and what cannot be said."""
+    from refusal.cli.present import drawn
+    from refusal.core.tables import minus
+    from refusal.report.forensics_page import beside, forensics_tables
+
+    for each in forensics_tables(found):
+        err.print(drawn(each))
+    for line in found.cannot:
+        err.print(f"  {line}")
+    err.print()
+    for line in (*found.recipe, *found.notes):
+        out.print(f"  {minus(line)}")
+    words = (found.verdict, STYLES.get(found.verdict, "bold"))
+    out.print(Text.assemble(f"{found.candidate}: ", words, f" ({beside(found)})"), soft_wrap=True)
+
+
+def forensics_value(found: "Forensics") -> dict[str, Any]:
+    """The record as JSON."""
+    return asdict(found)
