@@ -133,6 +133,10 @@ class MeasureOptions(BaseModel):
     """
     max_new_tokens: Count = 512
     """Length of the completions."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Draw completions at this temperature, by the seed; 0: the likeliest token each time."""
+    samples: Count = 1
+    """Completions of each prompt that is measured, at a temperature above 0."""
     controls: Annotated[int, Field(ge=0)] = 8
     """Random directions to do the same with, beside shuffled labels and matched pairs; 0 leaves all
     controls out.

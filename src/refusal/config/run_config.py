@@ -20,6 +20,7 @@ from refusal.config.options import (
 from refusal.config.rule import Rule
 from refusal.config.tables import read_options
 from refusal.core.errors import ConfigError
+from refusal.core.sampling import Sampling
 from refusal.core.secrecy import shown_arguments
 
 
@@ -42,6 +43,15 @@ class RunOptions(
     def new_tokens(self) -> int:
         """The most tokens of a completion, a thought's among them where thinking is on."""
         return self.max_new_tokens + (self.thinking_tokens if self.thinking == "on" else 0)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How completions are drawn.
+
+        Raises:
+            ConfigError: several of a prompt, and no temperature.
+        """
+        return Sampling(self.temperature, self.samples, self.seed)
 
     @property
     def rule(self) -> Rule:

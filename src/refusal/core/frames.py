@@ -5,6 +5,7 @@ when it is imported, and that is when the first record is shown.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -43,3 +44,12 @@ def dataframe(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> "pan
             "Data frames need pandas. Install it with: pip install 'refusal[notebook]'."
         ) from error
     return pandas.DataFrame(list(rows), columns=list(columns))
+
+
+def records_dataframe(records: Iterable[Any], kind: type) -> "pandas.DataFrame":
+    """Records of a data class, one a row.
+
+    Raises:
+        UsageError: pandas is not installed.
+    """
+    return dataframe(map(asdict, records), [field.name for field in fields(kind)])

@@ -1,12 +1,13 @@
 """The records that all rooms share, without a tensor in them: reading them needs no torch."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from refusal.core.errors import ConfigError
-from refusal.core.frames import NotebookRecord, dataframe
+from refusal.core.frames import NotebookRecord, records_dataframe
+from refusal.core.sampling import sample_key
 from refusal.core.thinking import split
 from refusal.core.turns import Question, Turns, asked, fingerprint
 
@@ -242,6 +243,7 @@ class Completion:
         tokens: how many were written, without the one that ends a turn; ``None`` where that is not
             known (the engine gave none, or an older version), and then there are no ``cuts``.
         cuts: the completion at each of `reading_lengths` that is below ``tokens``.
+        sample: its number among those drawn of the prompt; ``None`` where it is the greedy one.
     """
 
     prompt_id: str
@@ -251,6 +253,12 @@ class Completion:
     tokens: int | None = None
     cuts: tuple[Cut, ...] = ()
     before: Turns = ()
+    sample: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The prompt's id, with the sample's number where there are samples."""
+        return sample_key(self.prompt_id, self.sample)
 
     @property
     def answer(self) -> str:
@@ -319,16 +327,7 @@ class Evaluation(NotebookRecord):
         Raises:
             UsageError: pandas is not installed.
         """
-        return metrics_dataframe(self.metrics)
-
-
-def metrics_dataframe(metrics: Sequence[Metric]) -> "pandas.DataFrame":
-    """Metrics, one a row.
-
-    Raises:
-        UsageError: pandas is not installed.
-    """
-    return dataframe(map(asdict, metrics), [field.name for field in fields(Metric)])
+        return records_dataframe(self.metrics, Metric)
 
 
 def to_json(record: Any) -> Any:
@@ -336,7 +335,8 @@ def to_json(record: Any) -> Any:
     if isinstance(record, (list, tuple)):
         return [to_json(item) for item in record]
     row = record.to_row() if isinstance(record, CandidateScore) else asdict(record)
-    return {name: value for name, value in row.items() if name != "before" or value}
+    absent = {"before": (), "sample": None}  # of plain prompts, of greedy completions
+    return {name: value for name, value in row.items() if absent.get(name, ...) != value}
 
 
 def finite(value: Any) -> Any:

@@ -124,11 +124,21 @@ def rate_change(before: Sequence[bool], after: Sequence[bool]) -> Estimate:
         wilson_interval(int(y.sum()), n),
     )
     phi = _phi(int((x & y).sum()), lost, gained, int((~x & ~y).sum()))
-    change = q - p
+    low, high = square_and_add((p, p_low, p_high), (q, q_low, q_high), phi)
+    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return Estimate(q - p, low, high, p_value)
+
+
+def square_and_add(
+    before: tuple[float, float, float], after: tuple[float, float, float], phi: float
+) -> tuple[float, float]:
+    """Newcombe's interval of ``after - before``, each a share with its bounds, from the correlation
+    ``phi`` of the two.
+    """
+    (p, p_low, p_high), (q, q_low, q_high) = before, after
     down, up = (q - q_low, p_high - p), (q_high - q, p - p_low)
     low, high = (math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b)) for a, b in (down, up))
-    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return Estimate(change, max(-1.0, change - low), min(1.0, change + high), p_value)
+    return max(-1.0, q - p - low), min(1.0, q - p + high)
 
 
 def _phi(both: int, first: int, second: int, neither: int) -> float:
@@ -142,7 +152,7 @@ def _phi(both: int, first: int, second: int, neither: int) -> float:
     return corrected / math.sqrt(margins)
 
 
-def corrected_rate(successes: int, n: int, accuracy: Accuracy) -> Estimate | None:
+def corrected_rate(successes: int | float, n: int | float, accuracy: Accuracy) -> Estimate | None:
     """The share of positive ones behind ``successes`` of ``n`` found by a judge that errs: Rogan
     and Gladen (1978).
 
@@ -185,8 +195,14 @@ def corrected_change(
     The p-value is the raw change's: both are zero together.
     """
     n = len(before)
-    raw = rate_change(before, after)
     first, second = (corrected_rate(sum(hits), n, accuracy) for hits in (before, after))
+    return change_corrected(rate_change(before, after), first, second, accuracy)
+
+
+def change_corrected(
+    raw: Estimate, first: Estimate | None, second: Estimate | None, accuracy: Accuracy
+) -> Estimate | None:
+    """A raw change corrected; ``first`` and ``second`` are the corrected rates before and after."""
     if first is None or second is None:
         return None
     sens, spec, j = accuracy.sensitivity, accuracy.specificity, accuracy.informedness

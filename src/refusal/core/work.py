@@ -43,12 +43,14 @@ class Write:
     Attributes:
         rows: how many; ``new``: tokens that each may have; ``length``: tokens of a prompt.
         starts: how often what all prompts begin with is read: once for each intervention.
+        samples: completions of each prompt, which is read once for all of them.
     """
 
     rows: int | float
     new: int
     length: int | float
     starts: int = 1
+    samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def side_by_side(work: Sequence[Work]) -> list[Work]:
         return others
     length = sum(write.rows * write.length for write in writes) / rows
     starts = sum(write.starts for write in writes)
-    return [Write(rows, max(write.new for write in writes), length, starts), *others]
+    most, samples = max(write.new for write in writes), writes[0].samples
+    return [Write(rows, most, length, starts, samples), *others]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from refusal.core.records import CandidateScore, Metric, PromptSplits, finite, t
 from refusal.core.storage import write_json, write_jsonl
 from refusal.core.strict_files import Saved, damaged, read_one
 from refusal.core.work import Work, Write
-from refusal.evaluations.refusal.completions import generate_under
+from refusal.evaluations.refusal.completions import Wanted, complete
 from refusal.evaluations.refusal.generate import refresh_verdicts
 from refusal.evaluations.refusal.rates import measure
 from refusal.prompts.load import redealt
@@ -49,7 +49,9 @@ class Seeds(Stage):
 
     @staticmethod
     def _one(plan: Plan) -> Sequence[Work]:
-        write = Write(plan.config.n_test, plan.config.new_tokens, plan.lengths.test)
+        samples = plan.config.samples
+        rows = plan.config.n_test * samples
+        write = Write(rows, plan.config.new_tokens, plan.lengths.test, samples=samples)
         return (*Extract.costs(plan), *Select.costs(plan), write)
 
     def work(self, run: Run) -> Iterable[Metric]:
@@ -80,6 +82,7 @@ class Seeds(Stage):
             "prompts": prompts_hash([p for pair in pairs for p in (*pair.harmful, *pair.harmless)]),
             "test": prompts_hash(test),
             "max_new_tokens": config.max_new_tokens,
+            **config.sampling.inputs,
             **named(config),
         }
         if config.thinking == "on":
@@ -100,7 +103,8 @@ class Seeds(Stage):
             write_json(summary, {"seed": seed, "score": score, "qualified": chosen.qualified})
             chosen.direction.save(file)
             new, about = config.max_new_tokens, f"seed {seed}"
-            done = generate_under(model, chosen.direction, test, "ablation", new, about)
+            own = (chosen.direction, tuple(test), config.sampling)
+            done = complete(model, Wanted(about, "ablation", *own), new)
             write_jsonl(written, to_json(done))
 
         self.do(run, str(seed), inputs, [summary, written], work, self._one(run.plan))

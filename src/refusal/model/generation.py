@@ -1,5 +1,6 @@
-"""Greedy completions: as many rows at once as keep the device busy, whatever they are rows of; what
-they begin with is read once, and where one has ended the next takes its place (``writing``).
+"""Completions, greedy or drawn: as many rows at once as keep the device busy, whatever they are
+rows of; what they begin with is read once, and where one has ended the next takes its place
+(``writing``).
 """
 
 import logging
@@ -9,16 +10,18 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from refusal.core import parallel
 from refusal.core.progress import Advance, task
 from refusal.core.records import Written
+from refusal.core.sampling import GREEDY, Sampling
 from refusal.core.turns import Question
 from refusal.model.base import Batching, LoadedModel
 from refusal.model.batch_size import BatchSize, row_budget
 from refusal.model.caches import cache_bytes_per_token, rows_apart
 from refusal.model.contexts import check_rows
+from refusal.model.draw import Draw
 from refusal.model.edits import RowWise
 from refusal.model.endings import end_tokens, read_at_lengths, read_outputs
 from refusal.model.forward import PROBES, last_logits, logit_tolerance, uncounted
@@ -74,9 +77,10 @@ def generate_each(
     max_new_tokens: int,
     name: str = "generate",
     finished: Callable[[int, list[Written]], object] = lambda which, completions: None,
+    sampling: Sampling = GREEDY,
 ) -> list[list[Written]]:
-    """Greedy completions of ``instructions[i]`` under intervention ``i``, for every ``i``, all of
-    them side by side.
+    """Completions of ``instructions[i]`` under intervention ``i``, for every ``i``, all of them
+    side by side; the samples of an instruction follow one another.
 
     A step of a small batch costs little more than reading the weights, so many small runs are best
     done as one. ``finished`` is told the number and the completions of an intervention as soon as
@@ -85,11 +89,13 @@ def generate_each(
     """
     different = list(dict.fromkeys(text for texts in instructions for text in texts))
     ids = dict(zip(different, model.tokenize(different, freely=True), strict=True))
-    which = [i for i, texts in enumerate(instructions) for _ in texts]
+    left = [len(texts) * sampling.samples for texts in instructions]
+    which = [i for i, n in enumerate(left) for _ in range(n)]
     first = [which.index(i) if texts else 0 for i, texts in enumerate(instructions)]
-    rows = [ids[text] for texts in instructions for text in texts]
+    asked = [text for texts in instructions for text in texts]
+    rows = [ids[text] for text in asked for _ in range(sampling.samples)]
+    draw = None if sampling.greedy else Draw(sampling.temperature, sampling.keys(asked))
     found: dict[int, list[int]] = {}
-    left = [len(texts) for texts in instructions]
     done: list[list[Written]] = [[] for _ in instructions]
 
     def keep(row: int, tokens: list[int]) -> None:
@@ -97,7 +103,7 @@ def generate_each(
         i = which[row]
         left[i] -= 1
         if left[i] == 0:
-            mine = range(first[i], first[i] + len(instructions[i]))
+            mine = range(first[i], first[i] + len(instructions[i]) * sampling.samples)
             done[i] = read_at_lengths(model, [found.pop(row) for row in mine])
             finished(i, done[i])
 
@@ -107,7 +113,8 @@ def generate_each(
             finished(i, [])
     new, ended = limits(model, max_new_tokens)
     with model.apply(interventions):
-        _write(model, Wanted(rows, new, 0, interventions, which, ended), name, keep)
+        wanted = Wanted(rows, new, 0, interventions, which, ended, draw=draw)
+        _write(model, wanted, name, keep)
     return done
 
 
@@ -117,8 +124,10 @@ def generate_rows(
     max_new_tokens: int,
     name: str = "generate",
     ended: Ended | None = None,
+    draw: Draw | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations of token ids, in their order, the ending token left out.
+    """Continuations of token ids, in their order, the ending token left out; greedy ones, unless
+    there is a ``draw`` with a key for each.
 
     ``ended`` says of the tokens written so far whether more are not needed (a stop string is among
     them).
@@ -128,7 +137,8 @@ def generate_rows(
             the model has not.
     """
     found: list[list[int]] = [[] for _ in rows]
-    _write(model, Wanted(rows, max_new_tokens, ended=ended), name, found.__setitem__)
+    wanted = Wanted(rows, max_new_tokens, ended=ended, draw=draw)
+    _write(model, wanted, name, found.__setitem__)
     return found
 
 
@@ -209,10 +219,14 @@ def _write_alone(model: LoadedModel, wanted: Wanted, row: int, count: Advance) -
     how = GenerationConfig(
         max_new_tokens=wanted.new, do_sample=False, eos_token_id=list(ends), pad_token_id=0
     )
+    drawn = [] if wanted.draw is None else [_Drawn(wanted.draw, row, length)]
     own, model.hf.generation_config = model.hf.generation_config, how  # it may ask for penalties
     try:
         out = model.hf.generate(
-            ids, attention_mask=torch.ones_like(ids), stopping_criteria=[enough]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            stopping_criteria=[enough],
+            logits_processor=LogitsProcessorList(drawn),
         )  # type: ignore[operator]
     finally:
         model.hf.generation_config = own
@@ -220,6 +234,16 @@ def _write_alone(model: LoadedModel, wanted: Wanted, row: int, count: Advance) -
     model.forward_tokens += ids.shape[1] + len(new)
     count(wanted.new)
     return new[:-1] if new and new[-1] in ends else new
+
+
+class _Drawn(LogitsProcessor):
+    """Scores whose largest is the token that is drawn, for transformers' own greedy generation."""
+
+    def __init__(self, draw: Draw, row: int, start: int) -> None:
+        self.draw, self.row, self.start = draw, row, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.draw.perturbed(scores, [self.row], [input_ids.shape[1] - self.start])
 
 
 def batching(model: LoadedModel) -> Batching:

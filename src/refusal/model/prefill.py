@@ -45,6 +45,11 @@ class Standing:
         self.mask = self.mask[kept, before - width :]
         self.position = self.position[kept]
 
+    def spread(self, places: Sequence[int]) -> None:
+        """Go on with the rows at these places, some of them several times."""
+        self.keep(places, self.mask.shape[1])
+        self.logits = self.logits[torch.tensor(list(places), device=self.logits.device)]
+
     def join(self, other: "Standing") -> None:
         """Put other rows behind these."""
         before, width = self.mask.shape[1], max(self.mask.shape[1], other.mask.shape[1])

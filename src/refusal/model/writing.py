@@ -14,6 +14,7 @@ from torch import Tensor
 
 from refusal.model.base import LoadedModel
 from refusal.model.batch_size import BatchSize, is_out_of_memory, too_large
+from refusal.model.draw import Draw
 from refusal.model.edits import RowWise
 from refusal.model.endings import end_tokens
 from refusal.model.prefill import Standing, Starts, read_tails
@@ -35,6 +36,7 @@ class Wanted:
         ended: says of the tokens written so far whether more are not needed (a stop string is among
             them).
         read: is told the logits that follow some rows, as soon as those are read.
+        draw: how the next tokens are drawn; ``None``: greedily.
     """
 
     rows: Sequence[Sequence[int]]
@@ -44,6 +46,18 @@ class Wanted:
     which: Sequence[int] = ()
     ended: Ended | None = None
     read: Read | None = None
+    draw: Draw | None = None
+
+    def tokens(self, logits: Tensor, rows: Sequence[int], steps: Sequence[int]) -> list[int]:
+        """The next token of some rows, of each of which so many are written."""
+        if self.draw is not None:
+            return self.draw.tokens(logits, rows, steps)
+        likeliest: list[int] = logits.argmax(-1).tolist()
+        return likeliest
+
+    def prompt(self, row: int) -> object:
+        """What rows have in common that are samples of one prompt, and are read as one."""
+        return row if self.draw is None else (self.under([row])[0], tuple(self.rows[row]))
 
     def under(self, rows: Sequence[int]) -> list[int]:
         """Which intervention each of some rows is under; 0 where all are under the same."""
@@ -56,7 +70,7 @@ class Wanted:
 
 
 class Writer:
-    """Continues rows greedily, the ending token left out.
+    """Continues rows, the ending token left out.
 
     Args:
         size: rows at once; halved when memory runs out, and what was running is begun anew.
@@ -111,12 +125,7 @@ class Writer:
             if free < min(len(self.queue), max(1, self.size.value // ENTER)):
                 return
             self.entering = self._next(free)
-            which = self.wanted.under(self.entering)
-            cache = self.starts.under(which)
-            self.wanted.tell(self.entering)
-            prompts = [self.wanted.rows[i] for i in self.entering]
-            new = read_tails(self.model, prompts, self.wanted.shared, cache)
-            del cache
+            new = self._read(self.entering)
             if self.wanted.read is not None:
                 self.wanted.read(self.entering, new.logits)
             self.entering = self._kept(self.entering, new)
@@ -127,13 +136,32 @@ class Writer:
             self.running, self.entering = self.running + self.entering, []
             self.starts.forget_all_but(set(self.wanted.under(self.queue)))
 
+    def _read(self, rows: Sequence[int]) -> Standing:
+        """Read the prompts of rows; one that several are samples of once for all of them."""
+        once: dict[object, int] = {}
+        places, first = [], []
+        for i in rows:
+            prompt = self.wanted.prompt(i)
+            if prompt not in once:
+                once[prompt] = len(once)
+                first.append(i)
+            places.append(once[prompt])
+        cache = self.starts.under(self.wanted.under(first))
+        self.wanted.tell(first)
+        prompts = [self.wanted.rows[i] for i in first]
+        new = read_tails(self.model, prompts, self.wanted.shared, cache)
+        if len(first) < len(rows):
+            new.spread(places)
+        return new
+
     def _next(self, most: int) -> list[int]:
         """The next rows, as many as a pass may read at once."""
         some: list[int] = []
-        width = 0
+        width, prompts = 0, set[object]()
         while self.queue and len(some) < most:
             width = max(width, len(self.wanted.rows[self.queue[0]]) - self.wanted.shared)
-            if some and width * (len(some) + 1) > self.model.token_budget.value:
+            prompts.add(self.wanted.prompt(self.queue[0]))
+            if some and width * len(prompts) > self.model.token_budget.value:
                 break
             some.append(self.queue.popleft())
         return some
@@ -151,7 +179,8 @@ class Writer:
 
     def _kept(self, rows: Sequence[int], batch: Standing) -> list[int]:
         """Write the next token of each row; those that go on, which alone stay in the batch."""
-        tokens = batch.logits.argmax(-1).tolist()
+        steps = [len(self.written.get(row, ())) for row in rows]
+        tokens = self.wanted.tokens(batch.logits, rows, steps)
         stay = []
         for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if self._goes_on(row, token):

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refusal.core.clusters import corrected_change, grouped, rate_change
 from refusal.core.errors import RunFolderError
 from refusal.core.frames import NotebookRecord, dataframe
-from refusal.core.records import Metric, Prompt
-from refusal.core.stats import corrected_change, rate_change
+from refusal.core.records import Completion, Metric
+from refusal.core.turns import fingerprint
 from refusal.core.valid import SavedDirection, read_direction
 from refusal.evaluations.capability.rates import PREFIX, is_binary
 from refusal.evaluations.capability.results import file_name, read_task_run
@@ -157,20 +158,17 @@ def _shown(name: str, set_name: str, condition: str) -> bool:
     )
 
 
-def _right_or_wrong(path: Path) -> dict[Key, dict[str, bool]]:
-    """What each prompt or item gave, by (name, set, condition) and the prompt's fingerprint or the
-    item's id.
+def _right_or_wrong(path: Path) -> dict[Key, dict[str, list[bool]]]:
+    """What each sample of a prompt or each item gave, by (name, set, condition) and the prompt's
+    fingerprint or the item's id.
     """
-    found: dict[Key, dict[str, bool]] = {}
+    found: dict[Key, dict[str, list[bool]]] = {}
     for file in sorted((path / "completions").glob("*.jsonl")):
         set_name, _, condition = file.stem.partition(".")
-        rows = {
-            Prompt(c.prompt_id, c.prompt, "harmful").fingerprint: c for c in read_completions(file)
-        }
+        rows = read_completions(file)
         for name in COMPARED:
-            found[name, set_name, condition] = {
-                fingerprint: HITS[name](c) for fingerprint, c in rows.items()
-            }
+            hits = (HITS[name](c) for c in rows)
+            found[name, set_name, condition] = grouped(map(_asked, rows), hits)
             if name in CORRECTED:
                 found[f"{name}_corrected", set_name, condition] = found[name, set_name, condition]
     for file in sorted((path / "capability").glob("*.jsonl")):
@@ -180,13 +178,19 @@ def _right_or_wrong(path: Path) -> dict[Key, dict[str, bool]]:
             values = {item.id: item.value for item in run.items if item.metric == name}
             if is_binary(list(values.values())):
                 found[PREFIX + name, run.task, condition] = {
-                    ident: value == 1.0 for ident, value in values.items()
+                    ident: [value == 1.0] for ident, value in values.items()
                 }
     return found
 
 
+def _asked(row: Completion) -> str:
+    return fingerprint(row.prompt, row.before)
+
+
 def _change(
-    key: Key, first: Mapping[Key, Mapping[str, bool]], other: Mapping[Key, Mapping[str, bool]]
+    key: Key,
+    first: Mapping[Key, Mapping[str, list[bool]]],
+    other: Mapping[Key, Mapping[str, list[bool]]],
 ) -> Metric | None:
     before, after = first.get(key, {}), other.get(key, {})
     shared = [one for one in before if one in after]

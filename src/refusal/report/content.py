@@ -37,12 +37,15 @@ class Example:
 
 
 def examples(data: ReportData, set_name: str, show_hidden: bool) -> tuple[Example, ...]:
-    """The first prompts of a set, in the drawing order that the seed gave: not picked."""
+    """The first prompts of a set, in the drawing order that the seed gave: not picked; of several
+    samples the first.
+    """
     conditions = [c for s, c in data.completions if s == set_name]
     if not conditions:
         return ()
-    by_id = [{row.prompt_id: row for row in data.completions[set_name, c]} for c in conditions]
-    shown = data.completions[set_name, conditions[0]][:EXAMPLES]
+    firsts = [[r for r in data.completions[set_name, c] if not r.sample] for c in conditions]
+    by_id = [{row.prompt_id: row for row in rows} for rows in firsts]
+    shown = firsts[0][:EXAMPLES]
     hidden = set_name not in OPEN_SETS and not show_hidden
     found = []
     for row in shown:
@@ -71,6 +74,13 @@ def _thinking(found: Mapping[str, Any] | None) -> str:
     return f"{text}: {found['block']!r}" if found["block"] else text
 
 
+def _sampling(data: ReportData) -> str:
+    """How completions were drawn; empty for greedy ones."""
+    given = data.config
+    words = f"temperature {given.temperature:g}, {given.samples} of each prompt"
+    return words if given.temperature else ""
+
+
 def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
     """What was run, as name and value; what is not known is left out."""
     manifest, tokens = data.manifest, data.tokens
@@ -89,6 +99,7 @@ def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
         "Prompts": manifest["prompts"]["name"],
         "Seed": str(manifest["seed"]),
         "Sizes": " ".join((manifest.get("fitted") or {}).get("said", ())),
+        "Sampling": _sampling(data),
         "Refusal tokens": "" if tokens is None else _tokens(tokens),
         "Hardware": ", ".join(f"{name} {value}" for name, value in hardware.items()),
         "Versions": ", ".join(f"{name} {value}" for name, value in manifest["versions"].items()),

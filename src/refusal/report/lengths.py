@@ -49,7 +49,7 @@ def _table(found: Found, set_name: str, curves: Mapping[str, Curve]) -> Table:
         if any(cells):
             rows.append((words, *map(percent, cells)))
     note = (
-        "The same greedy texts, judged as they stood after so many tokens (95% Wilson intervals). "
+        "The same texts, judged as they stood after so many tokens (95% Wilson intervals). "
         f"“{RISING}”: more texts became refusals over the last step than stopped being some, by "
         "McNemar's one-sided test at 5%."
     )

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 
+from refusal.core.clusters import rate
 from refusal.core.records import Metric
-from refusal.core.stats import rate
 from refusal.core.tables import FEW, Cell, Table, bar, share, table
 from refusal.core.text import sanitised
-from refusal.evaluations.refusal.rates import HITS, metric
+from refusal.evaluations.refusal.rates import HITS, by_prompt, metric
 from refusal.interventions.conditions import BASELINE
 from refusal.report.data import ReportData
 from refusal.report.tables import style_of
@@ -29,11 +29,11 @@ def category_rates(data: ReportData, set_name: str) -> Iterator[tuple[str, dict[
     by_condition = {c: rows for (s, c), rows in data.completions.items() if s == set_name}
     if not categories:
         return
-    found: dict[str, dict[str, list[bool]]] = {}
+    found: dict[str, dict[str, list[list[bool]]]] = {}
     for condition, rows in by_condition.items():
-        for row in rows:
-            hits = found.setdefault(categories.get(row.prompt_id, ""), {})
-            hits.setdefault(condition, []).append(HITS["refusal_rate"](row))
+        for prompt, samples in by_prompt(rows, HITS["refusal_rate"]).items():
+            hits = found.setdefault(categories.get(prompt, ""), {})
+            hits.setdefault(condition, []).append(samples)
     for name in sorted(found, key=lambda name: (not name, name.casefold())):
         rates = {}
         for condition in by_condition:

@@ -26,6 +26,7 @@ from refusal.core.tables import (
 )
 from refusal.directions import METHODS
 from refusal.evaluations.capability.rates import PREFIX as CAPABILITY
+from refusal.evaluations.refusal.rates import SAMPLES
 from refusal.interventions.conditions import LABELS
 from refusal.report.lengths import AT, length_tables
 from refusal.report.thoughts import thought_tables
@@ -35,7 +36,11 @@ WRONG = ("harmless", "xstest-safe", "orbench-hard")
 CONTROLS = {"random": "random", "shuffled": "shuffled labels", "matched": "matched pairs"}
 _CONTROLLED = re.compile(rf"({'|'.join(CONTROLS)})-(?!\d)(.+)")  # random directions together
 _ONE_OF_MANY = re.compile(r"random-\d.*|seed-\d.*")
-_RATE = rf".*(_rate|_score)(_corrected)?|{AT}|sensitivity|specificity|agreement|{CAPABILITY}.*"
+_OF_SAMPLES = SAMPLES.format("(all|some|no)")
+_RATE = (
+    rf".*(_rate|_score)(_corrected)?|{AT}|{_OF_SAMPLES}|sensitivity|specificity|agreement|"
+    rf"{CAPABILITY}.*"
+)
 # Beside a number that is shown; metrics.json has them.
 _ASIDE = "partial_rate|substring_refusal_rate|perplexity|.*_change|position|layer"
 
@@ -65,7 +70,21 @@ def rates(found: Found) -> Iterator[Table]:
             "otherwise on this model."
         )
     rows = [m for m in _summed_up(found) if m.set in LABELS and not _control(m)]
+    if any(found.get(SAMPLES.format("all"), m.set, m.condition) for m in rows):
+        note += " Shares of all samples; the samples of a prompt go together in every interval."
     yield from _rate_table(found, rows, "Share of completions that refuse", note)
+
+
+def samples(found: Found) -> Iterator[Table]:
+    """How many prompts are refused in all, in some and in none of their samples."""
+    rows = []
+    for m in _summed_up(found, SAMPLES.format("all")):
+        names = ("all", "some", "no")
+        shares = [found.get(SAMPLES.format(name), m.set, m.condition) for name in names]
+        rows.append((m.set, _control(m) or m.condition, *map(share, shares), str(m.n)))
+    labels, columns = ("prompts", "condition"), ("in all", "in some", "in none", "n")
+    title = "Share of prompts that are refused in all, in some and in none of their samples"
+    yield table(title, labels, columns, rows, note="95% Wilson intervals.", grouped=True)
 
 
 def changes(found: Found) -> Iterator[Table]:
@@ -259,7 +278,7 @@ def others(found: Found) -> Iterator[Table]:
 
 # By section of the page, in its order; ``others`` stays last of all.
 TABLES: dict[str, tuple[Callable[[Found], Iterable[Table]], ...]] = {
-    "rates": (rates, changes, controls),
+    "rates": (rates, samples, changes, controls),
     "lengths": (length_tables,),
     "choice": (seeds,),
     "separation": (thought_tables,),

@@ -121,6 +121,11 @@ def _notes(data: ReportData, before: Metric) -> Iterator[str]:
     """What a reader must know before quoting the sentence."""
     assert data.selection is not None
     yield from _unqualified(data)
+    if data.config.temperature:
+        yield (
+            f"Rates are over {data.config.samples} samples of each prompt at temperature "
+            f"{data.config.temperature:g}; intervals count prompts, not samples."
+        )
     if before.value < HARDLY:
         share = f"{before.value:.0%}"
         yield f"The model refuses {share} of these prompts to begin with: hardly any to remove."

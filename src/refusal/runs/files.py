@@ -193,15 +193,16 @@ def read_completions(path: Path) -> tuple[Completion, ...]:
     """The completions of one file.
 
     Raises:
-        RunFolderError: it cannot be read, a row is no completion, two are of one prompt, or one was
-            not read at the lengths that it should be.
+        RunFolderError: it cannot be read, a row is no completion, two are of one prompt (and have
+            one number, where they are samples), or one was not read at the lengths that it should
+            be.
     """
     found = read_lines(path, Completion)
     seen: set[str] = set()
     for number, row in enumerate(found, start=1):
-        if row.prompt_id in seen:
-            raise damaged(path, f"line {number} is a second completion of prompt {row.prompt_id!r}")
-        seen.add(row.prompt_id)
+        if row.key in seen:
+            raise damaged(path, f"line {number} is a second completion of prompt {row.key!r}")
+        seen.add(row.key)
         if fault := _cuts_fault(row):
             raise damaged(path, f"line {number}, cuts: {fault}")
     return found

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refusal.config.run_config import RunConfig
-from refusal.core.frames import NotebookRecord
-from refusal.core.records import Metric, RefusalTokens, metrics_dataframe
+from refusal.core.frames import NotebookRecord, records_dataframe
+from refusal.core.records import Metric, RefusalTokens
 from refusal.directions.records import Candidates, Selection
 
 if TYPE_CHECKING:
@@ -30,4 +30,4 @@ class RunResult(NotebookRecord):
         Raises:
             UsageError: pandas is not installed.
         """
-        return metrics_dataframe(self.metrics)
+        return records_dataframe(self.metrics, Metric)

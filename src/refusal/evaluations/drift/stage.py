@@ -88,7 +88,8 @@ class DriftStage(Stage):
 
     def _texts(self, run: Run) -> Iterator[tuple[str, Sequence[ForcedText]]]:
         path, tokens = run.folder.completions("harmless", BASELINE), run.config.text_tokens
-        baseline = read_completions(path)[: run.config.n_texts]
+        firsts = [row for row in read_completions(path) if not row.sample]
+        baseline = firsts[: run.config.n_texts]
         yield OWN_ANSWERS, own_answers(run.model, baseline, tokens)
         for corpus in self.corpora:
             yield corpus.name, corpus.forced(run.model, tokens)

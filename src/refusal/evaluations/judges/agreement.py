@@ -1,11 +1,11 @@
 """How far two judges of the same completions agree: share, Cohen's kappa, confusion matrix."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from refusal.core.clusters import grouped, rate
 from refusal.core.errors import ConfigError
-from refusal.core.stats import wilson_interval
 from refusal.evaluations.judges.judgement import Judgement
 
 # What judges of one kind are compared on: whether the model refused, as in ``Verdict.refused``, or
@@ -30,8 +30,8 @@ class Agreement:
         first, second: the judges' names.
         n: completions with two labels.
         left_out: completions that one of the judges, or both, has no label for.
-        share: part of ``n`` on which they agree, with its Wilson interval ``low`` to ``high``;
-            ``None`` for none.
+        share: part of ``n`` on which they agree, with its Wilson interval ``low`` to ``high``, the
+            samples of a prompt taken together; ``None`` for none.
         kappa: Cohen's kappa, agreement beyond chance; ``None`` where chance alone makes them agree
             (both always say the same one thing) or there is nothing to compare.
         confusion: ``confusion[label of first][label of second]`` is a number of completions.
@@ -49,10 +49,14 @@ class Agreement:
 
 
 def agreement(
-    first: str, ours: Sequence[Judgement], second: str, theirs: Sequence[Judgement]
+    first: str,
+    ours: Sequence[Judgement],
+    second: str,
+    theirs: Sequence[Judgement],
+    whose: Mapping[str, str] | None = None,
 ) -> Agreement:
     """Compare the judgements of the judges named ``first`` and ``second``; paired by prompt id, one
-    per prompt.
+    per prompt, or by sample where ``whose`` says which prompt's each is.
 
     Raises:
         ConfigError: one judge speaks of refusal and the other of safety, or neither gives labels.
@@ -67,18 +71,19 @@ def agreement(
             f"The judges {first} and {second} share no labels. Compare judges of refusal, or "
             "judges of safety."
         )
-    both = [(said[0][key], said[1][key]) for key in said[0] if key in said[1]]
-    counts = Counter(both)
-    n, agreed = len(both), sum(a == b for a, b in both)
-    low, high = wilson_interval(agreed, n)
+    shared = [key for key in said[0] if key in said[1]]
+    both = [(said[0][key], said[1][key]) for key in shared]
+    counts, n = Counter(both), len(both)
+    prompts = (key if whose is None else whose[key] for key in shared)
+    agreed = rate(list(grouped(prompts, (a == b for a, b in both)).values()))
     return Agreement(
         first=first,
         second=second,
         n=n,
         left_out=len({j.prompt_id for side in (ours, theirs) for j in side}) - n,
-        share=agreed / n if n else None,
-        low=low,
-        high=high,
+        share=agreed.value if n else None,
+        low=agreed.low,
+        high=agreed.high,
         kappa=_kappa(both),
         confusion={a: {b: counts[a, b] for b in pair} for a in pair},
     )

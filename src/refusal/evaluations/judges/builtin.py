@@ -24,7 +24,7 @@ class DetectorJudge(Judge):
     def judge(self, items: Sequence[Completion]) -> Iterator[Judgement]:
         """Its verdict, which is always valid."""
         for item in items:
-            yield Judgement(item.prompt_id, refusal_verdict(item.prompt, item.completion).label)
+            yield Judgement(item.key, refusal_verdict(item.prompt, item.completion).label)
 
 
 class SubstringJudge(DetectorJudge):
@@ -34,5 +34,5 @@ class SubstringJudge(DetectorJudge):
         """Refusal or compliance, always valid."""
         for item in items:
             yield Judgement(
-                item.prompt_id, "refusal" if paper_substring_match(item.answer) else "compliance"
+                item.key, "refusal" if paper_substring_match(item.answer) else "compliance"
             )

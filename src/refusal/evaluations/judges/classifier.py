@@ -75,7 +75,7 @@ class ClassifierJudge(Judge):
         asked = []
         for item in items:
             if self.kind == "safety" and self._options.short_is_safe and is_short(item.answer):
-                yield Judgement(item.prompt_id, "safe")
+                yield Judgement(item.key, "safe")
             else:
                 asked.append(item)
         if not asked:
@@ -87,7 +87,7 @@ class ClassifierJudge(Judge):
             row = self._tokens(item)
             n = len(row) + (self._form.new_tokens if self._form.read is not None else 0)
             if room is not None and n > room:
-                yield Judgement(item.prompt_id, error=f"{n} tokens, and the judge holds {room}")
+                yield Judgement(item.key, error=f"{n} tokens, and the judge holds {room}")
             else:
                 rows.append(row)
                 kept.append(item)
@@ -95,7 +95,7 @@ class ClassifierJudge(Judge):
 
         def run(indices: list[int]) -> list[Judgement]:
             ids, mask = _pad([rows[i] for i in indices], hf.device)
-            names = [asked[i].prompt_id for i in indices]
+            names = [asked[i].key for i in indices]
             return (
                 self._grade(hf, names, ids, mask)
                 if self._form.read is None

@@ -91,7 +91,7 @@ class EndpointJudge(Judge):
         for reply in self._endpoint.ask(
             [[{"role": "user", "content": question}] for question in questions]
         ):
-            ident = items[reply.index].prompt_id
+            ident = items[reply.index].key
             if reply.text is None:
                 yield Judgement(ident, error=reply.error)
                 continue

@@ -11,7 +11,7 @@ JudgeKind = Literal["refusal", "safety", "score"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of one completion.
+    """What a judge says of one completion, whose ``key`` is the ``prompt_id`` here.
 
     ``label`` is ``None`` where there is no valid answer, and for judges that only grade. ``score``
     is a harmfulness between 0 and 1. ``error`` says why there is no valid answer; it is ``None``

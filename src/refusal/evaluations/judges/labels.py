@@ -68,7 +68,7 @@ class LabelsJudge(Judge):
             key = (item.prompt_id, item.completion)
             label = self._labels.get(key)
             self.unmatched.discard(key)
-            yield Judgement(item.prompt_id, label, error=None if label else "not labelled")
+            yield Judgement(item.key, label, error=None if label else "not labelled")
 
     def finish(self) -> None:
         """Look whether every label was of a completion that was asked about.

@@ -145,7 +145,7 @@ class LocalSafetyJudge(Judge):
             PromptError: the labelled answers cannot be told apart.
         """
         short = [item for item in items if self._options.short_is_safe and is_short(item.answer)]
-        yield from (Judgement(item.prompt_id, "safe") for item in short)
+        yield from (Judgement(item.key, "safe") for item in short)
         asked = [item for item in items if item not in short]
         if not asked:
             return
@@ -154,10 +154,10 @@ class LocalSafetyJudge(Judge):
         for item, (odds, mass) in zip(asked, self.odds(asked), strict=True):
             if not mass >= ANSWER_MASS:  # NaN is not
                 error = f"gave yes and no a probability of {mass:.2g} in all"
-                yield Judgement(item.prompt_id, error=error)
+                yield Judgement(item.key, error=error)
             else:
                 label: JudgementLabel = "unsafe" if odds > threshold else "safe"
-                yield Judgement(item.prompt_id, label, score=1 / (1 + math.exp(-odds)))
+                yield Judgement(item.key, label, score=1 / (1 + math.exp(-odds)))
 
     def rests_on(self, items: Sequence[Completion]) -> Sequence[Any]:
         """The text that is asked, the labelled answers, and the detector's verdicts."""

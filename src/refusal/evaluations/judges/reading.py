@@ -20,7 +20,7 @@ _ROW = TypeAdapter(Judgement)
 def match_judgements(
     judgements: Sequence[Judgement], completions: Sequence[Completion], where: str
 ) -> dict[str, Judgement]:
-    """The judgement of each completion that has one, by prompt id.
+    """The judgement of each completion that has one, by the completion's key.
 
     A failed judgement may be followed by a later try, which then counts; a valid one may not.
 
@@ -35,7 +35,7 @@ def match_judgements(
             raise RunFolderError(
                 f"{where} judges {judgement.prompt_id} twice. Delete it to judge again."
             )
-    check_ids(list(found), [c.prompt_id for c in completions], where, "judgement")
+    check_ids(list(found), [c.key for c in completions], where, "judgement")
     return found
 
 
@@ -46,7 +46,7 @@ def unjudged(
     above.
     """
     found = match_judgements(judgements, completions, where)
-    return [c for c in completions if c.prompt_id not in found or found[c.prompt_id].failed]
+    return [c for c in completions if c.key not in found or found[c.key].failed]
 
 
 def read_judgements(path: Path) -> list[Judgement]:

@@ -60,7 +60,7 @@ class Judging(Stage):
         """What each judge says of itself, for every completion."""
         config, n = plan.config, 0
         for name, rows in sizes_of(plan).items():
-            n += rows * (1 + len(actions_on(name, config.interventions)))
+            n += rows * config.samples * (1 + len(actions_on(name, config.interventions)))
         length = plan.lengths.begins + plan.lengths.test + config.max_new_tokens
         found: list[Work] = []
         for spec in dict.fromkeys(config.judges):
@@ -127,13 +127,14 @@ class _AtWork:
             accuracy = self._accuracy(judge)
             found += () if accuracy is None else accuracy_metrics(judge.name, accuracy)
             for key, judgements in judged.items():
-                found += judge_metrics(judge.name, judge.kind, judgements, *key, accuracy)
+                asked = [row.prompt_id for row in completions[key]]
+                found += judge_metrics(judge.name, judge.kind, judgements, *key, accuracy, asked)
                 said[judge.name] += _named(judgements, *key)
             judge.finish()
-        pairs = []
+        pairs, whose = [], _prompts_of(completions)
         for first, second in combinations(said, 2):
             if kinds[first] == kinds[second] != "score" and any(j.label for j in said[second]):
-                pairs.append(agreement(first, said[first], second, said[second]))
+                pairs.append(agreement(first, said[first], second, said[second], whose))
         write_json(self.folder.path / "judgements" / "agreement.json", to_json(pairs))
         return (*found, *(metric for pair in pairs for metric in _agreement(pair)))
 
@@ -170,7 +171,7 @@ class _AtWork:
             record["last_usage"] = dict(judge.spent)
             self.folder.save()
         found = match_judgements(read_judgements(path), rows, str(path))
-        return [found[row.prompt_id] for row in rows]
+        return [found[row.key] for row in rows]
 
     def _calibration(self, judge: Judge) -> Path:
         return self.folder.path / "judgements" / judge.name / "calibration.json"
@@ -196,7 +197,7 @@ class _AtWork:
             given.judge_dtype,
         ]
         asked += judge.rests_on(rows)
-        completions = [[row.prompt_id, row.prompt, row.completion] for row in rows]
+        completions = [[row.key, row.prompt, row.completion] for row in rows]
         return digest([str(Judging.version), asked, _files_of(spec), completions])
 
 
@@ -247,7 +248,7 @@ def _verdicts(completions: Completions) -> list[Judgement]:
     """The detector's verdicts as judgements."""
     found = []
     for (set_name, condition), rows in completions.items():
-        verdicts = [Judgement(row.prompt_id, row.verdict) for row in rows]
+        verdicts = [Judgement(row.key, row.verdict) for row in rows]
         found += _named(verdicts, set_name, condition)
     return found
 
@@ -256,6 +257,15 @@ def _named(judgements: Sequence[Judgement], set_name: str, condition: str) -> li
     """With ids that are unique over all files."""
     place = f"{set_name}.{condition}"
     return [replace(each, prompt_id=f"{place}.{each.prompt_id}") for each in judgements]
+
+
+def _prompts_of(completions: Completions) -> dict[str, str]:
+    """The prompt of every judgement, both with ids that are unique over all files."""
+    found = {}
+    for (set_name, condition), rows in completions.items():
+        place = f"{set_name}.{condition}"
+        found.update({f"{place}.{row.key}": f"{place}.{row.prompt_id}" for row in rows})
+    return found
 
 
 def _agreement(pair: Agreement) -> list[Metric]:

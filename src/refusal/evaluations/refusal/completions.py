@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from refusal.core.direction import Direction
 from refusal.core.errors import LeakageError
 from refusal.core.records import Completion, Cut, Prompt, Written
+from refusal.core.sampling import GREEDY, Sampling
 from refusal.detector.verdict import refusal_verdict
 from refusal.engines.hooks import HOOKS
 from refusal.engines.protocol import Engine, Job
@@ -24,7 +25,7 @@ def generate_under(
     name: str,
     engine: Engine = HOOKS,
 ) -> tuple[Completion, ...]:
-    """Greedy completions of ``prompts`` under a condition of ``direction``.
+    """Greedy completions of ``prompts`` under a condition of ``direction``; `complete` draws them.
 
     Args:
         engine: who writes them, if it can under this condition; else the model itself does.
@@ -35,10 +36,8 @@ def generate_under(
     """
     check_untouched(prompts, direction)
     if engine is HOOKS or not engine.serves(condition):
-        found: list[Completion] = []
         wanted = Wanted(name, condition, direction, tuple(prompts))
-        generate_together(model, [wanted], max_new_tokens, lambda _, rows: found.extend(rows))
-        return tuple(found)
+        return complete(model, wanted, max_new_tokens)
     questions, what = [p.question for p in prompts], f"generate: {name}, {condition}"
     outputs = engine.generate(Job(model, direction, condition, questions, max_new_tokens, what))
     return tuple(
@@ -60,12 +59,25 @@ class Wanted:
     Attributes:
         direction: what the condition is about; of a control, the control's. The baseline's does
             nothing.
+        sampling: how they are drawn, if they are.
     """
 
     set_name: str
     condition: str
     direction: Direction
     prompts: tuple[Prompt, ...]
+    sampling: Sampling = GREEDY
+
+
+def complete(model: ChatModel, wanted: Wanted, max_new_tokens: int) -> tuple[Completion, ...]:
+    """Completions of a set under a condition, the samples of a prompt one after another.
+
+    Raises:
+        LeakageError: the direction was found or chosen with one of the prompts.
+    """
+    found: list[Completion] = []
+    generate_together(model, [wanted], max_new_tokens, lambda _, rows: found.extend(rows))
+    return tuple(found)
 
 
 def generate_together(
@@ -74,8 +86,8 @@ def generate_together(
     max_new_tokens: int,
     finished: Callable[[Wanted, tuple[Completion, ...]], object],
 ) -> None:
-    """Greedy completions of several sets and conditions side by side, each told as soon as all of
-    it is there.
+    """Completions of several sets and conditions side by side, each told as soon as all of it is
+    there; all of them are drawn alike, with the same numbers for the same prompt.
 
     Raises:
         LeakageError: a direction was found or chosen with a prompt that it is to be tested on.
@@ -91,7 +103,10 @@ def generate_together(
         SideBySide(edits),
         max_new_tokens,
         " ".join(["generate:", *named, *more]),
-        lambda i, outputs: finished(wanted[i], judged(wanted[i].prompts, outputs)),
+        lambda i, outputs: finished(
+            wanted[i], judged(wanted[i].prompts, outputs, wanted[i].sampling.numbers)
+        ),
+        wanted[0].sampling if wanted else GREEDY,
     )
 
 
@@ -115,11 +130,15 @@ def generate_controls(
 
 
 def controls_wanted(
-    controls: Mapping[str, Direction], prompts: Sequence[Prompt], action: str, set_name: str
+    controls: Mapping[str, Direction],
+    prompts: Sequence[Prompt],
+    action: str,
+    set_name: str,
+    sampling: Sampling = GREEDY,
 ) -> list[Wanted]:
     """Every control under an action."""
     return [
-        Wanted(set_name, Condition(action, name).name, control, tuple(prompts))
+        Wanted(set_name, Condition(action, name).name, control, tuple(prompts), sampling)
         for name, control in controls.items()
     ]
 
@@ -135,10 +154,17 @@ def check_untouched(prompts: Sequence[Prompt], direction: Direction) -> None:
         )
 
 
-def judged(prompts: Sequence[Prompt], outputs: Sequence[Written]) -> tuple[Completion, ...]:
-    """Completions of prompts with their verdicts, at every length that they were read at."""
-    pairs = zip(prompts, outputs, strict=True)
-    return tuple(_judged_one(prompt, output) for prompt, output in pairs)
+def judged(
+    prompts: Sequence[Prompt],
+    outputs: Sequence[Written],
+    numbers: Sequence[int | None] = GREEDY.numbers,
+) -> tuple[Completion, ...]:
+    """Completions of prompts with their verdicts, at every length that they were read at; of each
+    prompt one for each of ``numbers``.
+    """
+    whose = [(prompt, n) for prompt in prompts for n in numbers]
+    pairs = zip(whose, outputs, strict=True)
+    return tuple(replace(_judged_one(prompt, output), sample=n) for (prompt, n), output in pairs)
 
 
 def _judged_one(prompt: Prompt, output: Written) -> Completion:

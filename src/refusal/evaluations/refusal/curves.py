@@ -1,15 +1,15 @@
-"""Refusal against length, from one generation: each greedy text judged as it stood after so many
-tokens, which is what a generation of that length would have given.
+"""Refusal against length, from one generation: each text judged as it stood after so many tokens,
+which is what a generation of that length would have given.
 
 All of it is counted from the verdicts that completions carry; nothing is judged here.
 """
 
 from collections.abc import Iterator, Sequence
 
+from refusal.core.clusters import grouped, rate, rate_change
 from refusal.core.lengths import EARLY, last_step, reading_lengths
 from refusal.core.records import Completion, Metric
-from refusal.core.stats import rate, rate_change
-from refusal.evaluations.refusal.rates import REFUSED, Completions, metric
+from refusal.evaluations.refusal.rates import REFUSED, Completions, by_prompt, metric
 from refusal.interventions.conditions import is_plain
 
 
@@ -49,20 +49,23 @@ def curve(rows: Sequence[Completion], set_name: str, condition: str, most: int) 
     """
     lengths = reading_lengths(most)
     refused = {length: [row.verdict_after(length) in REFUSED for row in rows] for length in lengths}
-    for length, hits in refused.items():
+    prompts = [row.prompt_id for row in rows]
+    by_length = {n: list(grouped(prompts, hits).values()) for n, hits in refused.items()}
+    for length, samples in by_length.items():
         name = f"refusal_rate_at_{length}_tokens"
-        yield metric(name, set_name, condition, rate(hits), len(hits))
+        yield metric(name, set_name, condition, rate(samples), len(samples))
     if (step := last_step(lengths)) is not None:
-        before, last = (refused[length] for length in step)
-        rise = rate_change(before, last)
-        yield metric("refusal_rate_rise", set_name, condition, rise, len(rows))
+        before, last = (by_length[length] for length in step)
+        yield metric("refusal_rate_rise", set_name, condition, rate_change(before, last), len(last))
     early = [refused[length] for length in lengths if length <= EARLY]
     seen_early = [any(hits) for hits in zip(*early, strict=True)]
-    late = [not seen for seen, hit in zip(seen_early, refused[most], strict=True) if hit]
-    if most > EARLY and late:
+    refusals = [i for i, hit in enumerate(refused[most]) if hit]
+    seen = grouped((prompts[i] for i in refusals), (not seen_early[i] for i in refusals))
+    if most > EARLY and seen:
+        late = list(seen.values())
         yield metric("delayed_refusal_rate", set_name, condition, rate(late), len(late))
-    cut_off = [row.tokens == most for row in rows]
-    yield metric("cut_off_rate", set_name, condition, rate(cut_off), len(rows))
+    cut_off = list(by_prompt(rows, lambda row: row.tokens == most).values())
+    yield metric("cut_off_rate", set_name, condition, rate(cut_off), len(cut_off))
 
 
 def still_rising(rise: Metric) -> bool:

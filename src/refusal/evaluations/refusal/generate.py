@@ -14,6 +14,7 @@ from typing import Any
 from refusal.config.engines import EngineOptions
 from refusal.config.run_config import RunConfig
 from refusal.core import parallel
+from refusal.core.errors import ConfigError
 from refusal.core.records import Completion, Metric, Prompt, PromptSplits, to_json
 from refusal.core.storage import file_sha256, write_jsonl
 from refusal.core.thinking import split
@@ -74,6 +75,11 @@ class Generate(Stage):
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
+        if not asked.config.sampling.greedy and asked.config.engine != "own":
+            raise ConfigError(
+                f"--temperature needs --engine own: {asked.config.engine} could not draw the same "
+                "numbers under every condition."
+            )
         options = {name: getattr(asked.config, name) for name in EngineOptions.model_fields}
         kind = ENGINES[asked.config.engine]
         self.engine: Engine = kind(EngineOptions(**options), asked.folder)
@@ -119,7 +125,8 @@ class Generate(Stage):
         """Every set under the baseline and each action of the direction."""
         for name, condition in sorted(self.pairs, key=lambda pair: in_order(pair[1])):
             direction = None if condition == BASELINE else run.direction_hash
-            wanted = Wanted(name, condition, run.direction, self.asked.measured[name])
+            prompts = self.asked.measured[name]
+            wanted = Wanted(name, condition, run.direction, prompts, run.config.sampling)
             yield _Part(f"{name}.{condition}", (wanted,), {"direction": direction})
 
     def _of_controls(self, run: Run) -> Iterator[_Part]:
@@ -130,7 +137,7 @@ class Generate(Stage):
         for name, prompts in self.asked.measured.items():
             some = prompts[: run.config.n_control]
             for action in actions_on(name, run.config.interventions):
-                wanted = controls_wanted(run.controls, some, action, name)
+                wanted = controls_wanted(run.controls, some, action, name, run.config.sampling)
                 yield _Part(f"{name}.controls-{action}", wanted, depends)
 
     def _is_served(self, part: _Part) -> bool:
@@ -144,6 +151,7 @@ class Generate(Stage):
         inputs = {
             "prompts": prompts_hash(part.prompts),
             "max_new_tokens": given.max_new_tokens,
+            **given.sampling.inputs,
             **part.depends,
         }
         if given.thinking == "on":
@@ -213,7 +221,8 @@ def _cost(plan: Plan, n: int, condition: str, controls: int = 0) -> Work:
     if not controls and engine.elsewhere and engine.serves(condition):
         return Ask(n, plan.lengths.begins + length, config.new_tokens)
     each = max(1, controls)
-    return Write(n * each, config.new_tokens, length, each)
+    rows, samples = n * each * config.samples, config.samples
+    return Write(rows, config.new_tokens, length, each, samples)
 
 
 def refresh_verdicts(folder: RunFolder, step: str, paths: Sequence[Path]) -> None:

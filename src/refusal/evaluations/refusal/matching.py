@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 from refusal.core.errors import RunFolderError
 from refusal.core.records import Completion, Prompt
+from refusal.core.sampling import sample_key
 
 
 def check_completions(
     completions: Sequence[Completion], prompts: Sequence[Prompt], where: str
 ) -> None:
-    """Make sure that there is exactly one completion per prompt, of that prompt's text.
+    """Make sure that there is exactly one completion per prompt, of that prompt's text; of drawn
+    ones as many of each, with the same numbers.
 
     Args:
         completions: as read back, in any order.
@@ -20,12 +22,15 @@ def check_completions(
     Raises:
         RunFolderError: an id twice, missing or unknown, or another text.
     """
-    check_ids([c.prompt_id for c in completions], [p.id for p in prompts], where, "completion")
-    missing = {p.id for p in prompts} - {c.prompt_id for c in completions}
+    numbers = list(dict.fromkeys(c.sample for c in completions)) or [None]
+    known = [sample_key(p.id, number) for p in prompts for number in numbers]
+    check_ids([c.key for c in completions], known, where, "completion")
+    missing = set(known) - {c.key for c in completions}
     if missing:
+        what = "prompts" if numbers == [None] else "samples"
         raise RunFolderError(
-            f"{where} has no completion of {some_of(missing)} ({len(missing)} of {len(prompts)} "
-            "prompts). Generate the completions again, or give the prompts that they are of."
+            f"{where} has no completion of {some_of(missing)} ({len(missing)} of {len(known)} "
+            f"{what}). Generate the completions again, or give the prompts that they are of."
         )
     asked = {p.id: (p.before, p.text) for p in prompts}
     other = {c.prompt_id for c in completions if (c.before, c.prompt) != asked[c.prompt_id]}

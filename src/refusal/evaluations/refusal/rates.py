@@ -1,19 +1,20 @@
 """Rates over verdicts: each with its interval, and its change from the baseline on the same
-prompts.
+prompts. Where prompts have several samples, those of one go together (``core/clusters``).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from refusal.core.records import Completion, Metric
-from refusal.core.stats import (
-    Accuracy,
-    Estimate,
+from refusal.core.clusters import (
+    Groups,
+    agreement_of_samples,
     corrected_change,
     corrected_rate,
+    grouped,
     rate,
     rate_change,
-    together,
 )
+from refusal.core.records import Completion, Metric
+from refusal.core.stats import Accuracy, Estimate, together
 from refusal.detector.accuracy import DETECTOR
 from refusal.detector.verdict import paper_substring_match
 from refusal.interventions.conditions import BASELINE, random_group
@@ -32,6 +33,7 @@ HITS: dict[str, Callable[[Completion], bool]] = {
     "substring_refusal_rate": lambda c: paper_substring_match(c.answer),
 }
 COMPARED = ("refusal_rate", "degenerate_rate")
+SAMPLES = "refused_in_{}_samples"  # all, some, no: shares of the prompts, where each has several
 # Rates that are given a second time, corrected for the errors of who judged, as far as those are
 # known.
 CORRECTED: dict[str, Accuracy] = {"refusal_rate": DETECTOR}
@@ -39,26 +41,38 @@ CORRECTED: dict[str, Accuracy] = {"refusal_rate": DETECTOR}
 
 def measure(completions: Sequence[Completion], set_name: str, condition: str) -> tuple[Metric, ...]:
     """Rates over the completions of one set under one condition, with Wilson intervals; then the
-    corrected ones.
+    corrected ones, and of several samples how many prompts are refused in all, some or none.
     """
     found: list[Metric] = []
     for name, hit in HITS.items():
-        hits = [hit(c) for c in completions]
-        if name == "unfinished_rate" and not any(hits):
+        hits = list(by_prompt(completions, hit).values())
+        if name == "unfinished_rate" and not any(map(any, hits)):
             continue
         found.append(metric(name, set_name, condition, rate(hits), len(hits)))
         if name in CORRECTED:
-            found += corrected(name, set_name, condition, sum(hits), len(hits), CORRECTED[name])
+            found += corrected(name, set_name, condition, hits, CORRECTED[name])
+    samples = by_prompt(completions, HITS["refusal_rate"])
+    if any(len(hits) > 1 for hits in samples.values()):
+        for which, share in agreement_of_samples(samples).items():
+            name = SAMPLES.format(which)
+            found.append(metric(name, set_name, condition, share, len(samples)))
     return tuple(found)
 
 
+def by_prompt(
+    completions: Sequence[Completion], hit: Callable[[Completion], bool]
+) -> dict[str, list[bool]]:
+    """Whether each sample is a hit, by prompt."""
+    return grouped((c.prompt_id for c in completions), map(hit, completions))
+
+
 def corrected(
-    name: str, set_name: str, condition: str, count: int, n: int, accuracy: Accuracy
+    name: str, set_name: str, condition: str, hits: Groups, accuracy: Accuracy
 ) -> Iterator[Metric]:
     """``<name>_corrected``; nothing where the judge knows no better than chance."""
-    estimate = corrected_rate(count, n, accuracy)
+    estimate = corrected_rate(hits, accuracy)
     if estimate is not None:
-        yield metric(f"{name}_corrected", set_name, condition, estimate, n)
+        yield metric(f"{name}_corrected", set_name, condition, estimate, len(hits))
 
 
 def measure_all(completions: Completions) -> tuple[Metric, ...]:
@@ -104,19 +118,13 @@ def metric(name: str, set_name: str, condition: str, estimate: Estimate, n: int)
 def _changes(
     base: Sequence[Completion], rows: Sequence[Completion], set_name: str, condition: str
 ) -> Iterator[Metric]:
-    before = paired(base, rows)
     for name in COMPARED:
-        hits = ([HITS[name](c) for c in before], [HITS[name](c) for c in rows])
-        yield metric(f"{name}_change", set_name, condition, rate_change(*hits), len(rows))
+        before, after = by_prompt(base, HITS[name]), by_prompt(rows, HITS[name])
+        hits = ([before[prompt] for prompt in after], list(after.values()))
+        yield metric(f"{name}_change", set_name, condition, rate_change(*hits), len(after))
         change = corrected_change(*hits, CORRECTED[name]) if name in CORRECTED else None
         if change is not None:
-            yield metric(f"{name}_corrected_change", set_name, condition, change, len(rows))
-
-
-def paired(base: Sequence[Completion], rows: Sequence[Completion]) -> list[Completion]:
-    """The baseline's completions of the prompts of ``rows``, in their order."""
-    by_id = {c.prompt_id: c for c in base}
-    return [by_id[c.prompt_id] for c in rows]
+            yield metric(f"{name}_corrected_change", set_name, condition, change, len(after))
 
 
 def random_together(metrics: Sequence[Metric]) -> list[Metric]:

@@ -224,8 +224,9 @@ class _Clock:
         most = self.room.rows(2 * math.ceil(length) + new)
         last = min(rows, most)
         entering = ENTER * (rows - last) / most  # passes that a few rows enter by
-        passes = max(2, rows * length / self.room.tokens, entering)
-        read = self._pass(rows * length + work.starts * self.begins, passes)
+        prompts = rows / work.samples * length
+        passes = max(2, prompts / self.room.tokens, entering)
+        read = self._pass(prompts + work.starts * self.begins, passes)
         steps = max(0.0, WRITTEN * new - 1)  # of a row: its first token comes with the prompt
         full = steps * (rows - last) / (FULL * most)
         thinning = max(0, new - 1) * self._step(max(1.0, WRITTEN * last), length + new / 2)
