@@ -121,8 +121,8 @@ def test_warnings_of_libraries_are_kept_for_verbose(monkeypatch: pytest.MonkeyPa
 
 
 def test_replies_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    display.show_reply("red \x1b[31m bell \x07\nnext\tline [bold]é 日本")
-    assert capsys.readouterr().out == "red ␛[31m bell ␇\nnext\tline [bold]é 日本\n".expandtabs()
+    display.show_part("red \x1b[31m bell \x07\nnext\tline [bold]é 日本")
+    assert capsys.readouterr().out == "red ␛[31m bell ␇\nnext\tline [bold]é 日本"
 
 
 def shown(*metrics: Metric) -> str:

@@ -90,7 +90,7 @@ def test_nothing_that_is_printed_drives_a_terminal(
         logging.getLogger("refusal").warning("%s", NASTY)
     display.show_error(NASTY)
     display.show_notice(NASTY)
-    display.show_reply(NASTY)
+    display.show_part(NASTY)
     shown = "".join(capsys.readouterr())
     assert not set(shown) & set("\x1b\x07\u202e\x9b")
     assert shown.count("[/x][bold]:smile:") >= 5

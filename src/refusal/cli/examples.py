@@ -45,6 +45,7 @@ EXAMPLES = {
     "chat": (
         "refusal chat embedded               # with the direction in runs/embedded",
         "refusal chat ./my-model --direction runs/mine/direction.safetensors",
+        "refusal chat embedded --temperature 1 < questions.txt > replies.txt",
     ),
     "export": (
         "refusal export runs/embedded --as model         # transformers loads it",

@@ -343,6 +343,7 @@ def show_notice(text: str) -> None:
     err.print(text, soft_wrap=True)
 
 
-def show_reply(text: str) -> None:
-    """Print a model's reply in the chat, control characters made visible."""
-    out.print(sanitised(text))  # before rich drops some of them
+def show_part(text: str) -> None:
+    """Print the next part of a model's reply at once, control characters made visible."""
+    sys.stdout.write(sanitised(text))
+    sys.stdout.flush()

@@ -200,12 +200,19 @@ def chat(
     max_new_tokens: Annotated[
         int, Parameter(help="Length of a reply.", validator=Number(gte=1))
     ] = 256,
+    temperature: Annotated[
+        float, Parameter(help="Draw replies at this temperature.", validator=Number(gte=0))
+    ] = 0.0,
     options: ModelGroup = MODEL_DEFAULTS,
 ) -> None:
-    """Talk to the model; /baseline, /ablate and /add 1.0 switch between conditions, /quit ends."""
+    """Talk to the model, which remembers the conversation until /reset.
+
+    /baseline, /ablate and /add 1.0 switch between conditions, /tokens shows every token's
+    projection on the direction, /quit ends.
+    """
     from refusal.cli.chat import start
 
-    start(model or "embedded", out, direction, max_new_tokens, options)
+    start(model or "embedded", out, direction, max_new_tokens, options, temperature)
 
 
 @dataclass(frozen=True)

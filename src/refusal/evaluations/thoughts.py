@@ -102,7 +102,8 @@ class Thoughts(Stage):
         if run.config.thinking != "on":
             return
         for set_name in LABELS:
-            completions = read_completions(run.folder.completions(set_name, BASELINE))
+            rows = read_completions(run.folder.completions(set_name, BASELINE))
+            completions = [row for row in rows if not row.sample]  # of several samples the first
             texts = thought_texts(run.model, completions)
             if not texts:
                 text = "None of the %d baseline completions of %s has a thought and an answer: %s."
