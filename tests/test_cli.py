@@ -225,15 +225,18 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(
     file.write_text(
         'model = "a/b"\nn_val = 5\nn_test = 6\nfilter = false\nseed = 3\n', encoding="utf-8"
     )
-    given = ["--n-test", "100", "--seed=-7", "--filter"]  # 100 and filter are the defaults
+    given = ["--n-test", "100", "--seed=-7", "--filter", "auto"]  # two of them are the defaults
     config, out = settings(
         monkeypatch, cli, "run", "--preset", "quick", "--config", str(file), *given
     )
     assert (config.model, config.minutes, config.n_val, config.n_test) == ("a/b", 8, 5, 100)
-    assert (config.seed, config.filter) == (-7, True)
+    assert (config.seed, config.filter) == (-7, "auto")
     assert out == Path("runs/a-b")
     config, _ = settings(monkeypatch, cli, "run", "c/d", "--config", str(file))
-    assert config.model == "c/d"
+    assert (config.model, config.filter) == ("c/d", "none")
+    for given, kind in ((["--no-filter"], "none"), (["--filter", "completions"], "completions")):
+        config, _ = settings(monkeypatch, cli, "run", "c/d", *given)
+        assert config.filter == kind
 
 
 @pytest.mark.parametrize(
@@ -404,7 +407,7 @@ def test_duplicate_prompts_count_once(
 
 
 def test_too_few_prompts_that_pass_the_filter(cli: Cli, config: RunConfig) -> None:
-    done = cli("run", *saved.flags(config.model_copy(update={"filter": True})))
+    done = cli("run", *saved.flags(config.model_copy(update={"filter": "metric"})))
     assert done.code == 1
     assert re.search(r"Only \d+ of \d+ harmful prompts pass", done.message)
     assert "at least 8" in done.message
@@ -537,7 +540,7 @@ def test_an_interruption_exits_with_130_and_the_next_run_goes_on(
     assert done.code == 130
     assert "the same command goes on" in done.message
     before = saved.times(tmp_path / "run")
-    assert set(before) == {"refusal_tokens.json", "candidates.safetensors"}
+    assert set(before) == {"refusal_tokens.json", "filter.json", "candidates.safetensors"}
     assert cli("run", *saved.flags(config), "--out", str(tmp_path / "run")).code == 0
     assert before.items() <= saved.times(tmp_path / "run").items()
 

@@ -30,7 +30,7 @@ VALUES = st.fixed_dictionaries(
         "seed": st.integers(-(2**40), 2**40),
         "n_train": st.integers(1, 1000),
         "batch_size": st.none() | st.integers(1, 64),
-        "filter": st.booleans(),
+        "filter": st.booleans() | st.sampled_from(["auto", "completions", "metric", "none"]),
         "kl_threshold": st.floats(0, 1e6),
         "induce_threshold": st.floats(-1e6, 1e6),
         "dtype": st.sampled_from(["bfloat16", "float32", "float16"]),
@@ -70,7 +70,7 @@ def test_the_paper_preset_is_the_papers_sizes() -> None:
         0.2,
     )
     assert config.layer_step == 1
-    assert config.filter
+    assert config.filter == "auto"
     assert make_config() == config
 
 
@@ -163,7 +163,7 @@ OTHER: dict[str, Any] = {
     "max_memory": ("0=20GiB", "cpu=60GiB"), "quantize": "8bit", "tp_plan": "auto", "system": 'Say "yes".\n',
     "date": "2026-01-02", "thinking": "closed", "thinking_tokens": 64, "blocks": "model.layers", "writers": ("self_attn", "mlp"), "batch_size": 3,
     "prompts": ("harmful=a.txt", "harmless=b.txt"), "data_dir": "data", "column": "text", "dedup": "exact",
-    "seed": 7, "n_train": 5, "n_val": 6, "n_test": 8, "filter": False,
+    "turns": 2, "prefill": "Sure,", "seed": 7, "n_train": 5, "n_val": 6, "n_test": 8, "filter": "none", "filter_tokens": 99,
     "method": "cosmic", "interventions": ("affine",), "refusal_tokens": ("I", "40"), "induce_threshold": -0.5, "kl_threshold": 0.25, "prune_layers": 0.5,
     "selection_risk": 1e-3, "layer_step": 2, "full_map": True, "resamples": 9, "strict": True,
     "minutes": 2.5, "max_new_tokens": 11, "controls": 1, "n_control": 2, "over_refusal": ("xstest",), "n_over_refusal": 4,

@@ -29,7 +29,7 @@ from refusal.runs.stage import Stage
 DAY: Any = import_module("refusal.core.day")
 RUN: Any = import_module("refusal.pipeline.run")
 COMPLETIONS: Any = import_module("refusal.evaluations.refusal.completions")
-EXTRACTED = {"refusal_tokens.json", "candidates.safetensors"}
+EXTRACTED = {"refusal_tokens.json", "filter.json", "candidates.safetensors"}
 FIRST, LATER = datetime.date(2031, 2, 3), datetime.date(2031, 2, 14)
 DATED = (
     "{{ strftime_now('%d %b %Y') }} {% for m in messages %}[INST] {{ m['content'] }} "
@@ -145,7 +145,7 @@ def test_the_identity_does_not_change_by_use() -> None:
 
 @pytest.mark.parametrize(
     ("stage", "wanted"),
-    [(Tokens, {"refusal_tokens.json"}), (Extract, {"candidates.safetensors"})],
+    [(Tokens, {"refusal_tokens.json", "filter.json"}), (Extract, {"candidates.safetensors"})],
 )
 def test_a_raised_version_redoes_the_stage(
     root: Path,

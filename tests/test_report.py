@@ -76,8 +76,8 @@ def table(page: Any, caption: str) -> list[dict[str, str]]:
 def test_prompts_are_said_to_have_passed_the_filter_where_there_was_one(run: Path) -> None:
     assert "harmless validation prompts." in text(page_of(run))  # random weights pass no filter
     options = (run / "run.toml").read_text(encoding="utf-8")
-    assert "\nfilter = false" in options
-    options = options.replace("\nfilter = false", "\nfilter = true")
+    assert '\nfilter = "none"' in options
+    options = options.replace('\nfilter = "none"', '\nfilter = "metric"')
     (run / "run.toml").write_text(options, encoding="utf-8")
     assert "harmless validation prompts that passed the filter." in text(page_of(run))
 

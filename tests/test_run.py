@@ -69,7 +69,14 @@ IN_ORDER = [
     *(f"generate {s}.{c}" for s, c in sorted(CONDITIONS, key=lambda key: ORDER.index(key[1]))),
     "evaluate",
 ]
-EVERYTHING = {"refusal_tokens.json", "candidates.safetensors", *SELECTED, PROJECTED, *RATED}
+EVERYTHING = {
+    "refusal_tokens.json",
+    "filter.json",
+    "candidates.safetensors",
+    *SELECTED,
+    PROJECTED,
+    *RATED,
+}
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +267,7 @@ def test_a_reused_run_returns_what_the_first_did(config: RunConfig, tmp_path: Pa
         (
             {"n_val": 9},
             {*SELECTED, "metrics.json"},
-            {"refusal_tokens.json", "candidates.safetensors", *BASELINES},
+            {"refusal_tokens.json", "filter.json", "candidates.safetensors", *BASELINES},
         ),
         (
             {"kl_threshold": 999.0},
@@ -269,12 +276,12 @@ def test_a_reused_run_returns_what_the_first_did(config: RunConfig, tmp_path: Pa
         ),
         (
             {"n_train": 9},
-            EVERYTHING - BASELINES - {"refusal_tokens.json"},
-            {"refusal_tokens.json", *BASELINES},
+            EVERYTHING - BASELINES - {"refusal_tokens.json", "filter.json"},
+            {"refusal_tokens.json", "filter.json", *BASELINES},
         ),
         (
             {"refusal_tokens": ("B",)},
-            {"refusal_tokens.json", "candidates.safetensors", *SELECTED},
+            {"refusal_tokens.json", "filter.json", "candidates.safetensors", *SELECTED},
             BASELINES,
         ),
         ({"seed": 7}, EVERYTHING, set()),
@@ -341,8 +348,11 @@ def test_rates_do_not_stand_beside_a_direction_that_is_not_theirs(
 @pytest.mark.parametrize(
     ("until", "files"),
     [
-        ("extract", {"refusal_tokens.json", "candidates.safetensors"}),
-        ("select", {"refusal_tokens.json", "candidates.safetensors", *SELECTED, PROJECTED}),
+        ("extract", {"refusal_tokens.json", "filter.json", "candidates.safetensors"}),
+        (
+            "select",
+            {"refusal_tokens.json", "filter.json", "candidates.safetensors", *SELECTED, PROJECTED},
+        ),
         ("generate", EVERYTHING - {"metrics.json"}),
     ],
 )

@@ -17,6 +17,7 @@ from refusal.core.secrecy import check_arguments
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # as a program that SIGPIPE ends
+SHORT = {"--no-filter": ("--filter", "none")}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +31,7 @@ def _parse(arguments: list[str]) -> None:
     told.
     """
     check_arguments(arguments)
+    arguments = [part for word in arguments for part in SHORT.get(word, (word,))]
     app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     console.flush()
 

@@ -10,7 +10,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from refusal.core.day import iso_date
 
 Count = Annotated[int, Field(ge=1)]
+How = Literal["auto", "completions", "metric", "none"]
 STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _how(value: object) -> object:
+    """How prompts are filtered; older files say yes or no."""
+    return {True: "metric", False: "none"}[value] if isinstance(value, bool) else value
 
 
 class ModelOptions(BaseModel):
@@ -83,9 +89,14 @@ class PromptOptions(BaseModel):
     """Validation prompts per class that must pass the filter."""
     n_test: Count = 100
     """Test prompts per class."""
-    filter: bool = True
-    """Keep only harmful prompts that the model refuses and harmless ones that it does not, by the
-    refusal metric.
+    filter: Annotated[How, BeforeValidator(_how)] = "auto"
+    """Only harmful prompts that the model refuses count and harmless ones that it answers: by the
+    sign of the refusal metric, by judged completions of the whole answer, or none (all of them
+    count; also --no-filter). auto: the metric, and completions where it fits these badly.
+    """
+    filter_tokens: Count | None = None
+    """Length of completions that prompts are filtered by; by default max-new-tokens, from 128 to
+    256.
     """
 
 

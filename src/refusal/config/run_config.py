@@ -23,6 +23,10 @@ from refusal.core.errors import ConfigError
 from refusal.core.sampling import Sampling
 from refusal.core.secrecy import shown_arguments
 
+# Tokens that a filter by completions reads: the median first sign of extended refusals
+# (arXiv 2505.19056) stands at about 300 characters, some 70 tokens.
+LATE, LONG = 128, 256
+
 
 class RunOptions(
     ReportOptions,
@@ -52,6 +56,11 @@ class RunOptions(
             ConfigError: several of a prompt, and no temperature.
         """
         return Sampling(self.temperature, self.samples, self.seed)
+
+    @property
+    def judged_tokens(self) -> int:
+        """Length of completions that prompts are filtered by: late refusals need some room."""
+        return self.filter_tokens or min(max(self.max_new_tokens, LATE), LONG)
 
     @property
     def rule(self) -> Rule:

@@ -95,8 +95,10 @@ class DirectionMethod(ABC):
         return DRAWN if self.filters(config) else 1.0
 
     def filters(self, config: RunConfig) -> bool:
-        """Whether only prompts count that the model refuses, or answers, as it should."""
-        return config.filter and self.needs_tokens
+        """Whether only prompts count whose refusal metric has the right sign. Where completions
+        decide, prompts have been sorted out before.
+        """
+        return config.filter in ("auto", "metric") and self.needs_tokens
 
     def layers_read(self, config: RunConfig, n_layers: int) -> int | None:
         """How many layers' inputs are needed; ``None`` is all, which the filter comes with: it

@@ -307,8 +307,9 @@ def _check_enough(
         raise TooFewPromptsError(
             f"Only {passed} of {drawn} {label} prompts pass the refusal filter, at least {least} "
             "are needed. The model's most likely first tokens there: "
-            f"{_first_tokens(model, pool[:16])}. Give matching --refusal-tokens, more prompts, or "
-            "switch the filter off with --no-filter."
+            f"{first_tokens(model, pool[:16])}. Give matching --refusal-tokens, filter by judged "
+            "completions (--filter completions), give more prompts, or switch the filter off with "
+            "--no-filter."
         )
     if n is not None and passed < n:
         there = (
@@ -319,7 +320,7 @@ def _check_enough(
         log.warning("Only %s (%d wanted): going on with those.", there, n)
 
 
-def _first_tokens(model: ChatModel, prompts: Sequence[Prompt]) -> str:
+def first_tokens(model: ChatModel, prompts: Sequence[Prompt]) -> str:
     """The commonest greedy first tokens, for an error message."""
     first = (
         last_logits(model, [prompt.question for prompt in prompts]).argmax(-1).tolist()

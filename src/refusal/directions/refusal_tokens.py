@@ -7,6 +7,7 @@ probability mass.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal.core.errors import ConfigError, TooFewPromptsError
-from refusal.core.records import PromptPair, RefusalTokens
+from refusal.core.filters import MIN_JUDGED
+from refusal.core.records import Prompt, PromptPair, RefusalTokens, VerdictLabel
 from refusal.core.stats import auroc
 from refusal.core.thinking import split
 from refusal.detector.verdict import refusal_verdict
@@ -28,7 +30,8 @@ log = logging.getLogger(__name__)
 COVERED_MASS = 0.95  # of what the positive-ranked tokens hold
 MAX_TOKENS = 8
 MIN_DIFFERENCE = 0.005
-MIN_JUDGED = 3
+CONSIDERED = 64  # tokens that may carry weight: those of single refusals are among them
+CHANCE = 0.5  # AUROC of what tells nothing apart
 MOST_SHARE = 0.9  # of the vocabulary: more refusal tokens leave nothing for an answer
 GOOD_AUROC = 0.9
 CHOOSE_PROMPTS = 32
@@ -134,6 +137,53 @@ def preset_tokens(model: ChatModel) -> RefusalTokens | None:
     return None
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Some training prompts, what the model writes to them, and what a judge says of that.
+
+    Attributes:
+        logits: of each prompt's last token. new: most tokens that a completion could have.
+    """
+
+    prompts: tuple[Prompt, ...]
+    outputs: tuple[str, ...]
+    verdicts: tuple[VerdictLabel, ...]
+    logits: Float[Tensor, "prompt vocab"]
+    new: int
+
+    @property
+    def refused(self) -> list[int]:
+        """Which are refusals, whole or partial."""
+        return [i for i, label in enumerate(self.verdicts) if label in ("refusal", "partial")]
+
+    @property
+    def answered(self) -> list[int]:
+        """Which are answers."""
+        return [i for i, label in enumerate(self.verdicts) if label == "compliance"]
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether there is enough of both."""
+        return min(len(self.refused), len(self.answered)) >= MIN_JUDGED
+
+
+def sampled(prompts: PromptPair) -> tuple[Prompt, ...]:
+    """The first 32 harmful and 16 harmless prompts."""
+    return (*prompts.harmful[:CHOOSE_PROMPTS], *prompts.harmless[: CHOOSE_PROMPTS // 2])
+
+
+def take_sample(
+    model: ChatModel, prompts: PromptPair, new: int, name: str = "find the refusal tokens"
+) -> Sample:
+    """Completions of the first prompts, judged."""
+    some = sampled(prompts)
+    questions = [prompt.question for prompt in some]
+    outputs, logits = generate_and_read(model, questions, new, name=name)
+    pairs = zip(some, outputs, strict=True)
+    verdicts = [refusal_verdict(prompt.text, output).label for prompt, output in pairs]
+    return Sample(some, tuple(outputs), tuple(verdicts), logits, new)
+
+
 def choose_tokens(model: ChatModel, prompts: PromptPair) -> RefusalTokens:
     """Choose ``R`` from completions of the first 32 harmful and 16 harmless prompts.
 
@@ -141,51 +191,107 @@ def choose_tokens(model: ChatModel, prompts: PromptPair) -> RefusalTokens:
         TooFewPromptsError: fewer than 3 refusals or fewer than 3 compliances: there is nothing to
             tell apart.
     """
-    harmless = prompts.harmless[: CHOOSE_PROMPTS // 2]
-    chosen = [*prompts.harmful[:CHOOSE_PROMPTS], *harmless]
-    texts = [prompt.text for prompt in chosen]
-    questions = [prompt.question for prompt in chosen]
-    outputs, logits = generate_and_read(
-        model, questions, CHOOSE_NEW_TOKENS, name="find the refusal tokens"
-    )
-    labels = [
-        refusal_verdict(text, output).label for text, output in zip(texts, outputs, strict=True)
-    ]
-    refused = [i for i, label in enumerate(labels) if label in ("refusal", "partial")]
-    complied = [i for i, label in enumerate(labels) if label == "compliance"]
-    if min(len(refused), len(complied)) < MIN_JUDGED:
-        thinking = sum(not split(output).finished for output in outputs)
-        lost = (
-            f" ({thinking} were still thinking after {CHOOSE_NEW_TOKENS} tokens)"
-            if thinking
-            else ""
-        )
-        raise TooFewPromptsError(
-            f"Of {len(texts)} training prompts the model refused {len(refused)} and answered "
-            f"{len(complied)}{lost}; at least {MIN_JUDGED} of each are needed to find its refusal "
-            "tokens. Give them with --refusal-tokens, or use prompts that it refuses."
-        )
-    probability = softmax64(logits)
-    on_refusal, on_compliance = probability[refused].mean(0), probability[complied].mean(0)
-    ids = rank_tokens(on_refusal, on_compliance)
-    values = refusal_metric(logits, ids).tolist()
-    score = auroc([values[i] for i in refused], [values[i] for i in complied])
-    if score is not None and score < GOOD_AUROC:
+    sample = take_sample(model, prompts, CHOOSE_NEW_TOKENS)
+    found = ranked_tokens(model, sample)
+    warn_of_auroc(found)
+    return found
+
+
+def ranked_tokens(model: ChatModel, sample: Sample) -> RefusalTokens:
+    """Choose ``R`` from a sample: the tokens that stand first in its refusals.
+
+    Raises:
+        TooFewPromptsError: it has fewer than 3 refusals or fewer than 3 answers.
+    """
+    check_told_apart(sample)
+    probability = softmax64(sample.logits)
+    means = [probability[some].mean(0) for some in (sample.refused, sample.answered)]
+    return chosen_from(model, sample, rank_tokens(*means))
+
+
+def warn_of_auroc(tokens: RefusalTokens) -> None:
+    """Say so where the metric of tokens does not tell the sample's refusals from its answers."""
+    if tokens.auroc is not None and tokens.auroc < GOOD_AUROC:
         log.warning(
             "The refusal metric tells refusals from answers only with AUROC %.2f (below %.1f): "
             "look at the tokens, or give your own with --refusal-tokens.",
-            score,
+            tokens.auroc,
             GOOD_AUROC,
         )
+
+
+def check_told_apart(sample: Sample) -> None:
+    """Raise TooFewPromptsError where a sample has too few refusals or answers."""
+    if sample.told_apart:
+        return
+    thinking = sum(not split(output).finished for output in sample.outputs)
+    lost = f" ({thinking} were still thinking after {sample.new} tokens)" if thinking else ""
+    raise TooFewPromptsError(
+        f"Of {len(sample.prompts)} training prompts the model refused {len(sample.refused)} and "
+        f"answered {len(sample.answered)}{lost}; at least {MIN_JUDGED} of each are needed to find "
+        f"its refusal tokens. Its completions were read to {sample.new} tokens. Give the tokens "
+        "with --refusal-tokens, or use prompts that it refuses."
+    )
+
+
+def chosen_from(model: ChatModel, sample: Sample, ids: Sequence[int]) -> RefusalTokens:
+    """Tokens as a record, with how well their metric tells the sample's refusals from answers."""
+    on_refusal = softmax64(sample.logits)[sample.refused].mean(0)
+    values = refusal_metric(sample.logits, ids).tolist()
+    refused, answered = sample.refused, sample.answered
     return RefusalTokens(
         ids=tuple(ids),
         texts=_texts(model, ids),
         source="chosen from completions",
         probabilities=tuple(float(on_refusal[i]) for i in ids),
-        auroc=score,
+        auroc=auroc([values[i] for i in refused], [values[i] for i in answered]),
         judged_refusals=len(refused),
-        judged=len(refused) + len(complied),
+        judged=len(refused) + len(answered),
     )
+
+
+def held_out_metrics(sample: Sample) -> list[float]:
+    """The metric of every prompt by the tokens that are chosen from the other half of the sample:
+    with tokens of its own completion among them, any would look right.
+
+    Every second refusal, every second answer and every second of the rest are one half.
+    """
+    every = set(range(len(sample.prompts)))
+    refused, answered = sample.refused, sample.answered
+    rest = sorted(every - {*refused, *answered})
+    probability = softmax64(sample.logits)
+    found = [math.nan] * len(every)
+    for half in (0, 1):
+        means = [probability[some[1 - half :: 2]].mean(0) for some in (refused, answered)]
+        mine = [i for some in (refused, answered, rest) for i in some[half::2]]
+        values = refusal_metric(sample.logits[mine], rank_tokens(*means)).tolist()
+        for i, value in zip(mine, values, strict=True):
+            found[i] = value
+    return found
+
+
+def weighty_tokens(sample: Sample) -> list[int]:
+    """Tokens that carry weight: ranked on one half of the completions, a token is taken if it
+    raises the AUROC of the metric on the other half; none may be.
+
+    Every second refusal and every second answer is held out.
+    """
+    probability = softmax64(sample.logits)
+    refused, answered = sample.refused, sample.answered
+    on_refusal, on_compliance = (probability[some[::2]].mean(0) for some in (refused, answered))
+    difference = on_refusal - on_compliance
+    order = torch.topk(difference, min(CONSIDERED, difference.numel()))
+    ids: list[int] = []
+    best = CHANCE
+    for token in order.indices[order.values >= MIN_DIFFERENCE].tolist():
+        if len(ids) == MAX_TOKENS:
+            break
+        values = refusal_metric(sample.logits, [*ids, token]).tolist()
+        area = auroc([values[i] for i in refused[1::2]], [values[i] for i in answered[1::2]])
+        if area is not None and area > best:
+            ids.append(token)
+            best = area
+    return ids
 
 
 def rank_tokens(

@@ -8,7 +8,7 @@ compared. Each seed leaves ``seeds/<seed>.json`` (the choice),
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from refusal.core.direction import Direction
@@ -22,8 +22,9 @@ from refusal.evaluations.refusal.generate import refresh_verdicts
 from refusal.evaluations.refusal.rates import measure
 from refusal.prompts.load import redealt
 from refusal.runs.files import SavedScore, read_completions
-from refusal.runs.finding import Extract, Select, method_of, named
+from refusal.runs.finding import Extract, Select, chooser_of, method_of, named
 from refusal.runs.folder import prompts_hash
+from refusal.runs.sorting import Sorting, dealt_anew
 from refusal.runs.stage import Plan, Run, Stage
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Seeds(Stage):
         samples = plan.config.samples
         rows = plan.config.n_test * samples
         write = Write(rows, plan.config.new_tokens, plan.lengths.test, samples=samples)
-        return (*Extract.costs(plan), *Select.costs(plan), write)
+        return (*Sorting.costs(plan), *Extract.costs(plan), *Select.costs(plan), write)
 
     def work(self, run: Run) -> Iterable[Metric]:
         """One seed after the other; the run's own comes first."""
@@ -69,11 +70,15 @@ class Seeds(Stage):
         ends = (".json", ".direction.safetensors", ".ablation.jsonl")
         summary, file, written = (base / f"{seed}{end}" for end in ends)
         test = prompts.test.harmful[: config.n_test]
-        method = method_of(config)
-        filtered, step = method.filters(config), config.layer_step
-        rule = [config.n_train, config.n_val, filtered, asdict(config.rule), step]
+        how = run.finding
+        method, chooser = method_of(config), chooser_of(how)
+        thresholds = asdict(how.config.rule)
+        filtered, step = method.filters(how.config), config.layer_step
+        rule = [config.n_train, config.n_val, filtered, thresholds, step]
         if config.selection_risk:
             rule.append(config.selection_risk)
+        if how.config.filter == "completions":
+            rule += [how.rule, config.judged_tokens]
         pairs = (prompts.train, prompts.val)
         inputs: dict[str, Any] = {
             "main": run.direction_hash,
@@ -90,10 +95,12 @@ class Seeds(Stage):
 
         def work() -> None:
             options = {"seed": seed, "resamples": 0, "full_map": False, "strict": False}
-            once = config.model_copy(update=options)
-            candidates = method.extract(model, prompts.train, run.tokens, once)
+            once = how.config.model_copy(update=options)
+            there = dealt_anew(run, prompts)
+            candidates = method.extract(model, there.train, run.tokens, once)
+            candidates = replace(candidates, seen=candidates.seen | there.seen)
             try:
-                chosen = method.select(model, candidates, prompts.val, once)
+                chosen = chooser.select(model, candidates, there.val, once)
             except NoCandidateError as error:
                 log.warning("Seed %d: %s", seed, error)
                 write_json(summary, {"seed": seed, "score": None, "qualified": False})

@@ -38,7 +38,8 @@ class Separation(Stage):
 
     def work(self, run: Run) -> Iterable[Metric]:
         """Leave them in ``projections.json``, for the report."""
-        path, config, val = run.folder.path / "projections.json", run.config, self.asked.prompts.val
+        path, found = run.folder.path / "projections.json", run.finding
+        config, val = found.config, found.val
         direction = run.direction
         inputs = {
             "direction": run.direction_hash,
@@ -94,7 +95,7 @@ def _read(
     """Of the prompts of a class that count in the selection: components by layer, and where they
     are at the layer.
     """
-    config, direction = run.config, run.direction
+    config, direction = run.finding.config, run.direction
     filtered = method_of(config).filters(config)
     unit = direction.vector.double()
     along: list[list[float]] = []

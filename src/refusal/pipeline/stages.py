@@ -10,11 +10,12 @@ from refusal.evaluations.seeds import Seeds
 from refusal.evaluations.separation import Separation
 from refusal.evaluations.thoughts import Thoughts
 from refusal.runs.finding import Extract, Select, Tokens
+from refusal.runs.sorting import Sorting
 from refusal.runs.stage import Stage
 
 # By the verb of the command line that goes as far as that.
 STAGES: dict[str, tuple[type[Stage], ...]] = {
-    "extract": (Tokens, Extract),
+    "extract": (Tokens, Sorting, Extract),
     "select": (Select, Separation),
     "generate": (Controls, Generate),
     "evaluate": (Rates, Thoughts, Capability, Seeds, Judging, DriftStage),

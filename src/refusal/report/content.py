@@ -101,6 +101,7 @@ def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
         "Sizes": " ".join((manifest.get("fitted") or {}).get("said", ())),
         "Sampling": _sampling(data),
         "Refusal tokens": "" if tokens is None else _tokens(tokens),
+        "Filter": _filter(data),
         "Hardware": ", ".join(f"{name} {value}" for name, value in hardware.items()),
         "Versions": ", ".join(f"{name} {value}" for name, value in manifest["versions"].items()),
         "Started": manifest["started"].replace("T", " "),
@@ -108,6 +109,22 @@ def facts(data: ReportData) -> tuple[tuple[str, str], ...]:
     if manifest.get("command"):
         found["Command"] = " ".join(["refusal", *manifest["command"]])
     return tuple((name, sanitised(str(value))) for name, value in found.items() if value)
+
+
+def _filter(data: ReportData) -> str:
+    """Which prompts the direction is found with, and what the refusal metric is good for."""
+    said = "" if data.filter is None else data.filter.why
+    return f"{said} {data.calibration.why}".strip()
+
+
+def passed_words(data: ReportData, own_score: str | None) -> str:
+    """Whether the prompts of the selection are those that passed a filter."""
+    kind = data.config.filter
+    if kind == "auto" and data.filter is not None:
+        kind = data.filter.kind
+    if kind == "completions":
+        return " that passed the filter by completions"
+    return " that passed the filter" if own_score is None and kind != "none" else ""
 
 
 def _tokens(tokens: RefusalTokens) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from refusal.config.rule import Rule
 from refusal.config.run_config import RunConfig, make_config
+from refusal.core.filters import Calibration, FilterChoice
 from refusal.core.records import CandidateScore, Choice, Completion, Metric, RefusalTokens
 from refusal.core.storage import file_sha256
 from refusal.core.strict_files import damaged, read_list
@@ -37,6 +39,13 @@ from refusal.runs.files import (
     read_tokens,
     read_vectors,
 )
+from refusal.runs.filtered import (
+    UNFITTED,
+    calibration_file,
+    filter_file,
+    read_calibration,
+    read_filter,
+)
 from refusal.runs.projections import Projections, read_projections
 
 Key = tuple[str, str]  # set, condition
@@ -57,6 +66,8 @@ class ReportData:
         categories: of prompts by set and id, where they are known.
         agreement: of every two judges, as ``judgements/agreement.json`` has it.
         missing: what this run has not done yet, in order; empty for a finished run.
+        filter: which prompts the direction is found with, and why; older versions kept nothing.
+        calibration: the refusal metric's threshold, and whose score chooses.
     """
 
     path: Path
@@ -73,6 +84,15 @@ class ReportData:
     categories: Mapping[str, Mapping[str, str]]
     agreement: tuple[Agreement, ...]
     missing: tuple[str, ...]
+    filter: FilterChoice | None = None
+    calibration: Calibration = UNFITTED
+
+    @property
+    def rule(self) -> Rule:
+        """The selection rule as it was applied: induce counts from the metric's threshold."""
+        rule = self.config.rule
+        induce = rule.induce_threshold + self.calibration.threshold
+        return replace(rule, induce_threshold=induce)
 
     @property
     def model(self) -> str:
@@ -144,6 +164,8 @@ def read_run(path: Path) -> ReportData:
     else:
         most = config.max_new_tokens
         measured = (*measure_all(_paired(completions)), *curves(completions, most))
+    choice = read_filter(path) if filter_file(path).is_file() else None
+    calibrated = choice is not None and calibration_file(path).is_file()
     data = ReportData(
         path=path,
         manifest=manifest,
@@ -159,6 +181,8 @@ def read_run(path: Path) -> ReportData:
         categories=read_categories(path / "categories.json") if there("categories.json") else {},
         agreement=read_list(path / AGREEMENT, Agreement) if there(AGREEMENT) else (),
         missing=(),
+        filter=choice,
+        calibration=read_calibration(path, choice) if choice and calibrated else UNFITTED,
     )
     _check_fit(data)
     return _with_missing(data)

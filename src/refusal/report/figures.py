@@ -71,7 +71,7 @@ def score_grids(data: ReportData) -> tuple[Grid, ...]:
     """The outcome of every candidate, and its three scores."""
     if not data.scores:
         return ()
-    rule = data.config.rule
+    rule = data.rule
     at = {(s.position, s.layer): SIGNS[outcome(data, s)] for s in data.scores}
     layers = sorted({s.layer for s in data.scores})
     signs = tuple(tuple(at.get((p, layer), "") for layer in layers) for p in positions(data))
@@ -155,7 +155,7 @@ def outcome(data: ReportData, score: CandidateScore) -> str | None:
 
 def outcome_words(data: ReportData, key: str | None) -> str:
     """What became of a candidate."""
-    rule = data.config.rule
+    rule = data.rule
     qualified = data.selection is not None and data.selection.qualified
     words = {
         "chosen": "chosen" if qualified else "stands in, unqualified",

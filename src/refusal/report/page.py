@@ -198,7 +198,7 @@ def _lengths(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
 
 def _rule_words(data: ReportData) -> str:
     """Say what the candidates are and which of them is chosen."""
-    rule, method = data.config.rule, data.config.method
+    rule, method = data.rule, data.config.method
     own = next(iter(own_scores(data)), None)
     kind = "a difference in means" if method == "dim" else f"one of the method {method}"
     best = "lowest bypass" if own is None else f"highest {own} score"
@@ -213,7 +213,7 @@ def _rule_words(data: ReportData) -> str:
     harmful, harmless = data.selection.harmful_count, data.selection.harmless_count
     if harmful.mean_metric is None or harmless.mean_metric is None:
         return text
-    passed = " that passed the filter" if own is None and data.config.filter else ""
+    passed = content.passed_words(data, own)
     return (
         f"{text} Without intervention the metric is {harmful.mean_metric:+.2f} on the "
         f"{harmful.passed} harmful and {harmless.mean_metric:+.2f} on the {harmless.passed} "

@@ -121,6 +121,10 @@ def _notes(data: ReportData, before: Metric) -> Iterator[str]:
     """What a reader must know before quoting the sentence."""
     assert data.selection is not None
     yield from _unqualified(data)
+    if data.filter is not None and data.filter.automatic and data.filter.kind == "completions":
+        yield f"{data.filter.why} {data.calibration.why}".strip()
+    elif data.calibration.rule == "cosmic":
+        yield data.calibration.why
     if data.config.temperature:
         yield (
             f"Rates are over {data.config.samples} samples of each prompt at temperature "

@@ -1,17 +1,21 @@
 """The stages that find the direction: refusal tokens, activations, selection."""
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from refusal.config.run_config import RunConfig
 from refusal.core.errors import NoCandidateError
-from refusal.core.records import Metric, RefusalTokens, finite, to_json
-from refusal.core.storage import file_sha256, write_json, write_tensors
+from refusal.core.filters import FilterChoice
+from refusal.core.progress import NOTE
+from refusal.core.records import ClassCount, Metric, PromptPair, finite, to_json
+from refusal.core.storage import file_sha256, remove, write_json, write_jsonl, write_tensors
 from refusal.core.valid import check_place, check_width
 from refusal.core.work import Work, Write
 from refusal.directions import METHODS
+from refusal.directions.filter_choice import Found, choose_filter
 from refusal.directions.method import DirectionMethod
 from refusal.directions.refusal_tokens import (
     CHOOSE_NEW_TOKENS,
@@ -22,10 +26,14 @@ from refusal.directions.refusal_tokens import (
 from refusal.directions.selection.rule import explain
 from refusal.model.chat_model import ChatModel
 from refusal.runs.files import read_tokens
+from refusal.runs.filtered import filter_file, judged_file, read_filter
 from refusal.runs.folder import prompts_hash
 from refusal.runs.inputs import check_prompts
 from refusal.runs.records import read_candidates, read_selection
-from refusal.runs.stage import Asked, Plan, Run, Stage
+from refusal.runs.sorting import check_expected
+from refusal.runs.stage import Asked, Finding, Plan, Run, Stage
+
+log = logging.getLogger(__name__)
 
 
 class Tokens(Stage):
@@ -35,38 +43,62 @@ class Tokens(Stage):
     """
 
     name = "tokens"
+    version = 2  # 1 knew of no filter but the metric's
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
         """Completions of a few training prompts, unless the tokens are given."""
-        if plan.config.refusal_tokens or not METHODS[plan.config.method].needs_tokens:
+        config, rows = plan.config, CHOOSE_PROMPTS + CHOOSE_PROMPTS // 2  # of both classes
+        if config.filter == "completions":
+            return (Write(rows, config.judged_tokens, plan.lengths.train),)
+        if config.refusal_tokens or not METHODS[config.method].needs_tokens:
             return ()
-        rows = CHOOSE_PROMPTS + CHOOSE_PROMPTS // 2  # harmful and harmless ones
         return (Write(rows, CHOOSE_NEW_TOKENS, plan.lengths.train),)
 
     def work(self, run: Run) -> Iterable[Metric]:
-        """Leave them in ``refusal_tokens.json``."""
-        path, train = run.folder.path / "refusal_tokens.json", self.asked.prompts.train
-        inputs = {
+        """Leave them in ``refusal_tokens.json``, and the filter that the same sample speaks for."""
+        folder, train, config = run.folder.path, self.asked.prompts.train, run.config
+        inputs: dict[str, Any] = {
             "train": prompts_hash([*train.harmful, *train.harmless]),
-            "given": run.config.refusal_tokens,
-            "seed": run.config.seed,
+            "given": config.refusal_tokens,
+            "filter": config.filter,
+            "seed": config.seed,
         }
-
-        wanted = run.config.refusal_tokens
-        needed = METHODS[run.config.method].needs_tokens or bool(wanted)
-        if not needed:
+        if config.filter in ("auto", "completions"):
+            inputs["judged_tokens"] = config.judged_tokens
+        if not self._needed(config):
             inputs["needed"] = False
+        files = (folder / "refusal_tokens.json", filter_file(folder))
+        sample = judged_file(folder, "sample")
 
         def work() -> None:
-            found: RefusalTokens | None = (
-                tokens_for(run.model, train, wanted) if needed else preset_tokens(run.model)
-            )
-            write_json(path, plain(found))
+            remove(sample)  # it is there where completions decide, and then of the same inputs
+            found = self._found(run.model, train, config)
+            if found.rows:
+                write_jsonl(sample, to_json(found.rows))
+            write_json(files[0], plain(found.tokens))
+            write_json(files[1], finite(to_json(found.choice)))
 
-        self.do(run, "", inputs, [path], work, self.costs(run.plan))
-        run.tokens = read_tokens(run.folder.path)
+        self.do(run, "", inputs, files, work, self.costs(run.plan))
+        run.tokens, run.filter = read_tokens(folder), read_filter(folder)
+        unusual = run.filter.automatic and run.filter.kind != "metric"
+        log.log(NOTE if unusual else logging.INFO, "%s", run.filter.why)
+        check_expected(run, run.filter)
         return ()
+
+    def _needed(self, config: RunConfig) -> bool:
+        return METHODS[config.method].needs_tokens or bool(config.refusal_tokens)
+
+    def _found(self, model: ChatModel, train: PromptPair, config: RunConfig) -> Found:
+        """The tokens and the filter; a method that needs no tokens has none unless by
+        completions.
+        """
+        if METHODS[config.method].needs_tokens or config.filter == "completions":
+            return choose_filter(model, train, config)
+        given = config.refusal_tokens
+        tokens = tokens_for(model, train, given) if given else preset_tokens(model)
+        why = f"The method {config.method} needs no refusal tokens: all prompts count."
+        return Found(tokens, FilterChoice("none", False, why))
 
 
 class Extract(Stage):
@@ -90,7 +122,7 @@ class Extract(Stage):
 
     def work(self, run: Run) -> Iterable[Metric]:
         """Leave the candidates in ``candidates.safetensors``."""
-        config, train = run.config, self.asked.prompts.train
+        config, train = run.finding.config, run.finding.train
         path = run.folder.path / "candidates.safetensors"
         method, tokens = method_of(config), run.tokens
         inputs = {
@@ -105,12 +137,14 @@ class Extract(Stage):
 
         def work() -> None:
             found = method.extract(run.model, train, tokens, config)
-            counts = {label: asdict(count) for label, count in found.counts.items()}
+            counts = {}
+            for label, count in found.counts.items():
+                counts[label] = asdict(_drawn(run, f"train.{label}", count))
             metadata = {
                 "counts": json.dumps(finite(counts)),
                 "model": run.model.name,
                 "suffix": json.dumps(run.model.chat.suffix_tokens),
-                "seen": json.dumps(sorted(found.seen)),
+                "seen": json.dumps(sorted(found.seen | run.finding.seen)),
             }
             tensors = {"candidates": found.vectors}
             if found.harmless_means is not None:
@@ -141,11 +175,11 @@ class Select(Stage):
 
     def work(self, run: Run) -> Iterable[Metric]:
         """Leave the choice in ``direction.safetensors`` and three files about it."""
-        config, val, candidates = run.config, self.asked.prompts.val, run.candidates
+        config, val, candidates = run.finding.config, run.finding.val, run.candidates
         assert candidates is not None
         names = ("scores.json", "direction.safetensors", "selection.json", "stability.json")
         scores, direction, summary, stability = (run.folder.path / name for name in names)
-        method = method_of(config)
+        method = chooser_of(run.finding)
         inputs: dict[str, Any] = {
             "candidates": file_sha256(run.folder.path / "candidates.safetensors"),
             "tokens": run.token_ids,
@@ -161,6 +195,8 @@ class Select(Stage):
         }
         if config.selection_risk:
             inputs["risk"] = config.selection_risk
+        if run.finding.rule != "metric":
+            inputs["chosen by"] = run.finding.rule
 
         def work() -> None:
             try:
@@ -172,6 +208,11 @@ class Select(Stage):
                         "nothing. Look at the refusal tokens (--refusal-tokens).",
                         selection.scores,
                     )
+                selection = replace(
+                    selection,
+                    harmful_count=_drawn(run, "val.harmful", selection.harmful_count),
+                    harmless_count=_drawn(run, "val.harmless", selection.harmless_count),
+                )
             except NoCandidateError as error:
                 write_json(scores, finite(to_json(error.scores)))  # to see what was missed
                 raise
@@ -207,6 +248,22 @@ def method_of(config: RunConfig) -> DirectionMethod:
     """
     method: DirectionMethod = METHODS[config.method]()
     return method
+
+
+def chooser_of(finding: Finding) -> DirectionMethod:
+    """The method whose rule chooses: COSMIC's where the refusal metric cannot be trusted with the
+    paper's.
+    """
+    method = method_of(finding.config)
+    papers = type(method).select is DirectionMethod.select
+    if finding.rule == "cosmic" and papers:
+        method = METHODS["cosmic"]()
+    return method
+
+
+def _drawn(run: Run, pool: str, count: ClassCount) -> ClassCount:
+    """How many prompts were drawn, where completions have sorted them out before."""
+    return replace(count, drawn=run.finding.drawn.get(pool, count.drawn))
 
 
 def named(config: RunConfig) -> dict[str, str]:

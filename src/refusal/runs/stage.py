@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 from refusal.config.run_config import RunConfig
 from refusal.core.direction import Direction
-from refusal.core.records import Metric, Prompt, PromptSplits, RefusalTokens
+from refusal.core.filters import FilterChoice
+from refusal.core.records import Metric, Prompt, PromptPair, PromptSplits, RefusalTokens
 from refusal.core.storage import file_sha256
 from refusal.core.work import Lengths, Work
 from refusal.directions.records import Candidates, Selection
@@ -54,6 +55,27 @@ class Plan:
     lengths: Lengths = field(default_factory=Lengths)
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What a direction is found with, once it is known which filter there is.
+
+    Attributes:
+        config: the run's, with the filter that it has and induce's threshold as it is applied.
+        train, val: the pools; those that have passed, where completions decide.
+        rule: whose score chooses where the method leaves that to the paper's: ``metric`` or
+            ``cosmic``.
+        drawn: how many prompts were looked at for a pool, by ``train.harmful`` and so on, where
+            the pools hold only those that passed. seen: their fingerprints.
+    """
+
+    config: RunConfig
+    train: PromptPair
+    val: PromptPair
+    rule: str = "metric"
+    drawn: Mapping[str, int] = field(default_factory=dict)
+    seen: frozenset[str] = frozenset()
+
+
 @dataclass
 class Run:
     """A run under way: what it was asked for, its folder and model, and what stages leave for
@@ -65,6 +87,8 @@ class Run:
     model: ChatModel
     plan: Plan
     tokens: RefusalTokens | None = None
+    filter: FilterChoice | None = None
+    found_with: Finding | None = None
     candidates: Candidates | None = None
     selection: Selection | None = None
     controls: dict[str, Direction] = field(default_factory=dict)
@@ -78,6 +102,12 @@ class Run:
     def token_ids(self) -> tuple[int, ...] | None:
         """Ids of the refusal tokens, where there are some; after the stage that finds them."""
         return None if self.tokens is None else self.tokens.ids
+
+    @property
+    def finding(self) -> Finding:
+        """What the direction is found with; only after the filter."""
+        assert self.found_with is not None
+        return self.found_with
 
     @property
     def chosen(self) -> Selection:
