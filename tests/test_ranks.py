@@ -144,6 +144,20 @@ def test_several_processes_give_what_one_gives(
     assert tokens[0] >= tokens[1]  # of all processes together
 
 
+@pytest.mark.slow
+def test_samples_are_the_same_in_several_processes(config: RunConfig, tmp_path: Path) -> None:
+    drawn = {"temperature": 1.0, "samples": 3, "seeds": 1, "controls": 1, "drift_tokens": 0}
+    warm = config.model_copy(update=drawn)
+    refusal.run(warm, tmp_path / "alone")
+    done = launch(warm, tmp_path / "run", 2)
+    _, err = done.communicate(timeout=240)
+    assert done.returncode == 0, err
+    files = sorted((tmp_path / "alone" / "completions").glob("*.jsonl"))
+    assert len({row["completion"] for row in rows(files[0])}) > 3
+    for file in files:
+        assert rows(tmp_path / "run" / "completions" / file.name) == rows(file)
+
+
 def test_all_take_the_sizes_that_fit_the_first(config: RunConfig, tmp_path: Path) -> None:
     """Chosen by what each measures they would differ, and the processes wait for each other."""
     chosen = {"n_test", "max_new_tokens", "n_control", "seeds"}

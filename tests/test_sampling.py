@@ -4,6 +4,7 @@ beside them; a plain loop that reads each prompt alone says what is right.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,21 @@ from refusal.core.errors import RunFolderError
 from refusal.core.records import Completion, Prompt, to_json
 from refusal.core.sampling import GREEDY, Sampling
 from refusal.core.storage import write_jsonl
+from refusal.core.work import Write
+from refusal.evaluations.refusal.generate import Generate
 from refusal.evaluations.refusal.matching import check_completions
 from refusal.evaluations.refusal.rates import measure_all
 from refusal.interventions.side_by_side import SideBySide
 from refusal.model.draw import Draw, gumbel
 from refusal.model.endings import end_tokens
 from refusal.model.generation import generate_each, generate_rows
+from refusal.model.memory import Room
+from refusal.model.sizes import size_of
+from refusal.pipeline.costs.estimate import seconds_by_stage
+from refusal.pipeline.costs.speed import Speed
 from refusal.report.compare import compare
 from refusal.runs.files import read_completions, read_metrics
+from refusal.runs.stage import Plan
 
 WARM = Sampling(1.0, 3, seed=7)
 
@@ -267,6 +275,21 @@ def test_a_run_with_samples_goes_on_to_the_same_completions(
     run_stages(warm, runs[1])
     assert (runs[1] / "completions" / "harmful.ablation.jsonl").read_text(encoding="utf-8") == text
     assert (runs[1] / file).read_text(encoding="utf-8") == gone
+
+
+def test_an_estimate_counts_every_sample_and_reads_each_prompt_once(
+    greedy_config: RunConfig,
+) -> None:
+    work, seconds = [], []
+    room = Room(
+        size_of(tiny_models.network(), tiny_models.network().config), 0, 4, 4096, lambda n: 8
+    )
+    for update in ({}, {"temperature": 1.0, "samples": 4}):
+        plan = Plan(greedy_config.model_copy(update=update), tiny_models.LAYERS)
+        work += [one for one in Generate.costs(plan) if isinstance(one, Write)]
+        seconds.append(seconds_by_stage(plan, room.size, Speed(1e9, 1e9), room)["generate"])
+    assert work[1] == replace(work[0], rows=4 * work[0].rows, samples=4)
+    assert 1 < seconds[1] / seconds[0] < 4.5
 
 
 def test_greedy_and_sampled_runs_are_compared(runs: tuple[Path, Path]) -> None:
