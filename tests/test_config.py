@@ -166,7 +166,7 @@ OTHER: dict[str, Any] = {
     "turns": 2, "prefill": "Sure,", "seed": 7, "n_train": 5, "n_val": 6, "n_test": 8, "filter": "none", "filter_tokens": 99,
     "method": "cosmic", "interventions": ("affine",), "refusal_tokens": ("I", "40"), "induce_threshold": -0.5, "kl_threshold": 0.25, "prune_layers": 0.5,
     "selection_risk": 1e-3, "layer_step": 2, "full_map": True, "resamples": 9, "strict": True,
-    "minutes": 2.5, "max_new_tokens": 11, "controls": 1, "n_control": 2, "over_refusal": ("xstest",), "n_over_refusal": 4,
+    "minutes": 2.5, "max_new_tokens": 11, "temperature": 0.5, "samples": 4, "controls": 1, "n_control": 2, "over_refusal": ("xstest",), "n_over_refusal": 4,
     "seeds": 3, "drift_tokens": 12, "texts": ("a.txt",), "n_texts": 13, "text_tokens": 14,
     "tasks": ("mmlu:5",), "n_items": 15, "task_chat": True, "task_tokens": 16, "task_exact": True,
     "engine": "openai", "engine_url": "http://127.0.0.1:1/v1", "engine_model": "m", "engine_ablated": "e",
