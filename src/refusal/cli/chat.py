@@ -60,7 +60,8 @@ def start(
             found = replace(found, model=model.name)
     # What does not fit is refused here, not in the middle of the talk.
     check_width(found.vector, model.sites.d_model)
-    check_place(found.position, found.layer, len(model.chat.suffix), model.sites.n_layers)
+    positions = len(model.chat.suffix) + 1  # and the last token of the instruction
+    check_place(found.position, found.layer, positions, model.sites.n_layers)
     if found.model and found.model != model.name:
         display.show_notice(f"Note: this direction was found on {found.model}.")
     display.show_notice(f"The conversation goes on until /reset. {COMMANDS}")

@@ -32,6 +32,7 @@ EXTRAS = {
     "judges": ("openai", "peft"),
     "lora": ("peft",),
     "figures": ("vl-convert-python",),
+    "finders": ("scikit-learn",),
     "quantize": ("bitsandbytes",),
     "notebook": ("pandas", "ipywidgets"),
 }

@@ -19,6 +19,11 @@ def _how(value: object) -> object:
     return {True: "metric", False: "none"}[value] if isinstance(value, bool) else value
 
 
+def one_or_more(value: object) -> object:
+    """A name alone, as older files have it, is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
 class ModelOptions(BaseModel):
     """How a model is loaded."""
 
@@ -105,8 +110,12 @@ class SelectionOptions(BaseModel):
 
     model_config = STRICT
 
-    method: str = "dim"
-    """How the direction is found: dim is the difference in means with the paper's rule."""
+    method: Annotated[tuple[str, ...], BeforeValidator(one_or_more), Field(min_length=1)] = ("dim",)
+    """How the direction is found: dim is the difference in means with the paper's rule. Further
+    ones are compared with the first, which the rest of the run is about.
+    """
+    centroids: Count = 4
+    """With the method kmeans: clusters of harmful prompts at each place."""
     refusal_tokens: tuple[str, ...] = ()
     """Refusal tokens as texts or ids; by default a preset or chosen from the model's
     completions.

@@ -63,6 +63,11 @@ class RunOptions(
         return self.filter_tokens or min(max(self.max_new_tokens, LATE), LONG)
 
     @property
+    def found_by(self) -> str:
+        """The method of the run's own direction."""
+        return self.method[0]
+
+    @property
     def rule(self) -> Rule:
         """The selection rule's thresholds."""
         return Rule(self.induce_threshold, self.kl_threshold, self.prune_layers)

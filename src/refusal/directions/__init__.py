@@ -9,5 +9,10 @@ METHODS = Registry(
     {
         "dim": "refusal.directions.difference_in_means:DifferenceInMeans",
         "cosmic": "refusal.directions.cosmic:Cosmic",
+        "lda": "refusal.directions.lda:LinearDiscriminant",
+        "probe": "refusal.directions.probe:Probe",
+        "pca": "refusal.directions.pca:PrincipalComponent",
+        "kmeans": "refusal.directions.kmeans:Centroids",
+        "harmfulness": "refusal.directions.harmfulness:Harmfulness",
     },
 )

@@ -22,7 +22,7 @@ from refusal.core.direction import Direction
 from refusal.core.records import Prompt, PromptPair
 from refusal.core.subspace import orthonormal, spanned
 from refusal.directions.difference_in_means import difference_in_means
-from refusal.directions.pool import collect
+from refusal.directions.pool import Draw, collect_drawn, tokens_before
 from refusal.model.chat_model import ChatModel
 from refusal.prompts.load import matched_pairs
 
@@ -101,7 +101,8 @@ def _difference(model: ChatModel, prompts: PromptPair, direction: Direction) -> 
     """
     known = 0 if direction.by_layer is None else len(direction.by_layer)
     layers = max(known, *(layer + 1 for _, layer in direction.places), direction.layer + 1)
-    means = difference_in_means(collect(model, prompts, filtered=False, layers=layers))
+    draw = Draw(filtered=False, before=tokens_before(model, direction))
+    means = difference_in_means(collect_drawn(model, prompts, draw, layers=layers))
     found = means.at(direction.position, direction.layer)
     if direction.basis is not None:
         found = spanned([found, *(means.at(*place) for place in direction.places[1:])])

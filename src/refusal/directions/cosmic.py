@@ -59,8 +59,9 @@ class Cosmic(DifferenceInMeans):
         harmful = draw_passing(model, val.harmful, "harmful", tokens, n, filtered=False)
         harmless = draw_passing(model, val.harmless, "harmless", tokens, n, filtered=False)
         layers = range(0, candidates.n_layers if config.full_map else eligible, config.layer_step)
-        positions = range(-candidates.n_positions, 0)
-        places = [candidates.at(position, layer) for position in positions for layer in layers]
+        places = [
+            candidates.at(position, layer) for position in candidates.positions for layer in layers
+        ]
         rows = [model.tokenize([p.question for p in some.prompts]) for some in (harmful, harmless)]
         values = cosmic_scores(model, places, rows[0], rows[1])
         if all(map(math.isnan, values)):

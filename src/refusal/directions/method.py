@@ -1,7 +1,7 @@
 """A way to find the direction: a class in a file of its own, and a line in ``METHODS``."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from refusal.config.run_config import RunConfig
@@ -43,6 +43,10 @@ class DirectionMethod(ABC):
             TooFewPromptsError: too few prompts of a class count.
             NonFiniteError: an activation is NaN or infinite.
         """
+
+    def settings(self, config: RunConfig) -> Mapping[str, object]:
+        """Options that only this method looks at: its candidates are kept under them."""
+        return {}
 
     def extract_costs(self, config: RunConfig, lengths: Lengths) -> Sequence[Work]:
         """The training prompts of both classes."""

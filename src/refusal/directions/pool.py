@@ -5,10 +5,8 @@ One forward pass per prompt gives both: the metric decides whether the prompt co
 inputs go into float64 running sums. No per-prompt activation outlives its batch.
 """
 
-import logging
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,22 +15,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal.core import parallel
-from refusal.core.errors import NonFiniteError, TooFewPromptsError
+from refusal.core.direction import Direction
 from refusal.core.progress import task
 from refusal.core.records import ClassCount, Label, Prompt, PromptPair, RefusalTokens
+from refusal.directions.pool_checks import check_enough, check_finite
 from refusal.directions.records import Activations
 from refusal.directions.refusal_metric import refusal_metric
 from refusal.directions.refusal_tokens import check_tokens, tokens_for
 from refusal.model.batch_size import keeping_memory
 from refusal.model.chat_model import ChatModel
-from refusal.model.forward import last_logits, read, share_batches
+from refusal.model.forward import read, share_batches
 from refusal.model.hooks import Edit, skipped
-from refusal.model.probe import other_dtype
 from refusal.model.rows import Batch
 
-log = logging.getLogger(__name__)
-
-MIN_PROMPTS = 8
 CHUNK_PROMPTS = (
     128  # read at once: enough to fill batches, few enough to hold their activations for a moment
 )
@@ -53,10 +48,15 @@ class Passed:
 
 
 class Draw(NamedTuple):
-    """Which prompts of a pool count: the first ``n``, or all; ``filtered``: of those that pass."""
+    """Which prompts of a pool count: the first ``n``, or all; ``filtered``: of those that pass.
+
+    ``before``: tokens before the post-instruction ones that are read too; 1 is the last token of
+    the instruction.
+    """
 
     n: int | None = None
     filtered: bool = True
+    before: int = 0
 
 
 @keeping_memory()
@@ -87,6 +87,21 @@ def collect(
         TooFewPromptsError: fewer than 8 prompts of a class pass.
         NonFiniteError: an activation is NaN or infinite; names the layer.
     """
+    return collect_drawn(model, prompts, Draw(n, filtered), tokens, layers, seed)
+
+
+def collect_drawn(
+    model: ChatModel,
+    prompts: PromptPair,
+    draw: Draw,
+    tokens: RefusalTokens | None = None,
+    layers: int | None = None,
+    seed: int | None = None,
+) -> Activations:
+    """Mean residual stream per class, position and layer, of what ``draw`` says, which may be
+    positions before the post-instruction tokens too; all else is said at ``collect``.
+    """
+    n, filtered, before = draw
     if tokens is None and filtered:
         tokens = tokens_for(model, prompts)
     if tokens is not None:
@@ -95,9 +110,9 @@ def collect(
     seen: set[str] = set()
     counts = {}
     for label, pool in (("harmful", prompts.harmful), ("harmless", prompts.harmless)):
-        total = _Sum(model, layers)
+        total = _Sum(model, layers, before)
         kept, metrics, drawn = [], [], 0
-        work = run_pool(model, pool, tokens, Draw(n, filtered), f"collect {label}", total.layers)
+        work = run_pool(model, pool, tokens, draw, f"collect {label}", total.layers)
         for prompt, metric, activation in work:
             drawn += 1
             seen.add(prompt.fingerprint)
@@ -108,7 +123,7 @@ def collect(
                 metrics.append(metric)
             if n is not None and len(kept) == n:
                 break
-        _check_enough(model, label, len(kept), drawn, n, pool, filtered)
+        check_enough(model, label, len(kept), drawn, n, pool, filtered)
         sums[label] = total.mean()
         counts[label] = _count(drawn, metrics)
     return Activations(
@@ -139,23 +154,41 @@ def draw_passing(
         TooFewPromptsError: fewer than 8 pass.
         NonFiniteError: a metric is NaN.
     """
-    kept, metrics, drawn = [], [], 0
-    seen: set[str] = set()
     work = (
         ((prompt, math.nan, None) for prompt in pool)
         if tokens is None
         else run_pool(model, pool, tokens, Draw(n, filtered), f"filter {label}", 0)
     )
-    for prompt, metric, _ in work:
+    return keep_passing(model, pool, label, work, Draw(n, filtered))[0]
+
+
+def keep_passing(
+    model: ChatModel,
+    pool: Sequence[Prompt],
+    label: Label,
+    work: Iterable[tuple[Prompt, float, Tensor | None]],
+    draw: Draw,
+) -> tuple[Passed, list[Tensor]]:
+    """The prompts that count of what ``run_pool`` gives, with the activations that came with them.
+
+    Raises:
+        TooFewPromptsError: fewer than 8 pass.
+    """
+    kept, metrics, drawn = [], [], 0
+    seen: set[str] = set()
+    activations: list[Tensor] = []
+    for prompt, metric, activation in work:
         drawn += 1
         seen.add(prompt.fingerprint)
-        if not filtered or passes(prompt.label, metric):
+        if not draw.filtered or passes(prompt.label, metric):
             kept.append(prompt)
             metrics.append(metric)
-        if n is not None and len(kept) == n:
+            activations += [] if activation is None else [activation]
+        if draw.n is not None and len(kept) == draw.n:
             break
-    _check_enough(model, label, len(kept), drawn, n, pool, filtered)
-    return Passed(tuple(kept), tuple(metrics), _count(drawn, metrics), frozenset(seen))
+    check_enough(model, label, len(kept), drawn, draw.n, pool, draw.filtered)
+    count = _count(drawn, metrics)
+    return Passed(tuple(kept), tuple(metrics), count, frozenset(seen)), activations
 
 
 def _count(drawn: int, metrics: Sequence[float]) -> ClassCount:
@@ -173,11 +206,13 @@ def post_instruction_reads(
     batch: Batch,
     store: dict[int, Float[Tensor, "prompt position d_model"]],
     layers: int,
+    before: int = 0,
 ) -> list[Edit]:
-    """Edits that put what the first ``layers`` blocks read at the post-instruction tokens into
-    ``store``.
+    """Edits that put what the first ``layers`` blocks read at the post-instruction tokens, and at
+    as many ``before`` them, into ``store``.
     """
-    index = torch.stack([path[-len(model.chat.suffix) :] for path in batch.paths])
+    last = len(model.chat.suffix) + before
+    index = torch.stack([path[-last:] for path in batch.paths])
     rows = batch.row[:, None]
 
     def read_at(layer: int) -> Edit:
@@ -189,13 +224,21 @@ def post_instruction_reads(
     return [read_at(layer) for layer in range(layers)]
 
 
+def tokens_before(model: ChatModel, direction: Direction) -> int:
+    """How many tokens before the post-instruction ones must be read to reach the positions of a
+    direction and of its subspace: 1 where one is the last token of the instruction, else 0.
+    """
+    earliest = min([direction.position, *(position for position, _ in direction.places)])
+    return max(0, -earliest - len(model.chat.suffix))
+
+
 class _Sum:
     """A float64 running sum on the CPU (Apple's GPUs have no float64)."""
 
-    def __init__(self, model: ChatModel, layers: int | None) -> None:
+    def __init__(self, model: ChatModel, layers: int | None, before: int) -> None:
         self.n = 0
         self.layers = model.sites.n_layers if layers is None else layers
-        shape = (len(model.chat.suffix), model.sites.n_layers, model.sites.d_model)
+        shape = (len(model.chat.suffix) + before, model.sites.n_layers, model.sites.d_model)
         self.total: Float[Tensor, "position layer d_model"] = torch.zeros(
             shape, dtype=torch.float64
         )
@@ -228,14 +271,15 @@ def run_pool(
     The metric and the activations come from one pass. Without the filter only activations are
     needed, so the blocks after the last one read are skipped and the metric is NaN.
     """
-    n, filtered = draw
+    n, filtered, before = draw
     unneeded = [] if filtered or not layers else model.sites.blocks[layers:]
     skip = [model.hf.get_submodule(name) for name in unneeded]
 
     def run(batch: Batch) -> tuple[list[float], Tensor | None]:
         store: dict[int, Tensor] = {}
         with skipped(skip, model.sites.in_tuple):
-            logits = read(model, batch, post_instruction_reads(model, batch, store, layers))[0]
+            reads = post_instruction_reads(model, batch, store, layers, before)
+            logits = read(model, batch, reads)[0]
         known = () if skip or tokens is None else refusal_metric(logits, tokens.ids).tolist()
         metrics = list(known) or [math.nan] * len(logits)
         if n is None:
@@ -243,7 +287,7 @@ def run_pool(
         stacked = (
             torch.stack([store[layer].cpu() for layer in range(layers)], dim=2) if layers else None
         )
-        _check_finite(model, stacked, known)
+        check_finite(model, stacked, known)
         if stacked is None:
             return metrics, None
         here.update(zip(batch.prompts, stacked, strict=True))
@@ -269,66 +313,3 @@ def run_pool(
                 taken += passed
                 yield prompt, metric, here.get(i)
             start += len(chunk)
-
-
-def _check_finite(
-    model: ChatModel,
-    activations: Float[Tensor, "prompt position layer d_model"] | None,
-    metrics: Sequence[float],
-) -> None:
-    """Before the filter looks at a metric: NaN passes in neither class, and too few prompts would
-    be blamed for it.
-    """
-    where = "logits"
-    if (
-        activations is not None
-        and not (finite := activations.isfinite().all(-1).all(1).all(0)).all()
-    ):
-        where = f"activations at layer {int((~finite).nonzero()[0, 0])}"
-    elif not any(math.isnan(metric) for metric in metrics):
-        return
-    raise NonFiniteError(f"The {where} are not finite. {other_dtype(model.hf.dtype)}")
-
-
-def _check_enough(
-    model: ChatModel,
-    label: str,
-    passed: int,
-    drawn: int,
-    n: int | None,
-    pool: Sequence[Prompt],
-    filtered: bool,
-) -> None:
-    """Too few is an error that shows what the model really says; fewer than asked is a warning."""
-    least = min(MIN_PROMPTS, n or MIN_PROMPTS) if filtered else 1
-    if passed < least:
-        if not filtered:
-            raise TooFewPromptsError(f"There are no {label} prompts. Give some with --prompts.")
-        raise TooFewPromptsError(
-            f"Only {passed} of {drawn} {label} prompts pass the refusal filter, at least {least} "
-            "are needed. The model's most likely first tokens there: "
-            f"{first_tokens(model, pool[:16])}. Give matching --refusal-tokens, filter by judged "
-            "completions (--filter completions), give more prompts, or switch the filter off with "
-            "--no-filter."
-        )
-    if n is not None and passed < n:
-        there = (
-            f"{passed} of {drawn} {label} prompts pass the filter"
-            if filtered
-            else f"{passed} {label} prompts exist"
-        )
-        log.warning("Only %s (%d wanted): going on with those.", there, n)
-
-
-def first_tokens(model: ChatModel, prompts: Sequence[Prompt]) -> str:
-    """The commonest greedy first tokens, for an error message."""
-    first = (
-        last_logits(model, [prompt.question for prompt in prompts]).argmax(-1).tolist()
-        if prompts
-        else []
-    )
-    seen = Counter(str(model.tokenizer.decode([token])) for token in first)
-    return (
-        ", ".join(f"{text!r} ({count})" for text, count in seen.most_common(5))
-        or "none (no prompts)"
-    )

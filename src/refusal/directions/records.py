@@ -46,6 +46,12 @@ class Candidates(NotebookRecord):
         seen: fingerprints of the prompts that took part, here and in the other records.
         harmless_means: mean residual stream of the harmless prompts, where it is known.
         counts: prompts by class, where they are known.
+        several: where a method finds several vectors at a place, all of them, unscaled; the
+            candidate is made of one of them.
+
+    Positions beyond the post-instruction tokens, where there are some, are those before them: the
+    first is then the last token of the instruction. A position at which no layer was read is NaN
+    and holds no candidates.
     """
 
     vectors: Float[Tensor, "position layer d_model"]
@@ -55,11 +61,18 @@ class Candidates(NotebookRecord):
     seen: frozenset[str] = frozenset()
     harmless_means: Float[Tensor, "position layer d_model"] | None = None
     counts: Mapping[Label, ClassCount] = field(default_factory=dict)
+    several: Float[Tensor, "position layer vector d_model"] | None = None
 
     @property
     def n_positions(self) -> int:
-        """Number of post-instruction tokens."""
+        """Number of positions, of post-instruction tokens as a rule."""
         return self.vectors.shape[0]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The positions at which there are candidates, the earliest first."""
+        read = (~self.vectors.isnan()).flatten(1).any(1).tolist()
+        return tuple(i - len(read) for i, there in enumerate(read) if there)
 
     @property
     def n_layers(self) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from refusal.core.records import Label, Metric, PromptPair, finite
 from refusal.core.storage import write_json
 from refusal.core.work import Read, Work
-from refusal.directions.pool import Draw, passes, run_pool
+from refusal.directions.pool import Draw, passes, run_pool, tokens_before
 from refusal.runs.finding import method_of
 from refusal.runs.folder import prompts_hash
 from refusal.runs.projections import LABELS, read_projections
@@ -104,7 +104,7 @@ def _read(
         run.model,
         getattr(val, label),
         run.tokens,
-        Draw(config.n_val, filtered),
+        Draw(config.n_val, filtered, tokens_before(run.model, direction)),
         f"project {label}",
         run.model.sites.n_layers,
         True,

@@ -113,7 +113,8 @@ def export_run(
     )
     check_loaded(run, manifest, loaded)
     check_width(direction.vector, loaded.sites.d_model)
-    check_place(direction.position, direction.layer, len(loaded.chat.suffix), loaded.sites.n_layers)
+    positions = len(loaded.chat.suffix) + 1  # and the last token of the instruction
+    check_place(direction.position, direction.layer, positions, loaded.sites.n_layers)
     if kind == "lora":
         return export_lora(loaded, direction, out, questions)
     return export_model(loaded, direction, out, questions, preserve_norm=preserve_norm)

@@ -198,7 +198,7 @@ def _lengths(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
 
 def _rule_words(data: ReportData) -> str:
     """Say what the candidates are and which of them is chosen."""
-    rule, method = data.rule, data.config.method
+    rule, method = data.rule, data.config.found_by
     own = next(iter(own_scores(data)), None)
     kind = "a difference in means" if method == "dim" else f"one of the method {method}"
     best = "lowest bypass" if own is None else f"highest {own} score"

@@ -143,12 +143,14 @@ class SavedCandidates:
             kept.
         seen: fingerprints of the prompts that took part.
         harmless_means: mean residual stream of the harmless prompts; older versions kept none.
+        several: of a method that finds several vectors at a place, all of them.
     """
 
     vectors: Float[np.ndarray, "position layer d_model"]
     suffix: tuple[str, ...]
     seen: frozenset[str]
     harmless_means: Float[np.ndarray, "position layer d_model"] | None = None
+    several: Float[np.ndarray, "position layer vector d_model"] | None = None
 
 
 def is_run_folder(path: Path) -> bool:
@@ -276,10 +278,17 @@ def read_vectors(folder: Path) -> SavedCandidates:
         or not (np.isfinite(means).all(-1) | np.isnan(means).all(-1)).all()
     ):
         raise damaged(path, "harmless_means: not as many numbers as the candidates have, finite")
+    several = arrays.get("several")
+    if several is not None and (
+        several.ndim != 4
+        or (*several.shape[:2], several.shape[3]) != vectors.shape
+        or not (np.isfinite(several).all(-1) | np.isnan(several).all(-1)).all()
+    ):
+        raise damaged(path, "several: not some vectors for each candidate, finite")
     given = {"seen": "[]", "suffix": "[]", **metadata}
     seen = read_metadata(path, given, "seen", tuple[str, ...])
     suffix = read_metadata(path, given, "suffix", tuple[str, ...])
-    return SavedCandidates(vectors, tuple(suffix), frozenset(seen), means)
+    return SavedCandidates(vectors, tuple(suffix), frozenset(seen), means, several)
 
 
 def read_scores(folder: Path) -> tuple[CandidateScore, ...]:

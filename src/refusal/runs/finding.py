@@ -35,6 +35,8 @@ from refusal.runs.stage import Asked, Finding, Plan, Run, Stage
 
 log = logging.getLogger(__name__)
 
+INSTRUCTION_END = "instruction end"
+
 
 class Tokens(Stage):
     """The tokens whose probability says that a refusal begins.
@@ -51,7 +53,7 @@ class Tokens(Stage):
         config, rows = plan.config, CHOOSE_PROMPTS + CHOOSE_PROMPTS // 2  # of both classes
         if config.filter == "completions":
             return (Write(rows, config.judged_tokens, plan.lengths.train),)
-        if config.refusal_tokens or not METHODS[config.method].needs_tokens:
+        if config.refusal_tokens or not METHODS[config.found_by].needs_tokens:
             return ()
         return (Write(rows, CHOOSE_NEW_TOKENS, plan.lengths.train),)
 
@@ -87,17 +89,17 @@ class Tokens(Stage):
         return ()
 
     def _needed(self, config: RunConfig) -> bool:
-        return METHODS[config.method].needs_tokens or bool(config.refusal_tokens)
+        return METHODS[config.found_by].needs_tokens or bool(config.refusal_tokens)
 
     def _found(self, model: ChatModel, train: PromptPair, config: RunConfig) -> Found:
         """The tokens and the filter; a method that needs no tokens has none unless by
         completions.
         """
-        if METHODS[config.method].needs_tokens or config.filter == "completions":
+        if METHODS[config.found_by].needs_tokens or config.filter == "completions":
             return choose_filter(model, train, config)
         given = config.refusal_tokens
         tokens = tokens_for(model, train, given) if given else preset_tokens(model)
-        why = f"The method {config.method} needs no refusal tokens: all prompts count."
+        why = f"The method {config.found_by} needs no refusal tokens: all prompts count."
         return Found(tokens, FilterChoice("none", False, why))
 
 
@@ -143,12 +145,14 @@ class Extract(Stage):
             metadata = {
                 "counts": json.dumps(finite(counts)),
                 "model": run.model.name,
-                "suffix": json.dumps(run.model.chat.suffix_tokens),
+                "suffix": json.dumps(position_texts(run.model, found.n_positions)),
                 "seen": json.dumps(sorted(found.seen | run.finding.seen)),
             }
             tensors = {"candidates": found.vectors}
             if found.harmless_means is not None:
                 tensors["harmless_means"] = found.harmless_means
+            if found.several is not None:
+                tensors["several"] = found.several
             write_tensors(path, tensors, metadata)
 
         self.do(run, "", inputs, [path], work, self.costs(run.plan))
@@ -246,7 +250,7 @@ def method_of(config: RunConfig) -> DirectionMethod:
     Raises:
         ConfigError: there is no such method.
     """
-    method: DirectionMethod = METHODS[config.method]()
+    method: DirectionMethod = METHODS[config.found_by]()
     return method
 
 
@@ -266,9 +270,19 @@ def _drawn(run: Run, pool: str, count: ClassCount) -> ClassCount:
     return replace(count, drawn=run.finding.drawn.get(pool, count.drawn))
 
 
-def named(config: RunConfig) -> dict[str, str]:
+def named(config: RunConfig) -> dict[str, Any]:
     """What the method adds to the inputs of a step; ``dim`` was there before methods had names."""
-    return {} if config.method == "dim" else {"method": config.method}
+    if config.found_by == "dim":
+        return {}
+    return {"method": config.found_by, **method_of(config).settings(config)}
+
+
+def position_texts(model: ChatModel, n: int) -> tuple[str, ...]:
+    """What the tokens at ``n`` positions are called: the template's by their texts, one before them
+    by what it is.
+    """
+    texts = tuple(model.chat.suffix_tokens)
+    return (INSTRUCTION_END,) * (n - len(texts)) + texts
 
 
 def plain(value: Any) -> Any:

@@ -33,7 +33,8 @@ def read_candidates(
     saved = read_vectors(folder)
     vectors, means = torch.from_numpy(saved.vectors), saved.harmless_means
     known = None if means is None else torch.from_numpy(means)
-    return Candidates(vectors, tokens, model, seed, saved.seen, known)
+    several = None if saved.several is None else torch.from_numpy(saved.several)
+    return Candidates(vectors, tokens, model, seed, saved.seen, known, several=several)
 
 
 def read_selection(folder: Path) -> Selection:

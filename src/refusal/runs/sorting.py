@@ -27,7 +27,7 @@ from refusal.core.work import Work, Write
 from refusal.directions.filter_choice import expected
 from refusal.directions.judged_pool import Reading, draw_judged
 from refusal.directions.method import DRAWN
-from refusal.directions.pool import MIN_PROMPTS, first_tokens
+from refusal.directions.pool_checks import MIN_PROMPTS, first_tokens
 from refusal.directions.refusal_tokens import sampled
 from refusal.model.chat_model import ChatModel
 from refusal.runs.filtered import (

@@ -71,7 +71,7 @@ def left_out(candidates: Candidates, layers: Sequence[int], rule: Rule) -> list[
     eligible = rule.eligible_layers(candidates.n_layers)
     others = [layer for layer in range(candidates.n_layers) if layer not in layers]
     found = []
-    for position in range(-candidates.n_positions, 0):
+    for position in candidates.positions:
         for layer in others:
             reason = "step" if layer < eligible else "layer"
             found.append(CandidateScore(position, layer, None, None, None, reason))

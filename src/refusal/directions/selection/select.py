@@ -90,10 +90,8 @@ def select(
     layers = range(0, n_layers if how.full_map else rule.eligible_layers(n_layers), how.layer_step)
     shuffled = how.risk > 0 and not how.full_map  # tests need prompts in random order
     scorer = Scorer(model, harmful, harmless, tokens, max(layers, default=0) + 1, shuffled)
-    positions = range(-candidates.n_positions, 0)
-    tried = [
-        Candidate(candidates.at(position, layer)) for position in positions for layer in layers
-    ]
+    places = [(position, layer) for position in candidates.positions for layer in layers]
+    tried = [Candidate(candidates.at(*place)) for place in places]
     search = Search(scorer, tried, n_layers, how.risk)
     search.run(rule, everything=how.full_map)
     if all(c.out == "nan" for c in tried):
