@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +59,23 @@ def size_of(model: PreTrainedModel, config: PreTrainedConfig) -> ModelSize:
 
 def cache_values(config: PreTrainedConfig) -> int:
     """Values of keys and values that one token leaves in all blocks; none without attention."""
+    total = 0
+    for layer in _by_layer(config):
+        heads: int = getattr(layer, "num_attention_heads", None) or 0
+        kept: int = getattr(layer, "num_key_value_heads", None) or heads
+        per_head: int = getattr(layer, "head_dim", None) or layer.hidden_size // max(1, heads)
+        total += 2 * kept * per_head
+    return total
+
+
+def _by_layer(config: PreTrainedConfig) -> Sequence[PreTrainedConfig]:
+    """What holds for each block: one config for all, unless sizes differ by block (Gemma-4's head
+    widths).
+    """
     text = config.get_text_config()
-    heads: int = getattr(text, "num_attention_heads", None) or 0
-    kept: int = getattr(text, "num_key_value_heads", None) or heads
-    per_head: int = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
-    layers: int = text.num_hidden_layers
-    return 2 * layers * kept * per_head
+    if getattr(text, "is_heterogeneous", False):
+        return [text.per_layer_config[i] for i in range(text.num_hidden_layers)]
+    return [text] * text.num_hidden_layers
 
 
 def narrowest_window(config: PreTrainedConfig) -> float:
@@ -86,9 +98,12 @@ def narrowest_window(config: PreTrainedConfig) -> float:
 
 def widest(config: PreTrainedConfig) -> int:
     """Numbers of the widest tensor of a block for one token, inside the MLP."""
-    text = config.get_text_config()
-    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    return max(inner) if isinstance(inner, (list, tuple)) else int(inner)  # by block: Gemma-3n
+    found = [1]
+    for layer in _by_layer(config):
+        inner = getattr(layer, "intermediate_size", None) or 4 * layer.hidden_size
+        # a list holds that of each block: Gemma-3n
+        found += inner if isinstance(inner, (list, tuple)) else [int(inner)]
+    return max(found)
 
 
 def activation_bytes(d_model: int, inner: int, itemsize: int) -> int:
@@ -102,7 +117,7 @@ def active_parameters(model: PreTrainedModel) -> int:
     """Parameters that a token of the blocks meets: without embedding and head, of experts the share
     it is sent to.
     """
-    share = _active_share(model.config.get_text_config())
+    share = _active_share(_by_layer(model.config)[0])
     vocabulary = {id(model.get_input_embeddings().weight)}
     head = model.get_output_embeddings()
     if head is not None:

@@ -130,10 +130,12 @@ def measure_drift(
     """Nats and KL of every text under the baseline and under each condition, in the order of
     ``texts``.
 
-    What changes nothing before a block is run from there, on what the unmodified model gave it.
+    What changes nothing before a block is run from there, on what the unmodified model gave it,
+    where a block needs nothing else.
     """
     everything = {BASELINE: (), **conditions}
-    layers = {layer for edits in conditions.values() if (layer := _begins_at(edits))}
+    begins = {_begins_at(edits) for edits in conditions.values()} if model.sites.resumes else set()
+    layers = begins - {0}
     found: dict[str, dict[int, Drift]] = {condition: {} for condition in everything}
     rows = [text.ids for text in texts]
 
