@@ -29,7 +29,8 @@ _NORMS = ("post_attention_layernorm", "post_feedforward_layernorm", "post_per_la
 BY_HAND: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "deepseek_v4": ("model.layers", ("self_attn", "mlp"), True),
     "glm5_next": ("model.language_model.layers", ("self_attn", "mlp"), True),
-    "gemma3n_text": ("model.layers", (*_NORMS, "laurel"), True),
+    # The lanes that enter block 0 are made of the embedding by further matrices.
+    "gemma3n_text": ("model.layers", (*_NORMS, "laurel"), False),
     "gemma4_text": ("model.layers", _NORMS, True),
 }
 NEW = 3
