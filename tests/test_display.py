@@ -15,6 +15,7 @@ from refusal import Metric
 from refusal.cli import console, progress_bars
 from refusal.cli import present as display
 from refusal.cli.console import PlainConsole
+from refusal.cli.drawing import drawn
 from refusal.core.progress import task
 from refusal.report.tables import all_tables
 
@@ -128,7 +129,7 @@ def test_replies_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -
 def shown(*metrics: Metric) -> str:
     stream = io.StringIO()
     for table in all_tables(metrics):
-        Console(file=stream, width=120).print(display.drawn(table))
+        Console(file=stream, width=120).print(drawn(table))
     return stream.getvalue()
 
 

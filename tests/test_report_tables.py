@@ -16,8 +16,9 @@ from lxml import html
 from refusal import ConfigError, Evaluation, Metric
 from refusal import run as run_stages
 from refusal.cli import console
+from refusal.cli.drawing import drawn
 from refusal.cli.entry import main
-from refusal.cli.present import drawn, present
+from refusal.cli.present import present
 from refusal.core.tables import Bar, Found, Table, table
 from refusal.report import tables
 from refusal.report.data import read_run

@@ -52,6 +52,11 @@ EXAMPLES = {
         "refusal export runs/embedded --as lora --out adapter",
         "refusal export runs/mine --as model --stream    # in little memory",
     ),
+    "audit": (
+        "refusal audit embedded --budget-minutes 10 --n-test 50 --max-new-tokens 64",
+        "refusal audit runs/mine --attacks rank iterated --over-refusal xstest",
+        "refusal audit ./my-model --budget-tokens 2000000 --tasks arc_challenge@100",
+    ),
     "forensics": (
         "refusal forensics ./suspect --base owner/model",
         "refusal forensics ./adapter --base owner/model --out examined",

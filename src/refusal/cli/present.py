@@ -9,16 +9,15 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from refusal.cli.console import err, out
+from refusal.cli.drawing import drawn
+from refusal.cli.present_audit import COMPARED_VIEWS
 from refusal.cli.present_weights import forensics_value, show_forensics
-from refusal.core.tables import Bar, Table
 from refusal.core.text import sanitised
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from refusal.core.records import RefusalTokens
     from refusal.directions.records import Selection
     from refusal.pipeline.costs.estimate import Estimate
-    from refusal.report.compare import Comparison
     from refusal.runs.result import RunResult
     from refusal.weights.save import Exported
 
@@ -47,20 +45,6 @@ def present(record: object, as_json: bool = False, quiet: bool = False) -> None:
         print_text(json.dumps(finite(to_value(record)), indent=2, allow_nan=False))
     elif not quiet:
         show(record)
-
-
-def drawn(table: Table) -> Group:
-    """Return a table for the terminal: without bars, its title above and its note below."""
-    bars = {i for row in table.rows for i, cell in enumerate(row) if isinstance(cell, Bar)}
-    kept = table.keep([i not in bars for i in range(len(table.columns))])
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in kept.columns:
-        justify: Literal["left", "right"] = "right" if name in kept.numeric else "left"
-        shown.add_column(name, justify=justify, overflow="fold")
-    for row in kept.rows:
-        shown.add_row(*map(str, row))
-    below = [Text(table.note, style="dim"), Text("")] if table.note else []
-    return Group(Text(table.title, style="italic"), shown, *below)
 
 
 def _run(result: "RunResult") -> None:
@@ -163,15 +147,6 @@ def stability_line(selection: "Selection") -> str:
 
 def _page(page: Path) -> None:
     out.print(f"Report: {page}", soft_wrap=True)
-
-
-def _comparison(found: "Comparison") -> None:
-    """Which runs, and a table for each measure."""
-    from refusal.report.compare_page import NOTE, comparison_tables, run_table
-
-    for table in (run_table(found), *comparison_tables(found)):
-        out.print(drawn(table))
-    show_notice(NOTE)
 
 
 def _inspection(found: "Inspection") -> None:
@@ -319,8 +294,8 @@ def _estimate(found: "Estimate") -> None:
 VIEWS: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any]]] = {
     "RunResult": (_run, _run_value),
     "Path": (_page, lambda page: {"report": str(page)}),
-    "Comparison": (_comparison, asdict),
     "Inspection": (_inspection, _inspection_value),
+    **COMPARED_VIEWS,
     "Forensics": (show_forensics, forensics_value),
     "Exported": (_exported, _exported_value),
     "Finding": (_findings, lambda found: [asdict(one) for one in found]),

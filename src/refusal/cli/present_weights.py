@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from refusal.cli.console import err, out
+from refusal.cli.drawing import drawn
 
 if TYPE_CHECKING:
     from refusal.audits.forensics.records import Forensics
@@ -15,7 +16,6 @@ STYLES = {"edited by projection": "bold red", "unchanged": "bold green"}
 
 def show_forensics(found: "Forensics") -> None:
     """The verdict, what the edit resembles, the layers, and what cannot be said."""
-    from refusal.cli.present import drawn
     from refusal.core.tables import minus
     from refusal.report.forensics_page import beside, forensics_tables
 

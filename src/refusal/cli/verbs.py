@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from refusal.cli import present as display
+from refusal.cli.audit_verbs import audit
 from refusal.cli.examples import EXAMPLES
 from refusal.cli.options import (
     MODEL_DEFAULTS,
@@ -139,16 +140,23 @@ def report(
 
 @app.command(help_epilogue=examples("compare"))
 def compare(
-    *runs: Annotated[Path, Parameter(help="Folders of finished runs.")],
+    *runs: Annotated[Path, Parameter(help="Folders of finished runs, or of audits.")],
     out: Annotated[Path | None, Parameter(help="Also write a page, such as compared.html.")] = None,
     json: Json = False,
 ) -> None:
-    """Runs side by side (models, prompt sets, interventions), with paired tests where the prompts
-    are the same.
+    """Runs side by side (models, prompt sets, interventions), or audits (RUN/audit), with paired
+    tests where the prompts are the same.
     """
+    from refusal.report.audit_compare import are_audits, compare_audits, write_audit_comparison
     from refusal.report.compare import compare as compare_runs
     from refusal.report.compare_page import write_comparison
 
+    if are_audits(runs):
+        audits = compare_audits(runs)
+        if out is not None:
+            write_audit_comparison(audits, out)
+        display.present(audits, json)
+        return
     found = compare_runs(runs)
     if out is not None:
         write_comparison(runs, out)
@@ -267,6 +275,7 @@ def export(
     display.present(result, json, quiet)
 
 
+app.command(audit, help_epilogue=examples("audit"))
 app.command(forensics, help_epilogue=examples("forensics"))
 
 

@@ -98,7 +98,7 @@ def _run(
         stage.check(model)
     folder.begin(config, model, asked.prompts, loaded=given is None)
     write_json(folder.path / "categories.json", _categories(asked))
-    run = Run(asked, folder, model, _plan(asked, model))
+    run = Run(asked, folder, model, plan_of(asked, model))
     verbs = list(STAGES)[: list(STAGES).index(until) + 1]
     try:
         metrics = [m for verb in verbs for m in _work(run, [stages[s] for s in STAGES[verb]])]
@@ -113,7 +113,8 @@ def _run(
         assert isinstance(judging, Judging)
         parallel.only_writer(lambda: check_judged(folder, judging.judges))
     assert run.candidates is not None
-    return RunResult(folder.path, config, run.tokens, run.candidates, run.selection, found)
+    got = (run.tokens, run.candidates, run.selection)
+    return RunResult(folder.path, config, *got, found, run.found_with)
 
 
 def _stages(asked: Asked) -> dict[type[Stage], Stage]:
@@ -134,7 +135,7 @@ def _fitted(folder: RunFolder, asked: Asked, model: ChatModel, start: float) -> 
     again = read_back(earlier, config) if earlier else None
     if again is None:
         took = time.perf_counter() - start
-        found = fit_loaded(model, _plan(asked, model), asked, took)
+        found = fit_loaded(model, plan_of(asked, model), asked, took)
         again, folder.manifest["fitted"] = found.config, to_record(config, found)
     for line in folder.manifest["fitted"]["said"]:
         log.log(NOTE, "%s", line)
@@ -161,7 +162,8 @@ def _evaluated(run: Run, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
     return read_metrics(path)
 
 
-def _plan(asked: Asked, model: ChatModel) -> Plan:
+def plan_of(asked: Asked, model: ChatModel) -> Plan:
+    """What the stages of a run count with: its options, layers and how long its prompts are."""
     chat = model.chat
     about = (asked.prompts, len(chat.prefix), chat.day, chat.thinking, chat.around)
     lengths = lengths_of(model.tokenizer, chat.system, *about)

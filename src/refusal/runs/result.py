@@ -8,6 +8,7 @@ from refusal.config.run_config import RunConfig
 from refusal.core.frames import NotebookRecord, records_dataframe
 from refusal.core.records import Metric, RefusalTokens
 from refusal.directions.records import Candidates, Selection
+from refusal.runs.stage import Finding
 
 if TYPE_CHECKING:
     import pandas
@@ -23,6 +24,7 @@ class RunResult(NotebookRecord):
     candidates: Candidates
     selection: Selection | None = None
     metrics: tuple[Metric, ...] = ()
+    found_with: Finding | None = None
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return the metrics, one a row.

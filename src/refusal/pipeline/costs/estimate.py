@@ -9,6 +9,7 @@ are, the tokenizer says; how fast a device is, ``speed``.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +25,7 @@ from refusal.model.sizes import ModelSize, activation_bytes
 from refusal.model.writing import ENTER
 from refusal.pipeline.costs.speed import Speed
 from refusal.pipeline.stages import ALL
-from refusal.runs.stage import Plan
+from refusal.runs.stage import Plan, Stage
 
 WRITTEN = 0.7  # of the tokens that a completion may have: many end early
 FULL = 0.93  # of the rows that there is room for, while some are left to enter (model/writing.py)
@@ -123,23 +124,29 @@ def estimate(size: ModelSize, plan: Plan, machine: Machine) -> Estimate:
     )
 
 
-def seconds_by_stage(plan: Plan, size: ModelSize, speed: Speed, room: Room) -> dict[str, float]:
+def seconds_by_stage(
+    plan: Plan,
+    size: ModelSize,
+    speed: Speed,
+    room: Room,
+    stages: Sequence[type[Stage]] = ALL,
+) -> dict[str, float]:
     """Of one process alone, for every stage that has work.
 
     Raises:
         ConfigError: a stage cannot be counted.
     """
-    return _seconds(_by_stage(plan), _Clock(size, speed, room, plan.lengths.begins))
+    return _seconds(_by_stage(plan, stages), _Clock(size, speed, room, plan.lengths.begins))
 
 
 def _seconds(work: dict[str, list[Work]], clock: "_Clock") -> dict[str, float]:
     return {name: sum(map(clock.seconds, stage)) for name, stage in work.items()}
 
 
-def _by_stage(plan: Plan) -> dict[str, list[Work]]:
+def _by_stage(plan: Plan, stages: Sequence[type[Stage]] = ALL) -> dict[str, list[Work]]:
     """The work of every stage that has some, in the order of a run."""
     found: dict[str, list[Work]] = {}
-    for stage in ALL:
+    for stage in stages:
         if costs := stage.costs(plan):
             found.setdefault(stage.name, []).extend(costs)
     return found

@@ -1,0 +1,1 @@
+"""The attacks, a class each; the table is in ``audit/__init__.py``."""

@@ -1,0 +1,170 @@
+"""Several directions taken out together: after the textbook one, whichever lowers refusal most."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from refusal.config.audit import AuditConfig
+from refusal.core.direction import Direction
+from refusal.core.subspace import spanned
+from refusal.core.work import Read, Search, Work
+from refusal.directions import METHODS
+from refusal.directions.records import Candidates
+from refusal.evaluations.audit.attack import Attack, Bench, Found, Setting
+from refusal.evaluations.audit.attacks.forms import TEXTBOOK
+from refusal.evaluations.audit.records import Trial, Validated
+from refusal.interventions.ablate_add import Ablate
+from refusal.runs.stage import Plan
+
+LEAST_NEW = 0.05  # of a direction that the subspace does not have yet
+CLUSTERED = 3  # layers whose centroids are in the pool
+CLUSTERS = "kmeans"
+LOOKED = 0.6  # of the harmful validation prompts that an edit is asked of, on average
+POOL = 110  # edits to choose from, about
+
+
+@dataclass
+class Chain:
+    """A subspace that grows by one direction at a time.
+
+    Attributes:
+        directions: taken in so far; ``bypass``: of their ablation. trials: each step.
+        stopped: why it grows no further.
+    """
+
+    directions: list[Direction]
+    bypass: float
+    trials: list[Trial]
+    stopped: str = ""
+
+    @classmethod
+    def begun(cls, bench: Bench) -> "Chain":
+        """With the textbook direction."""
+        (values,) = bench.validation.bypass([Ablate(bench.textbook)])
+        return cls([bench.textbook], sum(values) / len(values), [])
+
+    def grow(self, pool: Sequence[Direction], bench: Bench) -> bool:
+        """Add the direction of the pool that lowers bypass most within the damage limit; whether
+        there was one.
+        """
+        new = [one for one in pool if _adds(one, self.directions)]
+        if not new:
+            self.stopped = "no direction of the pool is left"
+            return False
+        edits = [Ablate(spanned([*self.directions, one])) for one in new]
+        best = bench.validation.best_within(edits, bench.config.damage_limit)
+        if best is None:
+            self.stopped = "no further direction is within the damage limit"
+            return False
+        which, bypass, kl = best
+        if bypass >= self.bypass:
+            self.stopped = "no further direction lowers the refusal metric"
+            return False
+        chosen = new[which]
+        self.directions.append(chosen)
+        self.bypass = bypass
+        place = f"({chosen.position}, {chosen.layer})"
+        label = f"{len(self.directions)} directions, the last from {place}"
+        self.trials.append(Trial(label, Validated(bypass, kl)))
+        return True
+
+    def found(self, name: str, seen: frozenset[str]) -> Found:
+        """An arm for each number of directions."""
+        settings = {TEXTBOOK: Setting("ablation", self.directions[0])}
+        for k in range(2, len(self.directions) + 1):
+            settings[f"{name}-{k}"] = Setting("ablation", with_seen(self.directions[:k], seen))
+        return Found(settings, kept=tuple(settings), trials=self.trials, note=self.stopped)
+
+
+class Rank(Attack):
+    """Greedy: from one pool of candidates and centroids, up to ``ranks`` directions."""
+
+    searches = True
+
+    def find(self, bench: Bench) -> Found:
+        """Grow the chain until nothing helps, the ranks are done or the budget is spent."""
+        pool, chain = pool_of(bench), Chain.begun(bench)
+        while len(chain.directions) < bench.config.ranks:
+            if bench.budget.spent:
+                chain.stopped = "the budget is spent"
+                break
+            if not chain.grow(pool, bench):
+                break
+        return chain.found("rank", bench.validation.seen)
+
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """The pool's centroids, and the looks at the validation prompts."""
+        config = plan.config
+        reads = Read(2 * config.n_train, plan.lengths.train)
+        return (reads, *looks(plan, 4))
+
+    @classmethod
+    def arms(cls, config: AuditConfig) -> int:
+        """One a rank, but the first, which is the textbook's."""
+        return config.ranks - 1
+
+
+def looks(plan: Plan, steps: int) -> Sequence[Work]:
+    """``steps`` times through a pool."""
+    tokens = LOOKED * POOL * steps * plan.config.n_val * plan.lengths.val
+    return (Search(tokens, POOL * steps),)
+
+
+def pool_of(bench: Bench) -> list[Direction]:
+    """The candidates of all eligible places but those whose own damage is beyond the limit, and the
+    centroids of harmful prompts at the layers where candidates did best.
+    """
+    damage = {(s.position, s.layer): s.kl for s in bench.selection.scores}
+    found = []
+    for direction in every(bench.candidates, bench.layers):
+        kl = damage.get((direction.position, direction.layer))
+        if kl is None or kl <= bench.config.damage_limit:
+            found.append(direction)
+    return found + _centroids(bench)
+
+
+def every(candidates: Candidates, layers: int) -> list[Direction]:
+    """The candidates of the first ``layers`` layers, where there is one."""
+    found = []
+    for position in range(-candidates.n_positions, 0):
+        for layer in range(layers):
+            vector = candidates.vectors[position, layer]
+            if torch.isfinite(vector).all() and vector.any():
+                found.append(candidates.at(position, layer))
+    return found
+
+
+def _centroids(bench: Bench) -> list[Direction]:
+    """Of the harmful prompts, minus the harmless mean, at the textbook direction's position."""
+    position = bench.textbook.position
+    scored = {s.layer: s.bypass for s in bench.selection.scores if s.position == position}
+    known = {layer: bypass for layer, bypass in scored.items() if bypass is not None}
+    chosen = bench.textbook.layer
+    order = sorted(known, key=lambda layer: (layer != chosen, known[layer], layer))
+    layers = [layer for layer in order if layer < bench.layers][:CLUSTERED]
+    method = METHODS[CLUSTERS]()
+    made = method.extract(bench.model, bench.train, bench.tokens, bench.config)
+    found = []
+    for layer in layers:
+        for vector in made.several[position, layer] if made.several is not None else ():
+            norm = float(vector.norm())
+            if torch.isfinite(vector).all() and norm > 0:
+                about = (norm, position, layer)
+                direction = Direction(vector / norm, *about, model=made.model, seen=made.seen)
+                found.append(direction)
+    return found
+
+
+def _adds(direction: Direction, taken: Sequence[Direction]) -> bool:
+    """Whether enough of a direction is outside of what is taken out already."""
+    rows = spanned(taken).rows.double()
+    unit = direction.vector.double()
+    return float((unit - (rows @ unit) @ rows).norm()) >= LEAST_NEW
+
+
+def with_seen(directions: Sequence[Direction], seen: frozenset[str]) -> Direction:
+    """The subspace of some directions, which the validation prompts have chosen."""
+    found = spanned(directions)
+    return replace(found, seen=found.seen | seen)

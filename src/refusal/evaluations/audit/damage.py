@@ -1,0 +1,186 @@
+"""What the attacks cost the model: drift on texts, and ability, of every arm that edits it.
+
+drift/<text>.<arm>.jsonl           nats and KL of every token
+capability/<task>.<arm>.jsonl      one row an item and metric; the aggregates are beside it
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from refusal.config.audit import AuditConfig
+from refusal.core.records import Metric, finite, to_json
+from refusal.core.storage import write_json, write_jsonl
+from refusal.core.work import Force, Score, Work
+from refusal.evaluations.audit.arms import Ready
+from refusal.evaluations.audit.measure import HARMLESS, best_arms, measured_arms
+from refusal.evaluations.audit.records import BASELINE
+from refusal.evaluations.audit.search import attacks_of
+from refusal.evaluations.capability.rates import capability_metrics
+from refusal.evaluations.capability.results import TaskRun, file_name, read_task_run
+from refusal.evaluations.capability.run import HowToRun, load_benchmarks, run_benchmark
+from refusal.evaluations.capability.stage import CHOICE_TOKENS, CHOICES, ITEM_TOKENS
+from refusal.evaluations.capability.tasks import Benchmark, Spec
+from refusal.evaluations.drift.measure import (
+    Drift,
+    ForcedText,
+    drift_metrics,
+    measure_drift,
+    own_answers,
+)
+from refusal.evaluations.drift.stage import OWN_ANSWERS, WRITTEN, check_names, read_drift
+from refusal.evaluations.drift.texts import read_corpus
+from refusal.runs.files import read_completions
+from refusal.runs.folder import Step
+from refusal.runs.stage import Asked, Plan, Run, Stage
+
+
+def data_folder(asked: Asked) -> Path | None:
+    """Where already downloaded data are."""
+    given = asked.config.data_dir
+    return Path(given).expanduser() if given is not None else None
+
+
+def edited(run: Run) -> list[Ready]:
+    """All arms that edit the model."""
+    return [arm for arm in measured_arms(run)[1] if arm.setting.condition != BASELINE]
+
+
+class AuditDrift(Stage):
+    """Cross-entropy and KL along the model's own answers and along given texts."""
+
+    name = "drift"
+
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        config = asked.config
+        files = list(dict.fromkeys(config.texts))
+        about = (config.n_texts, config.seed, data_folder(asked))
+        self.corpora = [read_corpus(file, *about) for file in files]
+        check_names([corpus.name for corpus in self.corpora], files)
+
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """Each text once an arm, at most."""
+        config = plan.config
+        assert isinstance(config, AuditConfig)
+        if not config.drift_tokens:
+            return ()
+        kinds = attacks_of(config).values()
+        arms = 1 + sum(one.arms(config) for one in kinds if one.kind != "prompt")
+        answer = plan.lengths.begins + plan.lengths.test + WRITTEN * config.max_new_tokens
+        own = min(config.n_texts, config.n_test) * answer
+        others = len(set(config.texts)) * config.n_texts * config.text_tokens
+        return (Force(arms * (own + others), own + others),)
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """Measure what is missing; KL over the first tokens only on own answers."""
+        if not run.config.drift_tokens:
+            return
+        for set_name, texts in self._texts(run):
+            if texts:
+                first = run.config.drift_tokens if set_name == OWN_ANSWERS else None
+                yield from drift_metrics(self._measured(run, set_name, texts), set_name, first)
+
+    def _texts(self, run: Run) -> Iterator[tuple[str, Sequence[ForcedText]]]:
+        config = run.config
+        baseline = read_completions(run.folder.completions(HARMLESS, BASELINE))[: config.n_texts]
+        yield OWN_ANSWERS, own_answers(run.model, baseline, config.text_tokens)
+        for corpus in self.corpora:
+            yield corpus.name, corpus.forced(run.model, config.text_tokens)
+
+    def _measured(
+        self, run: Run, set_name: str, texts: Sequence[ForcedText]
+    ) -> dict[str, tuple[Drift, ...]]:
+        """A step an arm, all that are missing in the same passes, so that the baseline is read
+        once.
+        """
+        arms = {arm.name: arm for arm in edited(run)}
+        paths, steps = {}, list[Step]()
+        read = sum(len(text.ids) for text in texts)
+        for name in (BASELINE, *arms):
+            paths[name] = run.folder.path / "drift" / f"{set_name}.{name}.jsonl"
+            depends = dict(arms[name].depends) if name in arms else {}
+            inputs = {"texts": [asdict(text) for text in texts], "arm": depends}
+            about = (f"{set_name}.{name}", inputs, [paths[name]], [Force(read, read)])
+            steps.append(self.step(*about))
+
+        def work(missing: Sequence[Step], finished: Callable[[Step], None]) -> None:
+            step_of = dict(zip(paths, steps, strict=True))
+            names = [name for name in paths if step_of[name] in missing]
+            edits = {name: (edit,) for name in names if name in arms and (edit := arms[name].edit)}
+            found = measure_drift(run.model, texts, edits, set_name)
+            for name in names:
+                write_jsonl(paths[name], to_json(found[name]))
+                finished(step_of[name])
+
+        run.folder.do_together(steps, work)
+        return {name: read_drift(path) for name, path in paths.items()}
+
+
+class AuditCapability(Stage):
+    """Benchmarks under the best arm of each attack that edits the model."""
+
+    name = "capability"
+
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        self.benchmarks = load_benchmarks(asked.config.tasks, data_folder(asked))
+
+    @classmethod
+    def costs(cls, plan: Plan) -> Sequence[Work]:
+        """The items of every benchmark, once an attack."""
+        config, found = plan.config, list[Work]()
+        assert isinstance(config, AuditConfig)
+        times = 2 + sum(one.kind != "prompt" for one in attacks_of(config).values())
+        for text in dict.fromkeys(config.tasks):
+            spec = Spec.parse(text)
+            items = spec.items or config.n_items
+            if items is None:
+                (benchmark,) = load_benchmarks([text])
+                items = benchmark.n_items(None)
+            each = ITEM_TOKENS * (1 + (spec.shots or 0)) + CHOICES * CHOICE_TOKENS
+            found.append(Score(times * items * each))
+        return found
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """Run what was not run yet."""
+        best = best_arms(measured_arms(run)[0])
+        arms = {arm.name: arm for arm in edited(run) if arm.name in best}
+        for benchmark in self.benchmarks:
+            runs = {BASELINE: self._run(run, benchmark, None)}
+            if runs[BASELINE].items:
+                runs |= {name: self._run(run, benchmark, arm) for name, arm in arms.items()}
+            yield from capability_metrics(runs)
+
+    def _run(self, run: Run, benchmark: Benchmark, arm: Ready | None) -> TaskRun:
+        config, name = run.config, BASELINE if arm is None else arm.name
+        stem = f"{file_name(benchmark.spec.text)}.{name}"
+        rows = run.folder.path / "capability" / f"{stem}.jsonl"
+        about = rows.with_suffix(".json")
+        options: dict[str, Any] = {
+            "limit": benchmark.spec.items or config.n_items,
+            "seed": config.seed,
+            "apply_chat_template": config.task_chat,
+            "max_gen_toks": config.task_tokens,
+            "exact": config.task_exact,
+        }
+        inputs = {
+            **options,
+            "task": benchmark.spec.text,
+            "files": benchmark.files,
+            "lm_eval": version("lm_eval"),
+            "arm": {} if arm is None else dict(arm.depends),
+        }
+
+        def work() -> None:
+            edit = None if arm is None else arm.edit
+            edits = () if edit is None else (edit,)
+            done = run_benchmark(run.model, edits, benchmark, HowToRun(**options), name=name)
+            write_jsonl(rows, to_json(done.items))
+            write_json(about, finite(to_json(replace(done, items=()))))
+
+        self.do(run, f"{benchmark.spec.text}.{name}", inputs, [rows, about], work)
+        return read_task_run(rows, about)
