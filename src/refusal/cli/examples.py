@@ -59,6 +59,7 @@ EXAMPLES = {
     ),
     "forensics": (
         "refusal forensics ./suspect --base owner/model",
+        "refusal forensics ./suspect                  # only exact projections are seen",
         "refusal forensics ./adapter --base owner/model --out examined",
     ),
     "config": (

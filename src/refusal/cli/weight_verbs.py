@@ -46,14 +46,16 @@ def forensics(
     With --base partial and norm-preserving edits are found too; without, only exact projections.
     A verdict about weights is no safety score.
     """
+    from refusal.audits.forensics.alone import examine_weights
     from refusal.audits.forensics.examine import Known, compare_weights
-    from refusal.core.errors import ConfigError
     from refusal.report.forensics_page import write_forensics
 
-    if base is None:
-        raise ConfigError("Nothing is compared without a base. Give it with --base.")
+    known = Known(**vars(layout))
     with reporting(quiet, verbose):
-        found = compare_weights(checkpoint, base, known=Known(**vars(layout)))
-    display.present(found.record, json, quiet)
+        if base is None:
+            record, _ = examine_weights(checkpoint, known=known)
+        else:
+            record = compare_weights(checkpoint, base, known=known).record
+    display.present(record, json, quiet)
     if out is not None:
-        display.show_notice(f"Page: {write_forensics(found.record, out)}")
+        display.show_notice(f"Page: {write_forensics(record, out)}")

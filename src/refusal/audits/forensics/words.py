@@ -17,9 +17,10 @@ OTHER_WAYS = (
 )
 BASE_AS_GIVEN = "The base is taken as it is: whether it was edited itself is asked of it alone."
 WITHOUT = (
-    "Without the base only an exact projection is seen. Partial strength, edits that keep the "
-    "norms of rows (Heretic's default), reflections (Householder), and what was fine-tuned or "
-    "quantised below 8 bits afterwards CANNOT be seen: give the base with --base."
+    "Without the base only an exact projection of all that a layer writes is seen. Partial "
+    "strength, edits of attention or MLPs alone, edits that keep the norms of rows (Heretic's "
+    "default), reflections (Householder), and what was fine-tuned or quantised below 8 bits "
+    "afterwards CANNOT be seen: give the base with --base."
 )
 WITH_BASE = (NO_SCORE, WHICH, OTHER_WAYS, BASE_AS_GIVEN)
 WITHOUT_BASE = (WITHOUT, NO_SCORE, WHICH, OTHER_WAYS)
