@@ -62,6 +62,10 @@ EXAMPLES = {
         "refusal forensics ./suspect                  # only exact projections are seen",
         "refusal forensics ./adapter --base owner/model --out examined",
     ),
+    "repair": (
+        "refusal repair ./suspect --base owner/model",
+        "refusal repair ./suspect --base owner/model --out repaired",
+    ),
     "config": (
         "refusal config --preset paper > run.toml",
         "refusal config ./my-model --n-test 200 --controls 16 > run.toml",

@@ -28,7 +28,7 @@ from refusal.cli.options import (
     default_folder,
 )
 from refusal.cli.progress_bars import reporting
-from refusal.cli.weight_verbs import forensics
+from refusal.cli.weight_verbs import forensics, repair
 from refusal.config.commented import commented_toml
 from refusal.config.exports import ExportKind
 from refusal.config.run_config import added, make_config
@@ -277,6 +277,7 @@ def export(
 
 app.command(audit, help_epilogue=examples("audit"))
 app.command(forensics, help_epilogue=examples("forensics"))
+app.command(repair, help_epilogue=examples("repair"))
 
 
 @app.command(help_epilogue=examples("config"))

@@ -33,7 +33,7 @@ def forensics(
     *,
     base: Annotated[str | None, Parameter(help="What it was made from: folder or hub id.")] = None,
     out: Annotated[
-        Path | None, Parameter(help="Folder for forensics.html, forensics.json and the figure.")
+        Path | None, Parameter(help="Folder for page, JSON, figure and the recovered direction.")
     ] = None,
     layout: Annotated[Layout, Parameter(name="*")] = FOUND,
     json: Json = False,
@@ -47,15 +47,45 @@ def forensics(
     A verdict about weights is no safety score.
     """
     from refusal.audits.forensics.alone import examine_weights
-    from refusal.audits.forensics.examine import Known, compare_weights
+    from refusal.audits.forensics.examine import Known, compare_weights, save_directions
     from refusal.report.forensics_page import write_forensics
 
     known = Known(**vars(layout))
     with reporting(quiet, verbose):
         if base is None:
-            record, _ = examine_weights(checkpoint, known=known)
+            record, directions = examine_weights(checkpoint, known=known)
         else:
-            record = compare_weights(checkpoint, base, known=known).record
+            examined = compare_weights(checkpoint, base, known=known)
+            record, directions = examined.record, examined.directions
     display.present(record, json, quiet)
     if out is not None:
         display.show_notice(f"Page: {write_forensics(record, out)}")
+        save_directions(directions, out)
+
+
+def repair(
+    candidate: Annotated[str, Parameter(help="Folder or hub id of the edited checkpoint.")],
+    /,
+    *,
+    base: Annotated[str, Parameter(help="What it was made from: folder or hub id.")],
+    out: Annotated[
+        Path | None, Parameter(help="New or empty folder; default CANDIDATE-repaired.")
+    ] = None,
+    layout: Annotated[Layout, Parameter(name="*")] = FOUND,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Put back what was projected out of a checkpoint, from its base: a new folder, written tensor
+    by tensor.
+
+    Only layers in which the edit is verified are touched (refusal forensics CANDIDATE --base BASE
+    shows which). It says what it cannot restore.
+    """
+    from refusal.audits.forensics.examine import Known
+    from refusal.audits.forensics.repair import repair as undo
+
+    folder = out or Path(f"{Path(candidate).name}-repaired")
+    with reporting(quiet, verbose):
+        done = undo(candidate, base, folder, known=Known(**vars(layout)))
+    display.present(done, json, quiet)

@@ -23,15 +23,23 @@ def columns(
         axis: the dimension of size d_model.
         dtype: of the blocks.
     """
+    for view in views(weight, axis):
+        yield view.reshape(len(view), -1).to(dtype)
+
+
+def views(weight: Tensor, axis: int) -> Iterator[Tensor]:
+    """The parts of a weight that ``columns`` copies, the stream's dimension first, as views of
+    it.
+    """
     if weight.dim() == 3 and axis > 0:
         for expert in weight:
-            yield from columns(expert, axis - 1, dtype)
+            yield from views(expert, axis - 1)
     elif weight.dim() == 2:
         step = max(1, CHUNK // weight.shape[axis])
         for part in weight.split(step, 1 - axis):
-            yield part.movedim(axis, 0).to(dtype)
+            yield part.movedim(axis, 0)
     else:
-        yield weight.movedim(axis, 0).reshape(weight.shape[axis], -1).to(dtype)
+        yield weight.movedim(axis, 0)
 
 
 def common(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from refusal.audits.forensics.records import Forensics, Identity, Layer, Verdict
 from refusal.audits.forensics.spectrum import largest
 from refusal.audits.forensics.words import WITH_BASE, lacking_note
 from refusal.audits.forensics.writers import Writer, find_writers
+from refusal.core.direction import Direction
 from refusal.core.errors import ConfigError
 from refusal.core.progress import task
 from refusal.model.load import local_folder
@@ -156,6 +157,19 @@ def pool(examined: Sequence[Examined]) -> tuple[Float[Tensor, "n d_model"], floa
     _, vectors = largest(every @ every.T, mode(one.shape[1] for one in found))
     vectors = vectors * vectors.sum(0).sign()  # one of the two signs; weights know none
     return vectors.T, float((vectors.T @ every).norm(dim=0).mean())
+
+
+def save_directions(directions: Float[Tensor, "n d_model"], folder: Path) -> None:
+    """Write the recovered directions, the first as ``direction.safetensors``; weights do not say
+    their signs, norms and places.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    for i, vector in enumerate(directions):
+        name = "direction.safetensors" if i == 0 else f"direction-{i + 1}.safetensors"
+        unit = vector.float() / vector.float().norm()
+        Direction(unit, norm=1.0, position=-1, layer=0, qualified=False).save(folder / name)
 
 
 def _with_norms(one: Examined, group: Sequence[Writer], changes: Changes) -> Examined:

@@ -210,8 +210,8 @@ def identities(moments: Moments) -> tuple[Identity, ...]:
     best = max(range(len(found)), key=lambda i: found[i].share if found[i].holds else 0.0)
     first = found[best].holds and found[best].share > SHARE
     for i, one in enumerate(found):
-        # What renormalised rows leave beside the direction has the other sign.
-        alike = one.strength * found[best].strength > 0
+        # What renormalised rows leave beside the direction has the other sign, and is small.
+        alike = one.strength * found[best].strength > 0 or one.share > SHARE
         beside = one.share > SECOND and one.r2 > SECOND_R2 and alike
         found[i] = replace(one, holds=one.holds and first and (i == best or beside))
     return tuple(found)
