@@ -388,7 +388,7 @@ def _both_classes(place: Place) -> list[str]:
     return Place(place.path, place.source, ("harmful=a.txt", "harmless=b.txt")).run()
 
 
-_TURNS = '[{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}]'
+_TURNS = '[{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}, {"role": "assistant", "content": "D"}]'
 
 PROMPT_FILES: tuple[Hostile, ...] = (
     Hostile(
@@ -452,7 +452,9 @@ PROMPT_FILES: tuple[Hostile, ...] = (
         ("row 1", "no instruction"),
     ),
     Hostile(
-        "conversation", _prompts("a.jsonl", f'{{"messages": {_TURNS}}}'), ("row 1", "several turns")
+        "conversation",
+        _prompts("a.jsonl", f'{{"messages": {_TURNS}}}'),
+        ("row 1", "ends with the assistant turn"),
     ),
     Hostile(
         "earlier turns",

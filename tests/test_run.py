@@ -161,7 +161,7 @@ def test_every_candidate_has_a_row_of_scores(finished: Path) -> None:
 
 def test_the_direction_is_the_chosen_candidate_normalised(finished: Path, source: Path) -> None:
     with safe_open(str(finished / "direction.safetensors"), framework="pt") as file:
-        assert set(file.keys()) == {"direction", "harmless_mean"}
+        assert set(file.keys()) == {"direction", "harmless_mean", "by_layer"}
         vector, meta = file.get_tensor("direction"), file.metadata()
     with safe_open(str(finished / "candidates.safetensors"), framework="pt") as file:
         candidate = file.get_tensor("candidates")[int(meta["position"]), int(meta["layer"])]

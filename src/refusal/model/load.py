@@ -74,11 +74,11 @@ class LoadOptions(TypedDict, total=False):
     quantize: Literal["4bit", "8bit"] | None
     tp_plan: Literal["auto"] | None
     system: str | None
+    turns: int
+    prefill: str | None
     date: str | None
     thinking: Literal["off", "closed", "on"] | None
     thinking_tokens: int
-    turns: int
-    prefill: str | None
     blocks: str | None
     writers: Sequence[str] | None
     batch_size: int | None
@@ -100,13 +100,13 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
         tp_plan: ``auto`` splits every weight over the processes that torchrun has started, as in
             transformers.
         system: a system prompt; by default what the template does by itself.
+        turns: harmless exchanges before every prompt; prefill: how the answer begins
+            (docs/conversations.md).
         date: ``YYYY-MM-DD``, what templates that ask for the date write; by default today.
         thinking: of a model that thinks before it answers: ``off`` by the template's switch,
             ``closed`` by an empty thought before the answer, ``on``; by default off where there is
             a switch, else closed (docs/reasoning.md).
         thinking_tokens: longest thought under ``on``, beside the answer's limit.
-        turns: harmless exchanges before every prompt; prefill: how the answer begins
-            (docs/conversations.md).
         blocks: path of the decoder blocks, where discovery fails (see ``find_sites``).
         writers: names of the writing children of a block, where discovery fails.
         batch_size: most rows at once when generating; by default chosen from free memory.

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from refusal.core.errors import ConfigError, RunFolderError
 from refusal.core.lengths import reading_lengths
@@ -36,74 +36,11 @@ from refusal.core.strict_files import (
 )
 from refusal.core.valid import read_direction
 from refusal.directions import METHODS
+from refusal.runs.manifest import Manifest, Number
 
 FORMAT = 2  # of the manifest
 MOST = 100_000  # layers or positions: more than any model has, and little enough to count and draw
 OTHER_FOLDER = "Delete it, or give another run folder (--out)."
-Number = Annotated[int, Field(ge=0, le=10**30)]
-Amount = Annotated[float, Field(ge=0)]
-
-
-class _Open(Saved):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Model(_Open):
-    name: str
-    revision: str | None = None
-    weight_hash: str
-    dtype: str
-    template_hash: str
-    system: str | None = None
-
-
-class _Prompts(_Open):
-    name: str
-    counts: dict[str, Number]
-    sha256: dict[str, str]
-
-
-class Stage(_Open):
-    """What the manifest says of a finished stage; older versions wrote less of it."""
-
-    inputs: str
-    files: dict[str, str]
-    seconds: Amount | None = None
-    forward_tokens: Number | None = None
-    flops: Number | None = None
-    device_seconds: Amount | None = None
-    cost: Amount | None = None
-    needed_memory_bytes: Number | None = None
-    peak_memory_bytes: Number | None = None
-    direction: str | None = None
-
-
-class _Judge(_Open):
-    inputs: dict[str, str]
-
-
-class Sizes(_Open):
-    """The sizes that were chosen to fit ``minutes``, beside those that were given."""
-
-    minutes: Amount
-    given: dict[str, Number | None]
-    sizes: dict[str, Number | None]
-    said: list[str]
-
-
-class _Manifest(_Open):
-    model: _Model
-    prompts: _Prompts
-    seed: int
-    versions: dict[str, str | int | None]
-    hardware: dict[str, str | int | None]
-    command: list[str] | None = None
-    started: str
-    date: str | None = None
-    files_hash: str | None = None
-    stages: dict[str, Stage]
-    judges: dict[str, _Judge] = Field(default_factory=dict)
-    fitted: Sizes | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +124,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{file} is of a run of format {str(found.get('format'))[:40]}, this version has "
             f"{FORMAT}. Run it again in another folder (--out)."
         )
-    read_one(file, _Manifest, OTHER_FOLDER)
+    read_one(file, Manifest, OTHER_FOLDER)
     return found
 
 

@@ -11,7 +11,8 @@ from refusal.core.direction import Direction
 from refusal.core.records import RefusalTokens
 from refusal.core.strict_files import Saved, damaged, read_arrays, read_metadata
 from refusal.directions.records import Candidates, Selection
-from refusal.runs.files import Amount, read_choice, read_vectors
+from refusal.runs.files import read_choice, read_vectors
+from refusal.runs.manifest import Amount
 
 PARTS = ("basis", "by_layer")  # of a control, in its file as NAME.PART
 

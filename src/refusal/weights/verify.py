@@ -38,6 +38,7 @@ from refusal.weights.checkpoint_plan import find_targets
 from refusal.weights.parameters import StreamParameter, removal_for
 from refusal.weights.projection import Removal, left_over
 
+VECTORS = ("vector", "harmless_mean", "basis", "by_layer")  # of a direction
 log = logging.getLogger(__name__)
 
 
@@ -179,16 +180,10 @@ def check_direction_file(path: Path, direction: Direction) -> None:
             found = Direction.load(path)
         except DirectionError as error:
             raise wrong(str(error)) from error
-        check_tensors(_tensors_of(found), _tensors_of(direction))
-        compared = replace(found, vector=direction.vector, harmless_mean=direction.harmless_mean)
-        if compared != direction:
+        check_tensors(found.tensors, direction.tensors)
+        vectors = {name: getattr(direction, name) for name in VECTORS}
+        if replace(found, **vectors) != direction:
             raise wrong(f"{path.name} says something else of where the direction was found")
-
-
-def _tensors_of(direction: Direction) -> dict[str, Tensor]:
-    mean = direction.harmless_mean
-    known = {} if mean is None else {"harmless_mean": mean.float()}
-    return {"direction": direction.vector.float(), **known}
 
 
 @contextmanager
