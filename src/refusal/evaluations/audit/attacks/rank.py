@@ -10,6 +10,7 @@ from refusal.core.direction import Direction
 from refusal.core.subspace import spanned
 from refusal.core.work import Read, Search, Work
 from refusal.directions import METHODS
+from refusal.directions.from_activations import read_activations
 from refusal.directions.records import Candidates
 from refusal.evaluations.audit.attack import Attack, Bench, Found, Setting
 from refusal.evaluations.audit.attacks.forms import TEXTBOOK
@@ -144,16 +145,20 @@ def _centroids(bench: Bench) -> list[Direction]:
     chosen = bench.textbook.layer
     order = sorted(known, key=lambda layer: (layer != chosen, known[layer], layer))
     layers = [layer for layer in order if layer < bench.layers][:CLUSTERED]
-    method = METHODS[CLUSTERS]()
-    made = method.extract(bench.model, bench.train, bench.tokens, bench.config)
+    if not layers:
+        return []
+    about = (bench.model, bench.train, bench.tokens, bench.config)
+    read, method = read_activations(*about, max(layers) + 1), METHODS[CLUSTERS]()
     found = []
     for layer in layers:
-        for vector in made.several[position, layer] if made.several is not None else ():
-            norm = float(vector.norm())
-            if torch.isfinite(vector).all() and norm > 0:
-                about = (norm, position, layer)
-                direction = Direction(vector / norm, *about, model=made.model, seen=made.seen)
-                found.append(direction)
+        rows = [x[:, position, layer].double() for x in (read.harmful, read.harmless)]
+        if torch.equal(rows[0].mean(0), rows[1].mean(0)):  # the same token in every prompt
+            continue
+        for vector in method.find(*rows, bench.config):
+            if norm := float(vector.norm()):
+                where = (norm, position, layer)
+                unit = (vector / norm).float()
+                found.append(Direction(unit, *where, model=read.model, seen=read.seen))
     return found
 
 
