@@ -18,6 +18,7 @@ EXAMPLES = {
     "select": (
         "refusal select ./my-model --full-map       # every score, for the maps",
         "refusal select ./my-model --kl-threshold 0.2 --strict",
+        "refusal select ./my-model --method dim cosmic lda kmeans harmfulness",
     ),
     "generate": (
         "refusal generate ./my-model --max-new-tokens 128",

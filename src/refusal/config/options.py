@@ -5,7 +5,7 @@ A group is a table in TOML too (`tables.py`). Those of engines and judges are fi
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from refusal.core.day import iso_date
 
@@ -22,6 +22,13 @@ def _how(value: object) -> object:
 def one_or_more(value: object) -> object:
     """A name alone, as older files have it, is a list of one."""
     return (value,) if isinstance(value, str) else value
+
+
+def once_each(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Some names, each once."""
+    if not names or len(set(names)) < len(names):
+        raise ValueError("it should be some names, each once")
+    return names
 
 
 class ModelOptions(BaseModel):
@@ -110,7 +117,9 @@ class SelectionOptions(BaseModel):
 
     model_config = STRICT
 
-    method: Annotated[tuple[str, ...], BeforeValidator(one_or_more), Field(min_length=1)] = ("dim",)
+    method: Annotated[tuple[str, ...], BeforeValidator(one_or_more), AfterValidator(once_each)] = (
+        "dim",
+    )
     """How the direction is found: dim is the difference in means with the paper's rule. Further
     ones are compared with the first, which the rest of the run is about.
     """

@@ -102,13 +102,13 @@ def _run(
     verbs = list(STAGES)[: list(STAGES).index(until) + 1]
     try:
         metrics = [m for verb in verbs for m in _work(run, [stages[s] for s in STAGES[verb]])]
-        found = _evaluated(run, metrics) if until == "evaluate" else ()
+        found = _evaluated(run, metrics) if until == "evaluate" else tuple(metrics)
     except Error as error:
         if adding and error.exit_code == 2:  # wrong input must not stand in the way of the next
             folder.take_back_options()
         raise
     parallel.only_writer(lambda: write_report(folder.path, formats=config.figures))
-    if found:
+    if found and until == "evaluate":
         judging = stages[Judging]
         assert isinstance(judging, Judging)
         parallel.only_writer(lambda: check_judged(folder, judging.judges))

@@ -2,6 +2,7 @@
 
 from refusal.evaluations.capability.stage import Capability
 from refusal.evaluations.drift.stage import DriftStage
+from refusal.evaluations.finders import Finders
 from refusal.evaluations.judges.stage import Judging
 from refusal.evaluations.refusal.controlled import Controls
 from refusal.evaluations.refusal.generate import Generate
@@ -16,7 +17,7 @@ from refusal.runs.stage import Stage
 # By the verb of the command line that goes as far as that.
 STAGES: dict[str, tuple[type[Stage], ...]] = {
     "extract": (Tokens, Sorting, Extract),
-    "select": (Select, Separation),
+    "select": (Select, Separation, Finders),
     "generate": (Controls, Generate),
     "evaluate": (Rates, Thoughts, Capability, Seeds, Judging, DriftStage),
 }

@@ -153,7 +153,7 @@ def _shown(name: str, set_name: str, condition: str) -> bool:
     return (
         not name.endswith(("_change", "_rise"))
         and re.fullmatch(AT, name) is None
-        and set_name != "direction"
+        and set_name not in ("direction", "finders")
         and (pooled is None or pooled == condition)
     )
 

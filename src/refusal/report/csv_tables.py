@@ -11,12 +11,13 @@ from refusal.core.tables import Table
 from refusal.core.text import sanitised
 from refusal.report.data import ReportData
 from refusal.report.figures import cosine_grids
+from refusal.report.finders import finder_rows
 from refusal.report.lengths import read_curves
 from refusal.report.run_tables import category_rates
 
 NAMES = (
     *("metrics", "scores", "stability", "lengths", "categories"),
-    *("projections", "cosines", "stages"),
+    *("projections", "cosines", "stages", "finders"),
 )
 
 FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what a cell begins with that a spreadsheet computes
@@ -45,6 +46,7 @@ def csv_tables(data: ReportData) -> dict[str, str]:
         _categories(data),
         _projections(data),
         _cosines(data),
+        _records("finders", finder_rows(data.metrics)),
         _records(
             "stages", [{"stage": name} | {k: s.get(k) for k in STAGE_KEYS} for name, s in stages]
         ),

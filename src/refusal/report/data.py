@@ -164,6 +164,9 @@ def read_run(path: Path) -> ReportData:
     else:
         most = config.max_new_tokens
         measured = (*measure_all(_paired(completions)), *curves(completions, most))
+        finders = path / "finders.json"
+        if finders.is_file() and chosen and current("finders table"):
+            measured = (*read_metrics(finders), *measured)
     choice = read_filter(path) if filter_file(path).is_file() else None
     calibrated = choice is not None and calibration_file(path).is_file()
     data = ReportData(

@@ -28,6 +28,7 @@ from refusal.directions import METHODS
 from refusal.evaluations.capability.rates import PREFIX as CAPABILITY
 from refusal.evaluations.refusal.rates import SAMPLES
 from refusal.interventions.conditions import LABELS
+from refusal.report.finders import finder_tables
 from refusal.report.lengths import AT, length_tables
 from refusal.report.thoughts import thought_tables
 
@@ -280,7 +281,7 @@ def others(found: Found) -> Iterator[Table]:
 TABLES: dict[str, tuple[Callable[[Found], Iterable[Table]], ...]] = {
     "rates": (rates, samples, changes, controls),
     "lengths": (length_tables,),
-    "choice": (seeds,),
+    "choice": (seeds, finder_tables),
     "separation": (thought_tables,),
     "judges": (judged, agreement),
     "side-effects": (over_refusal, divergence, cross_entropies, capabilities, others),

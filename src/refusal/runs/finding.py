@@ -53,7 +53,7 @@ class Tokens(Stage):
         config, rows = plan.config, CHOOSE_PROMPTS + CHOOSE_PROMPTS // 2  # of both classes
         if config.filter == "completions":
             return (Write(rows, config.judged_tokens, plan.lengths.train),)
-        if config.refusal_tokens or not METHODS[config.found_by].needs_tokens:
+        if config.refusal_tokens or not needs_tokens(config):
             return ()
         return (Write(rows, CHOOSE_NEW_TOKENS, plan.lengths.train),)
 
@@ -89,13 +89,13 @@ class Tokens(Stage):
         return ()
 
     def _needed(self, config: RunConfig) -> bool:
-        return METHODS[config.found_by].needs_tokens or bool(config.refusal_tokens)
+        return needs_tokens(config) or bool(config.refusal_tokens)
 
     def _found(self, model: ChatModel, train: PromptPair, config: RunConfig) -> Found:
         """The tokens and the filter; a method that needs no tokens has none unless by
         completions.
         """
-        if METHODS[config.found_by].needs_tokens or config.filter == "completions":
+        if needs_tokens(config) or config.filter == "completions":
             return choose_filter(model, train, config)
         given = config.refusal_tokens
         tokens = tokens_for(model, train, given) if given else preset_tokens(model)
@@ -122,13 +122,12 @@ class Extract(Stage):
         """What the method says."""
         return method_of(plan.config).extract_costs(plan.config, plan.lengths)
 
-    def work(self, run: Run) -> Iterable[Metric]:
-        """Leave the candidates in ``candidates.safetensors``."""
-        config, train = run.finding.config, run.finding.train
-        path = run.folder.path / "candidates.safetensors"
-        method, tokens = method_of(config), run.tokens
-        inputs = {
-            "train": prompts_hash([*train.harmful, *train.harmless]),
+    @staticmethod
+    def inputs(run: Run, how: Finding) -> dict[str, Any]:
+        """All that candidates found in a way depend on."""
+        config, method = how.config, method_of(how.config)
+        return {
+            "train": prompts_hash([*how.train.harmful, *how.train.harmless]),
             "tokens": run.token_ids,
             "n": config.n_train,
             "filter": method.filters(config),
@@ -136,6 +135,12 @@ class Extract(Stage):
             "seed": config.seed,
             **named(config),
         }
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """Leave the candidates in ``candidates.safetensors``."""
+        config, train = run.finding.config, run.finding.train
+        path = run.folder.path / "candidates.safetensors"
+        method, tokens = method_of(config), run.tokens
 
         def work() -> None:
             found = method.extract(run.model, train, tokens, config)
@@ -155,6 +160,7 @@ class Extract(Stage):
                 tensors["several"] = found.several
             write_tensors(path, tensors, metadata)
 
+        inputs = self.inputs(run, run.finding)
         self.do(run, "", inputs, [path], work, self.costs(run.plan))
         folder = run.folder.path
         run.candidates = read_candidates(folder, tokens, run.model.name, config.seed)
@@ -177,19 +183,15 @@ class Select(Stage):
         val = self.asked.prompts.val
         check_prompts(model, [*val.harmful, *val.harmless])
 
-    def work(self, run: Run) -> Iterable[Metric]:
-        """Leave the choice in ``direction.safetensors`` and three files about it."""
-        config, val, candidates = run.finding.config, run.finding.val, run.candidates
-        assert candidates is not None
-        names = ("scores.json", "direction.safetensors", "selection.json", "stability.json")
-        scores, direction, summary, stability = (run.folder.path / name for name in names)
-        method = chooser_of(run.finding)
-        inputs: dict[str, Any] = {
-            "candidates": file_sha256(run.folder.path / "candidates.safetensors"),
+    @staticmethod
+    def inputs(run: Run, how: Finding) -> dict[str, Any]:
+        """All that a choice made in a way depends on, beside the candidates."""
+        config = how.config
+        found = {
             "tokens": run.token_ids,
-            "val": prompts_hash([*val.harmful, *val.harmless]),
+            "val": prompts_hash([*how.val.harmful, *how.val.harmless]),
             "n": config.n_val,
-            "filter": method.filters(config),
+            "filter": chooser_of(how).filters(config),
             "rule": asdict(config.rule),
             "layer_step": config.layer_step,
             "full_map": config.full_map,
@@ -198,9 +200,20 @@ class Select(Stage):
             **named(config),
         }
         if config.selection_risk:
-            inputs["risk"] = config.selection_risk
-        if run.finding.rule != "metric":
-            inputs["chosen by"] = run.finding.rule
+            found["risk"] = config.selection_risk
+        if how.rule != "metric":
+            found["chosen by"] = how.rule
+        return found
+
+    def work(self, run: Run) -> Iterable[Metric]:
+        """Leave the choice in ``direction.safetensors`` and three files about it."""
+        config, val, candidates = run.finding.config, run.finding.val, run.candidates
+        assert candidates is not None
+        names = ("scores.json", "direction.safetensors", "selection.json", "stability.json")
+        scores, direction, summary, stability = (run.folder.path / name for name in names)
+        method = chooser_of(run.finding)
+        made = file_sha256(run.folder.path / "candidates.safetensors")
+        inputs = {"candidates": made, **self.inputs(run, run.finding)}
 
         def work() -> None:
             try:
@@ -242,6 +255,11 @@ class Select(Stage):
             )
         run.selection = selection
         return ()
+
+
+def needs_tokens(config: RunConfig) -> bool:
+    """Whether one of the methods does."""
+    return any(METHODS[name].needs_tokens for name in config.method)
 
 
 def method_of(config: RunConfig) -> DirectionMethod:
