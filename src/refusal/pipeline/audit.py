@@ -21,7 +21,7 @@ from refusal.evaluations.audit.arms import read_arms
 from refusal.evaluations.audit.damage import AuditCapability, AuditDrift
 from refusal.evaluations.audit.measure import HARMFUL, Completed
 from refusal.evaluations.audit.result import Audited, Spent, read_audit, write_audit
-from refusal.evaluations.audit.search import Attacks, attacks_of
+from refusal.evaluations.audit.search import Attacks, attacks_of, audited
 from refusal.evaluations.audit.summary import summarise
 from refusal.evaluations.audit.verdict import notes, verdict
 from refusal.evaluations.refusal.rates import REFUSED
@@ -133,14 +133,17 @@ def _announce(work: Run) -> None:
 
 def estimated(work: Run) -> dict[str, float]:
     """Seconds of every stage of the audit in one process, all attacks going as far as they may."""
-    room = room_of(work.model)
-    return seconds_by_stage(work.plan, room.size, loaded_speed(work.model), room, STAGES)
+    room, minutes = room_of(work.model), audited(work.asked).budget_minutes
+    about = (work.plan, room.size, loaded_speed(work.model), room)
+    found = seconds_by_stage(*about, STAGES)
+    if minutes is not None:
+        found[Attacks.name] = found.get(Attacks.name, 0.0) + 60 * minutes
+    return found
 
 
 def _audited(work: Run, out: Path, metrics: tuple[Metric, ...]) -> Audited:
     """Sum up, and leave it in ``audit.json``."""
-    config = work.asked.config
-    assert isinstance(config, AuditConfig)
+    config = audited(work.asked)
     names = list(attacks_of(config))
     records, arms = read_arms(work.folder.path, names)
     refused = {}

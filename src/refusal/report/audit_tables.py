@@ -137,13 +137,16 @@ def written(m: Metric) -> str:
 
 
 def _curve_table(found: Audited, curve: Curve, what: str) -> Table:
-    rows = []
+    rows, kl = [], {}
+    for one in (arm for record in found.attacks for arm in record.arms):
+        if one.validated.kl is not None:
+            kl[one.name] = f"{one.validated.kl:.3f}"
     for x, arm in zip(curve.x, curve.arms, strict=True):
         refusal = found.find("refusal_rate", HARMFUL, arm)
         drawn = "" if refusal is None else bar(refusal, "harmful")
         degenerate = share(found.find("degenerate_rate", HARMFUL, arm))
-        rows.append((f"{x:g}", arm, drawn, share(refusal), degenerate, number(_kl(found, arm))))
-    numbers = ("0 to 100%", "refusal", "degenerate", "KL")
+        rows.append((f"{x:g}", arm, drawn, share(refusal), degenerate, kl.get(arm, "")))
+    numbers = ("0 to 100%", "refusal", "degenerate", "KL on validation")
     return table(f"Refusal against {what}", (what, "arm"), numbers, rows)
 
 

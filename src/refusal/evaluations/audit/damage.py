@@ -1,4 +1,5 @@
-"""What the attacks cost the model: drift on texts, and ability, of every arm that edits it.
+"""What the attacks cost the model: drift on texts, and ability, of the best arm of each
+attack that edits it.
 
 drift/<text>.<arm>.jsonl           nats and KL of every token
 capability/<task>.<arm>.jsonl      one row an item and metric; the aggregates are beside it
@@ -44,8 +45,10 @@ def data_folder(asked: Asked) -> Path | None:
 
 
 def edited(run: Run) -> list[Ready]:
-    """All arms that edit the model."""
-    return [arm for arm in measured_arms(run)[1] if arm.setting.condition != BASELINE]
+    """The best arm of each attack that edits the model, and the controls."""
+    records, arms = measured_arms(run)
+    best = best_arms(records)
+    return [arm for arm in arms if arm.setting.condition != BASELINE and arm.name in best]
 
 
 class AuditDrift(Stage):
@@ -68,8 +71,7 @@ class AuditDrift(Stage):
         assert isinstance(config, AuditConfig)
         if not config.drift_tokens:
             return ()
-        kinds = attacks_of(config).values()
-        arms = 1 + sum(one.arms(config) for one in kinds if one.kind != "prompt")
+        arms = 2 + sum(one.kind != "prompt" for one in attacks_of(config).values())
         answer = plan.lengths.begins + plan.lengths.test + WRITTEN * config.max_new_tokens
         own = min(config.n_texts, config.n_test) * answer
         others = len(set(config.texts)) * config.n_texts * config.text_tokens
@@ -147,8 +149,7 @@ class AuditCapability(Stage):
 
     def work(self, run: Run) -> Iterable[Metric]:
         """Run what was not run yet."""
-        best = best_arms(measured_arms(run)[0])
-        arms = {arm.name: arm for arm in edited(run) if arm.name in best}
+        arms = {arm.name: arm for arm in edited(run)}
         for benchmark in self.benchmarks:
             runs = {BASELINE: self._run(run, benchmark, None)}
             if runs[BASELINE].items:

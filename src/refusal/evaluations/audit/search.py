@@ -9,7 +9,7 @@ from refusal.config.audit import AuditConfig
 from refusal.core import parallel
 from refusal.core.errors import UsageError
 from refusal.core.records import Metric
-from refusal.core.work import Work, Write
+from refusal.core.work import Search, Work, Write
 from refusal.directions.pool import draw_passing
 from refusal.directions.refusal_tokens import tokens_for
 from refusal.evaluations.audit import ATTACKS
@@ -61,12 +61,17 @@ class Attacks(Stage):
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
-        """The searches, and the validation prompts completed under every arm."""
-        assert isinstance(plan.config, AuditConfig)
-        found: list[Work] = []
-        for attack in attacks_of(plan.config).values():
-            rows = attack.arms(plan.config) * plan.config.n_val
-            found += [*attack.costs(plan), Write(rows, plan.config.new_tokens, plan.lengths.val)]
+        """The searches, unless minutes are set for them, and the validation prompts completed under
+        every arm.
+        """
+        config, found = plan.config, list[Work]()
+        assert isinstance(config, AuditConfig)
+        attacks = attacks_of(config).values()
+        rows = sum(attack.arms(config) for attack in attacks) * config.n_val
+        found.append(Write(rows, config.new_tokens, plan.lengths.val))
+        if config.budget_minutes is None:
+            works = [work for attack in attacks for work in attack.costs(plan)]
+            found += _within(works, config.budget_tokens)
         return found
 
     def work(self, run: Run) -> Iterable[Metric]:
@@ -110,6 +115,18 @@ class Attacks(Stage):
             "tokens": run.token_ids,
             **{option: getattr(config, option) for option in names},
         }
+
+
+def _within(works: Sequence[Work], tokens: int | None) -> list[Work]:
+    """Searches as far as a budget goes."""
+    searched = sum(work.tokens for work in works if isinstance(work, Search))
+    share = 1.0 if tokens is None else min(1.0, tokens / max(1.0, searched))
+    found = []
+    for work in works:
+        if isinstance(work, Search):
+            work = replace(work, tokens=share * work.tokens, passes=share * work.passes)
+        found.append(work)
+    return found
 
 
 @dataclass

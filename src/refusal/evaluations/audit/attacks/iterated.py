@@ -45,7 +45,9 @@ class Iterated(Attack):
         return chain.found("iterated", bench.validation.seen)
 
     def _extracted(self, bench: Bench, chain: Chain) -> list[Direction]:
-        """Differences in means of the model without the directions of the chain."""
+        """Differences in means of the model without the directions of the chain, those near the
+        textbook direction's layer first.
+        """
         config = bench.config
         with bench.model.apply(Ablate(spanned(chain.directions))):
             means = collect(
@@ -57,7 +59,8 @@ class Iterated(Attack):
                 layers=None if filters(config) else bench.layers,
                 seed=config.seed,
             )
-        return every(difference_in_means(means), bench.layers)
+        found, best = every(difference_in_means(means), bench.layers), bench.textbook.layer
+        return sorted(found, key=lambda one: (abs(one.layer - best), -one.position))
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:

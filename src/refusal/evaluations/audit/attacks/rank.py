@@ -1,5 +1,6 @@
 """Several directions taken out together: after the textbook one, whichever lowers refusal most."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,10 +20,11 @@ from refusal.interventions.ablate_add import Ablate
 from refusal.runs.stage import Plan
 
 LEAST_NEW = 0.05  # of a direction that the subspace does not have yet
+ALIKE = 0.9  # cosine of what is new of two directions, from which on only the first is tried
 CLUSTERED = 3  # layers whose centroids are in the pool
 CLUSTERS = "kmeans"
-LOOKED = 0.6  # of the harmful validation prompts that an edit is asked of, on average
-POOL = 110  # edits to choose from, about
+LOOKED = 0.5  # of the harmful validation prompts that an edit is asked of, on average
+POOL = 40  # edits to choose from, about, without those that are alike
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Chain:
         """Add the direction of the pool that lowers bypass most within the damage limit; whether
         there was one.
         """
-        new = [one for one in pool if _adds(one, self.directions)]
+        new = different(pool, self.directions)
         if not new:
             self.stopped = "no direction of the pool is left"
             return False
@@ -114,16 +116,18 @@ def looks(plan: Plan, steps: int) -> Sequence[Work]:
 
 
 def pool_of(bench: Bench) -> list[Direction]:
-    """The candidates of all eligible places but those whose own damage is beyond the limit, and the
-    centroids of harmful prompts at the layers where candidates did best.
+    """The centroids of harmful prompts at the layers where candidates did best, and the candidates
+    of all eligible places but those whose own damage is beyond the limit; the lowest bypass first.
     """
-    damage = {(s.position, s.layer): s.kl for s in bench.selection.scores}
+    scores = {(s.position, s.layer): s for s in bench.selection.scores}
     found = []
     for direction in every(bench.candidates, bench.layers):
-        kl = damage.get((direction.position, direction.layer))
+        score = scores.get((direction.position, direction.layer))
+        kl, bypass = (None, None) if score is None else (score.kl, score.bypass)
         if kl is None or kl <= bench.config.damage_limit:
-            found.append(direction)
-    return found + _centroids(bench)
+            found.append((math.inf if bypass is None else bypass, direction))
+    found.sort(key=lambda pair: pair[0])
+    return _centroids(bench) + [direction for _, direction in found]
 
 
 def every(candidates: Candidates, layers: int) -> list[Direction]:
@@ -162,11 +166,21 @@ def _centroids(bench: Bench) -> list[Direction]:
     return found
 
 
-def _adds(direction: Direction, taken: Sequence[Direction]) -> bool:
-    """Whether enough of a direction is outside of what is taken out already."""
+def different(pool: Sequence[Direction], taken: Sequence[Direction]) -> list[Direction]:
+    """The directions of a pool that have something new beside those taken, each unlike those kept
+    before it: neighbouring layers point nearly the same way.
+    """
     rows = spanned(taken).rows.double()
-    unit = direction.vector.double()
-    return float((unit - (rows @ unit) @ rows).norm()) >= LEAST_NEW
+    kept, news = [], torch.empty(0, rows.shape[1], dtype=torch.float64)
+    for direction in pool:
+        unit = direction.vector.double()
+        new = unit - (rows @ unit) @ rows
+        length = float(new.norm())
+        if length < LEAST_NEW or ((news @ new).abs() > ALIKE * length).any():
+            continue
+        kept.append(direction)
+        news = torch.cat([news, new[None] / length])
+    return kept
 
 
 def with_seen(directions: Sequence[Direction], seen: frozenset[str]) -> Direction:
