@@ -61,6 +61,7 @@ EXAMPLES = {
     "forensics": (
         "refusal forensics ./suspect --base owner/model",
         "refusal forensics ./suspect                  # only exact projections are seen",
+        "refusal forensics ./suspect --base owner/model --prove",
         "refusal forensics ./adapter --base owner/model --out examined",
     ),
     "repair": (

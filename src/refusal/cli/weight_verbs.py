@@ -1,14 +1,19 @@
 """The verbs that look at weights alone: what was done to a checkpoint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from refusal.cli import present as display
 from refusal.cli.options import Json, Quiet, Verbose
 from refusal.cli.progress_bars import reporting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from refusal.audits.forensics.records import Proof
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,17 @@ class Layout:
     ] = ()
 
 
-FOUND = Layout()
+@dataclass(frozen=True)
+class How(Layout):
+    """How a checkpoint is examined."""
+
+    prove: Annotated[
+        bool,
+        Parameter(negative="", help="With --base: load it, and try the recovered direction on it."),
+    ] = False
+
+
+FOUND, LOOK = Layout(), How()
 
 
 def forensics(
@@ -35,7 +50,7 @@ def forensics(
     out: Annotated[
         Path | None, Parameter(help="Folder for page, JSON, figure and the recovered direction.")
     ] = None,
-    layout: Annotated[Layout, Parameter(name="*")] = FOUND,
+    how: Annotated[How, Parameter(name="*")] = LOOK,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -48,19 +63,33 @@ def forensics(
     """
     from refusal.audits.forensics.alone import examine_weights
     from refusal.audits.forensics.examine import Known, compare_weights, save_directions
+    from refusal.core.errors import ConfigError
     from refusal.report.forensics_page import write_forensics
 
-    known = Known(**vars(layout))
+    if how.prove and base is None:
+        raise ConfigError("--prove tries the direction on the base. Give it with --base.")
+    known = Known(how.blocks, how.writers)
     with reporting(quiet, verbose):
         if base is None:
             record, directions = examine_weights(checkpoint, known=known)
         else:
             examined = compare_weights(checkpoint, base, known=known)
             record, directions = examined.record, examined.directions
+        if how.prove and base is not None and len(directions):
+            record = replace(record, proofs=_proved(base, directions))
     display.present(record, json, quiet)
     if out is not None:
         display.show_notice(f"Page: {write_forensics(record, out)}")
         save_directions(directions, out)
+
+
+def _proved(base: str, directions: "Tensor") -> "tuple[Proof, ...]":
+    """The recovered directions tried on the base model, with the built-in prompts."""
+    from refusal.audits.forensics.prove import prove
+    from refusal.model.load import load
+    from refusal.prompts.load import load_prompts
+
+    return prove(load(base), directions, load_prompts("builtin"))
 
 
 def repair(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from refusal.audits.forensics.records import Floor, Forensics, Identity, Layer
+from refusal.audits.forensics.records import Floor, Forensics, Identity, Layer, Proof
 from refusal.core.records import finite
 from refusal.core.storage import check_page, write_json, write_text
 from refusal.core.tables import Cell, Table, minus, table
@@ -17,6 +17,10 @@ RULE = (
     "A change is a projection where R² is above .5, |a| above five times its median along 64 "
     "random directions, and the share of the change along the direction above .1. a: 1 is a full "
     "projection, 2 a reflection, below 0 the direction was strengthened."
+)
+PROVED = (
+    "Mean log-odds of refusal: bypass on harmful prompts with the direction ablated, induce on "
+    "harmless ones with it added; in brackets without. {} built-in prompts of each class."
 )
 FLOOR_RULE = (
     "Ratio: what is left along the smallest eigenvector of the layers' writers, in units of what "
@@ -67,6 +71,11 @@ def forensics_tables(record: Forensics) -> Iterator[Table]:
         measured = ("changed", "rank", "a", "R²", "random |a|", "share", "cosine")
         labels = ("layer", "writers", "by projection", "norms kept")
         yield table("Layers", labels, measured, rows, note=RULE, grouped=True)
+    if record.proofs:
+        tried = [_tried(one) for one in record.proofs]
+        numbers = ("layer", "bypass", "induce", "KL", "cosine with the base's own")
+        note = PROVED.format(record.proofs[0].prompts)
+        yield table("Tried on the base", ("refusal direction",), numbers, tried, note=note)
     if record.floors:
         floors = [_floor(one) for one in record.floors]
         numbers = ("ratio", "gap", "coordinates")
@@ -134,6 +143,18 @@ def _numbers(along: tuple[Identity, ...]) -> tuple[str, str, str, str]:
         f"{shown[0].random:.4f}" if shown else "",
         ", ".join(f"{one.share:.2f}" for one in shown),
     )
+
+
+def _tried(one: Proof) -> tuple[Cell, ...]:
+    verdict = "meets the selection rule" if one.qualified else "does not meet the rule"
+    bypass, induce = _scored(one.bypass, one.harmful), _scored(one.induce, one.harmless)
+    kl = "" if one.kl is None else f"{one.kl:.3f}"
+    return (verdict, str(one.layer), bypass, induce, kl, minus(f"{one.cosine:.2f}"))
+
+
+def _scored(value: float | None, before: float | None) -> str:
+    shown = "" if value is None else f"{value:+.2f}"
+    return minus(shown if before is None else f"{shown} ({before:+.2f})")
 
 
 def _floor(one: Floor) -> tuple[Cell, ...]:

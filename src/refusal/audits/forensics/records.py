@@ -110,6 +110,33 @@ class Floor:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """A recovered direction tried on the base model.
+
+    Attributes:
+        layer: where it was scored best.
+        amount: of the difference in means there along the direction, with its sign.
+        cosine: of that difference with the direction.
+        bypass, harmful: mean log-odds of refusal on harmful prompts under ablation, and without.
+        induce, harmless: on harmless prompts under addition, and without.
+        kl: of the next token on harmless prompts under ablation.
+        qualified: whether the selection rule takes it for a refusal direction.
+        prompts: of each class.
+    """
+
+    layer: int
+    amount: float
+    cosine: float
+    bypass: float | None
+    harmful: float | None
+    induce: float | None
+    harmless: float | None
+    kl: float | None
+    qualified: bool
+    prompts: int
+
+
+@dataclass(frozen=True)
 class Forensics:
     """What is found in a checkpoint.
 
@@ -123,6 +150,7 @@ class Forensics:
         layers: with a base, one a layer; ``floors``: without.
         directions: how many directions were recovered over all layers.
         agreement: mean absolute cosine of the layers' first directions with the pooled one.
+        proofs: of each direction, where it was tried on the base.
         seconds: taken.
     """
 
@@ -138,6 +166,7 @@ class Forensics:
     floors: tuple[Floor, ...] = ()
     directions: int = 0
     agreement: float | None = None
+    proofs: tuple[Proof, ...] = ()
     seconds: float = field(default=0.0, compare=False)
 
     @property

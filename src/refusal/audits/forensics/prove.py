@@ -1,0 +1,100 @@
+"""Is a recovered direction one of refusal? It is tried on the base, as ``refusal select`` tries a
+candidate.
+
+Weights say neither its sign nor how much of it there is. Both are read from the base: at every
+layer the difference in means of harmful and harmless prompts, at the last token, is projected on
+the direction. What is left is scored by the same bypass, induce and KL, under the same rule.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal.audits.forensics.records import Proof
+from refusal.config.rule import Rule
+from refusal.core.records import PromptSplits
+from refusal.core.valid import check_width
+from refusal.directions.difference_in_means import difference_in_means
+from refusal.directions.pool import collect
+from refusal.directions.records import Candidates
+from refusal.directions.refusal_tokens import tokens_for
+from refusal.directions.selection.rule import rejected
+from refusal.directions.selection.select import HowToSearch, select
+from refusal.model.chat_model import ChatModel
+
+ANY = Rule(-math.inf, math.inf)
+PROMPTS = 32  # of each class, to read the sign and size of the direction, and as many to score it
+
+
+def prove(
+    model: ChatModel,
+    directions: Float[Tensor, "n d_model"],
+    prompts: PromptSplits,
+    *,
+    n: int = PROMPTS,
+    tokens: Sequence[str | int] = (),
+    filtered: bool = True,
+) -> tuple[Proof, ...]:
+    """Try each recovered direction on the base model.
+
+    Args:
+        model: the base.
+        directions: recovered from the weights, unit vectors.
+        prompts: of them the training pools to read the model, the validation pools to score.
+        n: prompts of each class for either.
+        tokens: the refusal tokens; default: a preset, or chosen from the model's completions.
+        filtered: take only prompts that the base refuses or answers as it should.
+
+    Raises:
+        DirectionError: directions of another width.
+        TooFewPromptsError: the base refuses or answers too few prompts.
+    """
+    check_width(directions[0], model.sites.d_model)
+    found = tokens_for(model, prompts.train, tokens)
+    read = collect(model, prompts.train, n=n, tokens=found, filtered=filtered)
+    own = difference_in_means(read)
+    proofs = []
+    for direction in directions:
+        unit = (direction / direction.norm()).float()
+        chosen = select(
+            model,
+            along(own, unit),
+            prompts.val,
+            n=n,
+            filtered=filtered,
+            rule=ANY,  # every layer is scored, and judged below
+            how=HowToSearch(full_map=True, resamples=0),
+        )
+        good = [s for s in chosen.scores if rejected(s, Rule(), own.n_layers) is None]
+        score = max(
+            good or chosen.scores, key=lambda s: -math.inf if s.induce is None else s.induce
+        )
+        place = own.vectors[-1, score.layer].float()
+        at = float(place @ unit)
+        proofs.append(
+            Proof(
+                layer=score.layer,
+                amount=at,
+                cosine=at / max(float(place.norm()), 1e-30),
+                bypass=score.bypass,
+                harmful=chosen.harmful_count.mean_metric,
+                induce=score.induce,
+                harmless=chosen.harmless_count.mean_metric,
+                kl=score.kl,
+                qualified=bool(good),
+                prompts=n,
+            )
+        )
+    return tuple(proofs)
+
+
+def along(own: Candidates, unit: Float[Tensor, "d_model"]) -> Candidates:
+    """The candidates at the last token, of each only what is along ``unit``."""
+    last = own.vectors[-1:].float()
+    vectors = torch.einsum("pld,d,e->ple", last, unit, unit)
+    means = None if own.harmless_means is None else own.harmless_means[-1:]
+    return replace(own, vectors=vectors, harmless_means=means)
