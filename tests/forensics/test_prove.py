@@ -24,7 +24,8 @@ def pools() -> PromptSplits:
         harmful = make_prompts("harmful", 10, 1000 * split)
         harmless = make_prompts("harmless", 10, 1000 * split + 500)
         pairs.append(PromptPair(harmful, harmless))
-    return PromptSplits(*pairs)
+    train, val, test = pairs
+    return PromptSplits("made here", train, val, test)
 
 
 def test_a_direction_is_scored_as_its_ablation_scores() -> None:

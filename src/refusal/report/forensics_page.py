@@ -73,9 +73,9 @@ def forensics_tables(record: Forensics) -> Iterator[Table]:
         yield table("Layers", labels, measured, rows, note=RULE, grouped=True)
     if record.proofs:
         tried = [_tried(one) for one in record.proofs]
-        numbers = ("layer", "bypass", "induce", "KL", "cosine with the base's own")
+        scored = ("layer", "bypass", "induce", "KL", "cosine with the base's own")
         note = PROVED.format(record.proofs[0].prompts)
-        yield table("Tried on the base", ("refusal direction",), numbers, tried, note=note)
+        yield table("Tried on the base", ("refusal direction",), scored, tried, note=note)
     if record.floors:
         floors = [_floor(one) for one in record.floors]
         numbers = ("ratio", "gap", "coordinates")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from refusal.audits.forensics.records import Proof
 from refusal.config.rule import Rule
-from refusal.core.records import PromptSplits
+from refusal.core.records import CandidateScore, PromptSplits
 from refusal.core.valid import check_width
 from refusal.directions.difference_in_means import difference_in_means
 from refusal.directions.pool import collect
@@ -26,6 +26,7 @@ from refusal.directions.selection.rule import rejected
 from refusal.directions.selection.select import HowToSearch, select
 from refusal.model.chat_model import ChatModel
 
+LEAST = 1e-3  # of the largest amount along the direction: with less there is none
 ANY = Rule(-math.inf, math.inf)
 PROMPTS = 32  # of each class, to read the sign and size of the direction, and as many to score it
 
@@ -69,12 +70,13 @@ def prove(
             rule=ANY,  # every layer is scored, and judged below
             how=HowToSearch(full_map=True, resamples=0),
         )
-        good = [s for s in chosen.scores if rejected(s, Rule(), own.n_layers) is None]
-        score = max(
-            good or chosen.scores, key=lambda s: -math.inf if s.induce is None else s.induce
-        )
-        place = own.vectors[-1, score.layer].float()
-        at = float(place @ unit)
+        amounts = own.vectors[-1].float() @ unit
+        # At block 0 the last token is the same in every prompt: nothing is along the direction.
+        there = amounts.abs() > LEAST * float(amounts.abs().nan_to_num().max())
+        scores = [score for score in chosen.scores if there[score.layer]]
+        good = [score for score in scores if rejected(score, Rule(), own.n_layers) is None]
+        score = max(good or scores, key=_induce)
+        place, at = own.vectors[-1, score.layer].float(), float(amounts[score.layer])
         proofs.append(
             Proof(
                 layer=score.layer,
@@ -90,6 +92,10 @@ def prove(
             )
         )
     return tuple(proofs)
+
+
+def _induce(score: CandidateScore) -> float:
+    return -math.inf if score.induce is None else score.induce
 
 
 def along(own: Candidates, unit: Float[Tensor, "d_model"]) -> Candidates:
