@@ -1,6 +1,7 @@
 """What was projected out is put back; what was not is left, and what cannot be is said."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from transformers import AutoModelForCausalLM
 from weight_edits import Tensors, everywhere, projection, then
 
 from refusal import ExportError
+from refusal.audits.forensics.examine import compare_weights
 from refusal.audits.forensics.repair import repair
+from refusal.audits.forensics.repair_adapter import repair_adapter
 from refusal.cli.entry import main
 from refusal.core.direction import Direction
 from refusal.weights.checkpoint_stream import stream_model
@@ -99,3 +102,38 @@ def test_nothing_to_repair_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["repair", str(tiny.out), "--base", str(tiny.folder), "--out", str(out)]) == 0
     assert "norms were kept" in capsys.readouterr().err
     assert worst(read(out), tiny.tensors) < before / 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_as_an_adapter_for_the_edited_checkpoint(family: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    bare = {"mlp_bias": False, "attention_bias": False}
+    changes: dict[str, Any] = bare if family == "llama" else {}
+    tiny = Tiny(tmp_path, family, **changes)
+
+    def matrices_alone(tensors: Any, places: Any) -> Tensors:
+        return edits.two_directions(tiny.u, tiny.v, 1.0, 0.5)(tensors, places)
+
+    tiny.candidate(matrices_alone)
+    done = repair_adapter(str(tiny.out), str(tiny.folder), tmp_path / "adapter")
+    ids = torch.arange(1, 13)[None]
+    base, edited = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for folder in (tiny.folder, tiny.out)
+    )
+    with torch.inference_mode():
+        meant, before = base(input_ids=ids).logits, edited(input_ids=ids).logits
+        mended = PeftModel.from_pretrained(edited, done.path)(input_ids=ids).logits
+    assert float((before - meant).abs().max()) > 0.1
+    if family == "llama":  # of GPT-2's tied embedding the head is edited too, which LoRA is not
+        torch.testing.assert_close(mended, meant, atol=2e-3, rtol=1e-3)
+    again = compare_weights(str(done.path), str(tiny.out))
+    assert all(layer.rank == 2 for layer in again.record.layers)
+
+
+def test_fused_experts_have_no_place_in_an_adapter(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path, "gpt_oss")
+    tiny.candidate(projection(tiny.u, everywhere(1.0)))
+    with pytest.raises(ExportError, match="no place for it"):
+        repair_adapter(str(tiny.out), str(tiny.folder), tmp_path / "adapter")

@@ -67,6 +67,7 @@ EXAMPLES = {
     "repair": (
         "refusal repair ./suspect --base owner/model",
         "refusal repair ./suspect --base owner/model --out repaired",
+        "refusal repair ./suspect --base owner/model --as lora --out adapter",
     ),
     "config": (
         "refusal config --preset paper > run.toml",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -39,7 +39,17 @@ class How(Layout):
     ] = False
 
 
-FOUND, LOOK = Layout(), How()
+@dataclass(frozen=True)
+class HowToRepair(Layout):
+    """What a repair is written as."""
+
+    as_: Annotated[
+        Literal["model", "lora"],
+        Parameter(name="--as", help="A folder, or a LoRA adapter for the edited checkpoint."),
+    ] = "model"
+
+
+LOOK, REPAIR = How(), HowToRepair()
 
 
 def forensics(
@@ -100,7 +110,7 @@ def repair(
     out: Annotated[
         Path | None, Parameter(help="New or empty folder; default CANDIDATE-repaired.")
     ] = None,
-    layout: Annotated[Layout, Parameter(name="*")] = FOUND,
+    how: Annotated[HowToRepair, Parameter(name="*")] = REPAIR,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -112,9 +122,11 @@ def repair(
     shows which). It says what it cannot restore.
     """
     from refusal.audits.forensics.examine import Known
-    from refusal.audits.forensics.repair import repair as undo
+    from refusal.audits.forensics.repair import repair as write_folder
+    from refusal.audits.forensics.repair_adapter import repair_adapter
 
+    undo = write_folder if how.as_ == "model" else repair_adapter
     folder = out or Path(f"{Path(candidate).name}-repaired")
     with reporting(quiet, verbose):
-        done = undo(candidate, base, folder, known=Known(**vars(layout)))
+        done = undo(candidate, base, folder, known=Known(how.blocks, how.writers))
     display.present(done, json, quiet)

@@ -9,5 +9,6 @@ identity.py  with a base: the projection identity of a layer; frames.py: in whic
 floor.py     without a base: the rounding floor; grid.py: weights that went through few bits
 recipe.py    which recipe the depth kernel resembles
 examine.py   all of it, with a base; alone.py: without; repair.py: a verified projection undone
+repair_adapter.py: the same as a LoRA adapter
 prove.py     a recovered direction tried on the base model
 """

@@ -74,18 +74,8 @@ def repair(candidate: str, base: str, out: Path, *, known: Known = FOUND) -> Rep
         StorageError: not enough room, or a file cannot be written.
         refusal.Error: what ``compare_weights`` raises.
     """
-    found = compare_weights(candidate, base, known=known)
-    changes = found.changes
-    if not isinstance(changes, Folders):
-        raise ExportError(
-            f"{candidate} is an adapter: the base's own weights are as they were. Load the base "
-            "without it."
-        )
-    if not found.record.edited:
-        raise ExportError(
-            f"{candidate} is {found.record.verdict} beside {base}: there is no projection to undo."
-        )
-    corrections = {changes.names[c.writer.name]: c for c in _corrections(found, changes)}
+    found, changes, every = find_corrections(candidate, base, known)
+    corrections = {changes.names[one.writer.name]: one for one in every}
     lost = cannot_restore(found)
     checkpoint = changes.candidate.checkpoint
     size = sum(entry.nbytes for entry in checkpoint.entries.values())
@@ -107,6 +97,29 @@ def repair(candidate: str, base: str, out: Path, *, known: Known = FOUND) -> Rep
         check_loading(folder, checkpoint.config.get("architectures", [""])[0])
     layers = len(found.record.edited)
     return Repaired(out, len(corrections), layers, lost)
+
+
+def find_corrections(
+    candidate: str, base: str, known: Known = FOUND
+) -> tuple[Examination, Folders, tuple[Correction, ...]]:
+    """Examine a candidate beside its base, and work out what is put back into each writer.
+
+    Raises:
+        ExportError: nothing was projected out of the candidate, or it is an adapter.
+        refusal.Error: what ``compare_weights`` raises.
+    """
+    found = compare_weights(candidate, base, known=known)
+    changes = found.changes
+    if not isinstance(changes, Folders):
+        raise ExportError(
+            f"{candidate} is an adapter: the base's own weights are as they were. Load the base "
+            "without it."
+        )
+    if not found.record.edited:
+        raise ExportError(
+            f"{candidate} is {found.record.verdict} beside {base}: there is no projection to undo."
+        )
+    return found, changes, tuple(_corrections(found, changes))
 
 
 def cannot_restore(found: Examination) -> tuple[str, ...]:
