@@ -36,6 +36,7 @@ FOREIGN = {
     "--hash",
     "--help",
     "--lora-modules",
+    "--memory",
     "--no-deps",
     "--nproc-per-node",
     "--require-hashes",
