@@ -125,6 +125,12 @@ class SelectionOptions(BaseModel):
     """
     centroids: Count = 4
     """With the method kmeans: clusters of harmful prompts at each place."""
+    rank: Count = 1
+    """With the method rdo: vectors of a cone, all of which must do; 1 finds one direction."""
+    rdo_epochs: Count = 1
+    """With the method rdo: how often it goes through the training prompts."""
+    rdo_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """With the method rdo: stop after so many seconds of steps, whatever is left of the epochs."""
     refusal_tokens: tuple[str, ...] = ()
     """Refusal tokens as texts or ids; by default a preset or chosen from the model's
     completions.

@@ -13,6 +13,7 @@ METHODS = Registry(
         "probe": "refusal.directions.probe:Probe",
         "pca": "refusal.directions.pca:PrincipalComponent",
         "kmeans": "refusal.directions.kmeans:Centroids",
+        "rdo": "refusal.directions.rdo:ByGradient",
         "harmfulness": "refusal.directions.harmfulness:Harmfulness",
     },
 )

@@ -78,6 +78,19 @@ class DirectionMethod(ABC):
             ),
         )
 
+    def refine(
+        self,
+        model: ChatModel,
+        candidates: Candidates,
+        selection: Selection,
+        pairs: tuple[PromptPair, PromptPair],
+        config: RunConfig,
+    ) -> Selection:
+        """What is made of the choice with training and validation prompts at hand; by default it
+        stays as it is.
+        """
+        return selection
+
     def select_costs(self, config: RunConfig, n_layers: int, lengths: Lengths) -> Sequence[Work]:
         """The validation prompts unmodified, and again under every candidate."""
         n, length = config.n_val, lengths.val

@@ -153,6 +153,8 @@ class Finders(Stage):
                     candidates = method.extract(run.model, train, run.tokens, config)
                 candidates = replace(candidates, seen=candidates.seen | how.seen)
                 selection = chooser_of(how).select(run.model, candidates, how.val, config)
+                pairs = (train, how.val)
+                selection = method.refine(run.model, candidates, selection, pairs, config)
                 if selection.direction.norm == 0:
                     raise NoCandidateError("its best candidate is the zero vector")
             except NoCandidateError as error:

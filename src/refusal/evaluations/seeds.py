@@ -101,6 +101,8 @@ class Seeds(Stage):
             candidates = replace(candidates, seen=candidates.seen | there.seen)
             try:
                 chosen = chooser.select(model, candidates, there.val, once)
+                pairs = (there.train, there.val)
+                chosen = method.refine(model, candidates, chosen, pairs, once)
             except NoCandidateError as error:
                 log.warning("Seed %d: %s", seed, error)
                 write_json(summary, {"seed": seed, "score": None, "qualified": False})

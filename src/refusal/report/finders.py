@@ -68,10 +68,11 @@ def _place(of: dict[str, Metric | None]) -> str:
 def _scores(of: dict[str, Metric | None]) -> list[str]:
     """Bypass, induce and KL."""
     forms = {"bypass": "+.2f", "induce": "+.2f", "kl": ".3f"}
-    return [
-        "" if (m := of[name]) is None else minus(f"{m.value:{form}}")
-        for name, form in forms.items()
-    ]
+    shown = []
+    for name, form in forms.items():
+        m = of[name]
+        shown.append("" if m is None else minus(f"{m.value:{form}}"))
+    return shown
 
 
 def _cosines(found: Found) -> Table:

@@ -218,6 +218,9 @@ class Select(Stage):
         def work() -> None:
             try:
                 selection = method.select(run.model, candidates, val, config)
+                pairs = (run.finding.train, val)
+                about = (candidates, selection, pairs, config)
+                selection = method_of(config).refine(run.model, *about)
                 if selection.direction.norm == 0:  # the rule may choose it; nothing can be measured
                     raise NoCandidateError(
                         f"The best candidate ({selection.score.position}, {selection.score.layer}) "
