@@ -185,7 +185,7 @@ def _pooled(layer: int | None, group: Sequence[Writer], files: Files) -> Window:
         weight = files.read(writer.name)
         size = _size(writer, weight)
         for block in _blocks(writer, weight):
-            gram.add_((block @ block.T).double(), alpha=1 / size)
+            gram.add_(block @ block.T, alpha=1 / size)  # added in float64, without a copy
             inputs += block.shape[1]
     if not gram.isfinite().all():
         raise NonFiniteError(
@@ -208,7 +208,7 @@ def _measure(group: Sequence[Writer], files: Files, windows: Sequence[Window]) -
 
 
 def _size(writer: Writer, weight: Tensor) -> float:
-    return sum(float(b.double().square().sum()) for b in _blocks(writer, weight)) or 1.0
+    return sum(float(b.square().sum(dtype=torch.float64)) for b in _blocks(writer, weight)) or 1.0
 
 
 def _blocks(writer: Writer, weight: Tensor) -> Iterator[Float[Tensor, "d input"]]:

@@ -96,6 +96,10 @@ def scaled(change: Change, scale: Scale) -> Iterator[Block]:
         yield (base, delta) if scale is None else (base * scale[:, None], delta * scale[:, None])
 
 
+def _square(x: Tensor) -> float:
+    return float(x.square().sum(dtype=torch.float64))
+
+
 def _untouched(number: int | None, writers: Sequence[Writer]) -> Layer:
     components = dict.fromkeys(writer.component for writer in writers)
     parts = tuple(Part(name, _count(writers, name), 0, ()) for name in components)
@@ -123,13 +127,13 @@ def _in_frame(
         if change.unchanged:
             continue
         scale = scale_of(frame, writer, change)
-        size = sum(float(base.double().square().sum()) for base, _ in scaled(change, scale))
+        size = sum(_square(base) for base, _ in scaled(change, scale))
         if size == 0:
             continue
         touched.append((writer, scale, size))
         for _, delta in scaled(change, scale):
             gram = torch.zeros(2 * delta.shape[:1], dtype=torch.float64) if not len(gram) else gram
-            gram.add_((delta @ delta.T).double(), alpha=1 / size)
+            gram.add_(delta @ delta.T, alpha=1 / size)  # added in float64, without a copy
         del change
     if not touched:
         return None
@@ -165,7 +169,7 @@ def _moments(
     for base, delta in scaled(change, scale):
         d, w = (narrow.T @ delta).double(), (narrow.T @ base).double()
         dd, dw, ww = dd + d @ d.T, dw + d @ w.T, ww + w @ w.T
-        total += float(delta.double().square().sum())
+        total += _square(delta)
         rd, rw = noise.T @ delta, noise.T @ base
         random += torch.stack([(rd * rw).double().sum(1), rw.double().square().sum(1)])
     return Moments(dd / size, dw / size, ww / size, total / size, random / size)

@@ -42,9 +42,9 @@ def norms_kept(
         squares = torch.zeros(3, len(unit), dtype=torch.float64)
         for base, delta in changes.load(writer).blocks():
             norms = [base, base - unit @ (by * (unit.T @ base)), base + delta]
-            squared = [x.double().square() for x in norms]
-            columns += _deviations(*(x.sum(0).sqrt() for x in squared))
-            squares += torch.stack([x.sum(1) for x in squared])
+            squared = [x.square() for x in norms]
+            columns += _deviations(*(x.sum(0, dtype=torch.float64).sqrt() for x in squared))
+            squares += torch.stack([x.sum(1, dtype=torch.float64) for x in squared])
         rows += _deviations(*squares.sqrt())
     for kept, (size, expected, found) in (("column", columns.tolist()), ("row", rows.tolist())):
         if expected > VISIBLE**2 * size and found < KEPT**2 * expected:
