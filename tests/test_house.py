@@ -53,7 +53,7 @@ def test_the_estimate_is_the_sum_over_the_stages_that_have_work() -> None:
     plan = Plan(make_config(), SIZE.layers)
     assert set(of().seconds) == {stage.name for stage in ALL if stage.costs(plan)}
     assert {"tokens", "extract", "select", "generate", "controls", "drift"} <= set(of().seconds)
-    assert list(STAGES) == ["extract", "select", "generate", "evaluate"]
+    assert list(STAGES) == ["extract", "select", "transfer", "generate", "evaluate"]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,7 @@ def test_the_estimate_is_the_sum_over_the_stages_that_have_work() -> None:
         ({"tasks": ("arc_challenge@50",)}, "capability"),
         ({"tasks": ("gsm8k_cot@50",)}, "capability"),
         ({"seeds": 3}, "seed"),
+        ({"transfer_systems": ("none", "cautious")}, "transfer"),
         ({"judges": ("local-safety",)}, "judge"),
     ],
 )

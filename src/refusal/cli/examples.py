@@ -20,6 +20,11 @@ EXAMPLES = {
         "refusal select ./my-model --kl-threshold 0.2 --strict",
         "refusal select ./my-model --method dim cosmic lda kmeans harmfulness",
     ),
+    "transfer": (
+        "refusal transfer embedded --transfer-systems default none cautious permissive",
+        "refusal transfer ./my-model --transfer-turns 0 1 3",
+        "refusal transfer ./my-model --transfer-languages de zh --data-dir data",
+    ),
     "generate": (
         "refusal generate ./my-model --max-new-tokens 128",
         "refusal generate ./my-model --engine openai --engine-ablated edited",

@@ -18,6 +18,7 @@ from refusal.config.options import (
     PromptOptions,
     ReportOptions,
     SelectionOptions,
+    TransferOptions,
 )
 from refusal.config.run_config import RunConfig, make_config
 from refusal.directions import METHODS
@@ -60,7 +61,8 @@ DriftGroup = Annotated[DriftOptions, _group(5, "drift")]
 CapabilityGroup = Annotated[CapabilityOptions, _group(6, "capability")]
 EngineGroup = Annotated[EngineOptions, _group(7, "engine")]
 JudgeGroup = Annotated[JudgeOptions, _group(8, "judges")]
-ReportGroup = Annotated[ReportOptions, _group(9, "report")]
+TransferGroup = Annotated[TransferOptions, _group(9, "transfer")]
+ReportGroup = Annotated[ReportOptions, _group(10, "report")]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Settings:
     benchmarking: CapabilityGroup = field(default_factory=CapabilityOptions)
     writing: EngineGroup = field(default_factory=EngineOptions)
     judging: JudgeGroup = field(default_factory=JudgeOptions)
+    transferring: TransferGroup = field(default_factory=TransferOptions)
     reporting: ReportGroup = field(default_factory=ReportOptions)
 
     @property

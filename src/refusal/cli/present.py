@@ -50,12 +50,13 @@ def present(record: object, as_json: bool = False, quiet: bool = False) -> None:
 def _run(result: "RunResult") -> None:
     """The tokens, the direction and the tables, whatever of it the run has."""
     from refusal.report.tables import all_tables
+    from refusal.report.transfer import transfer_of
 
     if result.tokens is not None:
         _tokens(result.tokens)
     if result.selection is not None:
         _selection(result.selection)
-    for table in all_tables(result.metrics):
+    for table in (*all_tables(result.metrics), *transfer_of(result.folder)):
         err.print(drawn(table))
     show_notice(f"Report: {result.folder / 'report.html'}")
     out.print(f"Run folder: {result.folder}", soft_wrap=True)

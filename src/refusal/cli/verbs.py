@@ -31,7 +31,7 @@ from refusal.cli.progress_bars import reporting
 from refusal.cli.weight_verbs import forensics, repair
 from refusal.config.commented import commented_toml
 from refusal.config.exports import ExportKind
-from refusal.config.run_config import added, make_config
+from refusal.config.run_config import added, make_config, with_contexts
 from refusal.core import parallel
 from refusal.core.errors import RunFailure
 
@@ -61,6 +61,12 @@ VERBS = {
     ),
     "extract": ("extract", "Only up to the candidates: mean activations and their differences."),
     "select": ("select", "Up to the chosen direction."),
+    "transfer": (
+        "transfer",
+        "Up to the transfer table: a direction found in each of several contexts (system prompts, "
+        "earlier turns, languages), ablated in every one of them.\n\n"
+        "Without contexts the four built-in system prompts are taken.",
+    ),
     "generate": ("generate", "Up to the completions under every condition."),
     "evaluate": (
         "evaluate",
@@ -98,6 +104,8 @@ def _verb(until: str) -> Callable[..., None]:
             config = added(make_config(file=existing / "run.toml"), settings.given)
         else:
             config = settings.make(model)
+        if until == "transfer":
+            config = with_contexts(config)
         with parallel.joined(split=config.tp_plan is not None):
             with reporting(quiet, verbose):
                 folder = out or existing or default_folder(config.model)

@@ -192,6 +192,25 @@ class MeasureOptions(BaseModel):
     """
 
 
+class TransferOptions(BaseModel):
+    """In which contexts directions are found, and used: each in every one."""
+
+    model_config = STRICT
+
+    transfer_systems: tuple[str, ...] = ()
+    """System prompts, each a context: none, default, cautious, permissive (built in), or files with
+    the text (FILE.txt).
+    """
+    transfer_turns: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Numbers of harmless exchanges before a prompt: every system prompt has the first, the first
+    system prompt also each of the others.
+    """
+    transfer_languages: tuple[str, ...] = ()
+    """Languages of harmful prompts (de es zh), from harmful_val_de.json and MultiJail.csv in
+    --data-dir.
+    """
+
+
 class DriftOptions(BaseModel):
     """How much else the ablation changes: drift on the model's own answers and on given texts."""
 

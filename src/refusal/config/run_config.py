@@ -16,8 +16,10 @@ from refusal.config.options import (
     PromptOptions,
     ReportOptions,
     SelectionOptions,
+    TransferOptions,
 )
 from refusal.config.rule import Rule
+from refusal.config.systems import SYSTEMS
 from refusal.config.tables import read_options
 from refusal.core.errors import ConfigError
 from refusal.core.sampling import Sampling
@@ -30,6 +32,7 @@ LATE, LONG = 128, 256
 
 class RunOptions(
     ReportOptions,
+    TransferOptions,
     JudgeOptions,
     EngineOptions,
     CapabilityOptions,
@@ -111,6 +114,12 @@ def make_config(
         return RunConfig(**{**values, **given})
     except ValidationError as error:
         raise wrong_value(error) from error
+
+
+def with_contexts(config: RunConfig) -> RunConfig:
+    """The configuration with the built-in system prompts as contexts, where it asks for none."""
+    given = (config.transfer_systems, config.transfer_turns, config.transfer_languages)
+    return config if any(given) else config.model_copy(update={"transfer_systems": tuple(SYSTEMS)})
 
 
 def added(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:

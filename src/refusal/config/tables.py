@@ -23,6 +23,7 @@ from refusal.config.options import (
     PromptOptions,
     ReportOptions,
     SelectionOptions,
+    TransferOptions,
 )
 from refusal.core.errors import ConfigError
 from refusal.core.text_files import read_user_text, user_path
@@ -50,6 +51,7 @@ SECTIONS = {
     "capability": Section(CapabilityOptions, "task_"),
     "engine": Section(EngineOptions, "engine_"),
     "judges": Section(JudgeOptions, "judge_"),
+    "transfer": Section(TransferOptions, "transfer_"),
     "report": Section(ReportOptions),
 }
 

@@ -7,6 +7,8 @@ again, in this form.
 
 from refusal.core.stats import Accuracy
 
+ENGLISH = "en"
+
 DETECTOR = Accuracy(
     hits=30,
     misses=11,
@@ -17,3 +19,11 @@ DETECTOR = Accuracy(
         "was held out"
     ),
 )
+
+
+def accuracy_in(language: str | None) -> Accuracy | None:
+    """How often it is right on answers in a language (``None``: not said, English); ``None`` where
+    no completions that people labelled are at hand. It knows words of refusing in about thirty
+    languages, and that is all that is known of them.
+    """
+    return DETECTOR if language in (None, ENGLISH) else None

@@ -53,7 +53,7 @@ def run(
     must call this.
 
     Args:
-        until: ``extract``, ``select``, ``generate`` or ``evaluate``.
+        until: ``extract``, ``select``, ``transfer``, ``generate`` or ``evaluate``.
         model: an already loaded model; default: what the config names.
         adding: to completions that are there: they must be of the config's prompts, and are not
             replaced silently.

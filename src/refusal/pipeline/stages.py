@@ -10,6 +10,7 @@ from refusal.evaluations.refusal.measured import Rates
 from refusal.evaluations.seeds import Seeds
 from refusal.evaluations.separation import Separation
 from refusal.evaluations.thoughts import Thoughts
+from refusal.evaluations.transfer.stage import Transfer
 from refusal.runs.finding import Extract, Select, Tokens
 from refusal.runs.sorting import Sorting
 from refusal.runs.stage import Stage
@@ -18,6 +19,7 @@ from refusal.runs.stage import Stage
 STAGES: dict[str, tuple[type[Stage], ...]] = {
     "extract": (Tokens, Sorting, Extract),
     "select": (Select, Separation, Finders),
+    "transfer": (Transfer,),
     "generate": (Controls, Generate),
     "evaluate": (Rates, Thoughts, Capability, Seeds, Judging, DriftStage),
 }

@@ -14,10 +14,11 @@ from refusal.report.figures import cosine_grids
 from refusal.report.finders import finder_rows
 from refusal.report.lengths import read_curves
 from refusal.report.run_tables import category_rates
+from refusal.report.transfer import transfer_rows
 
 NAMES = (
     *("metrics", "scores", "stability", "lengths", "categories"),
-    *("projections", "cosines", "stages", "finders"),
+    *("projections", "cosines", "transfer", "stages", "finders"),
 )
 
 FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what a cell begins with that a spreadsheet computes
@@ -47,6 +48,7 @@ def csv_tables(data: ReportData) -> dict[str, str]:
         _projections(data),
         _cosines(data),
         _records("finders", finder_rows(data.metrics)),
+        transfer_rows(data.transfer),
         _records(
             "stages", [{"stage": name} | {k: s.get(k) for k in STAGE_KEYS} for name, s in stages]
         ),

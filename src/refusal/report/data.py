@@ -19,6 +19,8 @@ from refusal.core.valid import read_direction
 from refusal.evaluations.judges.agreement import Agreement
 from refusal.evaluations.refusal.curves import curves
 from refusal.evaluations.refusal.rates import measure_all
+from refusal.evaluations.transfer.record import FILE as TRANSFER
+from refusal.evaluations.transfer.record import TransferTable, read_transfer
 from refusal.interventions.conditions import (
     BASELINE,
     LABELS,
@@ -68,6 +70,7 @@ class ReportData:
         missing: what this run has not done yet, in order; empty for a finished run.
         filter: which prompts the direction is found with, and why; older versions kept nothing.
         calibration: the refusal metric's threshold, and whose score chooses.
+        transfer: directions of several contexts, each used in all, where that was asked for.
     """
 
     path: Path
@@ -86,6 +89,7 @@ class ReportData:
     missing: tuple[str, ...]
     filter: FilterChoice | None = None
     calibration: Calibration = UNFITTED
+    transfer: TransferTable | None = None
 
     @property
     def rule(self) -> Rule:
@@ -186,6 +190,7 @@ def read_run(path: Path) -> ReportData:
         missing=(),
         filter=choice,
         calibration=read_calibration(path, choice) if choice and calibrated else UNFITTED,
+        transfer=read_transfer(path) if there(TRANSFER) and current("transfer table") else None,
     )
     _check_fit(data)
     return _with_missing(data)
@@ -285,6 +290,10 @@ def _missing(data: ReportData) -> Iterator[str]:
             lacking.setdefault(set_name, []).append(condition)
     for set_name, names in lacking.items():
         yield f"completions of {set_name} prompts under {', '.join(names)}"
+    given = data.config
+    asked = (given.transfer_systems, given.transfer_turns, given.transfer_languages)
+    if any(asked) and data.transfer is None:
+        yield "the transfer table"
     if data.finished:
         return
     stages, config = data.manifest["stages"], data.config

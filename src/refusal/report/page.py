@@ -25,6 +25,7 @@ from refusal.report.draw import draw
 from refusal.report.figures import curves, own_scores, separation
 from refusal.report.grids import GridGroup, cosine_group, score_group
 from refusal.report.tables import style_of, tables_by_section
+from refusal.report.transfer import transfer_section
 from refusal.report.verdict import numbers, verdict
 
 Picture = tuple[str, str, Markup]  # title, caption, SVG
@@ -155,6 +156,8 @@ def _sections(data: ReportData, show_completions: bool) -> Iterator[Section]:
     yield from _choice(data, tables["choice"])
     yield from _separation(data, tables["separation"])
     yield from _side_effects(data, tables["side-effects"])
+    if data.transfer is not None:
+        yield Section(*transfer_section(data.transfer))
     if tables["judges"]:
         text = (
             "The same completions judged by others. Failed and malformed answers are counted, "

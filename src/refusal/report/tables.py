@@ -43,7 +43,7 @@ _RATE = (
     rf"{CAPABILITY}.*"
 )
 # Beside a number that is shown; metrics.json has them.
-_ASIDE = "partial_rate|substring_refusal_rate|perplexity|.*_change|position|layer"
+_ASIDE = "partial_rate|substring_refusal_rate|perplexity|.*_change|position|layer|transfer_.*"
 
 
 def style_of(set_name: str) -> Style:

@@ -1,0 +1,1 @@
+"""Directions found in one context and used in another."""
