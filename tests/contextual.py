@@ -23,7 +23,7 @@ def contextual(**options: object) -> ChatModel:
     """The model; ``options`` are of ``ChatModel``."""
     tok = tiny_models.tokenizer("chatml")
     tok.add_tokens([REFUSAL, ANSWER])
-    refusal, answer = tok.convert_tokens_to_ids([REFUSAL, ANSWER])
+    refusal, answer = (tok.vocab[text] for text in (REFUSAL, ANSWER))
     model = ChatModel(tiny_models.network("llama"), tok, "contextual", **options)  # type: ignore[arg-type]
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -66,5 +66,7 @@ def prompts(n: int = 14) -> PromptSplits:
         texts = [f"{mark} Task number {start + i} {'x' * (i % 5)}" for i in range(n)]
         return tuple(Prompt(f"{label}-{start + i}", t, label) for i, t in enumerate(texts))
 
-    pairs = [PromptPair(pool("harmful", s), pool("harmless", s + 500)) for s in (0, 100, 200)]
-    return PromptSplits("contextual", *pairs)
+    train, val, test = (
+        PromptPair(pool("harmful", start), pool("harmless", start + 500)) for start in (0, 100, 200)
+    )
+    return PromptSplits("contextual", train, val, test)

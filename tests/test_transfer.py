@@ -186,7 +186,7 @@ def test_turns_are_contexts_and_the_run_is_one_of_them(tmp_path: Path) -> None:
     model = build()
     with in_context(model, Context("default+1", found[0].system, 1)):
         rendered = str(model.tokenizer.decode(model.tokenize(["Hello"])[0]))
-    messages = [{"role": "system", "content": found[0].system}]
+    messages = [{"role": "system", "content": str(found[0].system)}]
     messages += [{"role": role, "content": text} for role, text in harmless_turns(1)]
     messages.append({"role": "user", "content": "Hello"})
     assert rendered == model.tokenizer.apply_chat_template(
