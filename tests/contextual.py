@@ -15,6 +15,10 @@ from refusal.core.records import Label
 
 REFUSAL = "I cannot help with that request."
 ANSWER = "Sure! Mix flour and water, knead the dough and bake it."
+TEMPLATE = (  # two tokens after the instruction: few candidates
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>{% endif %}"
+)
 HASH, AT, TILDE, ONE, FLAG, STOP = 8, 7, 6, 11, 2, 3
 ALONE, FLAGGED = 10, 9
 
@@ -22,6 +26,7 @@ ALONE, FLAGGED = 10, 9
 def contextual(**options: object) -> ChatModel:
     """The model; ``options`` are of ``ChatModel``."""
     tok = tiny_models.tokenizer("chatml")
+    tok.chat_template = TEMPLATE
     tok.add_tokens([REFUSAL, ANSWER])
     refusal, answer = (tok.vocab[text] for text in (REFUSAL, ANSWER))
     model = ChatModel(tiny_models.network("llama"), tok, "contextual", **options)  # type: ignore[arg-type]

@@ -204,6 +204,7 @@ def test_the_run_folders_page_lists_what_a_run_writes_and_nothing_else(tmp_path:
         "`--filter completions`",
         "`refusal audit`",
         "several methods",
+        "`refusal transfer`",
     )  # tests of those stages have them
     always = [pattern(name) for name, by in documented if by not in elsewhere]
     everything = [pattern(name) for name, _ in documented]

@@ -17,15 +17,14 @@ from refusal.directions.controls import random_directions
 from refusal.directions.refusal_metric import refusal_metric
 from refusal.evaluations.transfer.contexts import Context, contexts_of, in_context
 from refusal.evaluations.transfer.record import TransferTable, read_transfer
-from refusal.evaluations.transfer.stage import Transfer
 from refusal.interventions.conditions import interventions_for
 from refusal.model.harmless_turns import harmless_turns
 from refusal.pipeline.asking import ask
+from refusal.pipeline.stages import STAGES
 from refusal.prompts.languages import load_language
 from refusal.report.transfer import transfer_tables
 from refusal.report.write import write_report
 from refusal.runs.files import read_completions, read_manifest
-from refusal.runs.finding import Extract, Select, Tokens
 from refusal.runs.folder import RunFolder
 from refusal.runs.stage import Plan, Run
 
@@ -56,7 +55,8 @@ def transferred(model: ChatModel, folder: Path, config: RunConfig) -> Run:
     place = RunFolder(folder)
     place.check()
     run = Run(asked, place, model, Plan(config, model.sites.n_layers))
-    stages = [kind(asked) for kind in (Tokens, Extract, Select, Transfer)]
+    kinds = [kind for verb in ("extract", "select", "transfer") for kind in STAGES[verb]]
+    stages = [kind(asked) for kind in kinds]
     place.begin(config, model, asked.prompts)
     for stage in stages:
         stage.check(model)

@@ -60,11 +60,10 @@ class Search:
     def inputs(self, run: Run) -> dict[str, Any]:
         """All that the direction depends on."""
         config, pairs = run.config, (self.train, self.val)
-        method = method_of(config)
         return {
             "context": context_key(self.context),
             "given": config.refusal_tokens,
-            "options": [config.n_train, config.n_val, method.filters(config), config.layer_step],
+            "options": [config.n_train, config.n_val, _filter(config), config.layer_step],
             "rule": asdict(config.rule),
             "risk": config.selection_risk,
             "seed": config.seed,
@@ -74,7 +73,7 @@ class Search:
 
     def work(self, model: ChatModel, config: RunConfig) -> None:
         """Leave the summary and, where there is one, the direction."""
-        options = {"resamples": 0, "full_map": False, "strict": False}
+        options = {"resamples": 0, "full_map": False, "strict": False, "filter": _filter(config)}
         once, method = config.model_copy(update=options), method_of(config)
         wanted, tokens, why = config.refusal_tokens, None, None
         self.file.unlink(missing_ok=True)
@@ -98,6 +97,11 @@ class Search:
             return Found(tokens=summary.tokens, why=summary.why)
         direction = Direction.load(self.file)
         return Found(direction, file_sha256(self.file), summary.tokens)
+
+
+def _filter(config: RunConfig) -> str:
+    """Prompts are filtered by the metric of the context's own tokens, unless nothing is."""
+    return "none" if config.filter == "none" else "metric"
 
 
 def context_key(context: Context) -> Sequence[Any]:
