@@ -14,6 +14,7 @@ ATTACKS = Registry(
         "affine": f"{_HERE}.forms:Affine",
         "projected": f"{_HERE}.forms:Projected",
         "per-layer": f"{_HERE}.forms:PerLayer",
+        "norms-kept": f"{_HERE}.forms:NormPreserving",
         "kernel": f"{_HERE}.kernel:SearchedKernel",
         "strength": f"{_HERE}.forms:Strength",
         "rank": f"{_HERE}.rank:Rank",

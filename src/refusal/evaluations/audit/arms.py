@@ -1,6 +1,7 @@
 """The arms of an audit as they are kept in its folder, and read back to be measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,6 @@ from refusal.evaluations.audit.records import (
 from refusal.evaluations.audit.talking import talking
 from refusal.evaluations.refusal.completions import Wanted, generate_together
 from refusal.evaluations.refusal.rates import REFUSED
-from refusal.interventions.conditions import Condition
-from refusal.interventions.stream import StreamEdit
 from refusal.model.chat_model import ChatModel
 
 
@@ -38,11 +37,6 @@ class Ready:
     setting: Setting
     depends: Mapping[str, Any]
 
-    @property
-    def edit(self) -> StreamEdit | None:
-        """What is done to the stream; ``None`` where nothing is."""
-        return Condition.named(self.setting.condition).edit(self.setting.direction)
-
 
 def paths_of(folder: Path, attack: str) -> tuple[Path, Path]:
     """What an attack came to, and its direction."""
@@ -58,17 +52,40 @@ def complete(
     The directions have seen these prompts, which here is what they are for.
     """
     found: dict[str, tuple[Completion, ...]] = {}
-    for talk in dict.fromkeys((one.system, one.prefill) for one in settings.values()):
+    for some in alike(settings):
         wanted = []
-        for name, one in settings.items():
-            if (one.system, one.prefill) == talk:
-                unseen = replace(one.direction, seen=frozenset())
-                wanted.append(Wanted(name, one.condition, unseen, tuple(prompts)))
-        with talking(model, *talk):
+        for name in some:
+            one = settings[name]
+            unseen = replace(one.direction, seen=frozenset())
+            wanted.append(Wanted(name, written_under(one), unseen, tuple(prompts)))
+        with prepared(model, settings[some[0]]):
             generate_together(
                 model, wanted, new, lambda one, rows: found.update({one.set_name: rows})
             )
     return {name: found[name] for name in settings}
+
+
+def alike(settings: Mapping[str, Setting]) -> list[list[str]]:
+    """Names of settings that can be written side by side: asked alike, and of edits of weights each
+    alone.
+    """
+    found: dict[object, list[str]] = {}
+    for name, one in settings.items():
+        found.setdefault((one.talk, name if one.keep_norms else ""), []).append(name)
+    return list(found.values())
+
+
+def written_under(setting: Setting) -> str:
+    """The condition that completions are written under once the model is `prepared`."""
+    return BASELINE if setting.keep_norms else setting.condition
+
+
+@contextmanager
+def prepared(model: ChatModel, setting: Setting) -> Iterator[None]:
+    """The model asked as a setting says; with its edit, where that is one of weights."""
+    edit = setting.edit(model) if setting.keep_norms else None
+    with talking(model, *setting.talk), model.apply(*(() if edit is None else (edit,))):
+        yield
 
 
 def shares(rows: Sequence[Completion]) -> tuple[float, float]:
@@ -110,7 +127,7 @@ def write_attack(
     for arm, setting in found.settings.items():
         if arm in found.kept or arm == chosen:
             about = (setting.condition, setting.direction.rank, validated[arm])
-            arms.append(Arm(arm, *about, setting.system, setting.prefill))
+            arms.append(Arm(arm, *about, *setting.talk, setting.keep_norms))
     record = AttackRecord(
         name, attack.kind, chosen, within, tuple(arms), tuple(found.trials), found.note
     )
@@ -141,9 +158,8 @@ def read_arms(folder: Path, attacks: Sequence[str]) -> tuple[list[AttackRecord],
             arms[BASELINE] = Ready(BASELINE, BASELINE, "control", base, {})
         of = file_sha256(tensors)
         for arm in record.arms:
-            setting = Setting(
-                arm.condition, first_rows(direction, arm.rank), arm.system, arm.prefill
-            )
+            said = (arm.system, arm.prefill, arm.keep_norms)
+            setting = Setting(arm.condition, first_rows(direction, arm.rank), *said)
             depends = {key: value for key, value in asdict(arm).items() if key != "validated"}
             ready = Ready(arm.name, name, record.kind, setting, {**depends, "direction": of})
             arms.setdefault(arm.name, ready)

@@ -16,20 +16,43 @@ from refusal.core.direction import Direction
 from refusal.core.records import PromptPair, RefusalTokens
 from refusal.core.work import Work
 from refusal.directions.records import Candidates, Selection
+from refusal.evaluations.audit.norm_kept import NormKept
 from refusal.evaluations.audit.records import Kind, Trial
 from refusal.evaluations.audit.validation import Validation
+from refusal.interventions.conditions import Condition
 from refusal.model.chat_model import ChatModel
+from refusal.model.edits import Intervention
 from refusal.runs.stage import Plan
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is done: a condition of a direction, or something that is said to the model."""
+    """What is done: a condition of a direction, or something that is said to the model.
+
+    Attributes:
+        keep_norms: ablation as an edit of weights that keeps the norms of their columns.
+    """
 
     condition: str
     direction: Direction
     system: str | None = None
     prefill: str | None = None
+    keep_norms: bool = False
+
+    @property
+    def talk(self) -> tuple[str | None, str | None]:
+        """What is said to the model."""
+        return self.system, self.prefill
+
+    def edit(self, model: ChatModel) -> Intervention | None:
+        """What is done to the stream; ``None`` where nothing is.
+
+        Raises:
+            UnsupportedModelError: the edit of weights cannot be had of this model.
+        """
+        if self.keep_norms:
+            return NormKept.of(model, self.direction)
+        return Condition.named(self.condition).edit(self.direction)
 
 
 @dataclass

@@ -112,7 +112,11 @@ class AuditDrift(Stage):
         def work(missing: Sequence[Step], finished: Callable[[Step], None]) -> None:
             step_of = dict(zip(paths, steps, strict=True))
             names = [name for name in paths if step_of[name] in missing]
-            edits = {name: (edit,) for name in names if name in arms and (edit := arms[name].edit)}
+            edits = {}
+            for name in names:
+                edit = arms[name].setting.edit(run.model) if name in arms else None
+                if edit is not None:
+                    edits[name] = (edit,)
             found = measure_drift(run.model, texts, edits, set_name)
             for name in names:
                 write_jsonl(paths[name], to_json(found[name]))
@@ -177,7 +181,7 @@ class AuditCapability(Stage):
         }
 
         def work() -> None:
-            edit = None if arm is None else arm.edit
+            edit = None if arm is None else arm.setting.edit(run.model)
             edits = () if edit is None else (edit,)
             done = run_benchmark(run.model, edits, benchmark, HowToRun(**options), name=name)
             write_jsonl(rows, to_json(done.items))

@@ -9,10 +9,9 @@ from refusal.config.audit import AuditConfig
 from refusal.core.records import Completion, Metric, to_json
 from refusal.core.storage import write_jsonl
 from refusal.core.work import Work, Write
-from refusal.evaluations.audit.arms import Ready, read_arms
+from refusal.evaluations.audit.arms import Ready, alike, prepared, read_arms, written_under
 from refusal.evaluations.audit.records import BASELINE, AttackRecord
 from refusal.evaluations.audit.search import attacks_of, audited
-from refusal.evaluations.audit.talking import talking
 from refusal.evaluations.refusal.completions import Wanted, generate_together
 from refusal.evaluations.refusal.curves import curve
 from refusal.evaluations.refusal.generate import refresh_verdicts, sizes_of
@@ -72,14 +71,8 @@ class Completed(Stage):
         _, arms = measured_arms(run)
         keys = self._keys(run)
         by_name = {arm.name: arm for arm in arms}
-        for talk in dict.fromkeys((arm.setting.system, arm.setting.prefill) for arm in arms):
-            some = []
-            for set_name, name in keys:
-                setting = by_name[name].setting
-                if (setting.system, setting.prefill) == talk:
-                    some.append((set_name, by_name[name]))
-            with talking(run.model, *talk):
-                self._write(run, some)
+        for names in alike({arm.name: arm.setting for arm in arms}):
+            self._write(run, [(key[0], by_name[key[1]]) for key in keys if key[1] in names])
         for set_name, name in keys:
             path = run.folder.completions(set_name, name)
             refresh_verdicts(run.folder, f"{self.name} {set_name}.{name}", [path])
@@ -123,7 +116,11 @@ class Completed(Stage):
             for step, (set_name, arm) in zip(steps, some, strict=True):
                 if step in missing:
                     setting = arm.setting
-                    about = (setting.condition, setting.direction, self.asked.measured[set_name])
+                    about = (
+                        written_under(setting),
+                        setting.direction,
+                        self.asked.measured[set_name],
+                    )
                     wanted.append(Wanted(f"{set_name}.{arm.name}", *about))
                     step_of[wanted[-1].set_name] = step
 
@@ -132,6 +129,7 @@ class Completed(Stage):
                 write_jsonl(step.outputs[0], to_json(rows))
                 finished(step)
 
-            generate_together(run.model, wanted, new, keep)
+            with prepared(run.model, some[0][1].setting):
+                generate_together(run.model, wanted, new, keep)
 
         run.folder.do_together(steps, work)

@@ -39,7 +39,7 @@ class Arm:
     Attributes:
         name: of its files and rows. condition: the intervention, with its numbers; or the baseline.
         rank: the first so many rows of the attack's subspace are taken out.
-        system, prefill: what is said to the model instead.
+        system, prefill: what is said to the model instead. keep_norms: as an edit of weights.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Arm:
     validated: Validated
     system: str | None = None
     prefill: str | None = None
+    keep_norms: bool = False
 
 
 @dataclass(frozen=True)

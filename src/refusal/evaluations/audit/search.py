@@ -24,7 +24,6 @@ from refusal.evaluations.audit.attack import Attack, Bench, Budget, Found, Setti
 from refusal.evaluations.audit.attacks.forms import TEXTBOOK
 from refusal.evaluations.audit.records import Validated
 from refusal.evaluations.audit.validation import Validation
-from refusal.interventions.conditions import Condition
 from refusal.runs.folder import prompts_hash
 from refusal.runs.stage import Asked, Plan, Run, Stage
 
@@ -170,7 +169,7 @@ class _Lab:
         new, done = self.bench.config.max_new_tokens, {}
         completions = complete(model, settings, validation.harmful, new)
         for name, setting in settings.items():
-            edit = Condition.named(setting.condition).edit(setting.direction)
+            edit = setting.edit(model)
             bypass, kl = None, None
             if edit is not None:
                 (values,), (kl,) = validation.bypass([edit]), validation.kl([edit])

@@ -14,8 +14,8 @@ from refusal.core import parallel
 from refusal.core.errors import LeakageError
 from refusal.core.records import Prompt
 from refusal.directions.refusal_metric import kl_floor, kl_from, softmax64
-from refusal.interventions.stream import StreamEdit
 from refusal.model.chat_model import ChatModel
+from refusal.model.edits import Intervention
 from refusal.model.forward import read, run_batches
 
 LOOKS = (0.25, 0.5, 1.0)  # of the harmful prompts, after each of which the better half goes on
@@ -60,20 +60,20 @@ class Validation:
         self._base = softmax64(self._logits(self._harmless, None))
 
     def bypass(
-        self, edits: Sequence[StreamEdit | None], start: int = 0, stop: int | None = None
+        self, edits: Sequence[Intervention | None], start: int = 0, stop: int | None = None
     ) -> list[list[float]]:
         """Log-odds of the refusal tokens on the harmful prompts ``start .. stop - 1`` under each
         edit, prompt by prompt.
         """
         rows = self._harmful[start:stop]
 
-        def one(edit: StreamEdit | None) -> list[float]:
+        def one(edit: Intervention | None) -> list[float]:
             odds: list[float] = log_odds(self._logits(rows, edit), self.tokens).tolist()
             return odds
 
         return parallel.share(list(edits), one)
 
-    def kl(self, edits: Sequence[StreamEdit | None], limit: float | None = None) -> list[float]:
+    def kl(self, edits: Sequence[Intervention | None], limit: float | None = None) -> list[float]:
         """Mean KL on the harmless prompts under each edit, first token.
 
         Args:
@@ -82,7 +82,7 @@ class Validation:
         """
         half = len(self._harmless) // 2 if limit is not None else 0
 
-        def one(edit: StreamEdit | None) -> float:
+        def one(edit: Intervention | None) -> float:
             known: list[float] = []
             for part in (slice(None, half), slice(half, None)):
                 rows, base = self._harmless[part], self._base[part]
@@ -96,7 +96,7 @@ class Validation:
         return parallel.share(list(edits), one)
 
     def best_within(
-        self, edits: Sequence[StreamEdit], limit: float
+        self, edits: Sequence[Intervention], limit: float
     ) -> tuple[int, float, float] | None:
         """The edit with the lowest bypass of those whose KL is within the limit: which, its mean
         bypass, its KL; ``None`` where none is.
@@ -122,7 +122,7 @@ class Validation:
         return None
 
     def _logits(
-        self, rows: Sequence[list[int]], edit: StreamEdit | None
+        self, rows: Sequence[list[int]], edit: Intervention | None
     ) -> Float[Tensor, "prompt vocab"]:
         found: dict[int, Tensor] = {}
         with self.model.apply(*(() if edit is None else (edit,))):

@@ -46,6 +46,14 @@ class PerLayer(_Form):
     name, condition = "per-layer", "per_layer"
 
 
+class NormPreserving(Attack):
+    """Ablation in weights whose columns keep their norms, as some published editors make it."""
+
+    def find(self, bench: Bench) -> Found:
+        """The one setting that there is."""
+        return Found({"norms-kept": Setting("ablation", bench.textbook, keep_norms=True)})
+
+
 class Strength(Attack):
     """Ablation of the textbook direction at other strengths; it draws the curve of refusal against
     strength, too.
