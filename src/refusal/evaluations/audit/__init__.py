@@ -19,6 +19,7 @@ ATTACKS = Registry(
         "strength": f"{_HERE}.forms:Strength",
         "rank": f"{_HERE}.rank:Rank",
         "iterated": f"{_HERE}.iterated:Iterated",
+        "rdo": f"{_HERE}.gradient:Gradient",
         "system": f"{_HERE}.talk:System",
         "prefill": f"{_HERE}.talk:Prefill",
         "random": f"{_HERE}.random_rows:Random",

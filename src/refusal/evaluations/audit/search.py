@@ -102,7 +102,7 @@ class Attacks(Stage):
     def _inputs(self, run: Run, name: str, attack: Attack) -> dict[str, Any]:
         config, prompts = audited(self.asked), self.asked.prompts
         names = ["damage_limit", "ranks", "n_train", "n_val", "filter", "max_new_tokens", "seed"]
-        names += ["thinking_tokens", "prune_layers"]
+        names += ["thinking_tokens", "prune_layers", "centroids", "rdo_epochs"]
         if attack.searches:
             names += ["budget_minutes", "budget_tokens"]
         return {
