@@ -29,10 +29,6 @@ def test_few_rooms_and_no_long_file() -> None:
     assert {str(path.relative_to(ROOT)): n for path, n in lines.items() if n > 350} == {}
 
 
-# In these, comprehensions are still to be unfolded.
-LONG_COMPREHENSIONS = ("evaluations/refusal/",)
-
-
 def test_no_comprehension_spans_more_than_three_lines() -> None:
     kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
     long = []
@@ -41,7 +37,7 @@ def test_no_comprehension_spans_more_than_three_lines() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, kinds) and (node.end_lineno or 0) - node.lineno >= 3:
                 long.append(f"{name}:{node.lineno}")
-    assert [place for place in long if not place.startswith(LONG_COMPREHENSIONS)] == []
+    assert long == []
 
 
 def of(**options: Any) -> Estimate:

@@ -40,16 +40,11 @@ def generate_under(
         return complete(model, wanted, max_new_tokens)
     questions, what = [p.question for p in prompts], f"generate: {name}, {condition}"
     outputs = engine.generate(Job(model, direction, condition, questions, max_new_tokens, what))
-    return tuple(
-        Completion(
-            prompt.id,
-            prompt.text,
-            output,
-            refusal_verdict(prompt.text, output).label,
-            before=prompt.before,
-        )
-        for prompt, output in zip(prompts, outputs, strict=True)
-    )
+    rows = []
+    for prompt, output in zip(prompts, outputs, strict=True):
+        verdict = refusal_verdict(prompt.text, output).label
+        rows.append(Completion(prompt.id, prompt.text, output, verdict, before=prompt.before))
+    return tuple(rows)
 
 
 @dataclass(frozen=True)
@@ -137,10 +132,11 @@ def controls_wanted(
     sampling: Sampling = GREEDY,
 ) -> list[Wanted]:
     """Every control under an action."""
-    return [
-        Wanted(set_name, Condition(action, name).name, control, tuple(prompts), sampling)
-        for name, control in controls.items()
-    ]
+    wanted = []
+    for name, control in controls.items():
+        condition = Condition(action, name).name
+        wanted.append(Wanted(set_name, condition, control, tuple(prompts), sampling))
+    return wanted
 
 
 def check_untouched(prompts: Sequence[Prompt], direction: Direction) -> None:

@@ -68,12 +68,9 @@ class Controls(Stage):
                 matched=pairs,
                 seed=config.seed,
             )
-            about = {
-                name: json.dumps({"norm": d.norm, "seen": sorted(d.seen)})
-                for name, d in made.items()
-            }
-            tensors = {}
+            about, tensors = {}, {}
             for name, control in made.items():
+                about[name] = json.dumps({"norm": control.norm, "seen": sorted(control.seen)})
                 tensors[name] = control.vector
                 for part in PARTS:
                     if (rows := getattr(control, part)) is not None:

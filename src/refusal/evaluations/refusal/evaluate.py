@@ -56,10 +56,7 @@ def evaluate(
         LeakageError: the direction was found or chosen with one of the prompts.
     """
     pools = {"harmful": prompts.harmful[:n], "harmless": prompts.harmless[:n]}
-    wanted = [
-        Wanted(set_name, condition, direction, pools[set_name])
-        for set_name, condition in CONDITIONS
-    ]
+    wanted = [Wanted(name, action, direction, pools[name]) for name, action in CONDITIONS]
     for set_name, action in CONDITIONS:
         if controls and action != BASELINE:
             wanted += controls_wanted(controls, pools[set_name][:n_control], action, set_name)

@@ -206,12 +206,10 @@ def _path(run: Run, one: Wanted) -> Path:
 def sizes_of(plan: Plan) -> dict[str, int]:
     """Prompts of every set that is completed, by its name."""
     config = plan.config
-    over = {
-        half: config.n_over_refusal
-        for name in dict.fromkeys(config.over_refusal)
-        for half in halves(name)
-    }
-    return {"harmful": config.n_test, "harmless": config.n_test, **over}
+    sizes = {"harmful": config.n_test, "harmless": config.n_test}
+    for name in config.over_refusal:
+        sizes |= dict.fromkeys(halves(name), config.n_over_refusal)
+    return sizes
 
 
 def _cost(plan: Plan, n: int, condition: str, controls: int = 0) -> Work:

@@ -27,24 +27,21 @@ def plain_pairs(measured: Pools, further: Iterable[str] = ()) -> list[Pair]:
     Raises:
         ConfigError: there is no such intervention.
     """
-    return [
-        (name, condition)
-        for name in measured
-        for condition in (BASELINE, *actions_on(name, further))
-    ]
+    found = []
+    for name in measured:
+        found += [(name, condition) for condition in (BASELINE, *actions_on(name, further))]
+    return found
 
 
 def control_pairs(
     measured: Pools, controls: Iterable[str], further: Iterable[str] = ()
 ) -> list[Pair]:
     """The pairs of the control directions of these names."""
-    names = list(controls)
-    return [
-        (set_name, Condition(action, name).name)
-        for set_name in measured
-        for action in actions_on(set_name, further)
-        for name in names
-    ]
+    names, found = list(controls), []
+    for set_name in measured:
+        for action in actions_on(set_name, further):
+            found += [(set_name, Condition(action, name).name) for name in names]
+    return found
 
 
 def completions_of(run: Run, pairs: Iterable[Pair]) -> dict[Pair, tuple[Completion, ...]]:

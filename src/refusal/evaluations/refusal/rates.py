@@ -133,7 +133,8 @@ def random_together(metrics: Sequence[Metric]) -> list[Metric]:
     for m in metrics:
         if (group := random_group(m.condition)) is not None:
             groups.setdefault((m.name, m.set, group), []).append(m)
-    return [
-        metric(*key, together([Estimate(m.value, m.low, m.high) for m in ms]), ms[0].n)
-        for key, ms in groups.items()
-    ]
+    found = []
+    for key, ms in groups.items():
+        pooled = together([Estimate(m.value, m.low, m.high) for m in ms])
+        found.append(metric(*key, pooled, ms[0].n))
+    return found
