@@ -100,14 +100,14 @@ def test_other_families(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "mixtral"])
-@pytest.mark.parametrize("preserve_norm", [False, True])
-def test_the_projects_own_export(family: str, preserve_norm: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", [None, "column"])
+def test_the_projects_own_export(family: str, norm: NormRule | None, tmp_path: Path) -> None:
     """Behind a post-norm the export reads and writes with the norm's gain: it is a projection in
     the rows scaled by it.
     """
     tiny = Tiny(tmp_path, family, shard="40KB")
     direction = Direction(tiny.u, 1.0, -1, 2)
-    stream_model(tiny.folder, direction, tiny.out, preserve_norm=preserve_norm)
+    stream_model(tiny.folder, direction, tiny.out, norm=norm)
     record = compare_weights(str(tiny.out), str(tiny.folder)).record
     assert len(record.edited) == len(record.layers)
     for layer in record.layers:
@@ -115,7 +115,7 @@ def test_the_projects_own_export(family: str, preserve_norm: bool, tmp_path: Pat
         assert layer.cosines[0] > 0.99
         behind = family in ("gemma2", "olmo2") and layer.layer is not None
         assert (layer.frame == "behind its norm") == behind
-        assert layer.kept == ("column" if preserve_norm else None)
+        assert layer.kept == norm
     tied = family == "gemma2"
     assert any("tied to the embedding" in note for note in record.notes) == tied
 

@@ -4,6 +4,7 @@ hold is refused.
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import peft
@@ -13,10 +14,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from refusal import ChatModel, Direction, ExportError, export_lora, find_parameters, orthogonalised
+from refusal import (
+    Ablate,
+    ChatModel,
+    Direction,
+    ExportError,
+    export_lora,
+    find_parameters,
+    orthogonalised,
+)
 from refusal.core.storage import write_json, write_tensors
+from refusal.weights.edit import WeightEdit
 from refusal.weights.lora import adapter_of
-from refusal.weights.parameters import StreamParameter
+from refusal.weights.parameters import StreamParameter, removal_for
 
 REFUSED = ("mamba", "mamba2", "falcon_h1")
 FAMILIES = [*tiny_models.FAMILIES, *tiny_models.OTHERS]
@@ -31,6 +41,14 @@ class Bare(PreTrainedModel):
 def direction_for(model: ChatModel) -> Direction:
     vector = torch.randn(model.sites.d_model, generator=torch.Generator().manual_seed(3))
     return Direction(vector / vector.norm(), 2.0, -1, 1, model=model.name)
+
+
+def whole(
+    hf: PreTrainedModel, parameters: Sequence[StreamParameter], direction: Direction
+) -> WeightEdit:
+    """The whole direction out of parameters of a model that has no blocks."""
+    removals = {p.name: removal_for(hf, p, direction.rows) for p in parameters}
+    return WeightEdit(Ablate(direction), tuple(parameters), removals)
 
 
 def logits(hf: nn.Module, model: ChatModel) -> Tensor:
@@ -120,7 +138,7 @@ def test_fused_experts_in_either_orientation(axis: int, transposed: bool, tmp_pa
     base = Model()
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
     out = base(x).detach()
-    adapter = adapter_of(base, parameters, direction, "base", None)
+    adapter = adapter_of(base, whole(base, parameters, direction), "base", None)
     write_json(tmp_path / "adapter_config.json", {**adapter.config, "task_type": None})
     write_tensors(tmp_path / "adapter_model.safetensors", adapter.tensors)
     found = with_adapter(base, tmp_path)(x)
@@ -135,5 +153,6 @@ def test_a_layer_that_peft_does_not_know_is_refused() -> None:
     model = Bare(PretrainedConfig())
     model.conv, model.embed = nn.Conv2d(3, 8, 2), Shifted(4, 8)
     direction = Direction(torch.ones(8) / 8**0.5, 1.0, -1, 0)
+    edit = whole(model, [StreamParameter("conv.weight", 0)], direction)
     with pytest.raises(ExportError, match=r"conv\.weight \(Conv2d.*--as model"):
-        adapter_of(model, [StreamParameter("conv.weight", 0)], direction, "base", None)
+        adapter_of(model, edit, "base", None)

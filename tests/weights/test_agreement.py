@@ -21,6 +21,7 @@ from refusal import (
 )
 from refusal.model.forward import last_logits
 from refusal.weights.agreement import check_unedited
+from refusal.weights.edit import edit_of
 from refusal.weights.parameters import find_parameters
 
 PROMPTS = ("Why?", "Name three rivers of Europe, please.")
@@ -78,17 +79,19 @@ def test_rounding_is_no_leak(dtype: torch.dtype) -> None:
         hf: Any = tiny_models.network(family)
         model = ChatModel(hf.to(dtype), tiny_models.tokenizer(), name=family)
         direction = replace(direction_for(model), model=family)
-        check_unedited(model.hf, model.sites, direction, find_parameters(model.hf, model.sites))
+        parameters = find_parameters(model.hf, model.sites)
+        edit = edit_of(model.hf, model.sites, parameters, direction)
+        check_unedited(model.hf, model.sites, edit)
 
 
 def test_a_leak_shows_in_half_precision_too() -> None:
     hf: Any = tiny_models.network("llama")
     model = ChatModel(hf.to(torch.bfloat16), tiny_models.tokenizer(), name="tiny-llama")
     leaking = replace(model.sites, writers=tuple(names[:1] for names in model.sites.writers))
+    parameters = find_parameters(model.hf, model.sites)
+    edit = edit_of(model.hf, model.sites, parameters, direction_for(model))
     with pytest.raises(UnsupportedModelError, match=r"limit 0\.1%"):
-        check_unedited(
-            model.hf, leaking, direction_for(model), find_parameters(model.hf, model.sites)
-        )
+        check_unedited(model.hf, leaking, edit)
 
 
 def test_all_that_was_tied_gets_weights_of_its_own() -> None:

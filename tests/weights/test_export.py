@@ -97,7 +97,8 @@ def test_wrong_ways_to_ask(
         str(finished),
         "--as",
         "lora",
-        "--preserve-norm",
+        "--norm",
+        "row",
         "--out",
         str(tmp_path / "x"),
     )

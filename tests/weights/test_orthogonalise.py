@@ -107,8 +107,8 @@ def test_preserved_norms_keep_the_stream_clean() -> None:
         for p in find_parameters(model.hf, model.sites)
     }
     axes = {p.name: p.axis for p in find_parameters(model.hf, model.sites)}
-    report = orthogonalise(model, direction, PROMPTS, preserve_norm=True)
-    assert report.preserve_norm
+    report = orthogonalise(model, direction, PROMPTS, norm="column")
+    assert report.norm == "column"
     assert leftover(model, direction.vector) < 1e-4
     for name, norm in norms.items():
         assert torch.allclose(model.hf.get_parameter(name).norm(dim=axes[name]), norm, rtol=1e-4)

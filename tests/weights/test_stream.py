@@ -48,10 +48,10 @@ def reload(folder: Path, family: str) -> PreTrainedModel:
     return model
 
 
-def in_memory(source: Path, out: Path, family: str, preserve_norm: bool = False) -> Path:
+def in_memory(source: Path, out: Path, family: str, **edit: Any) -> Path:
     """What the streamed folder is compared with."""
     model = ChatModel(reload(source, family), tiny_models.tokenizer("chatml"), name=str(source))
-    export_model(model, DIRECTION, out, preserve_norm=preserve_norm)
+    export_model(model, edit.pop("ablation", DIRECTION), out, **edit)
     return out
 
 
@@ -105,10 +105,10 @@ def test_half_precision_keeps_its_dtype(tmp_path: Path, family: str, dtype: torc
 
 def test_preserved_norms(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "source", "qwen3_moe")
-    stream_model(source, DIRECTION, tmp_path / "streamed", preserve_norm=True)
+    stream_model(source, DIRECTION, tmp_path / "streamed", norm="column")
     assert_same(
         tmp_path / "streamed",
-        in_memory(source, tmp_path / "expected", "qwen3_moe", preserve_norm=True),
+        in_memory(source, tmp_path / "expected", "qwen3_moe", norm="column"),
     )
 
 
@@ -238,7 +238,7 @@ def test_a_half_finished_folder_of_another_job_is_refused(
     with pytest.raises(ExportError, match="unfinished export of another"):
         stream_model(source, other, out)
     with pytest.raises(ExportError, match="unfinished export of another"):
-        stream_model(source, DIRECTION, out, preserve_norm=True)
+        stream_model(source, DIRECTION, out, norm="column")
     (out / JOURNAL).write_text("{")
     with pytest.raises(ExportError, match="cannot be read"):
         stream_model(source, DIRECTION, out)

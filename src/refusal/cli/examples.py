@@ -56,6 +56,7 @@ EXAMPLES = {
     "export": (
         "refusal export runs/embedded --as model         # transformers loads it",
         "refusal export runs/embedded --as lora --out adapter",
+        "refusal export runs/embedded --as model --strength 0.5 --norm column",
         "refusal export runs/mine --as model --stream    # in little memory",
     ),
     "audit": (

@@ -231,6 +231,10 @@ def _exported(result: "Exported") -> None:
             err.print("  the output head was tied to the embedding and keeps the original weight")
         if report.text_only:
             err.print("  images and sounds enter the stream past these weights: measured on text")
+        if report.norm is not None:
+            err.print(f"  norms kept: by {report.norm}")
+        if report.left is not None:
+            err.print(f"  left of what the direction reads in them: {report.left:.2%}")
         if report.gap is not None:
             gap = report.gap
             err.print(

@@ -30,7 +30,7 @@ from refusal.cli.options import (
 from refusal.cli.progress_bars import reporting
 from refusal.cli.weight_verbs import forensics, repair
 from refusal.config.commented import commented_toml
-from refusal.config.exports import ExportKind
+from refusal.config.exports import ExportEdit, ExportKind, NormRule
 from refusal.config.run_config import added, make_config, with_contexts
 from refusal.core import parallel
 from refusal.core.errors import RunFailure
@@ -235,9 +235,27 @@ def chat(
 class Edit:
     """How `refusal export` edits weights, and what it measures of the edit."""
 
-    preserve_norm: Annotated[
-        bool, Parameter(negative="", help="Keep the norm of what each input writes.")
-    ] = False
+    intervention: Annotated[
+        str,
+        Parameter(
+            help="What the weights are to do: ablation, projected, per_layer or "
+            "kernel@MOST,AT,LEAST,REACH, as in --interventions of a run."
+        ),
+    ] = "ablation"
+    strength: Annotated[
+        float | None, Parameter(help="How much is taken out: 1 (the default) is all, 2 reflects.")
+    ] = None
+    rank: Annotated[
+        int | None,
+        Parameter(help="Rows of the direction's subspace; default all.", validator=Number(gte=1)),
+    ] = None
+    norm: Annotated[
+        NormRule | None,
+        Parameter(
+            help="Keep the norm of what each input writes (column), or of what is written to each "
+            "dimension of the stream (row, which brings a part of the direction back)."
+        ),
+    ] = None
     stream: Annotated[
         bool,
         Parameter(
@@ -279,7 +297,16 @@ def export(
     from refusal.pipeline.export import export_run
 
     with reporting(quiet, verbose):
-        result = export_run(run, as_, out or run / "export" / as_, **vars(edit))
+        asked = ExportEdit(edit.intervention, edit.strength, edit.rank, edit.norm)
+        result = export_run(
+            run,
+            as_,
+            out or run / "export" / as_,
+            n_prompts=edit.n_prompts,
+            edit=asked,
+            stream=edit.stream,
+            model=edit.model,
+        )
     display.present(result, json, quiet)
 
 

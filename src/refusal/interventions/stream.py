@@ -3,7 +3,7 @@ the places where it is applied.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -180,15 +180,15 @@ def edits_everywhere(
         put(sites.blocks[0], "input", first)
     for layer, names in enumerate(sites.writers):
         for name in names:
-            put(name, "output", change_at(Place(layer, part_of(sites, name), sites.n_layers)))
+            put(name, "output", change_at(Place(layer, part_of(names, name), sites.n_layers)))
     return edits
 
 
-def part_of(sites: Sites, writer: str) -> Part:
-    """Which part of its block a writer is: the first that runs is attention (or what stands in its
-    place), all others are MLPs. One that writes alone is what its name says, else attention.
+def part_of(names: Sequence[str], writer: str) -> Part:
+    """Which part of its block a writer is, of all ``names``: the first that runs is attention (or
+    what stands in its place), all others are MLPs. One that writes alone is what its name says,
+    else attention.
     """
-    names = next(names for names in sites.writers if writer in names)
     if len(names) > 1:
         return "attention" if writer == names[0] else "mlp"
     last = writer.rpartition(".")[2].lower()

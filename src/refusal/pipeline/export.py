@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from refusal.config.exports import ExportKind
+from refusal.config.exports import ExportEdit, ExportKind
 from refusal.config.run_config import RunConfig, make_config, model_options
 from refusal.core.direction import Direction
 from refusal.core.errors import (
@@ -19,6 +19,8 @@ from refusal.core.errors import (
 )
 from refusal.core.storage import check_room
 from refusal.core.valid import check_place, check_width
+from refusal.interventions.ablate_add import Ablate
+from refusal.interventions.conditions import action_of
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import LOAD_ERRORS, load_message, local_folder, resolve
 from refusal.model.placement import DTYPES
@@ -30,6 +32,8 @@ from refusal.weights.gguf_control_vector import write_control_vector
 from refusal.weights.same_weights import check_files, check_loaded
 from refusal.weights.save import Exported, export_direction, export_lora, export_model
 
+AS_FOUND = ExportEdit()
+
 
 def export_run(
     run: Path,
@@ -37,7 +41,7 @@ def export_run(
     out: Path,
     *,
     n_prompts: int = 16,
-    preserve_norm: bool = False,
+    edit: ExportEdit = AS_FOUND,
     stream: bool = False,
     model: str | None = None,
 ) -> Exported:
@@ -49,8 +53,7 @@ def export_run(
         out: a new or empty folder.
         n_prompts: how many of the run's test prompts, of both classes, to measure the agreement
             with the hooks on.
-        preserve_norm: see ``orthogonalise``; not for an adapter, because that edit is not of rank
-            one.
+        edit: what is done to the weights: which ablation, how strong, and whose norms are kept.
         model: where the run's model is now, if it was moved; it must have the run's weights.
         stream: edit the model's files tensor by tensor instead of loading it; nothing is measured
             on prompts then.
@@ -58,7 +61,8 @@ def export_run(
     Raises:
         RunFolderError: the folder holds no run.
         DirectionError: it has no direction yet, or the model has other weights than the run's.
-        ConfigError: ``preserve_norm`` for an adapter, ``stream`` for anything but a model.
+        ConfigError: an edit or ``stream`` that this kind of export has not, or an intervention
+            that weights cannot do.
         refusal.Error: what the export raises.
     """
     config_file, direction_file = run / "run.toml", run / "direction.safetensors"
@@ -71,6 +75,7 @@ def export_run(
             f"The run in {run} has no direction yet. Finish it: refusal select --out {run}."
         )
     direction = Direction.load(direction_file)
+    _check_edit(edit, kind)
     if stream and kind != "model":
         raise ConfigError(
             f"--stream edits a model's files, and --as {kind} writes none. Leave --stream out."
@@ -89,16 +94,13 @@ def export_run(
         check_files(run, manifest, folder, config.model)
         return stream_model(
             folder,
-            direction,
+            ablation_of(direction, edit),
             out,
             name=config.model,
-            preserve_norm=preserve_norm,
+            norm=edit.norm,
             options=model_options(config),
         )
-    if preserve_norm and kind == "lora":
-        raise ConfigError(
-            "--preserve-norm is an edit of full rank, which no adapter holds. Use --as model."
-        )
+    ablation = ablation_of(direction, edit)
     check_room(out, 0)  # before anything slow
     splits = prompts_of(config)
     half = (n_prompts + 1) // 2
@@ -116,8 +118,52 @@ def export_run(
     positions = len(loaded.chat.suffix) + 1  # and the last token of the instruction
     check_place(direction.position, direction.layer, positions, loaded.sites.n_layers)
     if kind == "lora":
-        return export_lora(loaded, direction, out, questions)
-    return export_model(loaded, direction, out, questions, preserve_norm=preserve_norm)
+        return export_lora(loaded, ablation, out, questions)
+    return export_model(loaded, ablation, out, questions, norm=edit.norm)
+
+
+def _check_edit(edit: ExportEdit, kind: ExportKind) -> None:
+    """Raise ConfigError for an edit that this kind of export has not."""
+    if kind == "lora" and edit.norm is not None:
+        raise ConfigError(
+            "With --norm the edit is of full rank, which no adapter holds. Use --as model."
+        )
+    if kind not in ("model", "lora") and edit != AS_FOUND:
+        raise ConfigError(
+            f"--as {kind} writes what was found and edits no weights. Leave --intervention, "
+            "--strength, --rank and --norm out, or use --as model or --as lora."
+        )
+
+
+def ablation_of(direction: Direction, edit: ExportEdit) -> Ablate:
+    """The ablation that an export is asked for.
+
+    Raises:
+        ConfigError: weights cannot do the intervention, or it has another strength already.
+        DirectionError: the direction's subspace has fewer rows than are asked for.
+    """
+    if edit.rank is not None:
+        if not 1 <= edit.rank <= direction.rank:
+            raise DirectionError(
+                f"The direction has a subspace of {direction.rank} dimension(s), so --rank "
+                f"{edit.rank} is not in it. Give one from 1 to {direction.rank}."
+            )
+        rows, places = direction.rows[: edit.rank], direction.places[: edit.rank]
+        direction = replace(direction, basis=rows, row_places=places)
+    action = action_of(edit.intervention)
+    made = action.make(direction)
+    if not isinstance(made, Ablate):
+        raise ConfigError(
+            f"Weights cannot do {edit.intervention}: it is no projection of what is written to the "
+            "stream. Use ablation, projected, per_layer or kernel."
+        )
+    if edit.strength is None:
+        return made
+    if action.numbers and made.kernel is None:
+        raise ConfigError(
+            f"{edit.intervention} has a strength behind its name. Leave it or --strength out."
+        )
+    return replace(made, alpha=edit.strength)
 
 
 def _export_control_vector(config: RunConfig, direction: Direction, out: Path) -> Exported:

@@ -6,7 +6,7 @@ post-norm the two differ for a reason that is known (``norms``); elsewhere a dif
 one of them is wrong, and nothing may be made of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from refusal.core.direction import Direction
 from refusal.core.errors import UnsupportedModelError
 from refusal.interventions.ablate_add import Ablate
-from refusal.model.hooks import hooked
+from refusal.interventions.stream import edits_everywhere
+from refusal.model.hooks import Edit, hooked
 from refusal.model.probe import probe_ids
 from refusal.model.sites import Sites
-from refusal.weights.parameters import StreamParameter, removal_for
+from refusal.weights.edit import WeightEdit
 from refusal.weights.projection import project_weight
 
 TOKENS = 16
@@ -35,30 +35,31 @@ class Agreement:
     it.
     """
 
-    def __init__(self, hf: PreTrainedModel, sites: Sites, direction: Direction) -> None:
-        self.hf, self.unit = hf, direction.vector
-        self.hooks = Ablate(direction).edits(hf, sites)
+    def __init__(self, hf: PreTrainedModel, sites: Sites, ablation: Ablate) -> None:
+        self.hf, self.sites = hf, sites
+        self.hooks = ablation.edits(hf, sites)
+        # once more they can only round what they have done to the weights; but if they do not
+        # repeat, rounding has to be made
+        self.again = self.hooks if ablation.repeats else _rounding(hf, sites)
         self.plain = self.logits()
         with hooked(self.hooks):
             self.ablated = self.logits()
 
-    def check(
-        self, parameters: Sequence[StreamParameter], edited: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def check(self, edit: WeightEdit, edited: Mapping[str, Tensor] | None = None) -> None:
         """Run the edited model, or with ``edited`` in the place of its own parameters, and compare.
 
         Raises:
             UnsupportedModelError: it does something else than the hooks did, and there is no
                 post-norm.
         """
-        if any(parameter.norm is not None for parameter in parameters):
+        if any(parameter.norm is not None for parameter in edit.parameters):
             return
         found = self.logits(edited)
         gap, effect = float((found - self.ablated).norm()), float((found - self.plain).norm())
         if self.hf.dtype in (torch.float32, torch.float64):
             rounding = ROUNDING * float(self.plain.norm())
         else:  # where the weights have lost the direction the hooks can only round once more
-            with hooked(self.hooks):
+            with hooked(self.again):
                 rounding = HALF_ROUNDING * float((self.logits(edited) - found).norm())
         if not gap <= LIMIT * effect + rounding:
             raise UnsupportedModelError(
@@ -68,14 +69,13 @@ class Agreement:
                 "of them, so the weights are not exported. Measure with hooks: use Ablate."
             )
 
-    def edited(self, parameters: Sequence[StreamParameter]) -> dict[str, Tensor]:
+    def edited(self, edit: WeightEdit) -> dict[str, Tensor]:
         """Edited copies of the parameters, by name."""
-        hf, found = self.hf, {}
-        for parameter in parameters:
-            weight = hf.get_parameter(parameter.name).detach()
-            found[parameter.name] = project_weight(
-                weight, parameter.axis, removal_for(hf, parameter, self.unit)
-            )
+        found = {}
+        for parameter in edit.parameters:
+            weight = self.hf.get_parameter(parameter.name).detach()
+            removal = edit.removals[parameter.name]
+            found[parameter.name] = project_weight(weight, parameter.axis, removal)
         return found
 
     def logits(
@@ -97,13 +97,24 @@ class Agreement:
         return logits - logits.mean(-1, keepdim=True)
 
 
-def check_unedited(
-    hf: PreTrainedModel, sites: Sites, direction: Direction, parameters: Sequence[StreamParameter]
-) -> None:
-    """Compare the hooks with copies of ``parameters`` that are edited and swapped in for a pass.
+def check_unedited(hf: PreTrainedModel, sites: Sites, edit: WeightEdit) -> None:
+    """Compare the hooks with copies of the parameters that are edited and swapped in for a pass.
 
     Raises:
         UnsupportedModelError: as ``Agreement.check``.
     """
-    agreement = Agreement(hf, sites, direction)
-    agreement.check(parameters, agreement.edited(parameters))
+    agreement = Agreement(hf, sites, edit.ablation)
+    agreement.check(edit, agreement.edited(edit))
+
+
+def _rounding(hf: PreTrainedModel, sites: Sites) -> list[Edit]:
+    """All that is written to the stream, moved by as much as rounding it once more may: each number
+    by a share drawn uniformly within the dtype's precision.
+    """
+    precision, random = torch.finfo(hf.dtype).eps, torch.Generator().manual_seed(0)
+
+    def move(x: Tensor) -> Tensor:
+        draws = torch.rand(x.shape, generator=random) - 0.5
+        return (x.float() * (1 + precision * draws.to(x.device))).to(x.dtype)
+
+    return edits_everywhere(hf, sites, lambda place: move)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from refusal.interventions.stream import Place
 from refusal.weights.parameters import StreamParameter
 
 
@@ -19,12 +20,13 @@ class Target:
 
 @dataclass(frozen=True)
 class TensorEdit:
-    """Project on dimension ``axis``; behind ``norm``, the direction that this module's input has to
-    lose.
+    """Project on dimension ``axis`` what is written at ``place``; behind ``norm``, the direction
+    that this module's input has to lose.
     """
 
     axis: int
     norm: str | None
+    place: Place
 
 
 @dataclass(frozen=True)

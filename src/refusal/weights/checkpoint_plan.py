@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -23,21 +23,29 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
-from refusal.core.direction import Direction
 from refusal.core.errors import ModelLoadError, QuantisedModelError, UnsupportedModelError
+from refusal.interventions.ablate_add import Ablate
+from refusal.interventions.stream import Place
 from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import load_message
 from refusal.weights.checkpoint import Checkpoint
 from refusal.weights.checkpoint_edits import Plan, Target, TensorCopy, TensorEdit
-from refusal.weights.orthogonalise import check_direction
+from refusal.weights.edit import check_direction, check_something, place_of
 from refusal.weights.parameters import StreamParameter
 from refusal.weights.projection import project_weight
-from refusal.weights.proxy_model import MEND, ProxyModel, build_proxy, carry_over, skeleton
+from refusal.weights.proxy_model import (
+    MEND,
+    ProxyModel,
+    build_proxy,
+    carry_over,
+    skeleton,
+    whole_writers,
+)
 
 
 def make_plan(
     checkpoint: Checkpoint,
-    direction: Direction | None,
+    ablation: Ablate | None,
     name: str,
     blocks: str | None = None,
     writers: Sequence[str] | None = None,
@@ -55,8 +63,13 @@ def make_plan(
     proxy = build_proxy(config, whole, blocks, writers)
     parameters = {parameter.name: parameter for parameter in carry_over(proxy, whole)}
     width = _width(whole, parameters)
-    if direction is not None:
-        check_direction(direction, name, width)
+    blocks_of, writers_of = whole_writers(proxy, whole)
+    places = dict.fromkeys(parameters, Place(None, None, len(blocks_of)))
+    if ablation is not None:
+        check_direction(ablation, name, width)
+        places = {key: place_of(p, blocks_of, writers_of) for key, p in parameters.items()}
+        parameters = {key: p for key, p in parameters.items() if _acts(ablation, places[key])}
+        check_something(tuple(parameters.values()))
     targets, unclaimed = find_targets(whole, checkpoint)
     try:
         axes = _converted_axes(proxy)
@@ -81,10 +94,10 @@ def make_plan(
                 f"{source} has the shape {entries[source].shape}, where dimension {axis} should "
                 f"be {width}. {MEND}"
             )
-        edits[source] = TensorEdit(axis, parameter.norm)
+        edits[source] = TensorEdit(axis, parameter.norm, places[parameter.name])
     _check_complete(whole, checkpoint, targets, set(parameters))
     _check_nothing_missing(whole, targets)
-    untied = _head_is_tied(whole)
+    untied = _head_is_tied(whole) and whole.get_input_embeddings() in _holders(whole, parameters)
     copies = _copies(whole, targets) if untied else ()
     return Plan(
         whole,
@@ -208,6 +221,17 @@ def _is_projection(before: Tensor, after: Tensor, axis: int, unit: Tensor) -> bo
     return torch.allclose(
         project_weight(before.contiguous(), axis, unit), after, atol=1e-6, rtol=1e-4
     )
+
+
+def _acts(ablation: Ablate, place: Place) -> bool:
+    """Whether an ablation changes what is written at a place."""
+    rows, strength = ablation.taken_at(place)
+    return bool(strength) and bool(rows.any())
+
+
+def _holders(whole: PreTrainedModel, parameters: dict[str, StreamParameter]) -> set[nn.Module]:
+    """The modules that hold the parameters."""
+    return {whole.get_submodule(name.rpartition(".")[0]) for name in parameters}
 
 
 def _width(whole: PreTrainedModel, parameters: dict[str, StreamParameter]) -> int:

@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refusal.config.exports import NormRule
 from refusal.config.options import ModelOptions
 from refusal.core.direction import Direction
 from refusal.core.errors import ExportError
 from refusal.core.progress import Advance, task
 from refusal.core.storage import check_free, copy_file, remove, write_blocks, write_json, write_text
+from refusal.interventions.ablate_add import Ablate
+from refusal.interventions.stream import Place
 from refusal.weights.checkpoint import (
     INDEX,
     Checkpoint,
@@ -38,14 +41,15 @@ from refusal.weights.checkpoint import (
 )
 from refusal.weights.checkpoint_edits import Plan, TensorEdit
 from refusal.weights.checkpoint_plan import load_norm, make_plan
+from refusal.weights.edit import as_ablation
 from refusal.weights.norms import before_norm
 from refusal.weights.orthogonalise import OrthogonalisationReport
-from refusal.weights.projection import Removal, project_weight
+from refusal.weights.projection import Removal, check_kept, project_weight, share_read
 from refusal.weights.save import SLACK, Exported, model_card, what_was_done
 from refusal.weights.verify import Meant, check_loading, check_shard, deleted_if_wrong
 
 JOURNAL = ".refusal-export.json"
-FORMAT = 1
+FORMAT = 2
 MEGABYTE = 2**20
 
 
@@ -85,11 +89,11 @@ AS_FOUND = ModelOptions()
 
 def stream_model(
     source: Path,
-    direction: Direction,
+    direction: Direction | Ablate,
     out: Path,
     *,
     name: str = "",
-    preserve_norm: bool = False,
+    norm: NormRule | None = None,
     options: ModelOptions = AS_FOUND,
 ) -> Streamed:
     """Write ``source``'s checkpoint, orthogonalised against the direction, into the folder ``out``.
@@ -100,10 +104,10 @@ def stream_model(
 
     Args:
         source: a folder with ``config.json`` and safetensors.
-        direction: what is projected out.
+        direction: what is projected out, or an ablation of any form.
         out: a new or empty folder, or one that the same call has begun to fill.
         name: what the model is called; default: ``source``.
-        preserve_norm: see ``orthogonalise``.
+        norm: whose norms are kept, see ``orthogonalise``.
         options: of them ``revision``, and ``blocks`` and ``writers`` where they are not found.
 
     Raises:
@@ -116,12 +120,13 @@ def stream_model(
     """
     name = name or str(source)
     checkpoint = open_checkpoint(source)
-    job = _job(checkpoint, direction, preserve_norm)
+    ablation = as_ablation(direction)
+    job = _job(checkpoint, ablation, norm)
     _check_folder(checkpoint, out, job)
     start = time.perf_counter()
     with task("work out the edit", total=0, unit=""):
-        plan = make_plan(checkpoint, direction, name, options.blocks, options.writers or None)
-        removals = _removals(checkpoint, plan, direction)
+        plan = make_plan(checkpoint, ablation, name, options.blocks, options.writers or None)
+        removals = _removals(checkpoint, plan, ablation)
     for left in out.glob(".*.safetensors.*"):  # temporary files of a process that was killed
         remove(left)
     planning_seconds = time.perf_counter() - start
@@ -139,14 +144,9 @@ def stream_model(
                 tensors = outputs[shard.path.name]
                 write_blocks(
                     out / shard.path.name,
-                    _blocks(shard, tensors, removals, preserve_norm, _counted(advance)),
+                    _blocks(shard, tensors, removals, norm, _counted(advance)),
                 )
-    report = OrthogonalisationReport(
-        parameters=tuple(parameter.name for parameter in plan.parameters),
-        behind_norm=sum(parameter.norm is not None for parameter in plan.parameters),
-        untied=plan.untied,
-        preserve_norm=preserve_norm,
-    )
+    read = [0.0, 0.0]
     with (
         deleted_if_wrong(out),
         task("read what was written", total=len(checkpoint.shards), unit="files") as advance,
@@ -154,11 +154,18 @@ def stream_model(
         for shard in checkpoint.shards:
             check_shard(
                 out / shard.path.name,
-                _meant(shard, outputs[shard.path.name], removals, preserve_norm),
+                _meant(shard, outputs[shard.path.name], removals, norm, read),
             )
             advance(1)
+        report = OrthogonalisationReport(
+            parameters=tuple(parameter.name for parameter in plan.parameters),
+            behind_norm=sum(parameter.norm is not None for parameter in plan.parameters),
+            untied=plan.untied,
+            norm=norm,
+            left=(read[1] / read[0]) ** 0.5 if read[0] else 0.0,
+        )
         _write_rest(
-            checkpoint, plan, outputs, what_was_done(name, options.revision, direction, report), out
+            checkpoint, plan, outputs, what_was_done(name, options.revision, ablation, report), out
         )
         check_loading(out, type(plan.model).__name__)
     remove(out / JOURNAL)
@@ -175,16 +182,25 @@ def stream_model(
     )
 
 
-def _removals(
-    checkpoint: Checkpoint, plan: Plan, direction: Direction
-) -> dict[str | None, Removal]:
-    """What to take out, by the name of the norm between a tensor and the stream (``None`` without
-    one).
+Removals = dict[tuple[Place, str | None], Removal]
+
+
+def _removals(checkpoint: Checkpoint, plan: Plan, ablation: Ablate) -> Removals:
+    """What to take out, by place and by the name of the norm between a tensor and the stream
+    (``None`` without one).
     """
-    unit = direction.vector.float().cpu()
-    found: dict[str | None, Removal] = {None: Removal.of(unit)}
-    for norm in plan.norms:
-        found[norm] = before_norm(load_norm(plan, norm, checkpoint), unit)
+    norms = {norm: load_norm(plan, norm, checkpoint) for norm in plan.norms}
+    found: Removals = {}
+    for edit in plan.edits.values():
+        key = (edit.place, edit.norm)
+        if key not in found:
+            rows, strength = ablation.taken_at(edit.place)
+            rows = rows.float().cpu()
+            found[key] = (
+                Removal.of(rows, strength)
+                if edit.norm is None
+                else before_norm(norms[edit.norm], rows, strength)
+            )
     return found
 
 
@@ -205,8 +221,8 @@ def _outputs(shard: Shard, plan: Plan) -> list[_Output]:
 def _blocks(
     shard: Shard,
     outputs: list[_Output],
-    removals: dict[str | None, Removal],
-    preserve_norm: bool,
+    removals: Removals,
+    norm: NormRule | None,
     advance: Advance,
 ) -> Iterator[bytes | memoryview]:
     """The content of a new shard, piece by piece."""
@@ -219,33 +235,53 @@ def _blocks(
                     yield piece
                     advance(len(piece))
             else:
-                removal = removals[output.edit.norm]
-                yield as_bytes(
-                    _edited(file, output.entry, output.edit.axis, removal, preserve_norm)
-                )
+                removal = removals[output.edit.place, output.edit.norm]
+                yield as_bytes(_edited(file, output.entry, output.edit.axis, removal, norm))
                 advance(output.entry.nbytes)
 
 
 def _meant(
-    shard: Shard, outputs: list[_Output], removals: dict[str | None, Removal], preserve_norm: bool
+    shard: Shard,
+    outputs: list[_Output],
+    removals: Removals,
+    norm: NormRule | None,
+    read: list[float],
 ) -> Iterator[Meant]:
-    """What a new shard should hold, tensor by tensor, from the old one."""
+    """What a new shard should hold, tensor by tensor, from the old one. ``read`` grows by squares
+    of what the directions read in each edited tensor before and after.
+    """
     with shard.path.open("rb") as file:
         for output in outputs:
             if output.edit is None:
                 yield Meant(output.entry, output.name, read_pieces(file, output.entry))
             else:
-                axis, removal = output.edit.axis, removals[output.edit.norm]
-                edited = _edited(file, output.entry, axis, removal, preserve_norm)
-                yield Meant(output.entry, output.name, edited=edited, axis=axis, removal=removal)
+                axis, removal = output.edit.axis, removals[output.edit.place, output.edit.norm]
+                yield Meant(
+                    output.entry,
+                    output.name,
+                    edited=_edited(file, output.entry, axis, removal, norm, read),
+                    axis=axis,
+                    removal=removal,
+                    norm=norm,
+                )
 
 
 @torch.no_grad()
 def _edited(
-    file: BufferedReader, entry: Entry, axis: int, removal: Removal, preserve_norm: bool
+    file: BufferedReader,
+    entry: Entry,
+    axis: int,
+    removal: Removal,
+    norm: NormRule | None,
+    read: list[float] | None = None,
 ) -> Tensor:
     """An edited tensor; the original is gone when this returns."""
-    return project_weight(read_tensor(file, entry), axis, removal, preserve_norm)
+    old = read_tensor(file, entry)
+    new = project_weight(old, axis, removal, norm)
+    check_kept(entry.name, old, new, axis, removal, norm)
+    if read is not None:
+        read[:] = [a + b for a, b in zip(read, share_read(old, new, axis, removal), strict=True)]
+    return new
 
 
 def _write_rest(
@@ -278,16 +314,19 @@ def _write_rest(
     write_json(out / "config.json", {**config, "refusal": note})
 
 
-def _job(checkpoint: Checkpoint, direction: Direction, preserve_norm: bool) -> str:
-    """One hash over the direction and over which files they are that are edited: names, sizes,
+def _job(checkpoint: Checkpoint, ablation: Ablate, norm: NormRule | None) -> str:
+    """One hash over the ablation and over which files they are that are edited: names, sizes,
     times, headers.
     """
     files = [checkpoint.folder / "config.json", *(shard.path for shard in checkpoint.shards)]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     digest = hashlib.sha256(
-        json.dumps([FORMAT, str(checkpoint.folder.resolve()), stats, preserve_norm]).encode()
+        json.dumps([FORMAT, str(checkpoint.folder.resolve()), stats, norm]).encode()
     )
-    digest.update(direction.vector.float().cpu().numpy().tobytes())
+    digest.update(repr((ablation.alpha, ablation.kernel, ablation.per_layer)).encode())
+    for tensor in (ablation.direction.rows, ablation.direction.by_layer):
+        if tensor is not None:
+            digest.update(tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

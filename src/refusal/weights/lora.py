@@ -1,10 +1,10 @@
-"""The edit as a LoRA adapter: it is rank one per matrix, so an adapter of rank one holds it
-exactly.
+"""The edit as a LoRA adapter: it is of the rank of what is projected out, one as a rule, so an
+adapter of that rank holds it exactly.
 
-``W' = W - u u^T W = W + B A`` with ``B = -u`` and ``A = u^T W`` (behind a post-norm the two ``u``
-differ). What is written is PEFT's own format: Linear, Conv1D and embedding layers as target
-modules, fused experts as target parameters. LoRA has no edit of a bias, but an adapter may carry
-biases whole (``bias="all"``): those that are edited are in it.
+``W' = W - alpha Q^T Q W = W + B A`` with ``B = -alpha Q^T`` and ``A = Q W`` (behind a post-norm the
+two ``Q`` differ). What is written is PEFT's own format: Linear, Conv1D and embedding layers as
+target modules, fused experts as target parameters. LoRA has no edit of a bias, but an adapter may
+carry biases whole (``bias="all"``): those that are edited are in it.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from refusal.core.direction import Direction
 from refusal.core.errors import ExportError
-from refusal.weights.parameters import StreamParameter, removal_for
-from refusal.weights.projection import component, project_weight
+from refusal.weights.edit import WeightEdit
+from refusal.weights.parameters import StreamParameter
+from refusal.weights.projection import Removal, component, project_weight
 
 # Of peft 0.21, where loading such an adapter ends in an error.
 PEFT_REFUSES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
@@ -37,8 +37,7 @@ class Adapter:
 
 def adapter_of(
     model: PreTrainedModel,
-    parameters: Sequence[StreamParameter],
-    direction: Direction,
+    edit: WeightEdit,
     name: str,
     revision: str | None,
 ) -> Adapter:
@@ -46,14 +45,14 @@ def adapter_of(
 
     Args:
         model: as it was loaded.
-        parameters: what writes to the stream.
-        direction: what is projected out.
+        edit: what is taken out of which parameter.
         name: hub id or folder of the model, for the adapter's configuration.
         revision: its revision.
 
     Raises:
         ExportError: a parameter that PEFT has no layer for.
     """
+    parameters, rank = edit.parameters, edit.ablation.rank
     _refuse_state_space(model, parameters)
     adapter = Adapter({})
     modules, targets, conv = [], [], False
@@ -68,7 +67,8 @@ def adapter_of(
             model.get_submodule(owner_name),
             model.get_parameter(parameter.name).detach(),
         )
-        removal = removal_for(model, parameter, direction.vector)
+        removal = edit.removals[parameter.name]
+        up = -removal.strength * removal.write.T
         key = PREFIX + owner_name
         if leaf == "weight" and isinstance(owner, (nn.Linear, Conv1D)) and not fused:
             if (parameter.axis == 0) != isinstance(owner, nn.Linear):
@@ -78,16 +78,16 @@ def adapter_of(
                 )
             along = component(weight, parameter.axis, removal)
             adapter.tensors |= {
-                f"{key}.lora_A.weight": along[None],
-                f"{key}.lora_B.weight": -removal.write[:, None],
+                f"{key}.lora_A.weight": along,
+                f"{key}.lora_B.weight": up,
             }
             modules.append(owner_name)
             conv |= isinstance(owner, Conv1D)
         elif leaf == "weight" and isinstance(owner, nn.Embedding) and _looks_up_plainly(owner):
             along = component(weight, 1, removal)
             adapter.tensors |= {
-                f"{key}.lora_embedding_A": along[None],
-                f"{key}.lora_embedding_B": -removal.write[:, None],
+                f"{key}.lora_embedding_A": along,
+                f"{key}.lora_embedding_B": up,
             }
             modules.append(owner_name)
         elif weight.dim() == 1 and leaf == "bias":
@@ -101,7 +101,7 @@ def adapter_of(
                 "to the stream, and a LoRA adapter has no layer for it. Export the whole model "
                 "instead: --as model."
             )
-    _add_targets(adapter, model, targets, direction)
+    _add_targets(adapter, model, targets, edit)
     if biases:
         wrapped = {*modules, *(p.name.rpartition(".")[0] for p in targets)}
         adapter.tensors = {_bias_key(k, wrapped): v for k, v in adapter.tensors.items()}
@@ -112,8 +112,8 @@ def adapter_of(
         "base_model_name_or_path": name,
         "revision": revision,
         "inference_mode": True,
-        "r": 1,
-        "lora_alpha": 1,
+        "r": rank,
+        "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "all" if biases else "none",
         "fan_in_fan_out": conv,
@@ -139,7 +139,7 @@ def _add_targets(
     adapter: Adapter,
     model: PreTrainedModel,
     targets: Sequence[StreamParameter],
-    direction: Direction,
+    edit: WeightEdit,
 ) -> None:
     """Parameters that no layer type covers. PEFT nests their wrappers: the one wrapped first is the
     innermost.
@@ -153,27 +153,24 @@ def _add_targets(
         group.sort(key=lambda p: held.index(p.name.rpartition(".")[2]))
         for depth, parameter in enumerate(group):
             key = PREFIX + owner_name + ".base_layer" * (len(group) - 1 - depth)
-            down, up = _target_factors(model, parameter, direction)
+            down, up = _target_factors(model, parameter, edit.removals[parameter.name])
             adapter.tensors |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
 
 
 def _target_factors(
-    model: PreTrainedModel, parameter: StreamParameter, direction: Direction
-) -> tuple[Float[Tensor, "expert inner"], Float[Tensor, "out expert"]]:
-    """``A`` and ``B`` of a bare parameter, with one rank per expert.
+    model: PreTrainedModel, parameter: StreamParameter, removal: Removal
+) -> tuple[Float[Tensor, "ranks inner"], Float[Tensor, "out ranks"]]:
+    """``A`` and ``B`` of a bare parameter, with the removal's rank for each expert: in ``A`` the
+    ranks of an expert lie together, in ``B`` the experts of a rank.
 
     PEFT reads a three-dimensional parameter as ``[expert, out, in]``, or ``[expert, in, out]`` if
     its module says ``is_transposed``, and a two-dimensional one as ``[out, in]``.
     """
     weight = model.get_parameter(parameter.name).detach()
-    removal = removal_for(model, parameter, direction.vector)
-    along, write = component(weight, parameter.axis, removal), removal.write
+    along = component(weight, parameter.axis, removal)
+    up = -removal.strength * removal.write
     if weight.dim() == 2:
-        return (
-            (along[None], -write[:, None])
-            if parameter.axis == 0
-            else (write[None], -along[:, None])
-        )
+        return (along, up.T) if parameter.axis == 0 else (up, along.T)
     if parameter.axis == 0:
         raise ExportError(
             f"{parameter.name} writes to the stream along its first of three dimensions, which "
@@ -184,8 +181,8 @@ def _target_factors(
         getattr(model.get_submodule(parameter.name.rpartition(".")[0]), "is_transposed", False)
     )
     if (parameter.axis == 2) == transposed:  # the stream is what PEFT calls out
-        return along, -write[:, None].expand(-1, n_experts)
-    return write[None].expand(n_experts, -1), -along.T
+        return along.transpose(0, 1).flatten(0, 1), up.T.repeat_interleave(n_experts, dim=1)
+    return up.repeat(n_experts, 1), along.permute(2, 0, 1).flatten(1)
 
 
 def _looks_up_plainly(owner: nn.Embedding) -> bool:

@@ -7,7 +7,6 @@ names than they have; so the one sure thing is to let it load what was written.
 
 import copy
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,11 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from refusal.core.direction import Direction
 from refusal.core.errors import ExportError
 from refusal.model.sites import Sites
 from refusal.weights.agreement import LIMIT, ROUNDING, Agreement
-from refusal.weights.parameters import StreamParameter
+from refusal.weights.edit import WeightEdit
 from refusal.weights.verify import check_tensors, same_bits, wrong
 
 HALF = 0.25  # of the effect, in half precisions: the tensors have been compared bit for bit before
@@ -46,8 +44,7 @@ def check_adapter(
     tensors: dict[str, Tensor],
     hf: PreTrainedModel,
     sites: Sites,
-    direction: Direction,
-    parameters: Sequence[StreamParameter],
+    edit: WeightEdit,
 ) -> None:
     """Load the adapter in ``folder``, which should hold ``tensors``, on the unedited ``hf``, which
     stays as it is.
@@ -80,8 +77,8 @@ def check_adapter(
             f"were written, {odd[0]} first, so it would not do what the edit does. It was deleted. "
             "Export the whole model instead: --as model."
         )
-    agreement = Agreement(hf, sites, direction)
-    edited = agreement.logits(agreement.edited(parameters))
+    agreement = Agreement(hf, sites, edit.ablation)
+    edited = agreement.logits(agreement.edited(edit))
     gap = float((agreement.logits(model=wrapped.get_base_model()) - edited).norm())
     effect, size = float((edited - agreement.plain).norm()), float(agreement.plain.norm())
     exact = hf.dtype in (torch.float32, torch.float64)

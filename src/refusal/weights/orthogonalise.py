@@ -1,9 +1,10 @@
 """Orthogonalisation: the direction projected out of every parameter that writes to the stream, and
 what that is worth.
 
-``W <- W - r_hat r_hat^T W`` is directional ablation baked into the weights (paper section 4.1). How
+``W <- W - r_hat r_hat^T W`` is directional ablation baked into the weights (paper section 4.1); any
+other strength, subspace or kernel over layers is, in the same way, ``W <- W - alpha Q' Q W``. How
 well the two agree is measured on prompts: behind a post-norm they do not quite, because the norm
-rescales what is left.
+rescales what is left, nor where an edit keeps norms.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,16 +16,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from refusal.config.exports import NormRule
 from refusal.core.direction import Direction
-from refusal.core.errors import DirectionError
 from refusal.core.turns import Question
-from refusal.core.valid import check_width
 from refusal.interventions.ablate_add import Ablate
 from refusal.model.chat_model import ChatModel
 from refusal.model.forward import last_logits
 from refusal.weights.agreement import Agreement
-from refusal.weights.parameters import StreamParameter, find_parameters, removal_for
-from refusal.weights.projection import project_weight
+from refusal.weights.edit import WeightEdit, as_ablation, check_direction, edit_of
+from refusal.weights.parameters import StreamParameter, find_parameters
+from refusal.weights.projection import check_kept, project_weight, share_read
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ class OrthogonalisationReport:
             original.
         text_only: whether images or sounds enter the stream too, past the edited weights: the edit
             was found and measured on text.
-        preserve_norm: whether the vectors along the stream's dimension kept their norm.
+        norm: whose norms were kept, see ``project_weight``.
+        left: size of what the directions read in all edited weights, as a share of what they read
+            before: what rounding (and another strength than 1, or ``norm = "row"``) leaves;
+            ``None`` where it was not measured.
         gap: agreement with the hooks; ``None`` if no prompts were given.
     """
 
@@ -63,28 +67,29 @@ class OrthogonalisationReport:
     behind_norm: int
     untied: bool
     text_only: bool = False
-    preserve_norm: bool = False
+    norm: NormRule | None = None
+    left: float | None = None
     gap: OrthogonalisationGap | None = None
 
 
 def orthogonalise(
     model: ChatModel,
-    direction: Direction,
+    direction: Direction | Ablate,
     prompts: Sequence[Question] = (),
     *,
-    preserve_norm: bool = False,
+    norm: NormRule | None = None,
     parameters: Sequence[StreamParameter] | None = None,
 ) -> OrthogonalisationReport:
-    """Project ``direction`` out of the model's weights, for good; see ``orthogonalised`` for a
-    while.
+    """Do an ablation to the model's weights, for good; see ``orthogonalised`` for a while.
 
     Args:
         model: edited in memory, parameter by parameter.
-        direction: found on this model.
+        direction: found on this model and projected out; or an ablation of any form.
         prompts: instructions on which to measure the agreement with the hooks.
-        preserve_norm: keep the norm of what each input writes (an approximation that the hooks do
-            not make).
-        parameters: those to edit, if they have been found already.
+        norm: keep the norm of what each input writes (``column``) or of what is written to each
+            dimension of the stream (``row``, which brings a part of the direction back): see
+            ``project_weight``. The hooks do neither.
+        parameters: all that write to the stream, if they have been found already.
 
     Raises:
         DirectionError: a direction of another width or model, or without a length.
@@ -92,23 +97,21 @@ def orthogonalise(
             model edited all the same, the edit does something else than the hooks.
         QuantisedModelError: the weights are not plain floating-point numbers.
     """
-    parameters = plan(model, direction) if parameters is None else parameters
-    hooked = _hooked_logits(model, direction, prompts)
-    agreement = Agreement(model.hf, model.sites, direction)
-    untied = _edit(model.hf, parameters, direction, preserve_norm, undo=None)
-    if not preserve_norm:  # which the hooks do not
-        agreement.check(parameters)
+    edit = plan(model, direction, parameters)
+    hooked = _hooked_logits(model, edit.ablation, prompts)
+    agreement = Agreement(model.hf, model.sites, edit.ablation)
+    untied, left = _edit(model.hf, edit, norm, undo=None)
+    if norm is None:  # which the hooks do not keep
+        agreement.check(edit)
     gap = None if hooked is None else _compare(hooked, last_logits(model, prompts))
-    return report_of(model, parameters, untied=untied, preserve_norm=preserve_norm, gap=gap)
+    return report_of(model, edit, untied=untied, norm=norm, left=left, gap=gap)
 
 
-def report_of(
-    model: ChatModel, parameters: Sequence[StreamParameter], **rest: Any
-) -> OrthogonalisationReport:
-    """The report of an edit of ``parameters``."""
+def report_of(model: ChatModel, edit: WeightEdit, **rest: Any) -> OrthogonalisationReport:
+    """The report of an edit."""
     return OrthogonalisationReport(
-        parameters=tuple(p.name for p in parameters),
-        behind_norm=sum(p.norm is not None for p in parameters),
+        parameters=tuple(p.name for p in edit.parameters),
+        behind_norm=sum(p.norm is not None for p in edit.parameters),
         text_only=model.hf.config.get_text_config() is not model.hf.config,
         **rest,
     )
@@ -117,21 +120,21 @@ def report_of(
 @contextmanager
 def orthogonalised(
     model: ChatModel,
-    direction: Direction,
+    direction: Direction | Ablate,
     *,
-    preserve_norm: bool = False,
+    norm: NormRule | None = None,
     parameters: Sequence[StreamParameter] | None = None,
 ) -> Iterator[ChatModel]:
-    """The model with ``direction`` projected out of its weights inside the block; afterwards as it
-    was, to the bit.
+    """The model with ``direction`` projected out of its weights (or an ablation of any form done
+    to them) inside the block; afterwards as it was, to the bit.
 
-    The original parameters are kept beside the edited ones. ``parameters`` are those to edit, if
-    they have been found already. Raises as ``orthogonalise`` does.
+    The original parameters are kept beside the edited ones. ``parameters`` are all that write to
+    the stream, if they have been found already. Raises as ``orthogonalise`` does.
     """
-    parameters = plan(model, direction) if parameters is None else parameters
+    edit = plan(model, direction, parameters)
     undo: list[tuple[Any, str, Any]] = []
     try:
-        _edit(model.hf, parameters, direction, preserve_norm, undo)
+        _edit(model.hf, edit, norm, undo)
         yield model
     finally:
         for owner, name, value in reversed(undo):
@@ -140,10 +143,10 @@ def orthogonalised(
 
 def orthogonalisation_gap(
     model: ChatModel,
-    direction: Direction,
+    direction: Direction | Ablate,
     prompts: Sequence[Question],
     *,
-    preserve_norm: bool = False,
+    norm: NormRule | None = None,
     parameters: Sequence[StreamParameter] | None = None,
 ) -> OrthogonalisationGap:
     """Measure the edited weights against ablation by hooks on ``prompts``; the model stays as it
@@ -151,50 +154,34 @@ def orthogonalisation_gap(
 
     Arguments and errors are those of ``orthogonalised``.
     """
-    hooked = _hooked_logits(model, direction, prompts)
+    hooked = _hooked_logits(model, as_ablation(direction), prompts)
     if hooked is None:
         raise ValueError("the gap is measured on at least one prompt")
-    with orthogonalised(model, direction, preserve_norm=preserve_norm, parameters=parameters):
+    with orthogonalised(model, direction, norm=norm, parameters=parameters):
         return _compare(hooked, last_logits(model, prompts))
 
 
-def plan(model: ChatModel, direction: Direction) -> tuple[StreamParameter, ...]:
-    """The parameters to edit, after checking that the direction fits the model. Raises as
-    ``orthogonalise`` does.
+def plan(
+    model: ChatModel,
+    direction: Direction | Ablate,
+    parameters: Sequence[StreamParameter] | None = None,
+) -> WeightEdit:
+    """What is taken out of which parameter, after checking that the direction fits the model.
+    Raises as ``orthogonalise`` does.
     """
     check_direction(direction, model.name, model.sites.d_model)
-    return find_parameters(model.hf, model.sites)
-
-
-def check_direction(direction: Direction, name: str, d_model: int) -> None:
-    """Make sure that a direction is of unit length and fits the model called ``name``.
-
-    Raises:
-        DirectionError: it does not.
-    """
-    if direction.model and direction.model != name:
-        raise DirectionError(
-            f"The direction was found on {direction.model}, not on {name}. Give a direction of "
-            "this model; if it is the same model under another name, set the direction's `model` "
-            "to this name."
-        )
-    check_width(direction.vector, d_model)
-    if not abs(float(direction.vector.float().norm()) - 1) < 1e-3:
-        raise DirectionError(
-            f"The direction has length {float(direction.vector.float().norm()):.3g}, not 1. "
-            "Divide it by its norm."
-        )
+    found = find_parameters(model.hf, model.sites) if parameters is None else parameters
+    return edit_of(model.hf, model.sites, found, direction)
 
 
 def _edit(
     hf: PreTrainedModel,
-    parameters: Sequence[StreamParameter],
-    direction: Direction,
-    preserve_norm: bool,
+    edit: WeightEdit,
+    norm: NormRule | None,
     undo: list[tuple[Any, str, Any]] | None,
-) -> bool:
+) -> tuple[bool, float]:
     """Replace every parameter; what was replaced goes to ``undo``. Returns whether an output head
-    was untied.
+    was untied, and which share of what the directions read is left.
 
     Parameters are replaced, not written to: what else holds the original (a tied output head) keeps
     it.
@@ -206,11 +193,14 @@ def _edit(
         setattr(owner, name, value)
 
     head = hf.get_output_embeddings()
-    untied = False
-    for parameter in parameters:
+    untied, before, after = False, 0.0, 0.0
+    for parameter in edit.parameters:
         old = hf.get_parameter(parameter.name)
-        removal = removal_for(hf, parameter, direction.vector)
-        edited = project_weight(old.detach(), parameter.axis, removal, preserve_norm)
+        removal = edit.removals[parameter.name]
+        edited = project_weight(old.detach(), parameter.axis, removal, norm)
+        check_kept(parameter.name, old.detach(), edited, parameter.axis, removal, norm)
+        had, has = share_read(old.detach(), edited, parameter.axis, removal)
+        before, after = before + had, after + has
         new = nn.Parameter(edited, requires_grad=old.requires_grad)
         for owner in hf.modules():
             for name in [name for name, held in owner._parameters.items() if held is old]:
@@ -225,7 +215,7 @@ def _edit(
             if getattr(config, "tie_word_embeddings", False):
                 put(config, "tie_word_embeddings", False)
         put(hf, "all_tied_weights_keys", hf.get_expanded_tied_weights_keys(all_submodels=True))
-    return untied
+    return untied, (after / before) ** 0.5 if before else 0.0
 
 
 def _separate(hf: PreTrainedModel) -> None:
@@ -246,11 +236,11 @@ def _separate(hf: PreTrainedModel) -> None:
 
 
 def _hooked_logits(
-    model: ChatModel, direction: Direction, prompts: Sequence[Question]
+    model: ChatModel, ablation: Ablate, prompts: Sequence[Question]
 ) -> Float[Tensor, "prompt vocab"] | None:
     if not prompts:
         return None
-    with model.apply(Ablate(direction)):
+    with model.apply(ablation):
         return last_logits(model, prompts)
 
 

@@ -158,15 +158,18 @@ def quantisation(model: PreTrainedModel) -> str | None:
 
 
 def removal_for(
-    model: PreTrainedModel, parameter: StreamParameter, unit: Float[Tensor, "d_model"]
+    model: PreTrainedModel,
+    parameter: StreamParameter,
+    rows: Float[Tensor, "rank d_model"],
+    strength: float = 1.0,
 ) -> Removal:
-    """What to take out of ``parameter`` for the stream to lose ``unit``, on the parameter's
-    device.
+    """What to take out of ``parameter`` for the stream to lose a share ``strength`` of orthonormal
+    ``rows``, on the parameter's device.
     """
     removal = (
-        Removal.of(unit)
+        Removal.of(rows, strength)
         if parameter.norm is None
-        else before_norm(model.get_submodule(parameter.norm), unit)
+        else before_norm(model.get_submodule(parameter.norm), rows, strength)
     )
     return removal.to(model.get_parameter(parameter.name).device)
 
@@ -198,7 +201,8 @@ def _writing(
 def _projected(probe: Probe, parameter: StreamParameter) -> Tensor:
     """A copy of the parameter without ``unit``."""
     weight = probe.model.get_parameter(parameter.name).detach()
-    return project_weight(weight, parameter.axis, removal_for(probe.model, parameter, probe.unit))
+    removal = removal_for(probe.model, parameter, probe.unit[None])
+    return project_weight(weight, parameter.axis, removal)
 
 
 def _check_complete(model: PreTrainedModel, parameters: Iterable[StreamParameter]) -> None:

@@ -27,6 +27,7 @@ from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import auto_class
 from refusal.model.sites import Sites, find_sites
 from refusal.weights.agreement import check_unedited
+from refusal.weights.edit import edit_of
 from refusal.weights.parameters import StreamParameter, find_parameters
 
 log = logging.getLogger(__name__)
@@ -152,6 +153,23 @@ def carry_over(proxy: ProxyModel, whole: PreTrainedModel) -> tuple[StreamParamet
     return tuple(found)
 
 
+def whole_writers(
+    proxy: ProxyModel, whole: PreTrainedModel
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """The blocks of the whole model and the writers of each, as the proxy's block of its kind has
+    them.
+    """
+    path = proxy.sites.blocks[0].rpartition(".")[0]
+    blocks, writers = [], []
+    first: dict[Kind, int] = {}
+    for index, block in enumerate(whole.get_submodule(path).children()):
+        like = first.setdefault(_kind(block), index)
+        blocks.append(f"{path}.{index}")
+        names = [_within(name, proxy.sites.blocks[like]) for name in proxy.sites.writers[like]]
+        writers.append(tuple(f"{path}.{index}.{name}" for name in names))
+    return tuple(blocks), tuple(writers)
+
+
 class _Pattern:
     """What was measured on one block of the proxy, with names relative to the block."""
 
@@ -199,7 +217,8 @@ def _measured(
     sites = find_sites(model, blocks, writers)
     parameters = find_parameters(model, sites)
     noise = torch.randn(sites.d_model, generator=torch.Generator().manual_seed(0))
-    check_unedited(model, sites, Direction(noise / noise.norm(), 1.0, -1, 0), parameters)
+    direction = Direction(noise / noise.norm(), 1.0, -1, 0)
+    check_unedited(model, sites, edit_of(model, sites, parameters, direction))
     return ProxyModel(model, sites, parameters)
 
 

@@ -6,7 +6,7 @@ in its config.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -15,11 +15,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from transformers.utils.hub import cached_file
 
+from refusal.config.exports import NormRule
 from refusal.core.direction import Direction
 from refusal.core.errors import ExportError
 from refusal.core.progress import task
 from refusal.core.storage import check_room, new_folder, write_json, write_tensors, write_text
 from refusal.core.turns import Question
+from refusal.interventions.ablate_add import Ablate
 from refusal.model.chat_model import ChatModel
 from refusal.model.loading_bars import bars_as_tasks
 from refusal.weights.agreement import check_unedited
@@ -32,6 +34,7 @@ from refusal.weights.orthogonalise import (
     plan,
     report_of,
 )
+from refusal.weights.parameters import find_parameters
 from refusal.weights.verify import check_direction_file, check_model
 
 SLACK = 64 * 2**20  # tokenizer, configs, headers
@@ -54,20 +57,20 @@ class Exported:
 
 def export_model(
     model: ChatModel,
-    direction: Direction,
+    direction: Direction | Ablate,
     out: str | Path,
     prompts: Sequence[Question] = (),
     *,
-    preserve_norm: bool = False,
+    norm: NormRule | None = None,
 ) -> Exported:
     """Orthogonalise ``model`` in memory, for good, and write a folder that transformers loads.
 
     Args:
         model: edited in place.
-        direction: what is projected out.
+        direction: what is projected out, or an ablation of any form.
         out: a new or empty folder.
         prompts: instructions on which the agreement with the hooks is measured, for the model card.
-        preserve_norm: see ``orthogonalise``.
+        norm: whose norms are kept, see ``orthogonalise``.
 
     Raises:
         ExportError: ``out`` is not empty, or what was written does not load as what was meant.
@@ -80,11 +83,10 @@ def export_model(
     head = hf.get_output_embeddings().weight  # tied ones part
     needed = sum(tensors.values()) + head.numel() * head.element_size() + SLACK
     check_room(out, needed)  # before the work
-    parameters = plan(model, direction)
-    report = orthogonalise(
-        model, direction, prompts, preserve_norm=preserve_norm, parameters=parameters
-    )
-    note = what_was_done(model.name, model_revision(model), direction, report)
+    parameters = find_parameters(model.hf, model.sites)
+    edit = plan(model, direction, parameters)  # behind a norm of the unedited model
+    report = orthogonalise(model, direction, prompts, norm=norm, parameters=parameters)
+    note = what_was_done(model.name, model_revision(model), edit.ablation, report)
     with (
         new_folder(out, needed) as folder,
         bars_as_tasks(),
@@ -98,12 +100,15 @@ def export_model(
         model.tokenizer.save_pretrained(folder)
         _copy_processor(model, folder)
         write_text(folder / "README.md", model_card("model", note))
-        check_model(folder, hf, parameters, direction)
+        check_model(folder, hf, edit, norm)
     return Exported("model", out, report)
 
 
 def export_lora(
-    model: ChatModel, direction: Direction, out: str | Path, prompts: Sequence[Question] = ()
+    model: ChatModel,
+    direction: Direction | Ablate,
+    out: str | Path,
+    prompts: Sequence[Question] = (),
 ) -> Exported:
     """Write the orthogonalisation as a PEFT adapter for the unedited model, which stays as it is.
 
@@ -116,22 +121,25 @@ def export_lora(
     out = Path(out)
     check_room(out, SLACK)
     require_peft()
-    parameters = plan(model, direction)
-    adapter = adapter_of(model.hf, parameters, direction, model.name, model.revision)
-    check_unedited(model.hf, model.sites, direction, parameters)
+    parameters = find_parameters(model.hf, model.sites)
+    edit = plan(model, direction, parameters)
+    adapter = adapter_of(model.hf, edit, model.name, model.revision)
+    check_unedited(model.hf, model.sites, edit)
     gap = (
         orthogonalisation_gap(model, direction, prompts, parameters=parameters) if prompts else None
     )
-    report = report_of(model, parameters, untied=False, gap=gap)
+    report = report_of(model, edit, untied=False, gap=gap)
     needed = sum(t.numel() * t.element_size() for t in adapter.tensors.values()) + SLACK
     with new_folder(out, needed) as folder:
         write_json(folder / "adapter_config.json", adapter.config)
         write_tensors(folder / "adapter_model.safetensors", adapter.tensors, {"format": "pt"})
         write_text(
             folder / "README.md",
-            model_card("lora", what_was_done(model.name, model_revision(model), direction, report)),
+            model_card(
+                "lora", what_was_done(model.name, model_revision(model), edit.ablation, report)
+            ),
         )
-        check_adapter(folder, adapter.tensors, model.hf, model.sites, direction, parameters)
+        check_adapter(folder, adapter.tensors, model.hf, model.sites, edit)
     return Exported("lora", out, report)
 
 
@@ -158,18 +166,24 @@ def model_revision(model: ChatModel) -> str | None:
 
 
 def what_was_done(
-    name: str, revision: str | None, direction: Direction, report: OrthogonalisationReport
+    name: str, revision: str | None, ablation: Ablate, report: OrthogonalisationReport
 ) -> dict[str, Any]:
     """The edit of the model called ``name`` as plain values, for a config and a model card."""
-    gap = report.gap
+    gap, direction = report.gap, ablation.direction
     path = Path(name)
     return {
         "method": "orthogonalisation",
-        "norm_preserving": report.preserve_norm,
+        "strength": ablation.alpha,
+        "rank": ablation.rank,
+        "kernel": None if ablation.kernel is None else asdict(ablation.kernel),
+        "per_layer": ablation.per_layer,
+        "norms_kept": report.norm,
+        "left_of_direction": None if report.left is None else float(f"{report.left:.3g}"),
         "base_model": path.name if path.exists() else name,  # a path says nothing elsewhere
         "base_revision": revision,
         "position": direction.position,
         "layer": direction.layer,
+        "rows": [list(place) for place in direction.places],
         "norm": direction.norm,
         "qualified": direction.qualified,
         "edited_parameters": len(report.parameters),

@@ -8,7 +8,7 @@ and the caller takes the files away.
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 from transformers.utils import logging as transformers_logging
 
+from refusal.config.exports import NormRule
 from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError, ExportError, ModelLoadError, UnsupportedModelError
 from refusal.core.storage import remove
@@ -35,7 +36,7 @@ from refusal.weights.checkpoint import (
     read_tensor,
 )
 from refusal.weights.checkpoint_plan import find_targets
-from refusal.weights.parameters import StreamParameter, removal_for
+from refusal.weights.edit import WeightEdit
 from refusal.weights.projection import Removal, left_over
 
 VECTORS = ("vector", "harmless_mean", "basis", "by_layer")  # of a direction
@@ -54,13 +55,14 @@ class Meant:
     edited: Tensor | None = None
     axis: int = 0
     removal: Removal | None = None
+    norm: NormRule | None = None
 
 
 def check_model(
     folder: Path,
     model: PreTrainedModel,
-    parameters: Sequence[StreamParameter],
-    direction: Direction,
+    edit: WeightEdit,
+    norm: NormRule | None = None,
 ) -> None:
     """Compare a written folder with the edited ``model`` in memory, tensor by tensor.
 
@@ -73,15 +75,13 @@ def check_model(
         checkpoint = open_checkpoint(folder)
         found = _as_loaded(model, checkpoint)
         state = model.state_dict()
-        edited = {parameter.name: parameter for parameter in parameters}
+        edited = {parameter.name: parameter for parameter in edit.parameters}
         seen: set[int] = set()
         for name, tensor in found:
             if name not in state or not same_bits(tensor, state[name]):
                 raise wrong(f"{name} is not what it is in memory")
             if (parameter := edited.get(name)) is not None:
-                check_lost(
-                    name, tensor, parameter.axis, removal_for(model, parameter, direction.vector)
-                )
+                check_lost(name, tensor, parameter.axis, edit.removals[name], norm)
             seen.add(state[name].data_ptr())
     except (ModelLoadError, UnsupportedModelError) as error:
         raise wrong(str(error)) from error
@@ -146,7 +146,7 @@ def check_shard(path: Path, meant: Iterable[Meant]) -> None:
                     tensor = read_tensor(file, entry)
                     same = same_bits(tensor, each.edited)
                     assert each.removal is not None
-                    check_lost(entry.name, tensor, each.axis, each.removal)
+                    check_lost(entry.name, tensor, each.axis, each.removal, each.norm)
                 if not same:
                     raise wrong(f"{entry.name} in {path.name} is not what was written")
     except ValueError as error:  # one of the lists is longer
@@ -155,12 +155,17 @@ def check_shard(path: Path, meant: Iterable[Meant]) -> None:
         raise wrong(str(error)) from error
 
 
-def check_lost(name: str, weight: Tensor, axis: int, removal: Removal) -> None:
-    """Make sure that an edited weight has lost the direction, to its dtype's rounding.
+def check_lost(
+    name: str, weight: Tensor, axis: int, removal: Removal, norm: NormRule | None = None
+) -> None:
+    """Make sure that an edited weight has lost the direction, to its dtype's rounding. What an edit
+    of another strength leaves is compared when it is made (``check_kept``).
 
     Raises:
         ExportError: it has not.
     """
+    if removal.strength != 1 or norm == "row":
+        return
     left, rounding = left_over(weight, axis, removal)
     if not left <= rounding:
         raise wrong(
