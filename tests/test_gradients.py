@@ -5,6 +5,7 @@ Of families whose norms do not go through float32.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +26,8 @@ STEP = 1e-5
 
 def drawn(seed: int, *shape: int) -> Tensor:
     made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return made / made.norm(dim=-1, keepdim=True)
+    unit: Tensor = made / made.norm(dim=-1, keepdim=True)
+    return unit
 
 
 def model_of(family: str) -> ChatModel:
@@ -48,6 +50,10 @@ FORMS: dict[str, tuple[int, Made]] = {
     "addition": (1, lambda leaf: Add(direction(leaf))),
     "affine": (1, lambda leaf: Affine(direction(leaf), 3 * drawn(9, 1, WIDTH)[0], 0.5)),
 }
+
+
+def one_of(made: Made, leaf: Tensor) -> list[Any]:
+    return [made(leaf)]
 
 
 def entropy(
@@ -79,7 +85,7 @@ def test_gradients_are_finite_differences(family: str, form: str) -> None:
         ends = []
         for sign in (1, -1):
             moved = (leaf.detach() + sign * STEP * way).requires_grad_(True)
-            found = loss_gradients(model, rows, starts, lambda m=moved: [made(m)], loss, [moved])
+            found = loss_gradients(model, rows, starts, partial(one_of, made, moved), loss, [moved])
             ends.append(found[0])
         slope = (ends[0] - ends[1]) / (2 * STEP)
         assert float((gradient * way).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7)

@@ -14,7 +14,7 @@ from refusal.model.forward import last_logits
 def refuses(found: planted.Planted, texts: list[str]) -> list[bool]:
     tokens = found.model.tokenizer.convert_tokens_to_ids([planted.REFUSAL, planted.ANSWER])
     refusal, answer = last_logits(found.model, texts)[:, tokens].T
-    return (refusal > answer).tolist()
+    return [bool(refused) for refused in refusal > answer]
 
 
 def out_of(rows: torch.Tensor, alpha: float = 1.0) -> Ablate:

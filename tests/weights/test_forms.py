@@ -121,7 +121,8 @@ def test_an_adapter_holds_every_form_exactly(family: str, tmp_path: Path) -> Non
         with orthogonalised(model, ablation):
             expected = last_logits(model, PROMPTS)
         wrapped = peft.PeftModel.from_pretrained(tiny_models.network(family), folder).eval()
-        loaded = ChatModel(wrapped.get_base_model(), tiny_models.tokenizer(), sites=model.sites)
+        base: Any = wrapped.get_base_model()
+        loaded = ChatModel(base, tiny_models.tokenizer(), sites=model.sites)
         assert (last_logits(loaded, PROMPTS) - expected).abs().max() < 1e-3
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank = 1 if form == "per layer" else 3
