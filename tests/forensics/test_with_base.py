@@ -14,6 +14,7 @@ from torch import Tensor
 from weight_edits import Edit, Place, Tensors, everywhere, projection, then
 
 from refusal.audits.forensics.examine import Examination, compare_weights
+from refusal.config.exports import NormRule
 from refusal.core.direction import Direction
 from refusal.weights.checkpoint_stream import stream_model
 

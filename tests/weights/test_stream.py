@@ -21,7 +21,8 @@ from refusal.core.direction import Direction
 from refusal.core.errors import ExportError, QuantisedModelError
 from refusal.weights import checkpoint_stream as stream
 from refusal.weights.checkpoint import INDEX, open_checkpoint
-from refusal.weights.checkpoint_stream import JOURNAL, stream_model
+from refusal.weights.checkpoint_journal import JOURNAL
+from refusal.weights.checkpoint_stream import stream_model
 from refusal.weights.save import export_model
 
 VECTOR = torch.nn.functional.normalize(

@@ -5,7 +5,6 @@ report or a comparison do not wait for it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +13,7 @@ from cyclopts.validators import Number
 
 from refusal.cli import present as display
 from refusal.cli.audit_verbs import audit
+from refusal.cli.edit_options import EDIT_DEFAULTS, Edit
 from refusal.cli.examples import EXAMPLES
 from refusal.cli.options import (
     MODEL_DEFAULTS,
@@ -30,7 +30,7 @@ from refusal.cli.options import (
 from refusal.cli.progress_bars import reporting
 from refusal.cli.weight_verbs import forensics, repair
 from refusal.config.commented import commented_toml
-from refusal.config.exports import ExportEdit, ExportKind, NormRule
+from refusal.config.exports import ExportEdit, ExportKind
 from refusal.config.run_config import added, make_config, with_contexts
 from refusal.core import parallel
 from refusal.core.errors import RunFailure
@@ -229,48 +229,6 @@ def chat(
     from refusal.cli.chat import start
 
     start(model or "embedded", out, direction, max_new_tokens, options, temperature)
-
-
-@dataclass(frozen=True)
-class Edit:
-    """How `refusal export` edits weights, and what it measures of the edit."""
-
-    intervention: Annotated[
-        str,
-        Parameter(
-            help="What the weights are to do: ablation, projected, per_layer or "
-            "kernel@MOST,AT,LEAST,REACH, as in --interventions of a run."
-        ),
-    ] = "ablation"
-    strength: Annotated[
-        float | None, Parameter(help="How much is taken out: 1 (the default) is all, 2 reflects.")
-    ] = None
-    rank: Annotated[
-        int | None,
-        Parameter(help="Rows of the direction's subspace; default all.", validator=Number(gte=1)),
-    ] = None
-    norm: Annotated[
-        NormRule | None,
-        Parameter(
-            help="Keep the norm of what each input writes (column), or of what is written to each "
-            "dimension of the stream (row, which brings a part of the direction back)."
-        ),
-    ] = None
-    stream: Annotated[
-        bool,
-        Parameter(
-            negative="", help="With --as model: edit the files tensor by tensor, in little memory."
-        ),
-    ] = False
-    n_prompts: Annotated[
-        int, Parameter(help="Test prompts to measure the edit on.", validator=Number(gte=1))
-    ] = 16
-    model: Annotated[
-        str | None, Parameter(help="The run's model, where it lies elsewhere now.")
-    ] = None
-
-
-EDIT_DEFAULTS = Edit()
 
 
 @app.command(help_epilogue=examples("export"))

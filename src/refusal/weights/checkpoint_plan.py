@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -30,7 +30,7 @@ from refusal.model.checkpoint_check import hub_options
 from refusal.model.load import load_message
 from refusal.weights.checkpoint import Checkpoint
 from refusal.weights.checkpoint_edits import Plan, Target, TensorCopy, TensorEdit
-from refusal.weights.edit import check_direction, check_something, place_of
+from refusal.weights.edit import acts, check_direction, check_something, place_of
 from refusal.weights.parameters import StreamParameter
 from refusal.weights.projection import project_weight
 from refusal.weights.proxy_model import (
@@ -68,7 +68,7 @@ def make_plan(
     if ablation is not None:
         check_direction(ablation, name, width)
         places = {key: place_of(p, blocks_of, writers_of) for key, p in parameters.items()}
-        parameters = {key: p for key, p in parameters.items() if _acts(ablation, places[key])}
+        parameters = {key: p for key, p in parameters.items() if acts(ablation, places[key])}
         check_something(tuple(parameters.values()))
     targets, unclaimed = find_targets(whole, checkpoint)
     try:
@@ -97,7 +97,9 @@ def make_plan(
         edits[source] = TensorEdit(axis, parameter.norm, places[parameter.name])
     _check_complete(whole, checkpoint, targets, set(parameters))
     _check_nothing_missing(whole, targets)
-    untied = _head_is_tied(whole) and whole.get_input_embeddings() in _holders(whole, parameters)
+    embedding = whole.get_input_embeddings()
+    holders = [whole.get_submodule(key.rpartition(".")[0]) for key in parameters]
+    untied = _head_is_tied(whole) and any(holder is embedding for holder in holders)
     copies = _copies(whole, targets) if untied else ()
     return Plan(
         whole,
@@ -221,17 +223,6 @@ def _is_projection(before: Tensor, after: Tensor, axis: int, unit: Tensor) -> bo
     return torch.allclose(
         project_weight(before.contiguous(), axis, unit), after, atol=1e-6, rtol=1e-4
     )
-
-
-def _acts(ablation: Ablate, place: Place) -> bool:
-    """Whether an ablation changes what is written at a place."""
-    rows, strength = ablation.taken_at(place)
-    return bool(strength) and bool(rows.any())
-
-
-def _holders(whole: PreTrainedModel, parameters: dict[str, StreamParameter]) -> set[nn.Module]:
-    """The modules that hold the parameters."""
-    return {whole.get_submodule(name.rpartition(".")[0]) for name in parameters}
 
 
 def _width(whole: PreTrainedModel, parameters: dict[str, StreamParameter]) -> int:

@@ -7,7 +7,6 @@ an interruption. At most one tensor and its edited copy are in memory. At the en
 and compared; a folder that is not what was meant goes away.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from torch import Tensor
 from refusal.config.exports import NormRule
 from refusal.config.options import ModelOptions
 from refusal.core.direction import Direction
-from refusal.core.errors import ExportError
 from refusal.core.progress import Advance, task
 from refusal.core.storage import check_free, copy_file, remove, write_blocks, write_json, write_text
 from refusal.interventions.ablate_add import Ablate
@@ -40,6 +38,7 @@ from refusal.weights.checkpoint import (
     read_tensor,
 )
 from refusal.weights.checkpoint_edits import Plan, TensorEdit
+from refusal.weights.checkpoint_journal import FORMAT, JOURNAL, check_folder, job_of
 from refusal.weights.checkpoint_plan import load_norm, make_plan
 from refusal.weights.edit import as_ablation
 from refusal.weights.norms import before_norm
@@ -48,8 +47,6 @@ from refusal.weights.projection import Removal, check_kept, project_weight, shar
 from refusal.weights.save import SLACK, Exported, model_card, what_was_done
 from refusal.weights.verify import Meant, check_loading, check_shard, deleted_if_wrong
 
-JOURNAL = ".refusal-export.json"
-FORMAT = 2
 MEGABYTE = 2**20
 
 
@@ -121,8 +118,8 @@ def stream_model(
     name = name or str(source)
     checkpoint = open_checkpoint(source)
     ablation = as_ablation(direction)
-    job = _job(checkpoint, ablation, norm)
-    _check_folder(checkpoint, out, job)
+    job = job_of(checkpoint, ablation, norm)
+    check_folder(checkpoint, out, job)
     start = time.perf_counter()
     with task("work out the edit", total=0, unit=""):
         plan = make_plan(checkpoint, ablation, name, options.blocks, options.writers or None)
@@ -312,49 +309,6 @@ def _write_rest(
         if "tie_word_embeddings" in config.get("text_config", {}):
             config["text_config"]["tie_word_embeddings"] = False
     write_json(out / "config.json", {**config, "refusal": note})
-
-
-def _job(checkpoint: Checkpoint, ablation: Ablate, norm: NormRule | None) -> str:
-    """One hash over the ablation and over which files they are that are edited: names, sizes,
-    times, headers.
-    """
-    files = [checkpoint.folder / "config.json", *(shard.path for shard in checkpoint.shards)]
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    digest = hashlib.sha256(
-        json.dumps([FORMAT, str(checkpoint.folder.resolve()), stats, norm]).encode()
-    )
-    digest.update(repr((ablation.alpha, ablation.kernel, ablation.per_layer)).encode())
-    for tensor in (ablation.direction.rows, ablation.direction.by_layer):
-        if tensor is not None:
-            digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check_folder(checkpoint: Checkpoint, out: Path, job: str) -> None:
-    """The new folder is empty, or holds a part of this very job."""
-    if out.resolve() == checkpoint.folder.resolve():
-        raise ExportError(f"{out} is the model's own folder. Give another --out.")
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise ExportError(f"{out} is a file. Give a folder with --out.")
-    if not any(out.iterdir()):
-        return
-    try:
-        journal: Any = json.loads((out / JOURNAL).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ExportError(
-            f"{out} exists and is not empty. Give another --out, or delete it."
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(
-            f"{out / JOURNAL} cannot be read ({error}). Delete the folder, or give another --out."
-        ) from error
-    if not isinstance(journal, dict) or journal.get("job") != job:
-        raise ExportError(
-            f"{out} holds an unfinished export of another model or direction. Delete it, or give "
-            "another --out."
-        )
 
 
 def _is_finished(path: Path, outputs: list[_Output]) -> bool:

@@ -85,6 +85,12 @@ def place_of(parameter: StreamParameter, blocks: Blocks, writers: Writers) -> Pl
     return Place(layer, part_of(names, max(within, key=len)), depth)
 
 
+def acts(ablation: Ablate, place: Place) -> bool:
+    """Whether an ablation changes what is written at a place."""
+    rows, strength = ablation.taken_at(place)
+    return bool(strength) and bool(rows.any())
+
+
 def check_something(parameters: Sequence[StreamParameter]) -> None:
     """Raise DirectionError where no parameter changes."""
     if not parameters:
