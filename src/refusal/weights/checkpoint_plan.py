@@ -97,9 +97,8 @@ def make_plan(
         edits[source] = TensorEdit(axis, parameter.norm, places[parameter.name])
     _check_complete(whole, checkpoint, targets, set(parameters))
     _check_nothing_missing(whole, targets)
-    embedding = whole.get_input_embeddings()
     holders = [whole.get_submodule(key.rpartition(".")[0]) for key in parameters]
-    untied = _head_is_tied(whole) and any(holder is embedding for holder in holders)
+    untied = _head_is_tied(whole) and whole.get_input_embeddings() in holders
     copies = _copies(whole, targets) if untied else ()
     return Plan(
         whole,
