@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import thinkers
 import tiny_models
+from _pytest.mark.structures import ParameterSet
 from thinkers import ANSWER, BREAD, LOCK, REFUSAL, STYLES, TEXTS, WONT, ids_of, prompt
 
 from refusal import ChatModel, Completion, ConfigError, inspect_model, refusal_verdict
@@ -19,10 +20,21 @@ from refusal.model.forward import last_logits
 from refusal.model.thinking_form import find_switch, find_thinking
 from refusal.runs.identity import model_identity
 
-EVERY = [(name, special) for name in STYLES for special in (True, False)]
+# Each way in which marks stand in tokens, in every run of the tests; the other styles in long ones.
+QUICK = (("qwen3", True), ("r1", True), ("gpt-oss", True), ("gpt-oss", False))
+
+
+def case(name: str, special: bool, *more: str) -> ParameterSet:
+    """A style's case, slow unless the style is one of ``QUICK``."""
+    marks = () if (name, special) in QUICK else (pytest.mark.slow,)
+    return pytest.param(name, special, *more, marks=marks)
+
+
+STYLED = [(name, special) for name in STYLES for special in (True, False)]
+EVERY = [case(name, special) for name, special in STYLED]
 MODES = [
-    (name, special, mode)
-    for name, special in EVERY
+    case(name, special, mode)
+    for name, special in STYLED
     for mode in ("off", "closed", "on")
     if mode != "off" or STYLES[name].switch
 ]
@@ -120,7 +132,7 @@ def test_drift_goes_along_the_answer_after_the_models_own_thought() -> None:
 # --- models that do not think
 
 
-@pytest.mark.parametrize("name", ["gpt-oss", "magistral"])
+@pytest.mark.parametrize("name", ["gpt-oss", pytest.param("magistral", marks=pytest.mark.slow)])
 def test_a_model_that_knows_marks_and_does_not_use_them_stays_as_it_is(name: str) -> None:
     model = thinkers.thinker(name, thinks=False)
     thinking = model.chat.thinking
