@@ -104,7 +104,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "dots1": {**_MOE, "n_shared_experts": 1},
     "cohere_compass": _BY_KIND,
     "cohere_compass_text": _BY_KIND,
-    "dbrx": {".attn_config.rope_theta": 1e4},
+    "dbrx": {"attn_config": {"clip_qkv": 8, "kv_n_heads": 2, "rope_theta": 1e4}},
     "molmo2": {".adapter_config.vision_feature_layers": [0, 0]},
     "hunyuan_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "xdrope_section": [1, 1, 1, 1]}},
     "falcon_h1": {"mamba_d_ssm": 64},

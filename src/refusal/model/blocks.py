@@ -77,11 +77,17 @@ def find_blocks(model: PreTrainedModel, path: str | None = None) -> tuple[str, .
             "are no chain of decoder blocks, where the output of one is the input of the next. "
             f"The model has {_described(lists)}: give one of these, or none, to have it found."
         )
+    untried = [n for n, m in every.items() if len(m) > 1 and n not in {*likely, *others}]
     raise UnsupportedModelError(
         f"No chain of decoder blocks was found in {type(model).__name__}, which has "
         f"{_described(lists)}. "
-        'Name the list yourself: find_sites(model, blocks="model.layers"), or --blocks on the '
-        "command line."
+        + (
+            'Name the list yourself: find_sites(model, blocks="model.layers"), or --blocks on the '
+            "command line."
+            if untried
+            else "All were tried, so naming one does not help: on text alone, in none of them is "
+            "what each member hands on (a tensor, or the first of a tuple) the input of the next."
+        )
     )
 
 

@@ -79,6 +79,11 @@ class Ablated:
         """Size of the component along the direction."""
         return float((x.double().reshape(-1, self.d_model) @ self.unit.double()).norm())
 
+    def constant(self, x: Tensor) -> bool:
+        """Whether the component along the direction is the same for every token."""
+        parts = x.double().reshape(-1, self.d_model) @ self.unit.double()
+        return bool(parts.std() < 1e-2 * parts.mean().abs())
+
     def _wide(self, x: Tensor) -> Tensor:
         return _repeated(self.unit.to(x.device), x, self.d_model)
 
@@ -118,7 +123,7 @@ def find_complete(
     _refuse_encoder(model)
     whole, kept = limits(plain.inputs[0].dtype)
     ablated = Ablated(model, blocks, d_model)
-    left, worst = 1.0, blocks[0]
+    left, worst, constant = 1.0, blocks[0], False
     for depth in (DEEPEST,) if wanted is not None else range(1, DEEPEST + 1):
         trace = run_probe(model, blocks, module_names(model, blocks, wanted, depth))
         groups = tuple(
@@ -132,6 +137,7 @@ def find_complete(
         worst = max(shares, key=lambda block: shares[block])
         left = shares[worst]
         if left > kept:
+            constant = ablated.constant(cleaned.block_outputs[blocks.index(worst)])
             continue
         writers = groups if wanted is not None else _kicked(ablated, groups, plain)
         found = max(leftovers(model, blocks, d_model, writers, seed=1))
@@ -142,8 +148,13 @@ def find_complete(
     raise UnsupportedModelError(
         f"Ablation cannot be made complete in {type(model).__name__}: with a direction projected "
         f"out of the input of block {worst} and of what its modules write, {left:.2g} of it is "
-        "still in the block's output, so the block itself changes the stream, by a vector of "
-        "gains, say." + (f" {OVERRIDE}" if wanted is not None else "")
+        "still in the block's output, so the block itself "
+        + (
+            "adds a vector, the same for every token: a bias that no module puts out."
+            if constant
+            else "changes the stream, by a vector of gains, say."
+        )
+        + (f" {OVERRIDE}" if wanted is not None else "")
     )
 
 

@@ -110,7 +110,7 @@ def check_pass(model: PreTrainedModel) -> None:
     Raises:
         NonFiniteError: names the first module with NaN or infinity, the dtype, and which to try.
         UnsupportedModelError: the embedding gives the same vector for every token, or the head the
-            same logit.
+            same logit, or logits at other places than the tokens given.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
@@ -128,11 +128,18 @@ def check_pass(model: PreTrainedModel) -> None:
     mend = "Fetch or save the checkpoint again."
     if (
         vectors is not None
-        and vectors.dim() == 3
-        and torch.equal(vectors, vectors[:, :1].expand_as(vectors))
+        and vectors.dim() == 3  # XLNet's has tokens before rows
+        and torch.equal(vectors, vectors[:1, :1].expand_as(vectors))
     ):
         raise UnsupportedModelError(
             f"The embedding {ends[0]} gives one vector for every token (zeros, say). {mend}"
+        )
+    count = probe_ids(model).shape[1]
+    if logits is not None and logits.dim() == 3 and logits.shape[1] not in (1, count):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} gives logits at {logits.shape[1]} places for {count} tokens: "
+            "it does not write one token after the other (but a block at once, by diffusion, say). "
+            "Give a decoder-only chat model."
         )
     if logits is not None and torch.equal(logits, logits[..., :1].expand_as(logits)):
         raise UnsupportedModelError(

@@ -23,6 +23,7 @@ from refusal.model.sites import Sites
 from refusal.weights.norms import before_norm
 from refusal.weights.probe import Probe
 from refusal.weights.projection import Removal, project_weight
+from refusal.weights.what_is_left import why_left
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,12 @@ def verify_parameters(
             kept = probe.kept(before[tap], after[tap])
             if not kept <= probe.tolerance:  # also when it is NaN
                 where = "the input of the first block" if layer is None else tap.module
+                names = [p.name for p in own]
+                why = why_left(probe, layer, tap, names, after[tap])
                 raise UnsupportedModelError(
-                    "A direction projected out of "
-                    f"{', '.join(p.name for p in own) or 'no parameter'} is still in {where}: "
-                    f"{kept:.2g} of it is left (limit {probe.tolerance:.0e}), so something else "
-                    "writes to the stream. Ablation by hooks works: use Ablate."
+                    f"A direction projected out of {', '.join(names) or 'no parameter'} is still "
+                    f"in {where}: {kept:.2g} of it is left (limit {probe.tolerance:.0e}), since "
+                    f"{why}. Ablation by hooks works: use Ablate."
                 )
             worst = max(worst, kept)
     return worst
