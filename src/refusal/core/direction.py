@@ -43,7 +43,7 @@ class Direction(NotebookRecord):
 
     @property
     def rows(self) -> Float[Tensor, "rank d_model"]:
-        """Orthonormal rows of what an ablation takes out: the vector's, or the subspace's."""
+        """What an ablation takes out, as orthonormal rows (the vector, or the subspace)."""
         return self.vector[None] if self.basis is None else self.basis
 
     @property

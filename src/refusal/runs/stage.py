@@ -61,11 +61,13 @@ class Finding:
 
     Attributes:
         config: the run's, with the filter that it has and induce's threshold as it is applied.
-        train, val: the pools; those that have passed, where completions decide.
+        train: the training pool; those that have passed, where completions decide.
+        val: the validation pool; those that have passed, where completions decide.
         rule: whose score chooses where the method leaves that to the paper's: ``metric`` or
             ``cosmic``.
         drawn: how many prompts were looked at for a pool, by ``train.harmful`` and so on, where
-            the pools hold only those that passed. seen: their fingerprints.
+            the pools hold only those that passed.
+        seen: fingerprints of these.
     """
 
     config: RunConfig
