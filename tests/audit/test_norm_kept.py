@@ -21,7 +21,7 @@ def direction(d_model: int) -> Direction:
 def test_hooks_do_what_the_edited_weights_do(family: str) -> None:
     model = tiny_models.chat_model(family)
     along = direction(model.sites.d_model)
-    with orthogonalised(model, along, preserve_norm=True):
+    with orthogonalised(model, along, norm="column"):
         expected = last_logits(model, TEXTS)
     with model.apply(NormKept.of(model, along)):
         found = last_logits(model, TEXTS)

@@ -58,7 +58,7 @@ class NormKept:
             if weight.dim() > 2 or parameter.norm is not None:
                 raise UnsupportedModelError(
                     f"{parameter.name} is a matrix of experts or behind a norm, for which the edit "
-                    "that keeps norms has no hooks. refusal export --preserve-norm makes it in "
+                    "that keeps norms has no hooks. refusal export --norm column makes it in "
                     "weights."
                 )
             if isinstance(model.hf.get_submodule(name), nn.Embedding):
