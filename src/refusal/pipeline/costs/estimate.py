@@ -211,7 +211,9 @@ class _Clock:
         return TRAFFIC * each / self.speed.bandwidth
 
     def _pass(self, tokens: int | float, passes: int | float) -> float:
-        """So many tokens in so many passes."""
+        """So many tokens in so many passes; none where something is only kept."""
+        if not passes:
+            return 0.0
         some, each = tokens / passes, self.size.active / self.size.layers
         block = self.speed.read(some)
         if block is None:
