@@ -226,7 +226,9 @@ def test_a_model_that_is_not_there_is_exit_code_2() -> None:
 @pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
 def test_an_example_can_be_typed(line: str) -> None:
     words = shlex.split(line, comments=True)
-    typed = words[1 : next((i for i, word in enumerate(words) if word.startswith(">")), None)]
+    typed = words[
+        1 : next((i for i, word in enumerate(words) if word.startswith((">", "<"))), None)
+    ]
     app.parse_args(typed, exit_on_error=False, print_error=False)
     assert len(line) <= 78
 
