@@ -30,7 +30,7 @@ class Prompt:
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same prompt under another id, whatever its case and spacing."""
+        """Tells prompts apart; it does not depend on the id, nor on case and spacing."""
         return fingerprint(self.text, self.before)
 
     @property

@@ -58,7 +58,7 @@ class Thinking:
 
     @property
     def freely(self) -> "Thinking":
-        """The same for prompts that are completed: under ``on`` without the block."""
+        """How prompts end that are completed: under ``on`` without the block."""
         return replace(self, block="") if self.mode == "on" else self
 
     @property

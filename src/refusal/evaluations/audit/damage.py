@@ -6,24 +6,28 @@ capability/<task>.<arm>.jsonl      one row an item and metric; the aggregates ar
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from refusal.config.audit import AuditConfig
-from refusal.core.records import Metric, finite, to_json
-from refusal.core.storage import write_json, write_jsonl
-from refusal.core.work import Force, Score, Work
+from refusal.core.records import Metric, to_json
+from refusal.core.storage import write_jsonl
+from refusal.core.work import Force, Work
 from refusal.evaluations.audit.arms import Ready
+from refusal.evaluations.audit.attack import Setting
 from refusal.evaluations.audit.measure import HARMLESS, best_arms, measured_arms
 from refusal.evaluations.audit.records import BASELINE
 from refusal.evaluations.audit.search import attacks_of
 from refusal.evaluations.capability.rates import capability_metrics
-from refusal.evaluations.capability.results import TaskRun, file_name, read_task_run
-from refusal.evaluations.capability.run import HowToRun, load_benchmarks, run_benchmark
-from refusal.evaluations.capability.stage import CHOICE_TOKENS, CHOICES, ITEM_TOKENS
-from refusal.evaluations.capability.tasks import Benchmark, Spec
+from refusal.evaluations.capability.results import TaskRun
+from refusal.evaluations.capability.stage import (
+    Under,
+    benchmarks_of,
+    do_benchmark,
+    sized_tasks,
+    work_of,
+)
+from refusal.evaluations.capability.tasks import Benchmark
 from refusal.evaluations.drift.measure import (
     Drift,
     ForcedText,
@@ -33,6 +37,7 @@ from refusal.evaluations.drift.measure import (
 )
 from refusal.evaluations.drift.stage import OWN_ANSWERS, WRITTEN, check_names, read_drift
 from refusal.evaluations.drift.texts import read_corpus
+from refusal.model.edits import Intervention
 from refusal.runs.files import read_completions
 from refusal.runs.folder import Step
 from refusal.runs.stage import Asked, Plan, Run, Stage
@@ -133,23 +138,15 @@ class AuditCapability(Stage):
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
-        self.benchmarks = load_benchmarks(asked.config.tasks, data_folder(asked))
+        self.benchmarks = benchmarks_of(asked.config)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
         """The items of every benchmark, once an attack."""
-        config, found = plan.config, list[Work]()
+        config = plan.config
         assert isinstance(config, AuditConfig)
         times = 2 + sum(one.kind != "prompt" for one in attacks_of(config).values())
-        for text in dict.fromkeys(config.tasks):
-            spec = Spec.parse(text)
-            items = spec.items or config.n_items
-            if items is None:
-                (benchmark,) = load_benchmarks([text])
-                items = benchmark.n_items(None)
-            each = ITEM_TOKENS * (1 + (spec.shots or 0)) + CHOICES * CHOICE_TOKENS
-            found.append(Score(times * items * each))
-        return found
+        return [work_of(times * n, spec, config) for spec, n in sized_tasks(config)]
 
     def work(self, run: Run) -> Iterable[Metric]:
         """Run what was not run yet."""
@@ -161,31 +158,16 @@ class AuditCapability(Stage):
             yield from capability_metrics(runs)
 
     def _run(self, run: Run, benchmark: Benchmark, arm: Ready | None) -> TaskRun:
-        config, name = run.config, BASELINE if arm is None else arm.name
-        stem = f"{file_name(benchmark.spec.text)}.{name}"
-        rows = run.folder.path / "capability" / f"{stem}.jsonl"
-        about = rows.with_suffix(".json")
-        options: dict[str, Any] = {
-            "limit": benchmark.spec.items or config.n_items,
-            "seed": config.seed,
-            "apply_chat_template": config.task_chat,
-            "max_gen_toks": config.task_tokens,
-            "exact": config.task_exact,
-        }
-        inputs = {
-            **options,
-            "task": benchmark.spec.text,
-            "files": benchmark.files,
-            "lm_eval": version("lm_eval"),
-            "arm": {} if arm is None else dict(arm.depends),
-        }
+        if arm is None:
+            under = Under(BASELINE, {"arm": {}}, tuple)
+        else:
+            setting = arm.setting
+            under = Under(
+                arm.name, {"arm": dict(arm.depends)}, lambda: _interventions(setting, run)
+            )
+        return do_benchmark(self, run, benchmark, under, benchmark.spec.items or run.config.n_items)
 
-        def work() -> None:
-            edit = None if arm is None else arm.setting.edit(run.model)
-            edits = () if edit is None else (edit,)
-            done = run_benchmark(run.model, edits, benchmark, HowToRun(**options), name=name)
-            write_jsonl(rows, to_json(done.items))
-            write_json(about, finite(to_json(replace(done, items=()))))
 
-        self.do(run, f"{benchmark.spec.text}.{name}", inputs, [rows, about], work)
-        return read_task_run(rows, about)
+def _interventions(setting: Setting, run: Run) -> tuple[Intervention, ...]:
+    edit = setting.edit(run.model)
+    return () if edit is None else (edit,)

@@ -8,11 +8,10 @@ the same.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from refusal.config.run_config import RunConfig
 from refusal.core.direction import Direction
@@ -25,6 +24,7 @@ from refusal.evaluations.capability.run import HowToRun, load_benchmarks, run_be
 from refusal.evaluations.capability.tasks import Benchmark, Spec
 from refusal.interventions.conditions import BASELINE, Condition, interventions_for, stopping
 from refusal.model.chat_template import AS_WRITTEN
+from refusal.model.edits import Intervention
 from refusal.runs.stage import Asked, Plan, Run, Stage
 
 CONTROLS = 2  # controls that are no random directions
@@ -44,25 +44,20 @@ class Capability(Stage):
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
-        self.benchmarks = _benchmarks(asked.config)
+        self.benchmarks = benchmarks_of(asked.config)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
         """The items of every benchmark, once a condition. How many there are is looked up in the
         data, unless the options say.
         """
-        config = plan.config
-        specs = [Spec.parse(text) for text in dict.fromkeys(config.tasks)]
-        if all(spec.items or config.n_items for spec in specs):
-            sized = [(spec, spec.items or config.n_items or 0) for spec in specs]
-        else:
-            sized = [(b.spec, b.n_items(config.n_items)) for b in _benchmarks(config)]
+        config, sized = plan.config, sized_tasks(plan.config)
         controls = config.controls + CONTROLS if config.controls else 0
         found: list[Work] = []
         actions = stopping(config.interventions)
         for spec, n in sized:
             some = len(actions) * controls * min(n, config.n_control)
-            found.append(_work((1 + len(actions)) * n + some, spec, plan))
+            found.append(work_of((1 + len(actions)) * n + some, spec, config))
         return found
 
     def work(self, run: Run) -> Iterable[Metric]:
@@ -82,47 +77,73 @@ class Capability(Stage):
             yield from capability_metrics(runs)
 
     def _run(self, run: Run, benchmark: Benchmark, condition: str, direction: Direction) -> TaskRun:
-        config, folder = run.config, run.folder.path
-        rows = folder / "capability" / f"{file_name(benchmark.spec.text)}.{condition}.jsonl"
-        about = rows.with_suffix(".json")
+        config = run.config
         control = Condition.named(condition).control is not None
         of = "controls.safetensors" if control else "direction.safetensors"
         limit, n = benchmark.spec.items or config.n_items, config.n_control
-        options: dict[str, Any] = {
-            "limit": (n if limit is None else min(n, limit)) if control else limit,
-            "seed": config.seed,
-            "apply_chat_template": config.task_chat,
-            "max_gen_toks": config.task_tokens,
-            "exact": config.task_exact,
-        }
-        inputs = {
-            **options,
-            "task": benchmark.spec.text,
-            "files": benchmark.files,
-            "lm_eval": version("lm_eval"),
-            "direction": None if condition == BASELINE else file_sha256(folder / of),
-        }
-
-        thinking = run.model.chat.thinking
-        if config.task_chat and (thinking.block or thinking.variables != AS_WRITTEN.variables):
-            inputs["thinking"] = [thinking.block, dict(thinking.variables)]
-
-        def work() -> None:
-            interventions = interventions_for(condition, direction)
-            done = run_benchmark(
-                run.model, interventions, benchmark, HowToRun(**options), name=condition
-            )
-            write_jsonl(rows, to_json(done.items))
-            write_json(about, finite(to_json(replace(done, items=()))))
-
-        name = f"{benchmark.spec.text}.{condition}"
-        count = benchmark.n_items(options["limit"])
-        costs = [_work(count, benchmark.spec, run.plan)]
-        self.do(run, name, inputs, [rows, about], work, costs)
-        return read_task_run(rows, about)
+        if control:
+            limit = n if limit is None else min(n, limit)
+        made = None if condition == BASELINE else file_sha256(run.folder.path / of)
+        under = Under(
+            condition, {"direction": made}, lambda: interventions_for(condition, direction)
+        )
+        return do_benchmark(self, run, benchmark, under, limit)
 
 
-def _benchmarks(config: RunConfig) -> tuple[Benchmark, ...]:
+@dataclass(frozen=True)
+class Under:
+    """What a benchmark is run under.
+
+    Attributes:
+        name: in the files' names and the step's.
+        inputs: what its results depend on beside the model, the benchmark and the options.
+        interventions: made when they are needed, not where the step was done before.
+    """
+
+    name: str
+    inputs: Mapping[str, object]
+    interventions: Callable[[], Sequence[Intervention]]
+
+
+def do_benchmark(
+    stage: Stage, run: Run, benchmark: Benchmark, under: Under, limit: int | None
+) -> TaskRun:
+    """Run a benchmark as a step of a stage, if it is not done, and read what it wrote."""
+    config, thinking = run.config, run.model.chat.thinking
+    stem = f"{file_name(benchmark.spec.text)}.{under.name}"
+    rows = run.folder.path / "capability" / f"{stem}.jsonl"
+    about = rows.with_suffix(".json")
+    how = HowToRun(limit, config.seed, config.task_chat, config.task_tokens, config.task_exact)
+    asked = {name: value for name, value in asdict(how).items() if name != "batch_size"}
+    inputs: dict[str, object] = {
+        **asked,
+        "task": benchmark.spec.text,
+        "files": benchmark.files,
+        "lm_eval": version("lm_eval"),
+        **under.inputs,
+    }
+    if config.task_chat and (thinking.block or thinking.variables != AS_WRITTEN.variables):
+        inputs["thinking"] = [thinking.block, dict(thinking.variables)]
+
+    def work() -> None:
+        done = run_benchmark(run.model, under.interventions(), benchmark, how, name=under.name)
+        write_jsonl(rows, to_json(done.items))
+        write_json(about, finite(to_json(replace(done, items=()))))
+
+    costs = [work_of(benchmark.n_items(limit), benchmark.spec, config)]
+    stage.do(run, f"{benchmark.spec.text}.{under.name}", inputs, [rows, about], work, costs)
+    return read_task_run(rows, about)
+
+
+def sized_tasks(config: RunConfig) -> list[tuple[Spec, int]]:
+    """The benchmarks asked for, each with its items; looked up in the data where no option says."""
+    specs = [Spec.parse(text) for text in dict.fromkeys(config.tasks)]
+    if all(spec.items or config.n_items for spec in specs):
+        return [(spec, spec.items or config.n_items or 0) for spec in specs]
+    return [(b.spec, b.n_items(config.n_items)) for b in benchmarks_of(config)]
+
+
+def benchmarks_of(config: RunConfig) -> tuple[Benchmark, ...]:
     """The benchmarks that a configuration names.
 
     Raises:
@@ -133,10 +154,10 @@ def _benchmarks(config: RunConfig) -> tuple[Benchmark, ...]:
     return load_benchmarks(config.tasks, folder)
 
 
-def _work(items: int | float, spec: Spec, plan: Plan) -> Work:
+def work_of(items: int | float, spec: Spec, config: RunConfig) -> Work:
     """So many items of a task: answers are written where it asks for text, else scored."""
     shots = SHOTS if spec.shots is None else spec.shots
     if spec.name.startswith(WRITTEN_TASKS):
-        new = plan.config.task_tokens or ANSWER_TOKENS
+        new = config.task_tokens or ANSWER_TOKENS
         return Write(items, new, ITEM_TOKENS * (1 + shots))
     return Score(items * (ITEM_TOKENS * (1 + shots) + CHOICES * CHOICE_TOKENS))
