@@ -146,6 +146,7 @@ def test_the_same_run_again_writes_nothing(late: ChatModel, late_run: Path) -> N
     assert 0 < late.forward_tokens - tokens < 12 * 250  # not the other pools
 
 
+@pytest.mark.slow
 def test_other_seeds_use_the_same_filter(late: ChatModel, tmp_path: Path) -> None:
     result = run(config_for(tmp_path, seeds=2), tmp_path / "run", model=late)
     (cosine,) = [m.value for m in result.metrics if (m.name, m.condition) == ("cosine", "seed-43")]

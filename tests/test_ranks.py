@@ -158,6 +158,7 @@ def test_samples_are_the_same_in_several_processes(config: RunConfig, tmp_path: 
         assert rows(tmp_path / "run" / "completions" / file.name) == rows(file)
 
 
+@pytest.mark.slow
 def test_all_take_the_sizes_that_fit_the_first(config: RunConfig, tmp_path: Path) -> None:
     """Chosen by what each measures they would differ, and the processes wait for each other."""
     chosen = {"n_test", "max_new_tokens", "n_control", "seeds"}
@@ -183,6 +184,7 @@ def test_accelerates_launcher_does_as_well(config: RunConfig, alone: Path, tmp_p
     assert_same(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_the_first_process_asks_a_server_for_all(
     config: RunConfig, alone: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +204,7 @@ def test_the_first_process_asks_a_server_for_all(
     assert_same(tmp_path / "run", alone, asked=("baseline", "ablation"))
 
 
+@pytest.mark.slow
 def test_a_model_that_is_split_gives_what_a_whole_one_gives(
     config: RunConfig, alone: Path, tmp_path: Path
 ) -> None:
@@ -218,6 +221,7 @@ def test_a_model_that_is_split_gives_what_a_whole_one_gives(
     assert split["model"] == whole["model"]  # so either can go on with what the other has begun
 
 
+@pytest.mark.slow
 def test_a_program_of_ones_own_shares_the_work_too(
     config: RunConfig, alone: Path, tmp_path: Path
 ) -> None:

@@ -190,6 +190,7 @@ def refuser() -> tuple[ChatModel, Tensor, Lessons, Direction]:
     return model, axis, lessons, Direction(start / start.norm(), 4.0, -1, 1)
 
 
+@pytest.mark.slow
 def test_a_planted_direction_is_found() -> None:
     model, axis, lessons, start = refuser()
     done = train_rows(model, start, lessons, make_config(rdo_epochs=60, method="rdo"))

@@ -164,7 +164,9 @@ def test_a_mean_at_its_limit_is_dropped_as_rarely_as_stated(skewed: bool, factor
     assert dropped / times <= factor * risk + 3 * math.sqrt(risk / times)
 
 
-@pytest.mark.parametrize("name", ["gemma-2b-it", "qwen-1_8b-chat"])
+@pytest.mark.parametrize(
+    "name", ["gemma-2b-it", pytest.param("qwen-1_8b-chat", marks=pytest.mark.slow)]
+)
 def test_the_published_tables_choice_survives_for_every_seed(name: str, data: Path) -> None:
     """Prompts made up around the published scores, 20 seeds: the choice with the risk is the exact
     one, for less work.
@@ -188,6 +190,7 @@ def test_the_published_tables_choice_survives_for_every_seed(name: str, data: Pa
     assert risky < 0.7 * exact
 
 
+@pytest.mark.slow
 def test_a_large_risk_misses_the_choice_no_more_often_than_stated() -> None:
     """Twelve candidates close to one another, so that mistakes are likely; 400 times at 20 %."""
     missed, times, risk = 0, 400, 0.2

@@ -103,6 +103,7 @@ def test_an_attack_that_has_seen_a_test_prompt_is_not_measured(
         auditing.audited(tmp_path, planted.planted(1), attacks=("peeking",), drift_tokens=0)
 
 
+@pytest.mark.slow
 def test_a_resumed_audit_is_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

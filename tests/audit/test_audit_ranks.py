@@ -14,6 +14,7 @@ OPTIONS = {"n_test": 8, "n_val": 8, "n_train": 16, "drift_tokens": 2, "n_texts":
 ATTACKS = ("rank", "prefill")
 
 
+@pytest.mark.slow
 def test_two_processes_find_and_measure_what_one_does(tmp_path: Path) -> None:
     model = planted.planted(2)
     options = {**auditing.SIZES, **OPTIONS}

@@ -15,6 +15,8 @@ from refusal.report.audit_compare import are_audits, compare_audits
 
 SMALL = {"attacks": ("textbook",), "drift_tokens": 0}
 
+pytestmark = pytest.mark.slow  # two audits
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[Audited]:

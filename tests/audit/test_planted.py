@@ -11,7 +11,7 @@ from refusal.evaluations.audit.attacks.forms import STRENGTHS, strength_name
 from refusal.runs.files import read_completions
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@pytest.mark.parametrize("m", [1, 2, *(pytest.param(m, marks=pytest.mark.slow) for m in (3, 4))])
 def test_as_many_directions_are_needed_as_were_planted(m: int, tmp_path: Path) -> None:
     model = planted.planted(m)
     found = auditing.audited(tmp_path, model, attacks=("rank",), drift_tokens=0)
