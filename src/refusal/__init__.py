@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what mypy and editors read; a test holds it equal to the ta
     from refusal.core.errors import JudgeError as JudgeError
     from refusal.core.errors import LeakageError as LeakageError
     from refusal.core.errors import ModelLoadError as ModelLoadError
+    from refusal.core.errors import MonitorError as MonitorError
     from refusal.core.errors import NoCandidateError as NoCandidateError
     from refusal.core.errors import NonFiniteError as NonFiniteError
     from refusal.core.errors import OutOfMemoryError as OutOfMemoryError
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # what mypy and editors read; a test holds it equal to the ta
     from refusal.core.errors import TooFewPromptsError as TooFewPromptsError
     from refusal.core.errors import UnsupportedModelError as UnsupportedModelError
     from refusal.core.errors import UsageError as UsageError
+    from refusal.core.monitor import Monitor as Monitor
     from refusal.core.records import CandidateScore as CandidateScore
     from refusal.core.records import Completion as Completion
     from refusal.core.records import Evaluation as Evaluation
@@ -104,10 +106,11 @@ _MODULES = {
     "core.direction": "Direction",
     "core.errors": (
         "ChatTemplateError ConfigError DirectionError EngineError Error ExportError "
-        "JudgeError LeakageError ModelLoadError NoCandidateError NonFiniteError "
+        "JudgeError LeakageError ModelLoadError MonitorError NoCandidateError NonFiniteError "
         "OutOfMemoryError PromptError QuantisedModelError RankError RunFailure RunFolderError "
         "StorageError TooFewPromptsError UnsupportedModelError UsageError"
     ),
+    "core.monitor": "Monitor",
     "core.records": (
         "CandidateScore Completion Evaluation Metric Prompt PromptPair PromptSplits "
         "RefusalTokens Verdict"

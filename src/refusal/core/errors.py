@@ -10,6 +10,7 @@
     │   ├── QuantisedModelError    weights that are no plain numbers cannot be edited
     │   ├── ExportError            a place that is taken, or a format without room for it
     │   ├── DirectionError         a direction of another width or model, or unreadable
+    │   ├── MonitorError           a monitor of another model or template, or unreadable
     │   ├── LeakageError           a test prompt that the direction was found or chosen with
     │   ├── JudgeError             an endpoint that cannot be asked: no model, key or server
     │   ├── EngineError            a server that writes no completions, or is of another model
@@ -75,6 +76,10 @@ class ExportError(UsageError):
 
 class DirectionError(UsageError):
     """A direction cannot be read, or does not fit the model."""
+
+
+class MonitorError(UsageError):
+    """A monitor cannot be read or calibrated, or is of another model or template."""
 
 
 class LeakageError(UsageError):

@@ -85,7 +85,7 @@ def read_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
     return tuple(found)
 
 
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_arrays(path: Path, mend: str = AGAIN) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
@@ -105,7 +105,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         TypeError,
         MemoryError,
     ) as error:
-        raise damaged(path, f"cannot be read as safetensors ({error})") from error
+        raise damaged(path, f"cannot be read as safetensors ({error})", mend) from error
 
 
 def read_metadata(path: Path, metadata: dict[str, str], name: str, kind: Any) -> Any:
