@@ -7,26 +7,17 @@ Needs Debian's chromium (``apt-get install chromium``) and playwright; skipped w
 import shutil
 import time
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
 import report_runs
 
 from refusal.report.compare_page import write_comparison
 from refusal.report.write import write_report
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here: apt-get install chromium"
-)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--disable-dev-shm-usage"
-)
-IMPACTS = ("serious", "critical")  # what keeps some people from using the page
+pytestmark = browser.needed
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +43,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The system's browser, headless, with a new profile."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser
-        browser.close()
+    with browser.launched() as found:
+        yield found
 
 
 class Opened:
@@ -171,10 +158,7 @@ def test_a_narrow_page_scrolls_only_in_its_boxes(
     opened: Any, pages: dict[str, Path], name: str
 ) -> None:
     page = opened(pages[name], width=400).page
-    assert (
-        page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
-        <= 400
-    )
+    assert browser.width(page) <= 400
 
 
 @pytest.mark.parametrize(
@@ -186,18 +170,7 @@ def test_axe_finds_nothing_serious(
 ) -> None:
     page = opened(pages[name], scheme=scheme).page
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
-    page.evaluate(
-        resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
-    )
-    found = page.evaluate("axe.run()")
-    wrong = [
-        (rule["id"], rule["impact"], node["target"], node["failureSummary"])
-        for rule in found["violations"]
-        if rule["impact"] in IMPACTS
-        for node in rule["nodes"][:3]
-    ]
-    assert wrong == []
-    assert len(found["passes"]) > 15
+    assert browser.seriously_wrong(page) == []
 
 
 def test_it_prints(opened: Any, pages: dict[str, Path]) -> None:

@@ -1,0 +1,543 @@
+"""The page in a real browser: asked, read, stopped, copied from, without a mouse, on a narrow screen.
+
+A stand-in says what a test needs to the letter; at the end of the file is the server itself.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any
+
+import browser
+import page_peer
+import pytest
+from page_peer import INFO, Peer, answer, error, peer
+
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+
+pytestmark = browser.needed
+
+ANY_NAME = "page.test"  # of this machine, for this browser: a page that is not on loopback by name
+TOKENS = [("Hello", -9.0), (" there", -3.0), (",", 1.0), (" friend", 4.9), (".", 99.0)]
+TEXT = "".join(text for text, _ in TOKENS)
+PROMPT = "How does a lock work?"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser.launched(f"--host-resolver-rules=MAP {ANY_NAME} 127.0.0.1") as found:
+        yield found
+
+
+class Opened:
+    """The page of a server, and everything that it complained of or asked for."""
+
+    def __init__(self, chromium: Any, url: str, width: int = 1400, **how: Any) -> None:
+        self.context = chromium.new_context(viewport={"width": width, "height": 900}, **how)
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(url)
+
+    def ask(self, prompt: str = PROMPT) -> None:
+        self.page.fill("#prompt", prompt)
+        self.page.click("#run")
+
+    def wait(self) -> None:
+        """Until no answer is being written."""
+        self.page.wait_for_selector("#stop[aria-disabled=true]")
+
+    def choose(self, *conditions: str) -> None:
+        """One a column; ``none`` in the columns that are left."""
+        for i, select in enumerate(self.page.locator("select").all()):
+            select.select_option(conditions[i] if i < len(conditions) else "none")
+
+    def answer(self, i: int = 0) -> Any:
+        return self.page.locator("article").nth(i)
+
+    def text(self, i: int = 0) -> str:
+        return str(self.answer(i).locator(".text").text_content())
+
+    def shown(self, i: int) -> bool:
+        return bool(self.answer(i).locator(".text").is_visible())
+
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture
+def opened(chromium: Any) -> Iterator[Open]:
+    """Open a page; closed at the end."""
+    contexts = []
+
+    def call(url: str, **how: Any) -> Opened:
+        found = Opened(chromium, url, **how)
+        contexts.append(found.context)
+        return found
+
+    yield call
+    for context in contexts:
+        context.close()
+
+
+def same(_: dict[str, Any]) -> list[dict[str, Any]]:
+    return answer(TOKENS)
+
+
+@contextmanager
+def asked(opened: Open, reply: Any = same, how: dict[str, Any] | None = None, **peers: Any) -> Any:
+    """A page that has its three answers, and the server."""
+    with peer(Peer(reply, **peers)) as server:
+        one = opened(server.url, **(how or {}))
+        one.page.wait_for_selector("#ask", state="visible")
+        one.ask()
+        one.wait()
+        yield one, server
+
+
+def test_it_says_what_is_served_and_has_three_conditions_chosen(opened: Open) -> None:
+    with peer(Peer(same)) as server:
+        one = opened(server.url)
+        one.page.wait_for_selector("#ask", state="visible")
+        assert one.page.title() == "tiny · refusal serve"
+        facts = str(one.page.locator("#facts").text_content())
+        assert "layer 12, position −1, norm 8.00" in facts
+        assert "threshold 1.25, at most 1 % false alarms" in facts
+        chosen = [box.input_value() for box in one.page.locator("select").all()]
+        assert chosen == ["tiny", "tiny:ablation", "tiny:addition"]
+        sliders = [box.is_visible() for box in one.page.locator("input[type=range]").all()]
+        assert sliders == [False, True, True]
+
+
+def test_one_prompt_is_asked_under_every_condition_and_streamed(opened: Open) -> None:
+    with peer(Peer(same, holds=3)) as server:
+        one = opened(server.url)
+        one.page.wait_for_selector("#ask", state="visible")
+        one.page.locator("summary", has_text="System prompt").click()
+        one.page.fill("#system", "Be brief.")
+        one.page.fill("#most", "40")
+        one.ask()
+        expect(one.answer().locator(".text")).to_have_text("Hello there")
+        assert one.answer().get_attribute("aria-busy") == "true"
+        server.go.set()
+        one.wait()
+        assert [one.text(i) for i in range(3)] == [TEXT] * 3
+        assert one.answer().get_attribute("aria-busy") == "false"
+        assert "done, 5 tokens" in one.answer().locator(".state").text_content()
+        assert one.answer().locator(".badge").text_content() == "answers"
+        assert one.complaints == []
+        assert all(url.startswith(server.url) for url in one.requests)
+        bodies = sorted(server.bodies, key=lambda body: str(body["model"]))
+        assert [body["model"] for body in bodies] == ["tiny", "tiny:ablation", "tiny:addition"]
+        assert bodies[0] == {
+            "model": "tiny",
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": PROMPT},
+            ],
+            "max_tokens": 40,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "refusal": {"monitor": True, "verdict": True, "projection": True},
+        }
+
+
+def test_the_slider_is_the_number_behind_the_condition(opened: Open) -> None:
+    with peer(Peer(same)) as server:
+        one = opened(server.url)
+        one.page.wait_for_selector("#ask", state="visible")
+        slider = one.page.locator("input[type=range]").nth(1)
+        slider.focus()
+        for _ in range(3):
+            one.page.keyboard.press("ArrowLeft")
+        assert one.page.locator(".strength output").nth(1).text_content() == "0.85"
+        one.ask()
+        one.wait()
+        models = {body["model"] for body in server.bodies}
+        assert models == {"tiny", "tiny:ablation@0.85", "tiny:addition"}
+        assert one.answer(1).locator("h3").text_content() == "ablation@0.85"
+        slider.fill("1")
+        one.choose("baseline", "ablation")
+        one.ask()
+        one.wait()
+        assert {body["model"] for body in server.bodies[3:]} == {"tiny", "tiny:ablation"}
+        assert one.page.locator("article").count() == 2
+
+
+def level(x: float) -> int:
+    """The means, -3 and 5, are two steps from the middle; what is further is cut off at three."""
+    return max(-3, min(3, round((x - 1) / 2)))
+
+
+def test_tokens_have_the_colour_the_line_and_the_number_of_their_projection(opened: Open) -> None:
+    values = [-50.0, -4.1, -3.9, -1.2, 0.1, 1.0, 1.9, 2.1, 4.4, 5.9, 6.1, 1e4]
+    tokens = [(f" t{i}", x) for i, x in enumerate(values)]
+    with asked(opened, lambda _: answer(tokens)) as (one, _):
+        spans = one.answer().locator(".text span").all()
+        looks = [
+            one.page.evaluate(
+                "([i]) => { const s = getComputedStyle(document.querySelectorAll('article:first-child .text span')[i]);"
+                "return [s.backgroundColor, s.borderBottomStyle] }",
+                [i],
+            )
+            for i in range(len(spans))
+        ]
+        by_level: dict[int, set[tuple[str, ...]]] = {}
+        for span, x, look in zip(spans, values, looks, strict=True):
+            assert span.get_attribute("title").endswith(f"{x:.2f}".replace("-", "−"))
+            by_level.setdefault(level(x), set()).add(tuple(look))
+        assert all(len(found) == 1 for found in by_level.values())
+        assert len({found.copy().pop()[0] for found in by_level.values()}) == 7
+        lines = {at: found.copy().pop()[1] for at, found in by_level.items()}
+        assert lines == {at: "none" if at == 0 else "dotted" if at < 0 else "solid" for at in lines}
+        legend = [box.text_content() for box in one.page.locator("#scale-levels li").all()]
+        assert legend == [
+            "below −4.00",
+            "−3.00 harmless mean",
+            "−1.00",
+            "1.00",
+            "3.00",
+            "5.00 harmful mean",
+            "above 6.00",
+        ]
+        one.answer().locator("summary", has_text="every token").click()
+        rows = [row.inner_text().split("\t") for row in one.answer().locator("tbody tr").all()]
+        assert rows[0] == ["␣t0", "−50.00"]
+        assert len(rows) == len(values)
+
+
+def test_without_means_the_middle_is_zero_and_without_a_direction_nothing_is_asked(
+    opened: Open,
+) -> None:
+    blind = {**INFO["direction"], "mean_harmful": None, "mean_harmless": None}
+    with asked(opened, info={**INFO, "direction": blind}) as (one, _):
+        legend = [box.text_content() for box in one.page.locator("#scale-levels li").all()]
+        assert legend[3:] == ["0.00", "2.00", "4.00", "above 5.00"]
+    plain = {**INFO, "direction": None, "monitor": None, "conditions": INFO["conditions"][:1]}
+    with asked(opened, info=plain) as (one, server):
+        assert not one.page.locator("#scale").is_visible()
+        (body,) = server.bodies
+        assert body["refusal"] == {"monitor": False, "verdict": True, "projection": False}
+
+
+def test_tokens_that_are_told_before_their_character_is_whole_share_a_span(opened: Open) -> None:
+    events = answer([("a", 5.0)])
+    halves = [["\ufffd", 2.0], ["\ufffd", 8.0]]
+    for projections, text in ((halves[:1], ""), (halves[1:], "é")):
+        choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+        events.insert(-2, {"choices": [choice], "refusal": {"projections": projections}})
+    with asked(opened, lambda _: events) as (one, _):
+        assert one.text() == "aé"
+        spans = one.answer().locator(".text span").all()
+        assert [span.get_attribute("class") for span in spans] == ["more-2", "more-2"]
+        assert spans[1].get_attribute("title").count("\n") == 1
+
+
+def test_the_monitor_stands_against_its_threshold(opened: Open) -> None:
+    def reply(body: dict[str, Any]) -> list[dict[str, Any]]:
+        score = {"tiny": 1.25, "tiny:ablation": -1.75, "tiny:addition": 99.0}[body["model"]]
+        events = answer(TOKENS)
+        events[0]["refusal"]["monitor"] = {
+            "score": score,
+            "threshold": 1.25,
+            "fires": score >= 1.25,
+        }
+        del events[-2]["refusal"]["monitor"]
+        return events
+
+    with asked(opened, reply) as (one, _):
+        words = [one.answer(i).locator(".monitor p").text_content() for i in range(3)]
+        assert words == [
+            "Monitor fires: score 1.25, threshold 1.25",
+            "Monitor is silent: score −1.75, threshold 1.25",
+            "Monitor fires: score 99.00, threshold 1.25",
+        ]
+        one.page.locator("article .score").nth(2).scroll_into_view_if_needed()
+        places = one.page.evaluate(
+            "[...document.querySelectorAll('.gauge')].map(g => { const b = g.getBoundingClientRect(),"
+            "s = g.querySelector('.score').getBoundingClientRect();"
+            "return ((s.left + s.right) / 2 - b.left) / b.width })"
+        )
+        assert places == pytest.approx([0.5, 0.25, 1.0], abs=0.02)
+
+
+def test_what_is_written_without_refusal_stays_hidden_until_one_click_a_prompt(
+    opened: Open,
+) -> None:
+    with asked(opened) as (one, _):
+        assert [one.shown(i) for i in range(3)] == [True, False, True]
+        assert "takes refusal out" in one.answer(1).locator(".veil").inner_text()
+        assert TOKENS[-1][0] in one.text(1)  # it was written, and is not read out
+        one.choose("ablation", "ablation", "baseline")
+        one.ask()
+        one.wait()
+        assert [one.shown(i) for i in range(3)] == [False, False, True]
+        one.answer(0).locator(".veil button").click()
+        assert [one.shown(i) for i in range(3)] == [True, True, True]
+        assert one.page.evaluate("document.activeElement.className") == "text"
+        one.ask()
+        one.wait()
+        assert all(one.shown(i) for i in range(3))  # the same prompt, asked once more
+        one.ask(PROMPT + " Quickly.")
+        one.wait()
+        assert [one.shown(i) for i in range(3)] == [False, False, True]
+
+
+def test_a_condition_of_which_nothing_is_known_is_hidden(opened: Open) -> None:
+    unknown = [{k: v for k, v in one.items() if k != "stops"} for one in INFO["conditions"]]
+    with asked(opened, info={**INFO, "conditions": unknown}) as (one, _):
+        assert [one.shown(i) for i in range(3)] == [True, False, False]
+
+
+def test_stop_ends_the_answers_and_the_server_is_told(opened: Open) -> None:
+    with peer(Peer(lambda _: answer(TOKENS * 400), pause=0.02)) as server:
+        one = opened(server.url)
+        one.page.wait_for_selector("#ask", state="visible")
+        one.ask()
+        expect(one.answer().locator(".text span").nth(20)).to_be_visible()
+        one.page.click("#run", force=True)  # nothing: the answers are not done
+        one.page.click("#stop")
+        one.wait()
+        assert server.gone.wait(10)
+        left = server.left
+        time.sleep(0.3)
+        assert server.left <= left + 3
+        assert one.answer().locator(".state").text_content().startswith("stopped after ")
+        assert not one.answer().locator(".error").is_visible()
+        assert one.complaints == []
+        server.pause, server.reply = 0.0, same
+        one.page.click("#run")
+        expect(one.answer().locator(".state")).to_contain_text("done, 5 tokens")
+        assert len(server.bodies) == 6
+
+
+def test_a_result_is_copied_as_json(opened: Open) -> None:
+    grant = {"permissions": ["clipboard-read", "clipboard-write"]}
+    with asked(opened, how=grant) as (one, server):
+        one.answer(1).locator(".copy button").click()
+        expect(one.page.locator("#status")).to_have_text("Copied as JSON.")
+        copied = json.loads(one.page.evaluate("navigator.clipboard.readText()"))
+        assert set(copied.pop("refusal")) == {"condition", "monitor", "verdict", "projections"}
+        assert copied.pop("seconds") > 0
+        assert copied.pop("time").endswith("Z")
+        request = next(body for body in server.bodies if body["model"] == "tiny:ablation")
+        usage = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
+        assert copied == {
+            "request": request,
+            "answer": TEXT,
+            "finish_reason": "stop",
+            "usage": usage,
+            "stopped": False,
+            "error": None,
+        }
+        one.page.click("#copy-all")
+        expect(one.page.locator("#copy-all")).to_have_text("Copied")
+        every = json.loads(one.page.evaluate("navigator.clipboard.readText()"))
+        assert [found["request"]["model"] for found in every] == [
+            "tiny",
+            "tiny:ablation",
+            "tiny:addition",
+        ]
+        assert every[0]["refusal"]["projections"] == [list(pair) for pair in TOKENS]
+
+
+def test_where_the_clipboard_is_closed_the_json_is_in_a_box(opened: Open) -> None:
+    """As on any page that is neither on loopback nor https: there is no clipboard there."""
+    with peer(Peer(same)) as server:
+        one = opened(server.url.replace("127.0.0.1", ANY_NAME))
+        one.page.wait_for_selector("#ask", state="visible")
+        one.ask()
+        one.wait()
+        assert one.page.evaluate("navigator.clipboard === undefined")
+        for _ in range(2):  # a second click makes no second box
+            one.answer().locator(".copy button").click()
+            box = one.answer().locator("textarea")
+            box.wait_for()
+        assert json.loads(box.input_value())["answer"] == TEXT
+        chosen = one.page.evaluate(
+            "(() => { const b = document.activeElement; return b.selectionEnd - b.selectionStart })()"
+        )
+        assert chosen == len(box.input_value())
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ((400, error("The prompt has 3,011 tokens.")), "The prompt has 3,011 tokens."),
+        ((413, error("At most 9 bytes.")), "That is too long for this server. At most 9 bytes."),
+        ((429, error("Wait 5 s.")), "The server has too much to do just now; try again in a moment. Wait 5 s."),
+        ((500, {"detail": "?"}), "The server answered with status 500 and no word why."),
+        ([*answer(TOKENS)[:3], error("The model ran out of memory.")], "The model ran out of memory."),
+    ],
+)  # fmt: skip
+def test_an_error_is_said_in_plain_words(opened: Open, reply: Any, words: str) -> None:
+    with asked(opened, lambda _: reply) as (one, _):
+        for i in range(3):
+            assert one.answer(i).locator(".error").text_content() == words
+            assert one.answer(i).locator(".error").get_attribute("role") == "alert"
+        written = isinstance(reply, list)
+        assert one.answer(1).locator(".veil").is_visible() == written  # nothing to be hidden
+        assert one.text() == ("Hello there" if written else "")
+
+
+def test_a_stream_that_breaks_off_is_said_and_what_was_written_stays(opened: Open) -> None:
+    with asked(opened, breaks=True) as (one, _):
+        said = one.answer().locator(".error").text_content()
+        assert said == "The connection ended before the answer did."
+        assert one.text() == TEXT
+        assert one.answer().locator(".state").text_content().startswith("broken off after 5 tokens")
+
+
+def test_a_server_that_is_gone_is_said(opened: Open) -> None:
+    with asked(opened) as (one, _):
+        pass
+    one.page.click("#run")
+    one.page.wait_for_selector("article .error", state="visible")
+    assert "cannot be reached" in one.answer().locator(".error").text_content()
+
+
+def test_a_key_is_asked_for_used_and_kept_nowhere(opened: Open) -> None:
+    with peer(Peer(same, key="secret")) as server:
+        one = opened(server.url)
+        one.page.wait_for_selector("#connect", state="visible")
+        assert not one.page.locator("#ask").is_visible()
+        one.page.get_by_label("API key").fill("wrong")
+        one.page.keyboard.press("Enter")
+        expect(one.page.locator("#model")).to_have_text("Not connected")
+        one.page.fill("#key", "secret")
+        one.page.keyboard.press("Enter")
+        one.page.wait_for_selector("#ask", state="visible")
+        assert one.page.evaluate("document.activeElement.id") == "prompt"
+        one.ask()
+        one.wait()
+        assert one.text() == TEXT
+        kept = one.page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
+        assert kept == [0, 0, ""]
+        assert "secret" not in one.page.url
+        server.key = "another"
+        one.page.click("#run")
+        one.page.wait_for_selector("#connect", state="visible")
+        one.page.reload()
+        one.page.wait_for_selector("#connect", state="visible")
+        assert one.page.locator("#key").input_value() == ""
+
+
+def test_the_keyboard_is_enough_and_says_where_it_is(opened: Open) -> None:
+    with peer(Peer(same)) as server:
+        one = opened(server.url)
+        one.page.wait_for_selector("#ask", state="visible")
+        one.page.keyboard.press("Tab")
+        one.page.keyboard.press("Enter")  # the skip link
+        assert one.page.evaluate("document.activeElement.id") == "prompt"
+        one.page.keyboard.type(PROMPT)
+        one.page.keyboard.press("Control+Enter")
+        one.wait()
+        assert len(server.bodies) == 3
+        passed = []
+        for _ in range(16):
+            one.page.keyboard.press("Tab")
+            passed.append(
+                one.page.evaluate(
+                    "(() => { const e = document.activeElement, s = getComputedStyle(e);"
+                    "return [e.id || e.type || e.tagName, s.outlineStyle !== 'none'] })()"
+                )
+            )
+        names = [name for name, _ in passed]
+        assert [name for name, outlined in passed if not outlined] == []
+        order = ["SUMMARY", "select-one", "range", "run", "stop", "most", "copy-all", "button"]
+        assert [names.index(name) for name in order] == sorted(names.index(name) for name in order)
+
+
+def test_a_screen_reader_hears_the_beginning_and_the_end_and_no_token(opened: Open) -> None:
+    with peer(Peer(lambda _: answer(TOKENS * 10), pause=0.01)) as server:
+        one = opened(server.url)
+        one.page.wait_for_selector("#ask", state="visible")
+        one.page.evaluate(
+            "window.heard = []; new MutationObserver(() => heard.push(document.querySelector('#status')"
+            ".textContent)).observe(document.querySelector('#status'), {childList: true})"
+        )
+        one.ask()
+        one.wait()
+        assert one.page.evaluate("heard") == [
+            "Writing 3 answers …",
+            "baseline: done, 50 tokens, answers; ablation: done, 50 tokens, answers; "
+            "addition: done, 50 tokens, answers.",
+        ]
+        live = "[aria-live], [role=status], [role=alert], [role=log]"
+        assert one.page.evaluate(f"document.querySelector('.text').closest('{live}')") is None
+
+
+LONG = [("x" * 300, 3.0), (" Donaudampfschifffahrtselektrizität" * 3, -3.0)]
+
+
+def test_a_narrow_page_does_not_scroll_sideways(opened: Open) -> None:
+    far = "-".join(["a-model-with-a-very-long-name"] * 4)
+    with asked(
+        opened, lambda _: answer(LONG), {"width": 400}, info={**INFO, "model": far}
+    ) as (one, server):  # fmt: skip
+        assert browser.width(one.page) <= 400
+        one.answer(1).locator(".veil button").click()
+        for summary in one.page.locator("details.numbers summary").all():
+            summary.click()
+        assert browser.width(one.page) <= 400
+        tops = [one.answer(i).bounding_box()["x"] for i in range(3)]
+        assert len(set(tops)) == 1  # one under another
+        server.reply = lambda _: (400, error("y" * 500))
+        one.page.click("#run")
+        one.page.wait_for_selector("article .error", state="visible")
+        assert browser.width(one.page) <= 400
+
+
+def test_a_wide_page_has_the_answers_side_by_side(opened: Open) -> None:
+    with asked(opened, how={"width": 1400}) as (one, _):
+        tops = [one.answer(i).bounding_box()["y"] for i in range(3)]
+        assert len(set(tops)) == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(opened: Open, scheme: str) -> None:
+    values = [("token ", float(x)) for x in range(-6, 9)]
+    with asked(opened, lambda _: answer(values), {"color_scheme": scheme}) as (one, server):
+        one.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        assert browser.seriously_wrong(one.page) == []  # with an answer hidden
+        one.answer(1).locator(".veil button").click()
+        server.reply = lambda _: (429, error("Busy."))
+        assert browser.seriously_wrong(one.page) == []
+        one.page.click("#run")
+        one.page.wait_for_selector("article .error", state="visible")
+        server.key = "secret"
+        one.page.click("#run")
+        one.page.wait_for_selector("#connect", state="visible")
+        assert browser.seriously_wrong(one.page) == []
+
+
+def test_nothing_moves_for_those_who_want_no_motion(opened: Open) -> None:
+    look = "getComputedStyle(document.querySelector('.state'), '::before').animationName"
+    for wanted, name in (("no-preference", "pulse"), ("reduce", "none")):
+        with peer(Peer(lambda _: answer(TOKENS * 20), pause=0.1)) as server:
+            one = opened(server.url, reduced_motion=wanted)
+            one.page.wait_for_selector("#ask", state="visible")
+            one.ask()
+            one.page.wait_for_selector("article[aria-busy=true]")
+            assert one.page.evaluate(look) == name
+            one.page.click("#stop")
+            one.wait()
+
+
+def test_the_files_name_no_other_host_and_hold_no_script_or_style_of_their_own() -> None:
+    folder = resources.files("refusal.engines.serve") / "page"
+    files = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+    assert set(files) == {"index.html", "page.css", "page.js", "server.js"}
+    assert not any("//" in text.replace("// ", "") for text in files.values())
+    assert "@import" not in files["page.css"]
+    assert "@font-face" not in files["page.css"]
+    assert " style=" not in files["index.html"]
+    assert "innerHTML" not in files["page.js"]
+    assert set(page_peer.TYPES) == {name.rpartition(".")[2] for name in files}
