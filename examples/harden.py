@@ -163,7 +163,6 @@ def harden(model: refusal.ChatModel, out: Path, recipe: Recipe) -> list[float]:
             seen.append(loss.item())
         losses.append(sum(seen) / len(seen))
         print(f"epoch {epoch + 1}: loss {losses[-1]:.3f}, {time.monotonic() - began:.0f} s")
-    merged = network.merge_and_unload().eval()
     note = (
         f"extended-refusal fine-tuning of {model.name}: LoRA of rank {recipe.rank}, "
         f"{recipe.n} prompts a class, {recipe.epochs} epochs"

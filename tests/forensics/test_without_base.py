@@ -86,6 +86,8 @@ def test_weights_that_went_through_few_bits_are_refused(tiny: Tiny, bits: int) -
     record, _ = examine(tiny, hidden)
     assert record.verdict == "not tested"
     assert "4 to 6 bits" in record.notes[0]
+    assert all(floor.ratio is not None for floor in record.floors if "bits" in floor.why)
+    assert not any(floor.found for floor in record.floors)
     after = then(edits.quantised(bits), projection(tiny.u, everywhere(1.0)))
     assert examine(tiny, after)[0].verdict == "edited by projection"
 

@@ -8,7 +8,7 @@ over windows of 1, 2, 4 and 8 too, for those that have too few inputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -110,16 +110,19 @@ def examine_floors(
         waiting: list[Window] = []  # of falling size, as in a binary counter
         for layer, group in by_layer.items():
             usable[layer] = _wide_enough(group, files)
-            if any(on_grid(files.read(writer.name)) for writer in usable[layer]):
-                untested[layer] = Floor((layer,), tested=False, why=FEW_BITS)
-                usable[layer] = []
-            elif not usable[layer]:
-                untested[layer] = Floor((layer,), tested=False, why=FEW_INPUTS)
-            if usable[layer]:
-                windows += _grown(_pooled(layer, usable[layer], files), waiting)
-            else:
+            few_bits = any(on_grid(files.read(writer.name)) for writer in usable[layer])
+            if few_bits or not usable[layer]:
+                why = FEW_BITS if few_bits else FEW_INPUTS
+                untested[layer] = Floor((layer,), tested=False, why=why)
                 _dropped(waiting)
                 waiting.clear()
+            if few_bits:  # its ratio is shown, and nothing concluded from it
+                shown = _pooled(layer, usable[layer], files)
+                shown.solve()
+                shown.drop()
+                windows.append(shown)
+            elif usable[layer]:
+                windows += _grown(_pooled(layer, usable[layer], files), waiting)
             advance(1)
         _dropped(waiting)
         for layer, group in usable.items():
@@ -245,10 +248,14 @@ def _results(
     floors, directions, seen = [], [], set()
     single = {window.layers[0]: window for window in windows if len(window.layers) == 1}
     for layer in by_layer:
-        if layer in untested or not len(single[layer].values):
+        window = single.get(layer)
+        if window is None or not len(window.values):
             floors.append(untested.get(layer, Floor((layer,), tested=False, why=FEW_INPUTS)))
             continue
-        record, found = single[layer].result()
+        record, found = window.result()
+        if layer in untested:
+            floors.append(replace(record, found=False, tested=False, why=untested[layer].why))
+            continue
         floors.append(record)
         if record.found:
             directions.append(found)
