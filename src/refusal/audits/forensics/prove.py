@@ -6,7 +6,6 @@ layer the difference in means of harmful and harmless prompts, at the last token
 the direction. What is left is scored by the same bypass, induce and KL, under the same rule.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,18 +18,20 @@ from refusal.config.rule import Rule
 from refusal.core.records import CandidateScore, PromptSplits
 from refusal.core.valid import check_width
 from refusal.directions.difference_in_means import difference_in_means
-from refusal.directions.pool import collect
+from refusal.directions.pool import collect, draw_passing
 from refusal.directions.records import Candidates
 from refusal.directions.refusal_tokens import tokens_for
 from refusal.directions.selection.rule import rejected
-from refusal.directions.selection.select import HowToSearch, select
+from refusal.directions.selection.score import Scorer
+from refusal.directions.selection.search import Candidate, Search
+from refusal.model.batch_size import keeping_memory
 from refusal.model.chat_model import ChatModel
 
 LEAST = 1e-3  # of the largest amount along the direction: with less there is none
-ANY = Rule(-math.inf, math.inf)
 PROMPTS = 32  # of each class, to read the sign and size of the direction, and as many to score it
 
 
+@keeping_memory()
 def prove(
     model: ChatModel,
     directions: Float[Tensor, "n d_model"],
@@ -58,44 +59,47 @@ def prove(
     found = tokens_for(model, prompts.train, tokens)
     read = collect(model, prompts.train, n=n, tokens=found, filtered=filtered)
     own = difference_in_means(read)
+    harmful = draw_passing(model, prompts.val.harmful, "harmful", found, n, filtered)
+    harmless = draw_passing(model, prompts.val.harmless, "harmless", found, n, filtered)
+    scorer = Scorer(model, harmful, harmless, found, own.n_layers)
     proofs = []
     for direction in directions:
         unit = (direction / direction.norm()).float()
-        chosen = select(
-            model,
-            along(own, unit),
-            prompts.val,
-            n=n,
-            filtered=filtered,
-            rule=ANY,  # every layer is scored, and judged below
-            how=HowToSearch(full_map=True, resamples=0),
-        )
-        amounts = own.vectors[-1].float() @ unit
-        # At block 0 the last token is the same in every prompt: nothing is along the direction.
-        there = amounts.abs() > LEAST * float(amounts.abs().nan_to_num().max())
-        scores = [score for score in chosen.scores if there[score.layer]]
-        good = [score for score in scores if rejected(score, Rule(), own.n_layers) is None]
-        score = max(good or scores, key=_induce)
-        place, at = own.vectors[-1, score.layer].float(), float(amounts[score.layer])
+        score = _best(scorer, along(own, unit))
+        place = own.vectors[-1, score.layer].float()
+        at = float(place @ unit)
         proofs.append(
             Proof(
                 layer=score.layer,
                 amount=at,
                 cosine=at / max(float(place.norm()), 1e-30),
                 bypass=score.bypass,
-                harmful=chosen.harmful_count.mean_metric,
+                harmful=harmful.count.mean_metric,
                 induce=score.induce,
-                harmless=chosen.harmless_count.mean_metric,
+                harmless=harmless.count.mean_metric,
                 kl=score.kl,
-                qualified=bool(good),
+                qualified=rejected(score, Rule(), own.n_layers) is None,
                 prompts=n,
             )
         )
     return tuple(proofs)
 
 
-def _induce(score: CandidateScore) -> float:
-    return -math.inf if score.induce is None else score.induce
+def _best(scorer: Scorer, tried: Candidates) -> CandidateScore:
+    """The layer at which adding what is along the direction induces refusal most, of those that the
+    rule lets choose. Ablation is of the unit vector: its bypass and KL are those of every layer.
+    """
+    sizes = tried.vectors[-1].norm(dim=-1)
+    # At block 0 the last token is the same in every prompt: what is there is rounding.
+    there = (sizes > LEAST * sizes.nan_to_num().max()).tolist()
+    eligible = Rule().eligible_layers(tried.n_layers)
+    layers = [layer for layer in range(eligible) if there[layer]] or [0]
+    search = Search(scorer, [Candidate(tried.at(-1, at)) for at in layers], tried.n_layers)
+    search.fill(search.candidates, "induce")
+    best = max(search.candidates, key=lambda candidate: candidate.estimate("induce"))
+    for score in ("bypass", "kl"):
+        search.fill([best], score)
+    return search.score_of(best)
 
 
 def along(own: Candidates, unit: Float[Tensor, "d_model"]) -> Candidates:

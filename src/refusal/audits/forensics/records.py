@@ -96,8 +96,8 @@ class Floor:
         gap: second smallest eigenvalue by the smallest.
         participation: effective number of coordinates of the eigenvector.
         found: whether this is an exact projection.
-        tested: ``False`` where the weights went through few bits (the numbers are shown, and nothing
-            is concluded from them), or there are too few inputs.
+        tested: ``False`` where the weights went through few bits (the numbers are there, and
+            nothing is concluded from them), or there are too few inputs.
         why: then, the reason.
     """
 
