@@ -24,6 +24,7 @@ from refusal.directions.rdo import (
 )
 from refusal.directions.rdo_losses import TERMS, WEIGHTS, Lesson, Lessons, Term, gradients, loss_of
 from refusal.interventions.ablate_add import Ablate, Add
+from refusal.model.endings import end_tokens
 from refusal.model.forward import last_logits, read_from
 from refusal.model.rows import padded
 
@@ -217,6 +218,20 @@ def test_lessons_are_answers_refusals_and_own_answers(model: ChatModel) -> None:
         assert len(lesson.row) - len(row) <= ANSWER
     for lesson in lessons["retain"]:
         assert len(lesson.row) - lesson.start <= ANSWER
+
+
+def test_an_empty_answer_is_learnt_as_an_end(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = end_tokens(model)[0]
+    with monkeypatch.context() as patched:
+        logits = torch.full((model.hf.config.vocab_size,), -9.0)
+        logits[end] = 9.0
+        head = model.hf.get_output_embeddings()
+        patched.setattr(head, "forward", lambda x: logits.expand(*x.shape[:-1], -1))
+        lessons = lessons_of(model, direction(unit(3, torch.float32)), HARMFUL, HARMLESS)
+    for lesson in (*lessons["answer"], *lessons["refuse"]):
+        assert lesson.row[lesson.start :] == (end,)
 
 
 @pytest.mark.parametrize("rank", [1, 2])

@@ -31,6 +31,7 @@ from refusal.directions.refusal_metric import kl_divergence, refusal_metric
 from refusal.interventions.ablate_add import Ablate, Add
 from refusal.model.chat_model import ChatModel
 from refusal.model.edits import Intervention
+from refusal.model.endings import end_tokens
 from refusal.model.forward import last_logits
 from refusal.model.generation import generate_rows
 
@@ -126,9 +127,9 @@ def lessons_of(
     refusals = [_sentence(model, ids) for ids in _answers(model, good, "refusals", Add(start))]
     own = _answers(model, good, "own answers")
     return {
-        "answer": _lessons(bad, answers),
-        "refuse": _lessons(good, refusals),
-        "retain": tuple(_last(one) for one in _lessons(good, own)),
+        "answer": _lessons(model, bad, answers),
+        "refuse": _lessons(model, good, refusals),
+        "retain": tuple(_last(one) for one in _lessons(model, good, own)),
     }
 
 
@@ -147,11 +148,14 @@ def _sentence(model: ChatModel, ids: Sequence[int]) -> list[int]:
     return list(ids)
 
 
-def _lessons(rows: Sequence[list[int]], answers: Sequence[Sequence[int]]) -> tuple[Lesson, ...]:
-    """A prompt that is answered by nothing is looked at where its last token is."""
+def _lessons(
+    model: ChatModel, rows: Sequence[list[int]], answers: Sequence[Sequence[int]]
+) -> tuple[Lesson, ...]:
+    """Prompts with their answers; one that is answered by nothing is to be ended at once."""
+    end = end_tokens(model)[:1]
     found = []
     for row, answer in zip(rows, answers, strict=True):
-        found.append(Lesson((*row, *answer), len(row) if answer else len(row) - 1))
+        found.append(Lesson((*row, *(answer or end)), len(row)))
     return tuple(found)
 
 
