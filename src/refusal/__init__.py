@@ -57,6 +57,13 @@ if TYPE_CHECKING:  # what mypy and editors read; a test holds it equal to the ta
     from refusal.detector.verdict import refusal_verdict as refusal_verdict
     from refusal.directions.controls import control_directions as control_directions
     from refusal.directions.difference_in_means import difference_in_means as difference_in_means
+    from refusal.directions.monitor.fit import FitPrompts as FitPrompts
+    from refusal.directions.monitor.fit import Fitted as Fitted
+    from refusal.directions.monitor.fit import fit_monitor as fit_monitor
+    from refusal.directions.monitor.reading import Scored as Scored
+    from refusal.directions.monitor.reading import score_prompts as score_prompts
+    from refusal.directions.monitor.watch import Watch as Watch
+    from refusal.directions.monitor.watch import watch as watch
     from refusal.directions.pool import collect as collect
     from refusal.directions.records import Activations as Activations
     from refusal.directions.records import Candidates as Candidates
@@ -118,6 +125,9 @@ _MODULES = {
     "detector.verdict": "paper_substring_match refusal_verdict",
     "directions.controls": "control_directions",
     "directions.difference_in_means": "difference_in_means",
+    "directions.monitor.fit": "FitPrompts Fitted fit_monitor",
+    "directions.monitor.reading": "Scored score_prompts",
+    "directions.monitor.watch": "Watch watch",
     "directions.pool": "collect",
     "directions.records": "Activations Candidates Selection",
     "directions.refusal_metric": "kl_divergence refusal_metric",

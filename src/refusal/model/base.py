@@ -68,6 +68,7 @@ class LoadedModel:
         self.batching: Batching | None = None
         self.arguments = frozenset(inspect.signature(hf.forward).parameters)
         self.forward_tokens = 0
+        self.watched = 0
         check_ids(tokenizer, self.tokenize(PROBES), vocabulary(hf), self.name)
 
     def __repr__(self) -> str:

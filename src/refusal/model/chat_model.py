@@ -59,6 +59,7 @@ class ChatModel(LoadedModel):
             (``generation.batching``).
         arguments: names of the arguments that the model's ``forward`` takes.
         forward_tokens: tokens run through the model so far, padding included.
+        watched: how many want every prompt read whole, not its beginning once for several.
     """
 
     def __init__(

@@ -155,7 +155,7 @@ def _write(model: LoadedModel, wanted: Wanted, name: str, finished: Finished) ->
     fits = parallel.smallest(row_budget(model.device, length * cache_bytes_per_token(model)))
     size = model.batch_size if model.batch_size.value <= fits else BatchSize(fits)
     order = sorted(range(len(rows)), key=lambda i: (wanted.under([i]), -len(rows[i])))
-    if how == "shared" and len(rows) > len(set(wanted.which)):
+    if how == "shared" and not model.watched and len(rows) > len(set(wanted.which)):
         wanted = replace(wanted, shared=shared_start(rows, new, model.hf.config))
     if how == "alone":
         log.warning(

@@ -2,6 +2,7 @@
 
 An ``Edit`` names a module, a side and a function of the hidden states: what it returns replaces
 them, ``None`` leaves them as they are (a read). Functions must not change their argument in place.
+A ``Call`` is told what a module is called with.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +27,16 @@ class Edit:
     fn: EditFunction
 
 
+@dataclass(frozen=True)
+class Call:
+    """Be told of every call of a module, before it: its arguments by place and by name."""
+
+    module: nn.Module
+    fn: Callable[[tuple[Any, ...], dict[str, Any]], object]
+
+
 @contextmanager
-def hooked(edits: Iterable[Edit]) -> Iterator[None]:
+def hooked(edits: Iterable[Edit | Call]) -> Iterator[None]:
     """Install ``edits`` for the duration of the block; they are gone afterwards, also after an
     exception.
 
@@ -35,7 +44,11 @@ def hooked(edits: Iterable[Edit]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for edit in edits:
-            if edit.side == "input":
+            if isinstance(edit, Call):
+                handle = edit.module.register_forward_pre_hook(
+                    _call_hook(edit.fn), with_kwargs=True
+                )
+            elif edit.side == "input":
                 handle = edit.module.register_forward_pre_hook(
                     _input_hook(edit.fn), with_kwargs=True
                 )
@@ -87,6 +100,13 @@ def _input_hook(fn: EditFunction) -> Callable[..., Any]:
             return None if new is None else ((new, *args[1:]), kwargs)
         new = fn(kwargs["hidden_states"]) if "hidden_states" in kwargs else None
         return None if new is None else (args, {**kwargs, "hidden_states": new})
+
+    return hook
+
+
+def _call_hook(fn: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        fn(args, kwargs)
 
     return hook
 
