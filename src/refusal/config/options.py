@@ -3,6 +3,7 @@
 A group is a table in TOML too (`tables.py`). Those of engines and judges are files of their own.
 """
 
+from math import isfinite
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -29,6 +30,13 @@ def once_each(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names):
         raise ValueError("it should be some names, each once")
     return names
+
+
+def once_each_number(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    """Some finite numbers, each once."""
+    if not numbers or len(set(numbers)) < len(numbers) or not all(map(isfinite, numbers)):
+        raise ValueError("it should be some finite numbers, each once")
+    return numbers
 
 
 class ModelOptions(BaseModel):
@@ -131,6 +139,24 @@ class SelectionOptions(BaseModel):
     """With the method rdo: how often it goes through the training prompts."""
     rdo_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """With the method rdo: stop after so many seconds of steps, whatever is left of the epochs."""
+    pseudo_harmful: str = "orbench-hard"
+    """With the method false-refusal: prompts that only look harmful, of which those count that the
+    model refuses: orbench-hard (its file in --data-dir), or a file of your own.
+    """
+    refusal_direction: str | None = None
+    """With the method false-refusal: the refusal direction that stays, as the folder of a run or a
+    direction.safetensors; by default the difference in means at the place of each candidate.
+    """
+    lambdas: Annotated[tuple[float, ...], AfterValidator(once_each_number)] = (1.0,)
+    """With the method false-refusal: the share of the refusal direction that is taken out of a
+    candidate; of several the one that does best on validation prompts.
+    """
+    keep_refusal: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """With the method false-refusal: the share of the refusals of harmful validation prompts that
+    must be left.
+    """
+    tried: Count = 4
+    """With the method false-refusal: how many candidates complete the validation prompts."""
     refusal_tokens: tuple[str, ...] = ()
     """Refusal tokens as texts or ids; by default a preset or chosen from the model's
     completions.

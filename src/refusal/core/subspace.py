@@ -46,6 +46,17 @@ def orthonormal(vectors: Float[Tensor, "rank d_model"]) -> Float[Tensor, "rank d
     return rows
 
 
+def project_onto(
+    vectors: Float[Tensor, "*places d_model"], rows: Float[Tensor, "... rank d_model"]
+) -> Float[Tensor, "*places d_model"]:
+    """``Q'Q x`` of every vector: its part in the span of the orthonormal rows ``Q``, which may be
+    others at every place.
+    """
+    along: Tensor = (rows * vectors[..., None, :]).sum(-1)
+    part: Tensor = (along[..., None] * rows).sum(-2)
+    return part
+
+
 def spanned(directions: Sequence[Direction]) -> Direction:
     """A direction whose subspace all of ``directions`` span.
 

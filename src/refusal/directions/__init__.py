@@ -15,5 +15,9 @@ METHODS = Registry(
         "kmeans": "refusal.directions.kmeans:Centroids",
         "rdo": "refusal.directions.rdo:ByGradient",
         "harmfulness": "refusal.directions.harmfulness:Harmfulness",
+        "false-refusal": "refusal.directions.false_refusal:FalseRefusal",
     },
 )
+
+# Scores of a candidate that are no method's own number, and stand beside those in its files.
+FURTHER = ("pseudo_harmful_refused", "harmful_refused", "lambda")

@@ -165,7 +165,7 @@ def draw_passing(
 def keep_passing(
     model: ChatModel,
     pool: Sequence[Prompt],
-    label: Label,
+    label: str,
     work: Iterable[tuple[Prompt, float, Tensor | None]],
     draw: Draw,
 ) -> tuple[Passed, list[Tensor]]:

@@ -10,18 +10,21 @@ from jaxtyping import Float
 from refusal.core.records import CandidateScore
 from refusal.core.tables import Bar, Style, minus
 from refusal.core.text import sanitised
+from refusal.directions import METHODS
 from refusal.report.data import ReportData
 from refusal.report.kinds import Figure, Grid, Intervals, Line, Lines, Points, Values
 from refusal.report.lengths import length_figures, read_curves
 from refusal.report.tables import style_of, tables_by_section
 from refusal.report.thoughts import thought_figures
 
+LOWEST = ("false-refusal",)  # methods whose score is best where it is lowest
 # What stands in the map of outcomes for each, the chosen candidate first.
 SIGNS = {
     "chosen": "★",
     "bypass": "b",
     "induce": "i",
     "kl": "k",
+    "refusal": "r",
     "layer": "l",
     "step": "s",
     "nan": "n",
@@ -108,7 +111,8 @@ def score_grids(data: ReportData) -> tuple[Grid, ...]:
 
 def own_scores(data: ReportData) -> tuple[str, ...]:
     """Name the scores that only the run's method has."""
-    return tuple(dict.fromkeys(name for score in data.scores for name in score.more))
+    names = dict.fromkeys(name for score in data.scores for name in score.more)
+    return tuple(name for name in names if name in METHODS)
 
 
 def _map(
@@ -162,12 +166,15 @@ def outcome_words(data: ReportData, key: str | None) -> str:
         "bypass": "bypass not the lowest, other scores not needed",
         "induce": f"induce below {rule.induce_threshold:g}",
         "kl": f"KL above {rule.kl_threshold:g}",
+        "refusal": "loses refusals of harmful prompts",
         "layer": f"layer {data.eligible} or later",
         "step": "layer left out",
         "nan": "not a number",
     }
     own = own_scores(data)
-    other = f"{own[0]} score not the highest" if own else "meets every limit, bypass not the lowest"
+    other = "meets every limit, bypass not the lowest"
+    if own:
+        other = f"{own[0]} score not the {'lowest' if own[0] in LOWEST else 'highest'}"
     return words.get(key or "", other)
 
 

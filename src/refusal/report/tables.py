@@ -29,6 +29,7 @@ from refusal.evaluations.capability.rates import PREFIX as CAPABILITY
 from refusal.evaluations.refusal.rates import SAMPLES
 from refusal.interventions.conditions import LABELS
 from refusal.report.finders import finder_tables
+from refusal.report.four_sets import four_sets
 from refusal.report.lengths import AT, length_tables
 from refusal.report.thoughts import thought_tables
 
@@ -284,7 +285,7 @@ TABLES: dict[str, tuple[Callable[[Found], Iterable[Table]], ...]] = {
     "choice": (seeds, finder_tables),
     "separation": (thought_tables,),
     "judges": (judged, agreement),
-    "side-effects": (over_refusal, divergence, cross_entropies, capabilities, others),
+    "side-effects": (four_sets, over_refusal, divergence, cross_entropies, capabilities, others),
 }
 
 

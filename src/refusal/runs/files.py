@@ -35,7 +35,7 @@ from refusal.core.strict_files import (
     read_one,
 )
 from refusal.core.valid import read_direction
-from refusal.directions import METHODS
+from refusal.directions import FURTHER, METHODS
 from refusal.runs.manifest import Manifest, Number
 
 FORMAT = 2  # of the manifest
@@ -54,8 +54,9 @@ def _gathered(row: Any) -> Any:
     """The score that only one method has, and that is called like it, under a key of its own."""
     if not isinstance(row, dict) or "more" in row:
         return row
-    more = {name: value for name, value in row.items() if name in METHODS}
-    return {**{name: value for name, value in row.items() if name not in METHODS}, "more": more}
+    own = (*METHODS, *FURTHER)
+    more = {name: value for name, value in row.items() if name in own}
+    return {**{name: value for name, value in row.items() if name not in own}, "more": more}
 
 
 SavedScore = Annotated[CandidateScore, BeforeValidator(_gathered)]

@@ -238,7 +238,9 @@ class Select(Stage):
                 raise
             write_json(scores, finite(to_json(selection.scores)))
             found = selection.direction
-            replace(found, by_layer=candidates.by_layer(found.position)).save(direction)
+            if found.by_layer is None:
+                found = replace(found, by_layer=candidates.by_layer(found.position))
+            found.save(direction)
             write_json(stability, plain(selection.stability))
             kept = ("score", "qualified", "rejected", "harmful_count", "harmless_count", "risk")
             write_json(summary, finite({name: plain(getattr(selection, name)) for name in kept}))
