@@ -70,6 +70,12 @@ EXAMPLES = {
         "refusal forensics ./suspect --base owner/model --prove",
         "refusal forensics ./adapter --base owner/model --out examined",
     ),
+    "diff": (
+        "refusal diff owner/model ./edited ./adapter --n-test 50 --max-new-tokens 64",
+        "refusal diff runs/mine runs/mine/export/model --over-refusal xstest",
+        "refusal diff owner/model ./a ./b --run runs/mine --tasks arc_challenge@100",
+        "refusal diff ./base ./release --fail-on 'refusal_change<-0.05' 'kl>0.1'",
+    ),
     "repair": (
         "refusal repair ./suspect --base owner/model",
         "refusal repair ./suspect --base owner/model --out repaired",

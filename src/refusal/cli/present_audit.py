@@ -1,4 +1,4 @@
-"""How the terminal shows an audit, and audits or runs side by side."""
+"""How the terminal shows an audit, and audits, runs or checkpoints side by side."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,6 +9,7 @@ from refusal.cli.drawing import drawn
 
 if TYPE_CHECKING:
     from refusal.evaluations.audit.result import Audited
+    from refusal.evaluations.diff.result import Diffed
     from refusal.report.audit_compare import AuditComparison
     from refusal.report.compare import Comparison
 
@@ -41,8 +42,18 @@ def show_comparison(found: "Comparison") -> None:
     err.print(NOTE, soft_wrap=True)
 
 
+def show_diff(found: "Diffed") -> None:
+    """The candidates in one table, what was not compared, refusal by length."""
+    from refusal.report.diff_tables import diff_tables
+
+    for table in diff_tables(found):
+        if not table.detail:
+            out.print(drawn(table))
+
+
 COMPARED_VIEWS: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any]]] = {
     "Comparison": (show_comparison, asdict),
+    "Diffed": (show_diff, asdict),
     "Audited": (show_audit, asdict),
     "AuditComparison": (show_audits, asdict),
 }

@@ -13,6 +13,7 @@ from cyclopts.validators import Number
 
 from refusal.cli import present as display
 from refusal.cli.audit_verbs import audit
+from refusal.cli.diff_verbs import diff
 from refusal.cli.edit_options import EDIT_DEFAULTS, Edit
 from refusal.cli.examples import EXAMPLES
 from refusal.cli.options import (
@@ -270,6 +271,7 @@ def export(
 
 app.command(audit, help_epilogue=examples("audit"))
 app.command(forensics, help_epilogue=examples("forensics"))
+app.command(diff, help_epilogue=examples("diff"))
 app.command(repair, help_epilogue=examples("repair"))
 
 

@@ -29,6 +29,7 @@ from refusal.core.day import day_of
 from refusal.core.errors import ModelLoadError, OutOfMemoryError
 from refusal.core.progress import task
 from refusal.model import embedded
+from refusal.model.adapter import check_mergeable, merged
 from refusal.model.batch_size import is_out_of_memory
 from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import find_format
@@ -120,6 +121,26 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
             ``tp_plan`` without a launcher, or ``quantize`` without bitsandbytes.
         TypeError: no such option.
     """
+    return _load(name, options, None)
+
+
+def load_adapted(base: str, adapter: str, **options: Unpack[LoadOptions]) -> ChatModel:
+    """Load a chat model with a LoRA adapter merged into its weights, as ``merge_and_unload`` of
+    PEFT does; it is called like the adapter.
+
+    Args:
+        base: what the adapter is for, as ``load`` takes it.
+        adapter: its folder. All other options are those of ``load``.
+
+    Raises:
+        ModelLoadError: the adapter cannot be read, or does not fit the base.
+        ConfigError: the base is quantised or spread over devices, or PEFT is not installed.
+        refusal.Error: what ``load`` raises.
+    """
+    return _load(base, options, adapter)
+
+
+def _load(name: str, options: LoadOptions, adapter: str | None) -> ChatModel:
     if unknown := options.keys() - LoadOptions.__annotations__.keys():
         raise TypeError(f"load() has no option {min(unknown)!r}")
     given = ModelOptions.model_construct(**options)
@@ -128,6 +149,8 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
     precision = find_dtype(given.dtype, where)
     source = resolve(name)
     hub = hub_options(given.revision)
+    if adapter is not None:
+        check_mergeable(adapter, given)
     placement = place(
         where, precision, given.device_map, given.max_memory, given.quantize, given.tp_plan
     )
@@ -144,6 +167,8 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
         hf = load_whole(
             name, source, auto_class(config), config, hub, {"dtype": precision, **placement}
         )
+        if adapter is not None:
+            hf = merged(hf, adapter)
         hf = language_model(hf)
         if not placement:
             hf.to(where)  # type: ignore[arg-type]
@@ -153,7 +178,7 @@ def load(name: str = "embedded", **options: Unpack[LoadOptions]) -> ChatModel:
     model = ChatModel(
         hf,
         tokenizer,
-        name,
+        adapter or name,
         system=given.system,
         sites=sites,
         batch_size=given.batch_size,

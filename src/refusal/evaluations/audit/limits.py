@@ -6,7 +6,7 @@ the lower end of the interval.
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from refusal.core.errors import ConfigError
@@ -47,11 +47,14 @@ class Limit:
         return COMPARISONS[self.comparison](getattr(m, self.end), self.bound)
 
 
-def parse_limit(text: str, tasks: Sequence[str] = ()) -> Limit:
+def parse_limit(
+    text: str, tasks: Sequence[str] = (), numbers: Collection[str] = tuple(NUMBERS)
+) -> Limit:
     """Read one limit.
 
     Args:
         tasks: benchmarks of the audit, each of which has a price.
+        numbers: all others that there are.
 
     Raises:
         ConfigError: no such number, or not of that form.
@@ -60,9 +63,9 @@ def parse_limit(text: str, tasks: Sequence[str] = ()) -> Limit:
     if found is None:
         raise ConfigError(
             f"--fail-on {text!r} is no limit. Give a number, a comparison (< <= > >=) and a bound: "
-            "--fail-on 'residual_refusal<0.5'."
+            f"--fail-on '{next(iter(numbers))}<0.5'."
         )
-    names = (*NUMBERS, *(f"price_{task}" for task in tasks))
+    names = (*numbers, *(f"price_{task}" for task in tasks))
     if found[1] not in names:
         raise ConfigError(
             f"--fail-on {text!r}: there is no number {found[1]!r}. Use one of: {', '.join(names)}, "

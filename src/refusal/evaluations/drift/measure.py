@@ -153,7 +153,9 @@ def measure_drift(
             else:
                 with model.apply(*interventions):
                     logits = read_from(model, batch, starts)
-            out[condition] = [_drift(*three) for three in zip(members, logits, base, strict=True)]
+            out[condition] = [
+                text_drift(*three) for three in zip(members, logits, base, strict=True)
+            ]
         advance(len(members))
         return out
 
@@ -251,10 +253,15 @@ def _exp(estimate: Estimate) -> Estimate:
     return Estimate(value, low, high)
 
 
-def _drift(
+def text_drift(
     text: ForcedText, logits: Float[Tensor, "token vocab"], base: Float[Tensor, "token vocab"]
 ) -> Drift:
-    """Nats and KL of one text's tokens, in float64, a few tokens at a time."""
+    """Nats and KL of one text's tokens, in float64, a few tokens at a time.
+
+    Args:
+        logits: what predicts each token that counts.
+        base: the unmodified model's; the KL is 0 where it is ``logits`` itself.
+    """
     targets = torch.tensor(text.ids[text.start :])
     nats: list[float] = []
     kl: list[float] = []
