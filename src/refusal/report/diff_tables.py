@@ -1,5 +1,6 @@
 """What candidates do beside their base as tables: all of them in one, by length, in the stream."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -23,20 +24,27 @@ from refusal.report.lengths import length_tables
 
 BASE = "the base"
 RULE = (
-    "Rates with 95% Wilson intervals; changes from the base in points, paired by prompt "
-    "(Newcombe's interval, McNemar's exact p). KL in nats from the base: first token, then along "
-    "the base's own answers: mean over tokens with a bootstrap interval over prompts, median, "
-    "largest. CE: change of cross-entropy along these answers, nats a token. Direction left: share "
-    "of the base's difference between harmful and harmless prompts along its refusal direction, "
-    "where that was found, and over all places; own: cosine of the two models' differences there."
+    "95% Wilson intervals; changes from the base in points, paired by prompt (Newcombe's interval, "
+    "McNemar's exact p). KL: mean over tokens along the base's own answers, nats, with a bootstrap "
+    "interval over prompts. Direction left: of the base's difference between harmful and harmless "
+    "prompts along its refusal direction, where that was found."
+)
+PREDICTED = (
+    "KL from the base in nats, harmless prompts but where it says harmful. CE: change of "
+    "cross-entropy along the base's own answers, nats a token. Left everywhere: of the base's "
+    "direction over all places, each weighing as much as the base has there. Own direction: cosine "
+    "of the two models' differences where the base's direction was found."
 )
 
 
 def diff_tables(found: Diffed) -> Iterator[Table]:
     """All tables, the one of the candidates first."""
     yield candidate_table(found)
-    if any(one.missing or one.notes for one in found.candidates):
-        yield notes_table(found)
+    yield _predicted_table(found)
+    yield from _further_tables(found)
+    notes = _notes(found)
+    if notes:
+        yield table("Not compared, and notes", ("model", "what"), (), notes, grouped=True)
     texts = _texts(found)
     if texts:
         yield _text_table(found, texts)
@@ -48,58 +56,73 @@ def diff_tables(found: Diffed) -> Iterator[Table]:
 
 def candidate_table(found: Diffed) -> Table:
     """A row for the base and for each candidate."""
-    over = [s for s in _sets(found) if s not in ("harmful", "harmless")]
-    tasks = _tasks(found)
     base = {(m.name, m.set): m for m in found.metrics}
-    rows: list[Sequence[Cell]] = []
     refusal = base.get(("refusal_rate", "harmful"))
-    first: list[Cell] = [BASE, found.base, "" if refusal is None else bar(refusal, "harmful")]
-    first += [share(refusal), "", "", share(base.get(("refusal_rate", "harmless"))), ""]
-    for name in over:
-        first += [share(base.get(("refusal_rate", name))), ""]
-    first += [share(base.get(("degenerate_rate", "harmful"))), *[""] * 9]
-    first += [share(_main(found.metrics, task)) for task in tasks]
-    rows.append(first)
-    rows += [_row(one, over, tasks) for one in found.candidates]
-    measured = ["refusal", "change", "p", "harmless refused", "its change"]
-    for name in over:
-        measured += [f"{name} refused", f"{name}, change"]
-    measured += ["degenerate", "KL first", "KL first, harmful", "KL", "KL median", "KL largest"]
-    measured += ["CE", "direction left", "everywhere", "own", *tasks]
-    return table("Candidates", ("model", "name", "0 to 100%"), measured, rows, note=RULE)
+    rows: list[Sequence[Cell]] = []
+    first: list[Cell] = [BASE, "" if refusal is None else bar(refusal, "harmful")]
+    first += [share(refusal), "", "", share(base.get(("refusal_rate", "harmless")))]
+    rows.append([*first, share(base.get(("degenerate_rate", "harmful"))), "", ""])
+    for one in found.candidates:
+        refusal, change = one.number("refusal"), one.number("refusal_change")
+        row: list[Cell] = [one.label, "" if refusal is None else bar(refusal, "harmful")]
+        row += [share(refusal), points(change), p_value(change)]
+        row += [share(one.number("harmless_refusal")), share(one.number("degenerate"))]
+        rows.append([*row, _nats(one.number("kl")), _left(one, "direction_left")])
+    numbers = ("refusal", "change", "p", "harmless refused", "degenerate", "KL", "direction left")
+    return table("Candidates", ("model", "0 to 100%"), numbers, rows, note=RULE)
 
 
-def _row(one: Compared, over: Sequence[str], tasks: Sequence[str]) -> list[Cell]:
-    refusal, change = one.number("refusal"), one.number("refusal_change")
-    row: list[Cell] = [one.label, one.name, "" if refusal is None else bar(refusal, "harmful")]
-    row += [share(refusal), points(change), p_value(change)]
-    row += [share(one.number("harmless_refusal")), points(one.number("harmless_refusal_change"))]
-    for name in over:
-        row += [share(one.number(f"{name}_refusal")), points(one.number(f"{name}_refusal_change"))]
-    row.append(share(one.number("degenerate")))
-    for name in ("kl_first_token", "kl_first_token_harmful", "kl", "kl_median", "kl_max"):
-        row.append(_nats(one.number(name)))
-    row.append(signed(one.number("cross_entropy_change"), ".3f"))
-    for name in ("direction_left", "direction_left_everywhere"):
-        left = one.number(name)
-        row.append("" if left is None else f"{left.value:.1%}")
-    row.append(number(one.number("direction_cosine")))
-    row += [_ability(one, task) for task in tasks]
-    return row
+def _predicted_table(found: Diffed) -> Table:
+    rows = []
+    for one in found.candidates:
+        named = ("kl_first_token", "kl_first_token_harmful", "kl_median", "kl_max")
+        row = [one.label, *(_nats(one.number(name)) for name in named)]
+        row.append(signed(one.number("cross_entropy_change"), ".3f"))
+        row.append(_left(one, "direction_left_everywhere"))
+        rows.append([*row, number(one.number("direction_cosine"))])
+    numbers = ("KL first", "KL first, harmful", "KL median", "KL largest", "CE")
+    own = ("left everywhere", "own direction")
+    return table("Predictions and stream", ("model",), (*numbers, *own), rows, note=PREDICTED)
+
+
+def _further_tables(found: Diffed) -> Iterator[Table]:
+    """Over-refusal sets and benchmarks, a row for each model and set."""
+    base = {(m.name, m.set): m for m in found.metrics}
+    rows = []
+    for name in _sets(found):
+        if name in ("harmful", "harmless"):
+            continue
+        rows.append((name, BASE, share(base.get(("refusal_rate", name))), "", ""))
+        for one in found.candidates:
+            change = one.number(f"{name}_refusal_change")
+            refused = share(one.number(f"{name}_refusal"))
+            rows.append((name, one.label, refused, points(change), p_value(change)))
+    if rows:
+        numbers = ("refusal", "change", "p")
+        yield table("Over-refusal sets", ("set", "model"), numbers, rows, grouped=True)
+    rows = []
+    for task in _tasks(found):
+        rows.append((task, BASE, share(_main(found.metrics, task)), "", ""))
+        for one in found.candidates:
+            change = one.number(f"{task}_change")
+            value = share(_main(one.metrics, task))
+            rows.append((task, one.label, value, points(change), p_value(change)))
+    if rows:
+        numbers = ("value", "change", "p")
+        yield table("Benchmarks", ("task", "model"), numbers, rows, grouped=True)
+
+
+def _left(one: Compared, name: str) -> str:
+    left = one.number(name)
+    return _share(None if left is None else left.value)
 
 
 def _nats(m: Metric | None) -> str:
     """Three places: a thousandth of a nat is something."""
     if m is None:
         return ""
-    if m.low == -float("inf"):
-        return f"{m.value:.3f}"
-    return f"{m.value:.3f} ({m.low:.3f}–{m.high:.3f})"
-
-
-def _ability(one: Compared, task: str) -> str:
-    change = one.number(f"{task}_change")
-    return f"{share(_main(one.metrics, task))}, {points(change)} points" if change else ""
+    value, low, high = (f"{round(x, 3) + 0.0:.3f}" for x in (m.value, m.low, m.high))
+    return value if math.isinf(m.low) else f"{value} ({low}–{high})"
 
 
 def _main(metrics: Sequence[Metric], task: str) -> Metric | None:
@@ -133,13 +156,13 @@ def _text_table(found: Diffed, texts: Sequence[str]) -> Table:
     return table("Cross-entropy on texts", ("model", "text"), ("CE", "change"), rows, note=note)
 
 
-def notes_table(found: Diffed) -> Table:
+def _notes(found: Diffed) -> list[tuple[str, str]]:
     """What was not compared, and why; what one must know of a candidate."""
     rows = []
     for one in found.candidates:
         rows += [(one.label, f"No {what}: {why}.") for what, why in one.missing.items()]
         rows += [(one.label, note) for note in one.notes]
-    return table("Not compared, and notes", ("model", "what"), (), rows, grouped=True)
+    return rows
 
 
 def stream_tables(found: Diffed) -> Iterator[Table]:
@@ -156,7 +179,7 @@ def stream_tables(found: Diffed) -> Iterator[Table]:
         for _, stream in known:
             left = stream.left[stream.position][layer]
             cosine = stream.cosine[stream.position][layer]
-            cells += ["" if left is None else f"{left:.1%}", _cosine(cosine)]
+            cells += [_share(left), _cosine(cosine)]
         rows.append(cells)
     note = (
         f"At position {place.position}, at the input of every block. Left: the difference between "
@@ -164,6 +187,10 @@ def stream_tables(found: Diffed) -> Iterator[Table]:
         "base's own. Own: cosine of the two models' differences on training prompts."
     )
     yield table("In the stream", ("layer",), columns, rows, note=note, detail=True)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{round(value, 3) + 0.0:.1%}"
 
 
 def _cosine(value: float | None) -> str:
