@@ -30,6 +30,7 @@ from refusal.evaluations.diff.result import Diffed, read_diff
 from refusal.evaluations.drift.measure import drift_metrics, measure_drift, own_answers
 from refusal.evaluations.refusal.completions import generate_under
 from refusal.evaluations.refusal.rates import measure_all
+from refusal.model.checkpoint_check import load_whole
 from refusal.model.load import load_adapted
 from refusal.pipeline.asking import prompts_of
 from refusal.pipeline.diff import diff, name_candidates
@@ -198,19 +199,16 @@ def test_the_order_of_candidates_is_irrelevant_and_files_are_read_again(
 def test_never_two_models_at_once(
     found: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import refusal.model.load as loading
-
     alive: list[weakref.ref[Any]] = []
-    whole = loading.load_whole
 
     def watched(*args: Any) -> Any:
         gc.collect()
         assert [ref for ref in alive if ref() is not None] == []
-        hf = whole(*args)
+        hf = load_whole(*args)
         alive.append(weakref.ref(hf))
         return hf
 
-    monkeypatch.setattr(loading, "load_whole", watched)
+    monkeypatch.setattr("refusal.model.load.load_whole", watched)
     names = [str(found.edited), str(found.adapter)]
     diff(found.config(n_test=4, kl_prompts=2), names, tmp_path / "out", run=found.run)
     assert len(alive) == 3

@@ -87,7 +87,7 @@ def merged(hf: PreTrainedModel, adapter: str) -> PreTrainedModel:
             unused = sorted(key for key in stored - loaded.keys() if "lora_" in key)
             if missing or unused:
                 raise _unfit(adapter, missing[0] if missing else f"{unused[0]} has no place in it")
-            found: PreTrainedModel = wrapped.merge_and_unload().eval()  # type: ignore[operator]
+            found: PreTrainedModel = wrapped.merge_and_unload().eval()
     except Exception as error:  # PEFT may raise anything
         if isinstance(error, ModelLoadError):
             raise

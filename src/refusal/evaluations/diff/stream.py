@@ -110,7 +110,7 @@ def differences(folder: Path) -> Differences:
         harmful, harmless = (torch.from_numpy(array).double() for array in pair)
         found.append(harmful - harmless)
         apart.append(found[-1].norm(dim=-1) > EQUAL * harmless.norm(dim=-1))
-    return Differences(*found, apart[0] & apart[1])
+    return Differences(found[0], found[1], apart[0] & apart[1])
 
 
 def stream_diff(base: Path, candidate: Path, direction: Direction, prompts: int) -> StreamDiff:

@@ -138,15 +138,17 @@ def _changes_by_length(
     if any((row.tokens or 0) > most for row in (*before, *after)):
         return
     for length in reading_lengths(most):
-        hits = []
-        for rows in (before, after):
-            refused = by_prompt(rows, lambda row, n=length: row.verdict_after(n) in REFUSED)
-            hits.append(refused)
-        pairs = [hits[0][prompt] for prompt in hits[1]], list(hits[1].values())
+        was, is_now = _refused(before, length), _refused(after, length)
+        pairs = [was[prompt] for prompt in is_now], list(is_now.values())
         change = rate_change(*pairs)
         yield metric(
             f"refusal_rate_at_{length}_tokens_change", name, CANDIDATE, change, len(pairs[1])
         )
+
+
+def _refused(rows: Sequence[Completion], length: int) -> dict[str, list[bool]]:
+    """Whether each prompt is refused after so many tokens."""
+    return by_prompt(rows, lambda row: row.verdict_after(length) in REFUSED)
 
 
 def _task_run(folder: Path, task: str) -> TaskRun:
