@@ -53,6 +53,11 @@ EXAMPLES = {
         "refusal chat ./my-model --direction runs/mine/direction.safetensors",
         "refusal chat embedded --temperature 1 < questions.txt > replies.txt",
     ),
+    "serve": (
+        "refusal serve runs/embedded                 # every condition of a run",
+        "refusal serve owner/model --port 8001       # a model as it is",
+        "refusal serve runs/mine --requests-per-minute 600 --answer-tokens 512",
+    ),
     "export": (
         "refusal export runs/embedded --as model         # transformers loads it",
         "refusal export runs/embedded --as lora --out adapter",

@@ -29,6 +29,7 @@ from refusal.cli.options import (
     default_folder,
 )
 from refusal.cli.progress_bars import reporting
+from refusal.cli.serve_verb import serve
 from refusal.cli.weight_verbs import forensics, repair
 from refusal.config.commented import commented_toml
 from refusal.config.exports import ExportEdit, ExportKind
@@ -273,6 +274,7 @@ app.command(audit, help_epilogue=examples("audit"))
 app.command(forensics, help_epilogue=examples("forensics"))
 app.command(diff, help_epilogue=examples("diff"))
 app.command(repair, help_epilogue=examples("repair"))
+app.command(serve, help_epilogue=examples("serve"))
 
 
 @app.command(help_epilogue=examples("config"))

@@ -11,7 +11,7 @@ search (github.com/skeeto/hash-prospector), a word of the key before and between
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ class Draw:
     """Draws for rows, each of which has its key."""
 
     temperature: float
-    keys: Sequence[int]
+    keys: Sequence[int] | Mapping[int, int]
 
     def tokens(
         self, logits: Float[Tensor, "row vocab"], rows: Sequence[int], steps: Sequence[int]

@@ -167,7 +167,7 @@ def _write(model: LoadedModel, wanted: Wanted, name: str, finished: Finished) ->
         def write(some: Sequence[int], told: Finished) -> None:
             if how == "alone":
                 for row in some:
-                    told(row, _write_alone(model, wanted, row, advance))
+                    told(row, write_alone(model, wanted, row, advance))
             else:
                 Writer(model, wanted, size, advance, told).write(some)
 
@@ -205,7 +205,7 @@ def _shares(wanted: Wanted, order: Sequence[int], size: int) -> Iterator[list[li
         start = end
 
 
-def _write_alone(model: LoadedModel, wanted: Wanted, row: int, count: Advance) -> list[int]:
+def write_alone(model: LoadedModel, wanted: Wanted, row: int, count: Advance) -> list[int]:
     """One row through transformers' own generation, which knows every kind of state."""
     wanted.tell([row])
     ids = torch.tensor([list(wanted.rows[row])], device=model.device)

@@ -6,7 +6,7 @@ of its steps. Rows enter a few at a time, since reading one prompt costs a pass 
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,18 @@ class Wanted:
             return self.draw.tokens(logits, rows, steps)
         likeliest: list[int] = logits.argmax(-1).tolist()
         return likeliest
+
+    def ids(self, row: int) -> Sequence[int]:
+        """A row's token ids."""
+        return self.rows[row]
+
+    def room(self, row: int) -> int:
+        """Tokens that a row may get."""
+        return self.new
+
+    def over(self, row: int, tokens: Sequence[int]) -> bool:
+        """Whether a row needs no more than these; asked once after each of its tokens."""
+        return len(tokens) == self.new or (self.ended is not None and self.ended(tokens))
 
     def prompt(self, row: int) -> object:
         """What rows have in common that are samples of one prompt, and are read as one."""
@@ -104,18 +116,47 @@ class Writer:
         Raises:
             OutOfMemoryError: one row alone does not fit.
         """
-        self.queue.extend(order)
-        while self.queue or self.running:
-            try:
-                self._fill()
-                self._step()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._begin_anew(error)
-            for row, tokens in self.done:
-                self.finished(row, tokens)
-            self.done = []
+        self.enter(order)
+        while self.busy:
+            self.turn()
+
+    def enter(self, rows: Sequence[int]) -> None:
+        """Put rows at the end of the queue."""
+        self.queue.extend(rows)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to write."""
+        return bool(self.queue or self.running)
+
+    def turn(self) -> None:
+        """Let rows of the queue enter, and give every row that is running one more token.
+
+        Raises:
+            OutOfMemoryError: one row alone does not fit.
+        """
+        try:
+            self._fill()
+            self._step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._begin_anew(error)
+        for row, tokens in self.done:
+            self.finished(row, tokens)
+        self.done = []
+
+    @torch.inference_mode()
+    def drop(self, rows: Collection[int]) -> None:
+        """Let go of rows, between two turns; nobody is told of them."""
+        self.queue = deque(row for row in self.queue if row not in rows)
+        stay = [place for place, row in enumerate(self.running) if row not in rows]
+        if len(stay) < len(self.running):
+            self.running = self._stay(self.running, self.batch, stay)
+        for row in rows:
+            self.written.pop(row, None)
+        if not self.running:
+            self.batch = None
 
     @torch.inference_mode()
     def _fill(self) -> None:
@@ -148,7 +189,7 @@ class Writer:
             places.append(once[prompt])
         cache = self.starts.under(self.wanted.under(first))
         self.wanted.tell(first)
-        prompts = [self.wanted.rows[i] for i in first]
+        prompts = [self.wanted.ids(i) for i in first]
         new = read_tails(self.model, prompts, self.wanted.shared, cache)
         if len(first) < len(rows):
             new.spread(places)
@@ -159,7 +200,7 @@ class Writer:
         some: list[int] = []
         width, prompts = 0, set[object]()
         while self.queue and len(some) < most:
-            width = max(width, len(self.wanted.rows[self.queue[0]]) - self.wanted.shared)
+            width = max(width, len(self.wanted.ids(self.queue[0])) - self.wanted.shared)
             prompts.add(self.wanted.prompt(self.queue[0]))
             if some and width * len(prompts) > self.model.token_budget.value:
                 break
@@ -185,21 +226,25 @@ class Writer:
         for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if self._goes_on(row, token):
                 stay.append(place)
+        return self._stay(rows, batch, stay)
+
+    def _stay(self, rows: Sequence[int], batch: Standing | None, stay: Sequence[int]) -> list[int]:
+        """Those of the rows of a batch that are at these places, which alone stay in it."""
         going = [rows[place] for place in stay]
-        if going and len(going) < len(rows):
-            width = max(len(self.wanted.rows[i]) + len(self.written[i]) - 1 for i in going)
+        if batch is not None and going and len(going) < len(rows):
+            width = max(len(self.wanted.ids(i)) + len(self.written[i]) - 1 for i in going)
             batch.keep(stay, width)
         return going
 
     def _goes_on(self, row: int, token: int) -> bool:
-        tokens, ended = self.written.setdefault(row, []), self.wanted.ended
+        tokens = self.written.setdefault(row, [])
         over = token in self.ends
         if not over:
             tokens.append(token)
-            over = len(tokens) == self.wanted.new or (ended is not None and ended(tokens))
+            over = self.wanted.over(row, tokens)
             self.count(1)
         if over:
-            self.count(self.wanted.new - len(tokens))
+            self.count(self.wanted.room(row) - len(tokens))
             self.done.append((row, self.written.pop(row)))
         return not over
 
@@ -211,7 +256,7 @@ class Writer:
         """
         tried, ended = self.running + self.entering, {row for row, _ in self.done}
         if len(tried) == 1:
-            raise too_large(len(self.wanted.rows[tried[0]])) from error
+            raise too_large(len(self.wanted.ids(tried[0]))) from error
         self.size.halve(len(tried))
         again = [row for row in tried if row not in ended]
         for row in again:
