@@ -139,15 +139,10 @@ class Service:
 
     def info(self) -> dict[str, Any]:
         """What is served, for a page that shows it."""
-        offered = [
-            {
-                "id": self._id(one.name),
-                "condition": one.name,
-                "takes_number": one.takes_number,
-                "about": one.about,
-            }
-            for one in self.offered
-        ]
+        offered = []
+        for one in self.offered:
+            about = {"takes_number": one.takes_number, "about": one.about}
+            offered.append({"id": self._id(one.name), "condition": one.name, **about})
         prompt = self.options.most_prompt_tokens
         context = context_length(self.model_.hf.config)
         limits = {

@@ -181,11 +181,9 @@ class Worker:
             new, gone = list(self.inbox), set(self.gone)
             self.inbox.clear()
             self.gone.clear()
-        self.line.extend(
-            (number, row)
-            for number, asked in new
-            if number not in gone and (row := self._read(number, asked)) is not None
-        )
+        for number, asked in new:
+            if number not in gone and (row := self._read(number, asked)) is not None:
+                self.line.append((number, row))
         if gone:
             self.line = deque(one for one in self.line if one[0] not in gone)
             self._forget(gone & self.rows.keys())
