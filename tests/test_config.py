@@ -164,7 +164,7 @@ OTHER: dict[str, Any] = {
     "date": "2026-01-02", "thinking": "closed", "thinking_tokens": 64, "blocks": "model.layers", "writers": ("self_attn", "mlp"), "batch_size": 3,
     "prompts": ("harmful=a.txt", "harmless=b.txt"), "data_dir": "data", "column": "text", "dedup": "exact",
     "turns": 2, "prefill": "Sure,", "seed": 7, "n_train": 5, "n_val": 6, "n_test": 8, "filter": "none", "filter_tokens": 99,
-    "method": ("cosmic", "lda"), "interventions": ("affine",), "refusal_tokens": ("I", "40"), "induce_threshold": -0.5, "kl_threshold": 0.25, "prune_layers": 0.5,
+    "method": ("cosmic", "lda"), "interventions": ("affine",), "condition_on": "monitor", "refusal_tokens": ("I", "40"), "induce_threshold": -0.5, "kl_threshold": 0.25, "prune_layers": 0.5,
     "pseudo_harmful": "false.txt", "refusal_direction": "runs/a", "lambdas": (0.5, 1.0), "keep_refusal": 0.9, "tried": 2,
     "centroids": 5, "rank": 3, "rdo_epochs": 4, "rdo_seconds": 60.5,
     "transfer_systems": ("none", "cautious"), "transfer_turns": (0, 2), "transfer_languages": ("de",),

@@ -124,9 +124,13 @@ def test_side_by_side_each_row_is_under_its_own(
 
 def test_a_name_that_is_no_condition_is_refused() -> None:
     direction = Direction(unit(0), 1.0, -1, 0)
-    for name in ("conditional-addition", "random-addition", "random-x-ablation", "ablate", ""):
+    for name in ("conditionally-addition", "random-addition", "random-x-ablation", "ablate", ""):
         with pytest.raises(ConfigError, match="There is no condition"):
             interventions_for(name, direction)
+    for name in ("conditional-addition", "unless-ablation@0.5", "random-1-conditional-affine"):
+        with pytest.raises(ConfigError, match="--condition-on"):  # and not a plain addition
+            interventions_for(name, direction)
+        assert Condition.named(name).name == name
     for name in ("baseline", "ablation", "random-12-subtraction", "shuffled-addition"):
         assert Condition.named(name).name == name
     assert Condition.named("random-12-subtraction") == Condition("subtraction", "random-12")

@@ -77,6 +77,9 @@ if TYPE_CHECKING:  # what mypy and editors read; a test holds it equal to the ta
     from refusal.evaluations.refusal.evaluate import evaluate as evaluate
     from refusal.interventions.ablate_add import Ablate as Ablate
     from refusal.interventions.ablate_add import Add as Add
+    from refusal.interventions.conditional import Conditional as Conditional
+    from refusal.interventions.conditional import Gate as Gate
+    from refusal.interventions.conditional import gate_of as gate_of
     from refusal.model.chat_model import ChatModel as ChatModel
     from refusal.model.load import load as load
     from refusal.model.sites import SiteReport as SiteReport
@@ -136,6 +139,7 @@ _MODULES = {
     "directions.selection.select": "HowToSearch select",
     "evaluations.refusal.evaluate": "evaluate",
     "interventions.ablate_add": "Ablate Add",
+    "interventions.conditional": "Conditional Gate gate_of",
     "model.chat_model": "ChatModel",
     "model.load": "load",
     "model.sites": "SiteReport Sites find_sites",

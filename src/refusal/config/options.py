@@ -206,6 +206,10 @@ class MeasureOptions(BaseModel):
     """Further interventions to measure beside ablation, subtraction and addition, with numbers
     behind the name where it takes some, such as a strength: ablation@0.5.
     """
+    condition_on: str | None = None
+    """Folder of a monitor (refusal monitor fit): an intervention called conditional-ablation, say,
+    acts only on prompts at which it fires, unless-ablation on the others only.
+    """
     n_control: Count = 32
     """Prompts of a set, or texts of a file, that each control is run on."""
     over_refusal: tuple[Literal["xstest", "orbench-hard"], ...] = ()

@@ -2,7 +2,9 @@
 
 A condition is the baseline, an intervention with the direction itself (``ablation``), or one with a
 control direction in its place (``random-3-ablation``, ``shuffled-addition``). Numbers may stand
-behind the intervention's name, its strength first of all: ``ablation@0.5``.
+behind the intervention's name, its strength first of all: ``ablation@0.5``. Before it stands
+whether it acts on some prompts only: ``conditional-addition`` on those at which a monitor fires,
+``unless-ablation`` on the others.
 """
 
 import math
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING
 from refusal.core.errors import ConfigError
 from refusal.core.records import Label
 from refusal.interventions import INTERVENTIONS
-from refusal.interventions.action import Action
+from refusal.interventions.action import WHEN, Action
 
 if TYPE_CHECKING:
     from refusal.core.direction import Direction
+    from refusal.interventions.conditional import Conditional, Gate
     from refusal.interventions.stream import StreamEdit
     from refusal.model.edits import Intervention
 
@@ -27,10 +30,12 @@ LABELS: tuple[Label, Label] = ("harmful", "harmless")
 # it, ablation leaves the rest alone.
 CLAIMED = ("ablation", "subtraction", "addition")
 # Conditions of a direction itself, in the order of tables; not each is measured of each class.
-ORDER = (BASELINE, *INTERVENTIONS)
+BY_PROMPT = tuple(f"{when}-{name}" for when in WHEN for name in INTERVENTIONS)
+ORDER = (BASELINE, *INTERVENTIONS, *BY_PROMPT)
 EVERY = tuple((label, condition) for label in LABELS for condition in ORDER)
 _NAME = re.compile(
-    rf"(?:(random-\d+|shuffled|matched)-)?((?:{'|'.join(map(re.escape, INTERVENTIONS))})(?:@.*)?)"
+    rf"(?:(random-\d+|shuffled|matched)-)?((?:(?:{'|'.join(WHEN)})-)?"
+    rf"(?:{'|'.join(map(re.escape, INTERVENTIONS))})(?:@.*)?)"
 )
 
 
@@ -40,6 +45,11 @@ def action_of(name: str) -> Action:
     Raises:
         ConfigError: there is no such intervention, or it takes no such numbers.
     """
+    for when in WHEN:
+        if name.startswith(f"{when}-"):
+            inner = action_of(name.removeprefix(f"{when}-"))
+            if inner.when is None:
+                return replace(inner, when=when, sets=LABELS, stops=True)
     base, at, rest = name.partition("@")
     action: Action = INTERVENTIONS[base]
     try:
@@ -102,30 +112,54 @@ class Condition:
             raise ConfigError(
                 f"There is no condition {name!r}. Use {BASELINE} or one of: "
                 f"{', '.join(INTERVENTIONS)}, alone or after random-1- (any number), shuffled- or "
-                "matched-."
+                f"matched-, and after {'- or '.join(WHEN)}-."
             )
         action_of(found[2])
         return cls(found[2], found[1])
 
-    def on(self, direction: "Direction") -> "tuple[Intervention, ...]":
-        """What it does, given the direction that it is about (of a control, the control's)."""
-        edit = self.edit(direction)
+    def on(self, direction: "Direction", gate: "Gate | None" = None) -> "tuple[Intervention, ...]":
+        """What it does, given the direction that it is about (of a control, the control's).
+
+        Raises:
+            ConfigError: it acts by a monitor, and there is no gate.
+        """
+        edit = self.under(direction, gate)
         return () if edit is None else (edit,)
 
+    def under(
+        self, direction: "Direction", gate: "Gate | None"
+    ) -> "StreamEdit | Conditional | None":
+        """Its intervention, made of the direction that it is about and the gate, where it acts by a
+        monitor; ``None`` for the baseline.
+
+        Raises:
+            ConfigError: it acts by a monitor, and there is no gate.
+        """
+        if self.intervention is None or gate is None:
+            return self.edit(direction)
+        return action_of(self.intervention).under(direction, gate)
+
     def edit(self, direction: "Direction") -> "StreamEdit | None":
-        """Its intervention, made of the direction that it is about; ``None`` for the baseline."""
+        """Its intervention, made of the direction that it is about; ``None`` for the baseline.
+
+        Raises:
+            ConfigError: it acts by a monitor.
+        """
         if self.intervention is None:
             return None
         return action_of(self.intervention).make(direction)
 
 
-def interventions_for(condition: str, direction: "Direction") -> "tuple[Intervention, ...]":
-    """What the condition of a name does to the model, given the direction that it is about.
+def interventions_for(
+    condition: str, direction: "Direction", gate: "Gate | None" = None
+) -> "tuple[Intervention, ...]":
+    """What the condition of a name does to the model, given the direction that it is about, and
+    what decides where it acts on some prompts only.
 
     Raises:
-        ConfigError: there is no such condition.
+        ConfigError: there is no such condition, or it acts by a monitor and there is no gate.
     """
-    return Condition.named(condition).on(direction)
+    return Condition.named(condition).on(direction, gate)
 
 
 def actions(further: Iterable[str] = ()) -> dict[Label, tuple[str, ...]]:
@@ -151,6 +185,15 @@ def stopping(further: Iterable[str] = ()) -> tuple[str, ...]:
     """
     names = dict.fromkeys((*CLAIMED, *further))
     return tuple(name for name in names if action_of(name).stops)
+
+
+def by_prompt(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of some interventions that act on some prompts only, by a monitor.
+
+    Raises:
+        ConfigError: there is no such intervention.
+    """
+    return tuple(name for name in names if action_of(name).when is not None)
 
 
 def conditions(further: Iterable[str] = ()) -> tuple[tuple[Label, str], ...]:

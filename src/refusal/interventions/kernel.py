@@ -63,8 +63,8 @@ class Kernel:
         return cls(Tent(*numbers[:4]), Tent(*numbers[-4:]))
 
     def at(self, place: Place) -> float:
-        """The strength at a place; 0 for what enters block 0."""
-        if place.layer is None:
+        """The strength at a place; 0 for what enters a block."""
+        if place.layer is None or place.part is None:
             return 0.0
         tent = self.attention if place.part == "attention" else self.mlp
         return tent.height(place.layer, place.depth)

@@ -29,14 +29,24 @@ class SideBySide:
     under.
     """
 
-    def __init__(self, interventions: Sequence[StreamEdit | None]) -> None:
-        """Of any kinds and at any places; what is alike goes through one product."""
+    def __init__(
+        self, interventions: Sequence[StreamEdit | None], starts: Sequence[int | None] | None = None
+    ) -> None:
+        """Of any kinds and at any places; what is alike goes through one product.
+
+        Args:
+            starts: the block from which on each acts, and not before; by default, and where it is
+                ``None``, each acts everywhere that it does by itself.
+        """
         self.interventions = tuple(interventions)
-        alike: dict[tuple[type[StreamEdit], int | None, bool], list[int]] = {}
+        alike: dict[tuple[type[StreamEdit], int | None, bool, int | None], list[int]] = {}
         for i, one in enumerate(self.interventions):
             if one is not None and not one.idle:
-                alike.setdefault((type(one), one.block, one.repeats), []).append(i)
-        self._groups = [_Group(self.interventions, members) for members in alike.values()]
+                start = None if starts is None else starts[i]
+                alike.setdefault((type(one), one.block, one.repeats, start), []).append(i)
+        self._groups = [
+            _Group(self.interventions, members, start) for (*_, start), members in alike.items()
+        ]
 
     def __len__(self) -> int:
         return len(self.interventions)
@@ -59,7 +69,10 @@ class SideBySide:
 class _Group:
     """Interventions of one kind and at one place, or of one kind everywhere."""
 
-    def __init__(self, interventions: Sequence[StreamEdit | None], members: Sequence[int]) -> None:
+    def __init__(
+        self, interventions: Sequence[StreamEdit | None], members: Sequence[int], start: int | None
+    ) -> None:
+        self.start = start
         self.members = [one for i in members if (one := interventions[i]) is not None]
         self.place = {i: place for place, i in enumerate(members)}
         self.which: list[int] = []
@@ -82,9 +95,10 @@ class _Group:
             check_width(one.direction.vector, sites.d_model)
         first = self.members[0]
         if first.block is None and any(one.varies for one in self.members):
-            return edits_everywhere(model, sites, self._change_at, first.repeats)
+            return edits_everywhere(model, sites, self._change_at, first.repeats, self.start)
         stacked = _stacked([one.vectors for one in self.members])
-        return edits_at(model, sites, first.block, _Change(self, stacked), first.repeats)
+        change = _Change(self, stacked)
+        return edits_at(model, sites, first.block, change, first.repeats, self.start)
 
     def _change_at(self, place: Place) -> "_Change | None":
         vectors = [one.vectors_at(place) for one in self.members]

@@ -28,8 +28,8 @@ Part = Literal["attention", "mlp"]
 
 @dataclass(frozen=True)
 class Place:
-    """What is written to the stream where: by a part of a block, or (``layer = None``) what enters
-    block 0, of a model of ``depth`` blocks.
+    """What is written to the stream where: by a part of a block, or (``part = None``) what enters
+    a block (block 0 where ``layer = None``), of a model of ``depth`` blocks.
     """
 
     layer: int | None
@@ -120,16 +120,25 @@ def edits_at(
     block: int | None,
     change: EditFunction,
     repeats: bool = True,
+    start: int | None = None,
 ) -> list[Edit]:
-    """``change`` at the input of a block; with ``None`` everywhere (`edits_everywhere`).
+    """``change`` at the input of a block; with ``None`` everywhere (`edits_everywhere`), from the
+    block ``start`` on.
 
     In a stream of several lanes a change acts on each of them; at a block so that what the block
     reads of them is changed as it says.
 
     Raises:
-        DirectionError: the model has no such block, or it does not read what was changed.
+        DirectionError: the model has no such block, it lies below ``start``, or it does not read
+            what was changed.
     """
     lanes = sites.lanes
+    if block is not None and start is not None and block < start:
+        raise DirectionError(
+            f"The intervention acts at layer {block}, and whether it is to act is known from layer "
+            f"{start} on. Use a monitor that reads at layer {block} or below, or a direction of a "
+            "later layer."
+        )
     if block is not None:
         if not 0 <= block < sites.n_layers:
             raise DirectionError(
@@ -138,7 +147,7 @@ def edits_at(
         if lanes is not None:
             change = lanes.each(change, _gain(sites, lanes, block))
         return [Edit(model.get_submodule(sites.blocks[block]), "input", change)]
-    return edits_everywhere(model, sites, lambda place: change, repeats)
+    return edits_everywhere(model, sites, lambda place: change, repeats, start)
 
 
 def edits_everywhere(
@@ -146,18 +155,20 @@ def edits_everywhere(
     sites: Sites,
     change_at: Callable[[Place], EditFunction | None],
     repeats: bool = True,
+    start: int | None = None,
 ) -> list[Edit]:
     """The change of each place, at what enters block 0 and at every write, of which the stream is
     the sum; and at the embedding, where blocks read that beside the stream.
 
     Args:
         change_at: what is done at a place; ``None``: nothing.
+        start: only at what enters that block and what is written from there on.
         repeats: a change done twice is done once. Else what enters block 0 is left alone where the
             embedding is changed.
 
     Raises:
         DirectionError: a change that does not repeat, where the stream is no sum of writes or what
-            is changed in the embedding is not just what enters block 0.
+            is changed in the embedding is not just what enters block 0; no block is left.
     """
     if not (repeats or sites.additive):
         raise DirectionError(
@@ -171,14 +182,21 @@ def edits_everywhere(
             each = change if sites.lanes is None else sites.lanes.each(change)
             edits.append(Edit(model.get_submodule(name), side, each))
 
-    first = change_at(Place(None, None, sites.n_layers))
-    if sites.embedding_elsewhere and first is not None:
+    first_block = start or 0
+    if first_block >= sites.n_layers:
+        raise DirectionError(
+            f"Whether an intervention is to act is known from layer {first_block} on, and the "
+            f"model has layers 0 to {sites.n_layers - 1}. Use a monitor that reads below."
+        )
+    first = change_at(Place(start or None, None, sites.n_layers))
+    beside = sites.embedding_elsewhere and start is None
+    if beside and first is not None:
         put(sites.embedding, "output", first)
-    if sites.embedding_elsewhere and first is not None and not repeats:
+    if beside and first is not None and not repeats:
         _check_embedding_alone(model, sites)
     else:
-        put(sites.blocks[0], "input", first)
-    for layer, names in enumerate(sites.writers):
+        put(sites.blocks[first_block], "input", first)
+    for layer, names in list(enumerate(sites.writers))[first_block:]:
         for name in names:
             put(name, "output", change_at(Place(layer, part_of(names, name), sites.n_layers)))
     return edits

@@ -28,7 +28,7 @@ from refusal.model.chat_template import (
     tokenize,
 )
 from refusal.model.contexts import check_ids, vocabulary
-from refusal.model.edits import Intervention, all_edits
+from refusal.model.edits import Intervention, all_edits, by_prompt
 from refusal.model.hooks import hooked
 from refusal.model.placement import input_device, whole_weights
 from refusal.model.sites import Sites, find_sites
@@ -69,6 +69,7 @@ class LoadedModel:
         self.arguments = frozenset(inspect.signature(hf.forward).parameters)
         self.forward_tokens = 0
         self.watched = 0
+        self.apart = 0
         check_ids(tokenizer, self.tokenize(PROBES), vocabulary(hf), self.name)
 
     def __repr__(self) -> str:
@@ -108,8 +109,13 @@ class LoadedModel:
         """Run the model under ``interventions`` inside the block; nests, and nothing stays
         behind.
         """
+        n = by_prompt(interventions)
         with hooked(all_edits(interventions, self.hf, self.sites)):
-            yield self
+            self.watched, self.apart = self.watched + n, self.apart + n
+            try:
+                yield self
+            finally:
+                self.watched, self.apart = self.watched - n, self.apart - n
 
     def weight_hash(self, samples: int = 4096) -> str:
         """Sha256 over every tensor's name, shape, bit sum and up to ``samples`` evenly spaced

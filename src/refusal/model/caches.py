@@ -5,6 +5,7 @@ has are the last ones of it, padding comes before them.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -37,6 +38,12 @@ def cache_bytes_per_token(model: LoadedModel) -> int:
     return cache_values(model.hf.config) * model.hf.dtype.itemsize // parallel.parts()
 
 
+def marks(cache: Any) -> dict[int, list[bool]]:
+    """What is noted of every row of a cache, by who noted it: it goes where the row goes."""
+    found: dict[int, list[bool]] = cache.__dict__.setdefault("refusal_marks", {})
+    return found
+
+
 def row_of(cache: DynamicCache, row: int) -> list[Part]:
     """Keys and values of one row, by layer."""
     found: list[Part] = [None] * len(cache.layers)
@@ -57,6 +64,9 @@ def cache_of(rows: Sequence[Sequence[Part]], config: PreTrainedConfig) -> Dynami
 
 def keep_rows(cache: DynamicCache, rows: Int[Tensor, "kept"], before: int, width: int) -> None:
     """Keep some rows, and the last ``width`` of their ``before`` tokens: all that any has."""
+    order = rows.tolist()
+    for name, each in marks(cache).items():
+        marks(cache)[name] = [each[row] for row in order]
     for layer, keys, values in _filled(cache):
         width_here = _seen(layer, width)
         rows_here = rows.to(keys.device)
@@ -85,6 +95,8 @@ def join(cache: DynamicCache, other: DynamicCache, before: int, width: int) -> N
     """Put the rows of ``other`` behind those of ``cache``, whose ``before`` tokens become
     ``width``, both padded to that.
     """
+    for name, each in marks(cache).items():
+        marks(cache)[name] = [*each, *marks(other)[name]]
     others = {i: (keys, values) for i, (_, keys, values) in _numbered(other)}
     for i, (layer, keys, values) in _numbered(cache):
         most = _seen(layer, width)

@@ -1,7 +1,8 @@
 """The object that the rest of the package works on."""
 
-from collections.abc import Sequence
-from typing import Literal, TypedDict, Unpack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Self, TypedDict, Unpack
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -10,8 +11,9 @@ from refusal.core.errors import ConfigError
 from refusal.core.turns import Question
 from refusal.model.base import LoadedModel
 from refusal.model.chat_template import ALONE, AS_WRITTEN, PROBES, find_format
-from refusal.model.forward import uncounted
-from refusal.model.generation import generate, generate_rows
+from refusal.model.edits import Intervention, by_prompt
+from refusal.model.forward import pads, uncounted
+from refusal.model.generation import batching, generate, generate_rows
 from refusal.model.harmless_turns import around_of
 from refusal.model.sites import Sites
 from refusal.model.thinking_form import find_thinking
@@ -60,6 +62,7 @@ class ChatModel(LoadedModel):
         arguments: names of the arguments that the model's ``forward`` takes.
         forward_tokens: tokens run through the model so far, padding included.
         watched: how many want every prompt read whole, not its beginning once for several.
+        apart: how many want one prompt a row; they decide by it.
     """
 
     def __init__(
@@ -95,6 +98,16 @@ class ChatModel(LoadedModel):
                 f"--prefill {prefill!r}: with --thinking on the answer begins after a thought that "
                 "the model writes itself. Use --thinking off or closed."
             )
+
+    @contextmanager
+    def apply(self, *interventions: Intervention) -> Iterator[Self]:
+        """Run the model under ``interventions`` inside the block; nests, and nothing stays
+        behind.
+        """
+        if by_prompt(interventions):  # measured without them
+            batching(self), pads(self)
+        with super().apply(*interventions):
+            yield self
 
     def _beginnings(self) -> list[str]:
         """What the model begins to write, special tokens included."""

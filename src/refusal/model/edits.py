@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from transformers import PreTrainedModel
 
-from refusal.model.hooks import Edit
+from refusal.model.hooks import Call, Edit
 from refusal.model.sites import Sites
 
 
@@ -15,7 +15,7 @@ from refusal.model.sites import Sites
 class Intervention(Protocol):
     """Anything that turns a direction into edits of a model's forward pass."""
 
-    def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
+    def edits(self, model: PreTrainedModel, sites: Sites) -> Sequence[Edit | Call]:
         """What to do at which modules."""
         ...
 
@@ -32,8 +32,13 @@ class RowWise(Intervention, Protocol):
         ...
 
 
+def by_prompt(interventions: Sequence[Intervention]) -> int:
+    """How many of them decide by a row's prompt: they have to see it whole, alone in its row."""
+    return sum(getattr(one, "by_prompt", False) for one in interventions)
+
+
 def all_edits(
     interventions: Sequence[Intervention], model: PreTrainedModel, sites: Sites
-) -> list[Edit]:
+) -> list[Edit | Call]:
     """The edits of several interventions, in order."""
     return [edit for intervention in interventions for edit in intervention.edits(model, sites)]

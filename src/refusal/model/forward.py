@@ -256,7 +256,7 @@ def pads(model: LoadedModel) -> bool:
 
 def _packable(model: LoadedModel, longest: int) -> bool:
     """Whether prompts up to that length may share a row."""
-    return packs(model) and longest <= narrowest_window(model.hf.config)
+    return not model.apart and packs(model) and longest <= narrowest_window(model.hf.config)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from refusal.config.run_config import RunConfig
 from refusal.core.direction import Direction
+from refusal.core.errors import ConfigError
 from refusal.core.records import Metric, finite, to_json
 from refusal.core.storage import file_sha256, write_json, write_jsonl
 from refusal.core.work import Score, Work, Write
@@ -22,7 +23,10 @@ from refusal.evaluations.capability.rates import capability_metrics
 from refusal.evaluations.capability.results import TaskRun, file_name, read_task_run
 from refusal.evaluations.capability.run import HowToRun, load_benchmarks, run_benchmark
 from refusal.evaluations.capability.tasks import Benchmark, Spec
+from refusal.evaluations.refusal.gates import monitor_inputs, monitor_of
+from refusal.interventions.conditional import Gate, gate_of
 from refusal.interventions.conditions import BASELINE, Condition, interventions_for, stopping
+from refusal.model.chat_model import ChatModel
 from refusal.model.chat_template import AS_WRITTEN
 from refusal.model.edits import Intervention
 from refusal.runs.stage import Asked, Plan, Run, Stage
@@ -45,6 +49,18 @@ class Capability(Stage):
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
         self.benchmarks = benchmarks_of(asked.config)
+        self.monitor = monitor_of(asked.config) if self.benchmarks else None
+        self.gate: Gate | None = None
+        if self.monitor is not None and not asked.config.task_chat:
+            raise ConfigError(
+                "A monitor reads prompts as the chat template writes them, and benchmarks are not "
+                "put into it by default. Add --task-chat."
+            )
+
+    def check(self, model: ChatModel) -> None:
+        """The monitor must be of this model."""
+        if self.monitor is not None:
+            self.gate = gate_of(model, self.monitor)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
@@ -84,9 +100,12 @@ class Capability(Stage):
         if control:
             limit = n if limit is None else min(n, limit)
         made = None if condition == BASELINE else file_sha256(run.folder.path / of)
-        under = Under(
-            condition, {"direction": made}, lambda: interventions_for(condition, direction)
-        )
+        about: dict[str, object] = {"direction": made}
+        action = Condition.named(condition).intervention
+        if action is not None:
+            about |= monitor_inputs(config, action)
+        gate = self.gate
+        under = Under(condition, about, lambda: interventions_for(condition, direction, gate))
         return do_benchmark(self, run, benchmark, under, limit)
 
 

@@ -24,7 +24,13 @@ from refusal.evaluations.drift.measure import (
     own_answers,
 )
 from refusal.evaluations.drift.texts import Corpus, read_corpus
-from refusal.interventions.conditions import BASELINE, Condition, interventions_for, stopping
+from refusal.interventions.conditions import (
+    BASELINE,
+    Condition,
+    action_of,
+    interventions_for,
+    stopping,
+)
 from refusal.model.chat_model import ChatModel
 from refusal.model.contexts import check_rows
 from refusal.runs.files import read_completions
@@ -100,7 +106,7 @@ class DriftStage(Stage):
         """Every text under the direction's own conditions, the first ``n_control`` under those of
         the controls; both in the same passes, so that the baseline is read once.
         """
-        actions = stopping(run.config.interventions)
+        actions = _actions(run.config.interventions)
         own = dict.fromkeys(actions, run.direction)
         parts = [_Part(set_name, texts, own, run.direction_hash)]
         if run.controls:
@@ -176,6 +182,11 @@ def _measure(model: ChatModel, parts: Sequence[_Part], set_name: str) -> dict[st
     return found
 
 
+def _actions(further: Sequence[str]) -> tuple[str, ...]:
+    """Those that act on all prompts: what acts by a monitor is either one of them or nothing."""
+    return tuple(name for name in stopping(further) if action_of(name).when is None)
+
+
 def _forced(plan: Plan, n: int, length: int | float, controls: int) -> Force:
     """``n`` texts under the baseline and each intervention, the first of them under controls."""
     return Force(_passes(plan, n, controls) * length, n * length)
@@ -185,7 +196,7 @@ def _passes(plan: Plan, n: int, controls: int) -> float:
     """How many whole texts are read in all; of the controls' the first ones."""
     some = min(plan.config.n_control, n)
     each = [
-        READ.get(action.partition("@")[0], 1.0) for action in stopping(plan.config.interventions)
+        READ.get(action.partition("@")[0], 1.0) for action in _actions(plan.config.interventions)
     ]
     return (1 + sum(each)) * n + controls * sum(each) * some
 

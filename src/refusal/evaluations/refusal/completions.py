@@ -10,8 +10,8 @@ from refusal.core.sampling import GREEDY, Sampling
 from refusal.detector.verdict import refusal_verdict
 from refusal.engines.hooks import HOOKS
 from refusal.engines.protocol import Engine, Job
+from refusal.interventions.conditional import Gate, beside
 from refusal.interventions.conditions import Condition
-from refusal.interventions.side_by_side import SideBySide
 from refusal.model.chat_model import ChatModel
 from refusal.model.generation import generate_each
 
@@ -55,6 +55,7 @@ class Wanted:
         direction: what the condition is about; of a control, the control's. The baseline's does
             nothing.
         sampling: how they are drawn, if they are.
+        gate: what decides of each prompt, where the condition acts by a monitor.
     """
 
     set_name: str
@@ -62,6 +63,7 @@ class Wanted:
     direction: Direction
     prompts: tuple[Prompt, ...]
     sampling: Sampling = GREEDY
+    gate: Gate | None = None
 
 
 def complete(model: ChatModel, wanted: Wanted, max_new_tokens: int) -> tuple[Completion, ...]:
@@ -89,13 +91,13 @@ def generate_together(
     """
     for one in wanted:
         check_untouched(one.prompts, one.direction)
-    edits = [Condition.named(one.condition).edit(one.direction) for one in wanted]
+    edits = [Condition.named(one.condition).under(one.direction, one.gate) for one in wanted]
     named = [f"{one.set_name}, {one.condition}" for one in wanted[:1]]
     more = [f"and {len(wanted) - 1} more"] if len(wanted) > 1 else []
     generate_each(
         model,
         [[prompt.question for prompt in one.prompts] for one in wanted],
-        SideBySide(edits),
+        beside(edits),
         max_new_tokens,
         " ".join(["generate:", *named, *more]),
         lambda i, outputs: finished(

@@ -7,7 +7,7 @@ completions/<set>.<control>-<action>.jsonl    with a control in the direction's 
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,15 @@ from refusal.evaluations.refusal.completions import (
     judged_again,
 )
 from refusal.evaluations.refusal.controlled import FITTED
+from refusal.evaluations.refusal.gates import (
+    acts_by_prompt,
+    check_unseen,
+    monitor_inputs,
+    monitor_of,
+)
 from refusal.evaluations.refusal.matching import check_completions
 from refusal.evaluations.refusal.pairs import actions_on, plain_pairs
+from refusal.interventions.conditional import Gate, gate_of
 from refusal.interventions.conditions import BASELINE, conditions, in_order
 from refusal.model.chat_model import ChatModel
 from refusal.prompts.over_refusal import halves
@@ -84,6 +91,9 @@ class Generate(Stage):
         kind = ENGINES[asked.config.engine]
         self.engine: Engine = kind(EngineOptions(**options), asked.folder)
         self.pairs = plain_pairs(asked.measured, asked.config.interventions)
+        self.monitor = monitor_of(asked.config)
+        self.gate: Gate | None = None
+        check_unseen(self.monitor, asked)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
@@ -98,7 +108,11 @@ class Generate(Stage):
         return side_by_side(found)
 
     def check(self, model: ChatModel) -> None:
-        """Every prompt with its completion must fit into the model's context."""
+        """Every prompt with its completion must fit into the model's context, and the monitor must
+        be of this model.
+        """
+        if self.monitor is not None:
+            self.gate = gate_of(model, self.monitor)
         for pool in self.asked.measured.values():
             check_prompts(model, pool, self.asked.config.new_tokens)
 
@@ -126,8 +140,11 @@ class Generate(Stage):
         for name, condition in sorted(self.pairs, key=lambda pair: in_order(pair[1])):
             direction = None if condition == BASELINE else run.direction_hash
             prompts = self.asked.measured[name]
-            wanted = Wanted(name, condition, run.direction, prompts, run.config.sampling)
-            yield _Part(f"{name}.{condition}", (wanted,), {"direction": direction})
+            about = (run.direction, prompts, run.config.sampling, self.gate)
+            depends: dict[str, Any] = {"direction": direction}
+            if condition != BASELINE:
+                depends |= monitor_inputs(run.config, condition)
+            yield _Part(f"{name}.{condition}", (Wanted(name, condition, *about),), depends)
 
     def _of_controls(self, run: Run) -> Iterator[_Part]:
         """The first prompts of every set under each action of each control."""
@@ -138,13 +155,18 @@ class Generate(Stage):
             some = prompts[: run.config.n_control]
             for action in actions_on(name, run.config.interventions):
                 wanted = controls_wanted(run.controls, some, action, name, run.config.sampling)
-                yield _Part(f"{name}.controls-{action}", wanted, depends)
+                wanted = [replace(one, gate=self.gate) for one in wanted]
+                more = monitor_inputs(run.config, action)
+                yield _Part(f"{name}.controls-{action}", wanted, {**depends, **more})
 
     def _is_served(self, part: _Part) -> bool:
         """Whether an engine other than this package's own writes it."""
         if self.asked.config.engine == "own" or part.controls:
             return False
-        return self.engine.serves(part.wanted[0].condition)
+        condition = part.wanted[0].condition
+        if condition != BASELINE and acts_by_prompt(condition):
+            return False
+        return self.engine.serves(condition)
 
     def _step(self, run: Run, part: _Part) -> Step:
         given, condition = run.config, part.wanted[0].condition

@@ -9,7 +9,7 @@ from refusal.directions.controls import cosines
 from refusal.evaluations.refusal.curves import curves, without_lengths
 from refusal.evaluations.refusal.pairs import completions_of, control_pairs, plain_pairs
 from refusal.evaluations.refusal.rates import measure_all
-from refusal.interventions import INTERVENTIONS
+from refusal.interventions.conditions import action_of
 from refusal.runs.stage import Plan, Run, Stage
 
 log = logging.getLogger(__name__)
@@ -43,5 +43,5 @@ class Rates(Stage):
             )
         for name, value in cosines(run.direction, run.controls).items():
             yield Metric("cosine", "direction", name, value, value, value, 1)
-        for name in dict.fromkeys(name.partition("@")[0] for name in further):
-            yield from INTERVENTIONS[name].tell(run.direction)
+        for action in {one.told_by: one for one in map(action_of, further)}.values():
+            yield from action.tell(run.direction)
