@@ -339,10 +339,10 @@ def test_in_a_stream_of_several_lanes_it_acts_a_block_later(family: str) -> None
     assert sites.lanes is not None
     ids = torch.arange(20).view(2, 10) * 37 % 200 + 5
     ids[:, -2:] = torch.tensor([11, 12])
-    readers = [
+    readers = (
         Reader(unit(sites.d_model, 4).numpy(), 0, -1, 0.0, 1.0),
         Reader(unit(sites.d_model, 5).numpy(), 0, "instruction", 0.0, 1.0),
-    ]
+    )
     monitor = Monitor(*readers, (1.0, 1.0), 0.0, 0.0, 0.1, np.zeros(1), "", "", "")
     seen: list[Tensor] = []
 

@@ -90,8 +90,19 @@ def test_they_are_measured_of_every_set_with_controls_and_without_drift(finished
             assert ("refusal_rate", label, f"random-1-{name}") in metrics
     assert ("kl_first_token", "own-answers", "ablation") in metrics
     assert ("kl_first_token", "own-answers", "unless-ablation") not in metrics
+    assert ("fires_rate", "harmful", "monitor") in metrics
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert CONDITIONAL in page
+
+
+def test_how_often_the_monitor_fires_is_measured(finished: Finished) -> None:
+    _, folder, fires = finished
+    (found,) = [
+        m
+        for m in read_metrics(folder / "metrics.json")
+        if (m.name, m.set) == ("fires_rate", "harmless")
+    ]
+    assert (found.value, found.n) == (sum(fires) / 6, 6)
 
 
 def saved_metrics(folder: Path) -> set[tuple[str, str, str]]:

@@ -200,6 +200,7 @@ def test_the_run_folders_page_lists_what_a_run_writes_and_nothing_else(tmp_path:
     )
     elsewhere = (
         "`--tasks`",
+        "`--condition-on`",
         "`--thinking on`",
         "`--filter completions`",
         "`refusal audit`",

@@ -21,6 +21,7 @@ from refusal import (
     LeakageError,
     NoCandidateError,
     Prompt,
+    PromptError,
     PromptPair,
     RunConfig,
     load,
@@ -203,6 +204,15 @@ def test_what_is_measured_is_not_in_the_pool(data: Path) -> None:
     assert {p.label for p in alone} == {"harmful"}
 
 
+def test_what_cannot_be_had_ends_a_run_before_anything_slow(tmp_path: Path) -> None:
+    for source, kind in (("xstest", ConfigError), (str(tmp_path / "none.txt"), PromptError)):
+        with pytest.raises(kind):
+            run(config_of(source, model="no/such-model"), tmp_path / "run")
+        several = config_of(source, model="no/such-model", method=("dim", "false-refusal"))
+        with pytest.raises(kind):
+            run(several, tmp_path / "run")
+
+
 @pytest.mark.parametrize("lambdas", [(), (1.0, 1.0), (float("nan"),)])
 def test_lambdas_are_different_numbers(lambdas: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="finite numbers"):
@@ -271,11 +281,13 @@ def test_the_table_has_four_sets_and_benchmarks_beside_them() -> None:
         rows += [metric("refusal_rate_change", name, "ablation", after - before, 0.03)]
     rows.append(metric("refusal_rate", "harmful", "random-1-ablation", 0.5))
     assert list(four_sets(Found(rows[:6]))) == []
+    rows.append(metric("fires_rate", "xstest-safe", "monitor", 0.25))
     task = "capability_exact_match,flexible-extract"
     rows += [metric(task, "gsm8k_cot", c, v) for c, v in (("baseline", 0.5), ("ablation", 0.4))]
     rows.append(metric(f"{task}_change", "gsm8k_cot", "ablation", -0.1, 0.2))
     (table,) = four_sets(Found(rows))
-    assert [row[0] for row in table.rows] == ["baseline", "ablation"]
+    assert [row[0] for row in table.rows] == ["baseline", "ablation", "monitor fires"]
+    assert str(table.rows[2][table.columns.index("xstest-safe")]).startswith("25%")
     cells = dict(zip(table.columns, table.rows[1], strict=True))
     assert cells["xstest-safe"] == "12% (6–56)"
     assert cells["p, xstest-safe"] == "0.03"

@@ -66,7 +66,9 @@ class Finders(Stage):
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
-        self.further = further(asked.config)  # before anything slow
+        self.further = further(asked.config)
+        for method in self.further.values():
+            method.settings(asked.config)  # before anything slow
         self.activations: PromptActivations | None = None
 
     @classmethod

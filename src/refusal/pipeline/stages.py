@@ -5,6 +5,7 @@ from refusal.evaluations.drift.stage import DriftStage
 from refusal.evaluations.finders import Finders
 from refusal.evaluations.judges.stage import Judging
 from refusal.evaluations.refusal.controlled import Controls
+from refusal.evaluations.refusal.fires import Fires
 from refusal.evaluations.refusal.generate import Generate
 from refusal.evaluations.refusal.measured import Rates
 from refusal.evaluations.seeds import Seeds
@@ -21,6 +22,6 @@ STAGES: dict[str, tuple[type[Stage], ...]] = {
     "select": (Select, Separation, Finders),
     "transfer": (Transfer,),
     "generate": (Controls, Generate),
-    "evaluate": (Rates, Thoughts, Capability, Seeds, Judging, DriftStage),
+    "evaluate": (Rates, Fires, Thoughts, Capability, Seeds, Judging, DriftStage),
 }
 ALL = tuple(stage for stages in STAGES.values() for stage in stages)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from refusal.config.run_config import RunConfig
+from refusal.core.errors import ConfigError
 from refusal.core.records import Prompt
 from refusal.prompts.files import read_file
 from refusal.prompts.over_refusal import SETS, load_over_refusal
@@ -28,7 +29,13 @@ def pseudo_harmful(config: RunConfig) -> tuple[Prompt, ...]:
 
     Raises:
         PromptError: a file is missing or cannot be used.
+        ConfigError: XSTest, which is kept for the report.
     """
+    if config.pseudo_harmful == "xstest":
+        raise ConfigError(
+            "--pseudo-harmful xstest: XSTest is what false refusals are measured on. Use "
+            "orbench-hard, or a file of your own."
+        )
     about = (config.seed, config.data_dir, config.column, config.system)
     measured = (tuple(dict.fromkeys(config.over_refusal)), config.n_over_refusal)
     return _pool((config.pseudo_harmful, *about), measured)

@@ -30,6 +30,10 @@ def four_sets(found: Found) -> Iterator[Table]:
             change = found.get(f"{measure}_change", task, condition)
             cells += [_score(score), p_value(change)]
         rows.append((condition, *cells))
+    fires = [share(found.get("fires_rate", name, "monitor")) for name in sets]
+    if any(fires):
+        cells = [cell for each in fires for cell in (each, "")]
+        rows.append(("monitor fires", *cells, *[""] * (2 * len(_tasks(found)))))
     names = [name for each in (*sets, *_tasks(found)) for name in (each, f"p, {each}")]
     note = (
         "Share that is refused, with Wilson's 95% interval; p: McNemar's exact test of the change "

@@ -110,7 +110,7 @@ class Extract(Stage):
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
-        method_of(asked.config)  # before anything slow
+        method_of(asked.config).settings(asked.config)  # before anything slow
 
     def check(self, model: ChatModel) -> None:
         """Every training prompt must fit into the model's context."""

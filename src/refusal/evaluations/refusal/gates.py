@@ -47,8 +47,15 @@ def monitor_inputs(config: RunConfig, condition: str) -> Mapping[str, object]:
     """What results under a condition depend on, where it acts by the monitor: its files' hashes."""
     if config.condition_on is None or not acts_by_prompt(condition):
         return {}
+    return {"monitor": hashes(config)}
+
+
+def hashes(config: RunConfig) -> list[str]:
+    """Sha256 of the monitor's files; none where there is no monitor."""
+    if config.condition_on is None:
+        return []
     folder = Path(config.condition_on).expanduser()
-    return {"monitor": [file_sha256(folder / name) for name in (CARD, TENSORS)]}
+    return [file_sha256(folder / name) for name in (CARD, TENSORS)]
 
 
 def acts_by_prompt(intervention: str) -> bool:
