@@ -108,11 +108,14 @@ def test_the_commands_are_found() -> None:
 
 
 def known_options() -> set[str]:
-    verbs = [verb for verb in app if not verb.startswith("-")]
+    verbs = [app[verb] for verb in app if not verb.startswith("-")]
+    for group in [verb for verb in verbs if verb.default_command is None]:
+        verbs.remove(group)
+        verbs += [group[verb] for verb in group if not verb.startswith("-")]
     return set(SHORT) | {
         name
         for verb in verbs
-        for argument in app[verb].assemble_argument_collection()
+        for argument in verb.assemble_argument_collection()
         for name in argument.names
     }
 

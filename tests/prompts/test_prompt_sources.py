@@ -22,6 +22,7 @@ ROWS = {
     "harmbench_val": 41,
     "harmbench_test": 159,
     "jailbreakbench": 100,
+    "jailbreakbench_benign": 100,
     "strongreject": 313,
     "alpaca": 31323,
     "xstest_safe": 250,

@@ -69,6 +69,12 @@ EXAMPLES = {
         "refusal audit runs/mine --attacks rank iterated --over-refusal xstest",
         "refusal audit ./my-model --budget-tokens 2000000 --tasks arc_challenge@100",
     ),
+    "monitor": (
+        "refusal monitor fit embedded --out watch",
+        "refusal monitor fit runs/mine --out watch --calibration traffic.jsonl",
+        "refusal monitor score watch prompts.jsonl > scores.jsonl",
+        "refusal monitor evaluate watch --over-refusal xstest --jailbreaks aim.jsonl",
+    ),
     "forensics": (
         "refusal forensics ./suspect --base owner/model",
         "refusal forensics ./suspect                  # only exact projections are seen",

@@ -17,6 +17,7 @@ from rich.text import Text
 from refusal.cli.console import err, out
 from refusal.cli.drawing import drawn
 from refusal.cli.present_audit import COMPARED_VIEWS
+from refusal.cli.present_monitor import MONITOR_VIEWS
 from refusal.cli.present_weights import WEIGHT_VIEWS
 from refusal.core.text import sanitised
 
@@ -302,6 +303,7 @@ VIEWS: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any]]] = {
     "Inspection": (_inspection, _inspection_value),
     **COMPARED_VIEWS,
     **WEIGHT_VIEWS,
+    **MONITOR_VIEWS,
     "Exported": (_exported, _exported_value),
     "Finding": (_findings, lambda found: [asdict(one) for one in found]),
     "Estimate": (_estimate, lambda found: {**asdict(found), "total_seconds": found.total_seconds}),

@@ -16,6 +16,7 @@ from refusal.cli.audit_verbs import audit
 from refusal.cli.diff_verbs import diff
 from refusal.cli.edit_options import EDIT_DEFAULTS, Edit
 from refusal.cli.examples import EXAMPLES
+from refusal.cli.monitor_verbs import monitor
 from refusal.cli.options import (
     MODEL_DEFAULTS,
     RUN_DEFAULTS,
@@ -275,6 +276,8 @@ app.command(forensics, help_epilogue=examples("forensics"))
 app.command(diff, help_epilogue=examples("diff"))
 app.command(repair, help_epilogue=examples("repair"))
 app.command(serve, help_epilogue=examples("serve"))
+monitor.help_epilogue = examples("monitor")
+app.command(monitor)
 
 
 @app.command(help_epilogue=examples("config"))

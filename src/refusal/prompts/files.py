@@ -50,7 +50,33 @@ class FileRow:
     named: bool = False
 
 
-def read_file(spec: str, column: str | None = None, system: str | None = None) -> list[FileRow]:
+def read_asked(
+    given: Sequence[str], column: str | None = None, system: str | None = None
+) -> list[Prompt]:
+    """Prompts of no known class: what ends like a prompt file is one, everything else a text
+    itself. A row that names no class is taken for harmless.
+
+    Raises:
+        PromptError: none are given, or a file cannot be read.
+    """
+    found: list[Prompt] = []
+    for number, text in enumerate(given, start=1):
+        if Path(text).suffix.lower() in (*TABLES, ".txt", ".json", ".jsonl"):
+            rows = read_file(text, column, system, otherwise="harmless")
+            found += [row.prompt for row in rows]
+        elif not blank(text):
+            found.append(Prompt(f"text-{number}", text.strip(), "harmless"))
+    if not found:
+        raise PromptError("No prompts were given. Give texts, or files of prompts.")
+    return found
+
+
+def read_file(
+    spec: str,
+    column: str | None = None,
+    system: str | None = None,
+    otherwise: Label | None = None,
+) -> list[FileRow]:
     """Read one ``[harmful=|harmless=]PATH``; rows without a prompt are skipped and counted,
     duplicates kept.
 
@@ -58,6 +84,7 @@ def read_file(spec: str, column: str | None = None, system: str | None = None) -
         spec: the file, perhaps with a class in front.
         column: the text column.
         system: the system prompt of all prompts, which a row's own must equal.
+        otherwise: the class of rows that name none, where the file does not either.
 
     Raises:
         PromptError: missing, empty, not UTF-8, damaged, no such column or several, an unclear
@@ -65,6 +92,7 @@ def read_file(spec: str, column: str | None = None, system: str | None = None) -
             split.
     """
     label, path = _label_and_path(spec)
+    classes = (label, otherwise)
     rows = _rows(path)
     if all(isinstance(row, str) for row in rows):
         column = None  # there are no columns to choose from
@@ -84,7 +112,7 @@ def read_file(spec: str, column: str | None = None, system: str | None = None) -
                 f"{where} has fewer cells than the header. Separate cells as the header does; "
                 "fill it up."
             )
-        found.append(_file_row(read, fields, label, path, number))
+        found.append(_file_row(read, fields, classes, path, number))
         systems.append((where, read.system))
     if not found:
         raise PromptError(f"{path} holds no prompts. Give one prompt per line or row.")
@@ -168,7 +196,11 @@ def _fields(row: Any, where: str) -> Fields:
 
 
 def _file_row(
-    read: Conversation, fields: Fields, named: Label | None, path: Path, number: int
+    read: Conversation,
+    fields: Fields,
+    classes: tuple[Label | None, Label | None],
+    path: Path,
+    number: int,
 ) -> FileRow:
     where = f"{path}, row {number}"
     split = _cell(fields, "split", where)
@@ -176,7 +208,7 @@ def _file_row(
         raise PromptError(f"{where}: unknown split {split!r}. Use train, val or test.")
     own_id = _cell(fields, "id", where)
     category = _cell(fields, "category", where)
-    label = _label(named, fields, where, path)
+    label = _label(classes, fields, where, path)
     name = own_id or f"{path.stem}-{number}"
     prompt = Prompt(name, read.text, label, category, read.before)
     return FileRow(prompt, split.lower() if split else None, own_id is not None)
@@ -190,10 +222,13 @@ def _cell(fields: Fields, name: str, where: str) -> str | None:
     return None if value is None else checked(str(value), name, where).strip() or None
 
 
-def _label(named: Label | None, fields: Fields, where: str, path: Path) -> Label:
+def _label(
+    classes: tuple[Label | None, Label | None], fields: Fields, where: str, path: Path
+) -> Label:
     """The class of a row: named in front of the path, or in its own ``label``; the two must not
-    contradict.
+    contradict. The second of ``classes`` is that of rows without one.
     """
+    named, otherwise = classes
     value = _cell(fields, "label", where)
     own = LABELS.get(value.lower()) if value else None
     if value is not None and own is None:
@@ -206,7 +241,7 @@ def _label(named: Label | None, fields: Fields, where: str, path: Path) -> Label
             f"{where} is labelled {value}, but the file was given as {named}. Drop {named}= or "
             "the row."
         )
-    found = named or own
+    found = named or own or otherwise
     if found is None:
         raise PromptError(
             f"{where}: no label. Say which class the file is, as in harmful={path}, or add a "

@@ -160,6 +160,14 @@ SOURCES = {
         # is the same.
         also=("45e9a8923b28f547bb372fbaa9af7df8b38c818a80ae50c3bab97704197ff516",),
     ),
+    "jailbreakbench_benign": Source(
+        "jailbreakbench_benign.csv",
+        "https://huggingface.co/datasets/JailbreakBench/JBB-Behaviors/resolve/"
+        "886acc352a31533ffbcf4ef22c744658688086fc/data/benign-behaviors.csv",
+        "3cda234d21a991fa309bbfea4b6d9dae31ccdf8e9d452424b6a983e4fdc33468",
+        "MIT",
+        _jailbreakbench,
+    ),
     "strongreject": Source(
         "strongreject.csv",
         # A branch, not a commit: here the sha256 alone pins the content.

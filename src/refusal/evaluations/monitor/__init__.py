@@ -1,0 +1,1 @@
+"""A monitor evaluated: what it finds, its false alarms, and whether its scores drift."""
