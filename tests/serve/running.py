@@ -16,6 +16,7 @@ from refusal import ChatModel, Direction
 from refusal.config.serve import ServeOptions
 from refusal.engines.serve.server import Server
 from refusal.engines.serve.service import Service
+from refusal.interventions.conditional import Gate
 
 
 def direction(seed: int = 5, norm: float = 4.0) -> Direction:
@@ -98,11 +99,16 @@ def _value(body: bytes) -> Any:
 
 @contextmanager
 def running(
-    model: ChatModel, along: Direction | None, *, key: str | None = None, **options: Any
+    model: ChatModel,
+    along: Direction | None,
+    *,
+    gate: Gate | None = None,
+    key: str | None = None,
+    **options: Any,
 ) -> Iterator[Running]:
     """The server while the block runs, of a model called ``tiny``."""
     asked = ServeOptions(**{"port": 0, "grace_seconds": 2.0, **options})
-    service = Service(model, along, "tiny", asked, key)
+    service = Service(model, along, "tiny", asked, gate=gate, key=key)
     there = threading.Event()
     server = Server(service, lambda address: there.set())
     thread = threading.Thread(target=server.run, daemon=True)

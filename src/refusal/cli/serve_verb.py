@@ -52,16 +52,22 @@ def serve(
             f"refusal serve needs {', '.join(missing)}. Install it with: pip install "
             "'refusal[serve]'."
         )
+    from refusal.core.monitor import Monitor
     from refusal.engines.serve.guard import KEY, check_host
     from refusal.engines.serve.server import serve as run_server
     from refusal.engines.serve.service import Service
+    from refusal.interventions.conditional import gate_of
 
     key = os.environ.get(KEY) or None
     check_host(serving.host, key)
     asked, given = model or "embedded", options.model_dump(exclude_unset=True)
     with reporting(quiet, verbose):
         loaded, found = _loaded(asked, direction, given)
-        service = Service(loaded, found, serving.name or _name(asked), serving, key)
+        gate = None
+        if serving.monitor is not None:
+            gate = gate_of(loaded, Monitor.load(serving.monitor))
+        name = serving.name or _name(asked)
+        service = Service(loaded, found, name, serving, gate=gate, key=key)
 
     def ready(address: str) -> None:
         if not quiet:

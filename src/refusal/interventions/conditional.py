@@ -112,6 +112,7 @@ class Conditioned:
                 "gates of one model."
             )
         self.suffix = next(iter(found.values())).gate.suffix
+        self.mark = id(self)  # of what is noted beside rows; another one may take it over
         self.which: Sequence[int] | None = None
         self.call: _Call | None = None
         self.inner = SideBySide([])
@@ -158,7 +159,7 @@ class Conditioned:
             )
         asked = [row for row, i in enumerate(which) if i in self.conditional]
         cache = kwargs.get("past_key_values", kwargs.get("cache_params"))
-        known = marks(cache).get(id(self)) if cache is not None else None
+        known = marks(cache).get(self.mark) if cache is not None else None
         ends = {end.row: end for end in prompt_ends(args, kwargs, self.suffix)}  # a row's last
         acts = [False] * len(which)
         self.call = _Call(which, {row: ends[row] for row in asked if row in ends}, acts, cache)
@@ -177,7 +178,7 @@ class Conditioned:
         call = self.call
         assert call is not None
         if call.cache is not None and self.conditional:
-            marks(call.cache)[id(self)] = list(call.acts)
+            marks(call.cache)[self.mark] = list(call.acts)
         self.inner.rows(
             [self._acting(i) if act else i for i, act in zip(call.which, call.acts, strict=True)]
         )

@@ -95,8 +95,8 @@ def join(cache: DynamicCache, other: DynamicCache, before: int, width: int) -> N
     """Put the rows of ``other`` behind those of ``cache``, whose ``before`` tokens become
     ``width``, both padded to that.
     """
-    for name, each in marks(cache).items():
-        marks(cache)[name] = [*each, *marks(other)[name]]
+    for name in {*marks(cache), *marks(other)}:
+        marks(cache)[name] = [*_noted(cache, name), *_noted(other, name)]
     others = {i: (keys, values) for i, (_, keys, values) in _numbered(other)}
     for i, (layer, keys, values) in _numbered(cache):
         most = _seen(layer, width)
@@ -104,6 +104,12 @@ def join(cache: DynamicCache, other: DynamicCache, before: int, width: int) -> N
         layer.keys = torch.cat([_widened(keys, most) for keys, _ in parts])
         layer.values = torch.cat([_widened(values, most) for _, values in parts])
         _set_length(layer, before, width)
+
+
+def _noted(cache: DynamicCache, name: int) -> list[bool]:
+    """What somebody has noted of every row; of rows that came without a note, ``False``."""
+    rows = next((len(keys) for _, keys, _ in _filled(cache)), 0)
+    return marks(cache).get(name, [False] * rows)
 
 
 def _widened(some: Tensor, width: int) -> Tensor:

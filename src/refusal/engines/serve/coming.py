@@ -61,6 +61,9 @@ class Coming(Wanted):
         return found
 
     def _place(self, rows: Sequence[int], steps: Sequence[int]) -> None:
+        new = [i for i, row in enumerate(rows) if not steps[i] and self.wanted[row].asked.watched]
+        for i, score in zip(new, self.reading.scores(new), strict=self.reading.gate is not None):
+            self.wanted[rows[i]].watch(score)
         asked = [i for i, row in enumerate(rows) if steps[i] and self.wanted[row].asked.projects]
         for i, value in zip(asked, self.reading.projections(asked), strict=True):
             self.wanted[rows[i]].placed(steps[i] - 1, value)
@@ -94,6 +97,9 @@ class OneByOne:
         row, reading = self.wanted.wanted[number], self.wanted.reading
 
         def ended(tokens: Sequence[int]) -> bool:
+            if len(tokens) == 1 and row.asked.watched:
+                for score in reading.scores([0]):
+                    row.watch(score)
             if len(tokens) > 1 and row.asked.projects:
                 row.placed(len(tokens) - 2, reading.projections([0])[0])
             over = row.over(tokens)

@@ -4,17 +4,24 @@ import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from refusal.core.direction import Direction
 from refusal.core.errors import ConfigError, DirectionError
 from refusal.core.registry import imported
 from refusal.interventions import INTERVENTIONS
-from refusal.interventions.conditions import BASELINE, action_of
-from refusal.interventions.side_by_side import SideBySide
+from refusal.interventions.action import WHEN
+from refusal.interventions.conditional import Conditional, Conditioned, Gate, beside
+from refusal.interventions.conditions import BASELINE, CLAIMED, action_of
 from refusal.interventions.stream import StreamEdit
 from refusal.model.base import LoadedModel
 from refusal.model.edits import Intervention
 
+Edit = StreamEdit | Conditional
+ABOUT = {
+    "conditional": "On prompts at which the monitor fires: ",
+    "unless": "On prompts at which the monitor does not fire: ",
+}
 MOST = 12  # conditions whose hooks stay in place; each costs a little at every step
 
 
@@ -34,29 +41,41 @@ class Conditions:
 
     Args:
         direction: ``None``: there is but the baseline.
+        gate: what decides where conditional interventions act; ``None``: there are none.
         reading: what reads the stream before anything is done to it.
     """
 
     def __init__(
-        self, model: LoadedModel, direction: Direction | None, reading: Intervention
+        self,
+        model: LoadedModel,
+        direction: Direction | None,
+        gate: Gate | None,
+        reading: Intervention,
     ) -> None:
-        self.model, self.direction, self.reading = model, direction, reading
-        self.made: dict[str, StreamEdit | None] = {BASELINE: None}
+        self.model, self.direction, self.gate, self.reading = model, direction, gate, reading
+        self.made: dict[str, Edit | None] = {BASELINE: None}
         self.places: dict[str, int] = {}  # by name, in ``beside``
-        self.beside = SideBySide(())
+        self.beside = beside(())
         self.hooks = ExitStack()
 
     def offered(self) -> tuple[Offered, ...]:
-        """The baseline, and every intervention that can be made of the direction as it is."""
+        """The baseline, and every intervention that can be made of the direction as it is; by a
+        monitor those of the method.
+        """
         found = [Offered(BASELINE, False, "The model as it is.")]
-        for name, action in INTERVENTIONS.items():
-            if self.direction is None or 0 not in action.counts:
+        names = [] if self.direction is None else list(INTERVENTIONS)
+        if names and self.gate is not None:
+            names += [f"{when}-{name}" for when in WHEN for name in CLAIMED]
+        for name in names:
+            action = action_of(name) if name not in INTERVENTIONS else INTERVENTIONS[name]
+            if 0 not in action.counts:
                 continue
             try:
                 self.check(name)
             except DirectionError:
                 continue
-            found.append(Offered(name, 1 in action.counts, _about(action.made_by)))
+            where = "" if action.when is None else ABOUT[action.when]
+            found.append(Offered(name, 1 in action.counts, where + _about(action.made_by)))
         return tuple(found)
 
     def check(self, name: str) -> None:
@@ -89,10 +108,12 @@ class Conditions:
         self.hooks.close()
         self.made = {name: self.made.get(name) or self._make(name) for name in kept}
         self.places = {name: i for i, name in enumerate(kept)}
-        self.beside = SideBySide(list(self.made.values()))
+        self.beside = beside(list(self.made.values()))
+        if isinstance(self.beside, Conditioned):
+            self.beside.mark = id(self)  # what was decided of rows that run holds
         self.hooks.enter_context(self.model.apply(self.reading, self.beside))
 
-    def _make(self, name: str) -> StreamEdit | None:
+    def _make(self, name: str) -> Edit | None:
         if name == BASELINE:
             return None
         action = action_of(name)
@@ -101,7 +122,8 @@ class Conditions:
                 f"There is no direction for {name!r}: the model is served as it is. Serve the "
                 "folder of a run, or give --direction."
             )
-        return action.make(self.direction)
+        made = action.make if self.gate is None else partial(action.under, gate=self.gate)
+        return made(self.direction)
 
 
 def _about(made_by: str) -> str:

@@ -8,6 +8,7 @@ from refusal.core.errors import (
     DirectionError,
     Error,
     OutOfMemoryError,
+    PromptError,
 )
 from refusal.engines.serve.events import Busy, Stopping, TooLong
 
@@ -56,6 +57,8 @@ def as_answer(error: Error) -> ApiError:
     match error:
         case TooLong():
             return ApiError(400, text, param="messages", code="context_length_exceeded")
+        case PromptError():
+            return ApiError(400, text, param="messages", code="unsupported_value")
         case ChatTemplateError():
             return ApiError(400, text, param="messages", code="template_rejects")
         case ConfigError() | DirectionError():

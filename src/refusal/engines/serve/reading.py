@@ -3,6 +3,7 @@ lies along the direction, and (of prompts) what a monitor says.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,8 @@ from transformers import PreTrainedModel
 
 from refusal.core.direction import Direction
 from refusal.core.errors import ConfigError
+from refusal.core.monitor import Reader
+from refusal.interventions.conditional import Gate
 from refusal.model.hooks import Edit
 from refusal.model.sites import Sites
 
@@ -21,8 +24,9 @@ class Reading:
     It must be applied before the interventions, so that it sees what a block is given.
     """
 
-    def __init__(self, direction: Direction | None) -> None:
-        self.direction = direction
+    def __init__(self, direction: Direction | None, gate: Gate | None = None) -> None:
+        self.direction, self.gate = direction, gate
+        self.z: dict[int, Float[Tensor, " row"]] = {}  # of prompts, by the monitor's reader
         self.unit = None if direction is None else direction.vector.float()
         self.along: Float[Tensor, " row"] | None = None
 
@@ -36,10 +40,28 @@ class Reading:
 
     def edits(self, model: PreTrainedModel, sites: Sites) -> list[Edit]:
         """Reads of what the blocks are given."""
-        if self.direction is None:
+        found = []
+        if self.direction is not None:
+            block = model.get_submodule(sites.reading(self.direction.layer))
+            found.append(Edit(block, "input", self._keep))
+        if self.gate is not None:
+            for number, reader in enumerate(self.gate.monitor.readers):
+                block = model.get_submodule(sites.reading(reader.layer))
+                found.append(Edit(block, "input", partial(self._watch, number, reader)))
+        return found
+
+    def _watch(self, number: int, reader: Reader, x: Float[Tensor, "row token d_model"]) -> None:
+        """Where each prompt lies; all of them end with the template's last token."""
+        if x.shape[1] > 1 and self.gate is not None:
+            self.z[number] = reader.z(x[:, reader.place(len(self.gate.suffix))])
+
+    def scores(self, places: Sequence[int]) -> list[float]:
+        """What the monitor says of the prompts that were read last, of some rows of the batch."""
+        if not places or self.gate is None:
             return []
-        block = model.get_submodule(sites.reading(self.direction.layer))
-        return [Edit(block, "input", self._keep)]
+        logits = self.gate.monitor.scores(self.z[0], self.z[1])
+        found: list[float] = logits[torch.tensor(list(places))].tolist()
+        return found
 
     def _keep(self, x: Float[Tensor, "row token d_model"]) -> None:
         """Each row's last token, float32."""

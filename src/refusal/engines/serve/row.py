@@ -1,8 +1,9 @@
 """One request while it is written: when it is over, and what of it can be told."""
 
+import math
 from collections.abc import Callable, Sequence
 
-from refusal.core.errors import Error, RunFailure
+from refusal.core.errors import Error, NonFiniteError, RunFailure
 from refusal.engines.serve.events import Asked, Ended, Grown, Told
 from refusal.engines.serve.growing import Growing, Stops, first_of
 from refusal.model.base import LoadedModel
@@ -34,6 +35,7 @@ class Row:
         self.end: int | None = None  # tokens that the answer has, once it is over
         self.cut = False
         self.error: Error | None = None
+        self.monitored: float | None = None
         self.pieces: list[str] = []  # what each token added
         self.values: list[float] = []  # each token's place on the direction
         self.let_through = 0  # characters
@@ -51,6 +53,8 @@ class Row:
         an ``error``.
         """
         n = len(tokens)
+        if self.error is not None:
+            return True
         if n <= len(self.tokens):
             if tokens[-1] != self.tokens[n - 1]:
                 self.error = RunFailure("Memory ran out, and another answer came of it. Ask again.")
@@ -66,6 +70,14 @@ class Row:
         if self.cut or self.stops.found:
             self.end = n
         return self.end is not None and not self.asked.projects
+
+    def watch(self, score: float) -> None:
+        """The monitor says this of the prompt; where that is no number, there is no answer."""
+        self.monitored = score
+        if not math.isfinite(score):
+            self.error = NonFiniteError(
+                "The monitor's score is not finite. Serve the model with --dtype float32."
+            )
 
     def placed(self, index: int, value: float) -> None:
         """Token ``index`` lies there on the direction."""

@@ -8,15 +8,19 @@ from typing import Any
 from refusal.config.serve import ServeOptions
 from refusal.core.direction import Direction
 from refusal.core.errors import ConfigError
+from refusal.core.monitor import Monitor
 from refusal.engines.serve.answers import Reply, Watched
 from refusal.engines.serve.errors import ApiError
 from refusal.engines.serve.events import Began, Event
 from refusal.engines.serve.metrics import Metrics, plain
 from refusal.engines.serve.requests import ChatRequest
 from refusal.engines.serve.worker import Worker
+from refusal.interventions.conditional import Gate
 from refusal.interventions.conditions import BASELINE, action_of
 from refusal.model.base import LoadedModel
 from refusal.model.contexts import context_length
+
+ALIASES = {"conditional": "conditional-addition"}  # refuse where the monitor fires
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Answering:
     asked: ChatRequest
     condition: str
     reply: Reply
+    monitor: Monitor | None = None
     events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
     began: float = field(default_factory=time.monotonic)
     prompt_tokens: int = 0
@@ -38,6 +43,9 @@ class Answering:
         """Keep what an event says of the prompt."""
         if isinstance(event, Began):
             self.prompt_tokens = event.prompt_tokens
+            if event.monitored is not None and self.monitor is not None:
+                fires = bool(self.monitor.fires(event.monitored))
+                self.watched = Watched(event.monitored, self.monitor.threshold, fires)
             self.first = time.monotonic() - self.began
 
 
@@ -47,6 +55,7 @@ class Service:
     Args:
         direction: ``None``: only the baseline is served.
         name: what the model is called; its conditions are called after it.
+        gate: the monitor whose score answers carry, and by which conditional interventions act.
         key: what clients must send; ``None``: nothing.
     """
 
@@ -56,14 +65,18 @@ class Service:
         direction: Direction | None,
         name: str,
         options: ServeOptions,
+        *,
+        gate: Gate | None = None,
         key: str | None = None,
     ) -> None:
         self.model_, self.direction, self.name = model, direction, name
+        self.monitor = None if gate is None else gate.monitor
         self.options, self.key = options, key
         self.worker = Worker(
             model,
             direction,
             self._told,
+            gate=gate,
             answer=min(options.answer_tokens, options.most_tokens),
             prompt=options.most_prompt_tokens,
             waiting=options.most_waiting,
@@ -90,6 +103,7 @@ class Service:
             if name == self.name and not colon:
                 return BASELINE
             if name == self.name:
+                condition = ALIASES.get(condition, condition)
                 action_of(condition)
                 return condition
             message = f"There is no model {model[:200]!r}."
@@ -112,7 +126,7 @@ class Service:
         condition = self.condition(asked.model)
         self._check_thinking(asked)
         number = self.worker.submit(asked.asked(condition))
-        found = Answering(number, asked, condition, Reply(asked.model))
+        found = Answering(number, asked, condition, Reply(asked.model), self.monitor)
         self.answering[number] = found  # the events come through this loop, so none was missed
         return found
 
@@ -153,7 +167,9 @@ class Service:
             "model": self.name,
             "conditions": offered,
             "direction": _direction(self.direction),
-            "monitor": None,
+            "monitor": None
+            if self.monitor is None
+            else {"threshold": self.monitor.threshold, "eps": self.monitor.eps},
             "limits": limits,
         }
 

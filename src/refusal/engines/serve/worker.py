@@ -27,6 +27,8 @@ from refusal.engines.serve.events import (
 )
 from refusal.engines.serve.reading import Reading
 from refusal.engines.serve.row import Row
+from refusal.interventions.action import WHEN
+from refusal.interventions.conditional import Gate
 from refusal.model.base import LoadedModel
 from refusal.model.batch_size import SHARE, free_memory, keeping_memory
 from refusal.model.caches import cache_bytes_per_token
@@ -44,6 +46,7 @@ class Worker:
 
     Args:
         direction: what conditions and projections are about; ``None``: only the baseline.
+        gate: the monitor that reads prompts, and decides where conditional interventions act.
         tell: is given the events of a turn with the numbers of their requests, in the worker's
             thread.
         answer: tokens of an answer that names no length. prompt: most tokens of a prompt.
@@ -56,14 +59,15 @@ class Worker:
         direction: Direction | None,
         tell: Tell,
         *,
+        gate: Gate | None = None,
         answer: int = 256,
         prompt: int | None = None,
         waiting: int = 256,
     ) -> None:
         self.model, self.tell = model, tell
         self.answer, self.prompt, self.waiting = answer, prompt, waiting
-        self.reading = Reading(direction)
-        self.conditions = Conditions(model, direction, self.reading)
+        self.reading = Reading(direction, gate)
+        self.conditions = Conditions(model, direction, gate, self.reading)
         self.figures = Figures()
         self.rows: dict[int, Row] = {}  # those that the writer has
         self.events: list[tuple[int, Event]] = []
@@ -173,7 +177,7 @@ class Worker:
         if number not in self.began:
             self.began.add(number)
             self.figures.prompt_tokens += len(row.prompt)
-            self.events.append((number, Began(len(row.prompt))))
+            self.events.append((number, Began(len(row.prompt), row.monitored)))
 
     def _take(self) -> None:
         """Read what was submitted, and let go of what nobody waits for."""
@@ -195,6 +199,7 @@ class Worker:
                 self.reading.check()
             self.conditions.check(asked.condition)
             prompt = self.model.tokenize([asked.turns], freely=True)[0]
+            self._check_end(asked, prompt)
             new = self._length(asked, len(prompt))
             most, limit = limits(self.model, new)
             try:
@@ -205,6 +210,17 @@ class Worker:
             self.events.append((number, Failed(error)))
             return None
         return Row(self.model, asked, prompt, most, limit)
+
+    def _check_end(self, asked: Asked, prompt: Sequence[int]) -> None:
+        """Raise PromptError where a monitor is to read a prompt that it was not fitted for."""
+        gate = self.reading.gate
+        if gate is None or not (asked.watched or asked.condition.startswith(WHEN)):
+            return
+        if tuple(prompt[-len(gate.suffix) :]) != gate.suffix:
+            raise PromptError(
+                "This prompt does not end as those that the monitor was fitted on: with --thinking "
+                "on none does. Serve the model with its thoughts off or closed."
+            )
 
     def _length(self, asked: Asked, prompt: int) -> int:
         """Tokens that an answer may have; one that names no length gets what the context holds."""
