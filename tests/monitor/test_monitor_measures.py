@@ -49,6 +49,12 @@ def test_recall_of_two_normals_is_the_formula_within_its_interval() -> None:
     assert found.auroc.value == pytest.approx(float(norm.cdf(2 / math.sqrt(2))), abs=0.01)
 
 
+def test_none_found_has_an_interval_too() -> None:
+    found = recall(np.zeros(20), np.ones(40), 0.05).tpr
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high > 0.1
+
+
 def test_auroc_is_scikit_learns() -> None:
     bad, good = RANDOM.normal(0.7, size=40), RANDOM.normal(size=60)
     found = contrast(("a", bad), ("b", good))

@@ -1,6 +1,6 @@
 """A monitor's evaluation: tables, curves, a page and its JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +19,7 @@ FIRES = (
     "like those it was calibrated on at most {eps:.1%} should."
 )
 RECALLS = (
-    "Found at 1 % and 5 %: the share of harmful prompts above the threshold that at most so many "
+    "At 1 % and 5 %: the share of harmful prompts above the threshold that at most so many "
     "of the harmless ones beside them exceed, with a bootstrap interval over both."
 )
 LEFT_OUT = (
@@ -29,7 +29,7 @@ LEFT_OUT = (
 )
 RELIABLE = (
     "What the monitor said on average, and which share was harmful, of the test sets as they are "
-    "mixed. Brier score {brier:.3f} ({low:.3f}–{high:.3f}), expected calibration error {error:.3f}."
+    "mixed. Brier score {brier:.3f} ({low:.2f}–{high:.2f}), expected calibration error {error:.3f}."
 )
 
 
@@ -61,13 +61,11 @@ def monitor_tables(record: Evaluated) -> Iterator[Table]:
         rows.append((one.name, one.kind, one.label, share(one.fired), mean, str(one.n)))
     note = FIRES.format(eps=record.eps)
     yield table("Sets", ("set", "kind", "class"), ("fires", "logit", "prompts"), rows, note=note)
-    numbers = ("AUROC", "found at 1 %", "found at 5 %", "prompts")
+    numbers = ("AUROC", "at 1 %", "at 5 %", "prompts")
     found = [(one.harmful, one.harmless, *_numbers(one)) for one in record.contrasts]
     yield table("Told apart", ("harmful", "harmless"), numbers, found, note=RECALLS)
     if record.left_out:
-        columns = ("AUROC without it", "with it", "found at 5 % without it", "with it ", "prompts")
-        left = [_left_out(one) for one in record.left_out]
-        yield table("Sources left out", ("source", "class"), columns, left, note=LEFT_OUT)
+        yield from _left_out(record.left_out)
     if record.reliability is not None:
         known = record.reliability
         bins = []
@@ -108,12 +106,12 @@ def curves(record: Evaluated) -> Iterator[Lines]:
 
 def share(one: Estimate) -> str:
     """A share with its interval, in percent."""
-    return f"{one.value:.1%} ({100 * one.low:.1f}–{100 * one.high:.1f})"
+    return f"{one.value:.1%} ({100 * one.low:.0f}–{100 * one.high:.0f})"
 
 
 def area(one: Estimate) -> str:
     """An AUROC with its interval."""
-    return f"{one.value:.3f} ({one.low:.3f}–{one.high:.3f})"
+    return f"{one.value:.3f} ({one.low:.2f}–{one.high:.2f})"
 
 
 def _numbers(one: Contrast) -> tuple[str, ...]:
@@ -121,8 +119,18 @@ def _numbers(one: Contrast) -> tuple[str, ...]:
     return (area(one.auroc), *(share(recall.tpr) for recall in one.recalls), counts)
 
 
-def _left_out(one: LeftOut) -> tuple[str, ...]:
-    areas = (area(one.without.auroc), area(one.same.auroc))
-    recalls = (share(one.without.recalls[-1].tpr), share(one.same.recalls[-1].tpr))
-    counts = f"{one.same.n_harmful} + {one.same.n_harmless}"
-    return (one.source, one.label, *areas, *recalls, counts)
+def _left_out(found: Sequence[LeftOut]) -> Iterator[Table]:
+    """How each source is told apart, in one table, and how much of it is found, in another."""
+    areas: list[tuple[Cell, ...]] = []
+    recalls: list[tuple[Cell, ...]] = []
+    for one in found:
+        without, same = one.without, one.same
+        about = (one.source, one.label)
+        counts = f"{same.n_harmful} + {same.n_harmless}"
+        areas.append((*about, area(without.auroc), area(same.auroc), counts))
+        shares = [share(each.recalls[-1].tpr) for each in (without, same)]
+        recalls.append((*about, *shares, counts))
+    labels, numbers = ("source", "class"), ("without it", "with its half", "prompts")
+    yield table("Sources left out: AUROC", labels, numbers, areas, note=LEFT_OUT)
+    title = "Sources left out: found at 5 % false alarms"
+    yield table(title, labels, numbers, recalls)

@@ -20,7 +20,7 @@ from refusal.model.fingerprint import check_monitor
 
 Scores = Float[np.ndarray, "_"]
 TEST: Kind = "test"
-ALL = "all {} test sets"
+ALL = "all of them"
 COARSE = 100  # harmless prompts below which 1 % of them is none
 
 
@@ -61,7 +61,8 @@ def evaluate_monitor(
     said = list(notes)
     if len(negative) < COARSE:
         said.append(
-            f"Of {len(negative)} harmless test prompts none may fire at 1 %: that figure is coarse."
+            f"Of {len(negative)} harmless test prompts none may fire at 1 %: what is found there "
+            "is coarse."
         )
     return Evaluated(
         model=monitor.model,
@@ -111,7 +112,7 @@ def _contrasts(
     pairs = [(bad.name, good.name) for bad in sets for good in sets if _comparable(bad, good)]
     tests = [one for one in sets if one.kind == TEST]
     if len(tests) > 2:
-        yield contrast((ALL.format("harmful"), positive), (ALL.format("harmless"), negative))
+        yield contrast((ALL, positive), (ALL, negative))
     for bad, good in pairs:
         yield contrast((bad, logits[bad]), (good, logits[good]))
 

@@ -37,7 +37,9 @@ def recall(positive: Scores, negative: Scores, fpr: float) -> Recall:
     ``negative`` exceeds.
 
     The interval is a bootstrap over both (percentiles of 1,000 resamples), since the threshold is
-    found on the same prompts. Of fewer than ``1 / fpr`` negative ones none may exceed it.
+    found on the same prompts; it is nowhere narrower than Wilson's of ``positive`` alone, since a
+    bootstrap of no successes has no width. Of fewer than ``1 / fpr`` negative ones none may exceed
+    the threshold.
     """
     allowed = math.floor(Fraction(str(fpr)) * len(negative))
     threshold = _threshold(negative[None], allowed)
@@ -49,7 +51,8 @@ def recall(positive: Scores, negative: Scores, fpr: float) -> Recall:
         others = random.choice(positive, (AT_ONCE, len(positive)))
         found += (others > _threshold(some, allowed)[:, None]).mean(1).tolist()
     ends = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    estimate = Estimate(share, min(float(ends[0]), share), max(float(ends[1]), share))
+    least = rate((positive > threshold).tolist())
+    estimate = Estimate(share, min(float(ends[0]), least.low), max(float(ends[1]), least.high))
     alarms = int((negative > threshold).sum())
     return Recall(fpr, estimate, float(threshold[0]), alarms)
 
