@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import plain
+import planted
 import pytest
 import shrunk
 import tiny_models
@@ -365,3 +366,26 @@ def test_in_a_stream_of_several_lanes_it_acts_a_block_later(family: str) -> None
     fires = int(z.argmax())
     torch.testing.assert_close(found[fires], changed[fires])
     torch.testing.assert_close(found[1 - fires], base[1 - fires])
+
+
+def test_a_model_that_refuses_too_much_keeps_the_refusals_at_which_the_monitor_fires() -> None:
+    two = planted.planted(2)  # one mark in harmful prompts, another in those that look harmful
+    readers = (
+        Reader(two.rows[0].numpy(), 1, -1, 0.0, 1.0),
+        Reader(two.rows[0].numpy(), 1, "instruction", 0.0, 1.0),
+    )
+    monitor = Monitor(*readers, (1.0, 1.0), 0.0, 0.5, 0.1, np.zeros(1), "", "", "")
+    topics = planted.TOPICS[:4]
+    harmful, pseudo, harmless = (
+        [f"Describe {topic} {mark}" for topic in topics] for mark in ("@@@@", "####", "....")
+    )
+    along = [float(two.components(text)[0]) for text in (*harmful, *pseudo)]
+    assert min(along[:4]) > 0.5 > max(along[4:])
+    direction = Direction(two.rows[0], 1.0, -1, 1, basis=two.rows, row_places=((-1, 1),) * 2)
+    edit = Conditional(Ablate(direction), gate(two.model, monitor), unless=True)
+    texts = [*harmful, *pseudo, *harmless]
+    assert two.model.generate(texts, 3) == [planted.REFUSAL] * 8 + [planted.ANSWER] * 4
+    with two.model.apply(edit):
+        assert two.model.generate(texts, 3) == [planted.REFUSAL] * 4 + [planted.ANSWER] * 8
+    with two.model.apply(Ablate(direction)):
+        assert two.model.generate(texts, 3) == [planted.ANSWER] * 12
