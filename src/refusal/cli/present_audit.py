@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def show_audit(found: "Audited") -> None:
     """The attacks and the numbers as tables, what qualifies them, and the verdict."""
-    from refusal.report.audit_tables import attack_table, number_table
+    from refusal.report.audit_tables import attack_table, cost_table, number_table
 
-    out.print(drawn(attack_table(found)))
-    out.print(drawn(number_table(found)))
+    for table in (attack_table(found), cost_table(found), number_table(found)):
+        out.print(drawn(table))
     for line in found.notes:
         err.print(f"  {line}")
     out.print(found.verdict, style="bold", soft_wrap=True)

@@ -140,11 +140,11 @@ def signed(m: "Metric | None", form: str) -> str:
     return _ordered(m, f"{m.value:+{form}}", f"{m.low:+{form}} to {m.high:+{form}}")
 
 
-def number(m: "Metric | None") -> str:
+def number(m: "Metric | None", digits: int = 2) -> str:
     """Write a mean and its interval, where it has one."""
     if m is None or math.isinf(m.low):
-        return "" if m is None else f"{m.value:.2f}"
-    return _ordered(m, f"{m.value:.2f}", f"{m.low:.2f}–{m.high:.2f}")
+        return "" if m is None else f"{m.value:.{digits}f}"
+    return _ordered(m, f"{m.value:.{digits}f}", f"{m.low:.{digits}f}–{m.high:.{digits}f}")
 
 
 def p_value(m: "Metric | None") -> str:

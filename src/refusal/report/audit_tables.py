@@ -1,7 +1,7 @@
 """What an audit has found as tables: attack by attack, by length, the numbers, the curves."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from refusal.core.records import Metric
 from refusal.core.tables import Cell, Found, Table, bar, number, points, share, signed, table
@@ -15,16 +15,21 @@ from refusal.report.lengths import length_tables
 HARMFUL, OWN = "harmful", "own-answers"
 NOTHING = "nothing"
 RULE = (
-    "Refusal and degenerate: harmful test prompts, which no search has seen (95% Wilson). On "
-    "validation: what the attack was chosen by. KL: first token of harmless answers, then the mean "
-    "over the first tokens; CE: change of cross-entropy, nats. Spent: finding it, beside the "
-    "textbook direction that all begin with."
+    "Harmful test prompts, which no search has seen (95% Wilson). On validation: what the attack "
+    "was chosen by. Seconds, tokens: of finding it, beside the textbook direction that all begin "
+    "with."
+)
+COSTS = (
+    "Refusal of the over-refusal sets; KL from the unmodified model at the first token of harmless "
+    "answers, and its mean over the first tokens; CE: change of cross-entropy along them; all in "
+    "nats a token."
 )
 
 
 def audit_tables(found: Audited) -> Iterator[Table]:
     """All tables, the one of the attacks first."""
     yield attack_table(found)
+    yield cost_table(found)
     yield number_table(found)
     for curve in (strength_curve(found.attacks), rank_curve(found.attacks)):
         if len(curve.x) > 2:
@@ -35,52 +40,55 @@ def audit_tables(found: Audited) -> Iterator[Table]:
 
 
 def attack_table(found: Audited) -> Table:
-    """A row an attack: what it leaves, what it costs the model, what finding it took."""
-    over = [s for s in dict.fromkeys(m.set for m in found.metrics) if s.startswith(("xs", "orb"))]
-    tasks = dict.fromkeys(m.set for m in found.metrics if m.name.startswith("capability_"))
-    rows: list[Sequence[Cell]] = [_row(found, NOTHING, BASELINE, over, list(tasks))]
-    for record in found.attacks:
-        if record.kind == "control":
-            for arm in record.arms:
-                rows.append(_row(found, "control", arm.name, over, list(tasks)))
-        elif record.chosen is None:
-            rows.append((record.name, "cannot be made", *[""] * (11 + len(over) + len(tasks))))
-        else:
-            row = _row(found, record.name, record.chosen, over, list(tasks), record)
-            rows.append(row)
-    measured = ("0 to 100%", "refusal", "degenerate", "on validation")
-    costs = ("KL first", "KL", "CE", "nats for 10 points")
-    spent = ("seconds", "tokens", "cost")
-    numbers = (*measured, *over, *costs, *tasks, *spent)
+    """A row an attack: what it leaves, and what finding it took."""
+    rows = []
+    for name, arm, record in _tried(found):
+        refusal = found.find("refusal_rate", HARMFUL, arm)
+        left: list[Cell] = [_arm(name, arm, record)]
+        left.append("" if refusal is None else bar(refusal, "harmful"))
+        left += [share(refusal), share(found.find("degenerate_rate", HARMFUL, arm))]
+        rows.append((name, *left, _validated(record), *_spent(found, record)))
+    numbers = ("0 to 100%", "refusal", "degenerate", "on validation", "seconds", "tokens", "cost")
     return table("Attacks", ("attack", "arm"), numbers, rows, note=RULE)
 
 
-def _row(
-    found: Audited,
-    name: str,
-    arm: str,
-    over: Sequence[str],
-    tasks: Sequence[str],
-    record: AttackRecord | None = None,
-) -> tuple[Cell, ...]:
-    refusal = found.find("refusal_rate", HARMFUL, arm)
-    kl = _kl(found, arm)
-    beyond = "" if record is None or record.within else " (beyond the damage limit)"
-    return (
-        name,
-        ("" if arm == BASELINE else arm) + beyond,
-        "" if refusal is None else bar(refusal, "harmful"),
-        share(refusal),
-        share(found.find("degenerate_rate", HARMFUL, arm)),
-        _validated(record),
-        *(share(found.find("refusal_rate", set_name, arm)) for set_name in over),
-        number(found.find("kl_first_token", OWN, arm)),
-        number(kl),
-        signed(found.find("cross_entropy_change", OWN, arm), ".3f"),
-        number(found.number("price_nats", arm)),
-        *(_ability(found, task, arm) for task in tasks),
-        *_spent(found, record),
-    )
+def cost_table(found: Audited) -> Table:
+    """A row an attack: over-refusal, drift and benchmarks under it."""
+    over = [s for s in dict.fromkeys(m.set for m in found.metrics) if s.startswith(("xs", "orb"))]
+    tasks = dict.fromkeys(m.set for m in found.metrics if m.name.startswith("capability_"))
+    rows = []
+    for name, arm, record in _tried(found):
+        if record is not None and record.chosen is None:
+            continue
+        row: list[Cell] = [name, _arm(name, arm, record)]
+        row += [share(found.find("refusal_rate", set_name, arm)) for set_name in over]
+        row += [number(found.find("kl_first_token", OWN, arm), 3), number(_kl(found, arm), 3)]
+        row.append(signed(found.find("cross_entropy_change", OWN, arm), ".3f"))
+        rows.append((*row, *(_ability(found, task, arm) for task in tasks)))
+    numbers = (*over, "KL first", "KL", "CE", *tasks)
+    return table("What they cost the model", ("attack", "arm"), numbers, rows, note=COSTS)
+
+
+def _tried(found: Audited) -> Iterator[tuple[str, str, AttackRecord | None]]:
+    """Every row's attack, arm and record: nothing first, then the attacks, a control's arms each;
+    the arm of one that cannot be made is empty.
+    """
+    yield NOTHING, BASELINE, None
+    for record in found.attacks:
+        if record.kind == "control":
+            for arm in record.arms:
+                yield "control", arm.name, None
+        else:
+            yield record.name, record.chosen or "", record
+
+
+def _arm(name: str, arm: str, record: AttackRecord | None) -> str:
+    """The arm where it is not called as the attack is, and whether it breaks the model."""
+    if record is not None and record.chosen is None:
+        return "cannot be made"
+    shown = "" if arm in (BASELINE, name) else arm.removeprefix("control-")
+    beyond = record is not None and not record.within
+    return f"{shown} (beyond the damage limit)".strip() if beyond else shown
 
 
 def _validated(record: AttackRecord | None) -> str:

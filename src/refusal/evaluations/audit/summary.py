@@ -167,9 +167,9 @@ def summarise(
         yield made(f"{prefix}residual_refusal", arm, rate(refused[arm]))
         left = still_refused(refused, arm)
         yield metric(f"{prefix}refusals_left", "audit", arm, left, sum(refused[BASELINE]))
-    for record in records:
-        if record.kind == "edit" and record.chosen is not None:
-            yield from _prices(record.chosen, by_key)
+    edits = [r.chosen for r in records if r.kind == "edit" and r.chosen is not None]
+    for arm in dict.fromkeys(edits):  # two attacks may have chosen one arm
+        yield from _prices(arm, by_key)
 
 
 def _prices(arm: str, by_key: Mapping[tuple[str, str, str], Metric]) -> Iterator[Metric]:
