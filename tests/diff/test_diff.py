@@ -295,6 +295,19 @@ def test_half_a_download_is_the_loaders_message(found: Made, tmp_path: Path) -> 
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ModelLoadError, match="half"):
         diff(found.config(n_test=2), [str(tmp_path / "half")], tmp_path / "out", run=found.run)
+    assert not (tmp_path / "out" / "base").exists()
+
+
+def test_a_candidate_that_was_made_anew_is_measured_anew(found: Made, tmp_path: Path) -> None:
+    config = found.config(n_test=3, kl_prompts=2)
+    shutil.copytree(found.base, tmp_path / "candidate")
+    about = ([str(tmp_path / "candidate")], tmp_path / "out")
+    (before,) = diff(config, *about, run=found.run).candidates
+    shutil.rmtree(tmp_path / "candidate")
+    shutil.copytree(found.edited, tmp_path / "candidate")
+    (after,) = diff(config, *about, run=found.run).candidates
+    assert (_value(before, "refusal"), _value(after, "refusal")) == (1.0, 0.0)
+    assert after.folder == before.folder
 
 
 def test_a_run_of_other_weights_is_refused(found: Made, tmp_path: Path) -> None:

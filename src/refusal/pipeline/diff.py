@@ -27,6 +27,7 @@ from refusal.core.direction import Direction
 from refusal.core.errors import ConfigError, DirectionError
 from refusal.core.lock import locked
 from refusal.core.progress import NOTE
+from refusal.core.storage import remove
 from refusal.core.valid import check_place, check_width
 from refusal.evaluations.diff.behaviour import Ability, Completed
 from refusal.evaluations.diff.divergence import CANDIDATE, Divergence
@@ -59,6 +60,7 @@ from refusal.pipeline.run import load_for, plan_of, run
 from refusal.runs.files import is_run_folder, read_manifest
 from refusal.runs.folder import RunFolder
 from refusal.runs.stage import Asked, Stage
+from refusal.weights.checkpoint import INDEX, SINGLE, open_checkpoint
 from refusal.weights.same_weights import check_loaded
 
 STAGES: tuple[type[Stage], ...] = (Completed, Divergence, Streamed, Ability)
@@ -157,14 +159,16 @@ def _check(config: DiffConfig, named: Sequence[Candidate]) -> None:
     """Look at all models before the first is loaded.
 
     Raises:
-        ModelLoadError: one is not there. ConfigError: an adapter cannot be merged.
+        ModelLoadError: one is not there, or its files are not whole.
+        ConfigError: an adapter cannot be merged.
     """
-    resolve(config.model)
+    for name in (config.model, *(one.name for one in named if not one.adapter)):
+        folder = Path(resolve(name))
+        if any((folder / file).is_file() for file in (SINGLE, INDEX)):
+            open_checkpoint(folder)
     for one in named:
         if one.adapter:
             check_mergeable(one.name, model_options(_config_of(config, one)))
-        else:
-            resolve(one.name)
 
 
 def _config_of(config: DiffConfig, one: Candidate) -> DiffConfig:
@@ -238,6 +242,7 @@ def _candidate(one: Candidate, base: _Base) -> Compared:
     missing = compare_makes(base.kept, model)
     asked = replace(base.asked, config=own)
     path = base.asked.folder / "candidates" / one.folder
+    _forget_others(path, model)
     side = _begin(asked, base.stages, path, model, base.direction)
     side.base, side.missing = base.kept, missing
     notes += notes_on(base.kept, side.folder.manifest["model"])
@@ -245,6 +250,16 @@ def _candidate(one: Candidate, base: _Base) -> Compared:
     del side, model
     _let_go()
     return _compared(one, path, base, missing, notes)
+
+
+def _forget_others(path: Path, model: ChatModel) -> None:
+    """Delete what was measured of other weights that were once called like this candidate."""
+    folder = RunFolder(path)
+    folder.check()
+    earlier = folder.manifest.get("model", {}).get("weight_hash")
+    if earlier is not None and earlier != model.weight_hash():
+        log.log(NOTE, "%s has other weights than before: it is measured anew.", model.name)
+        remove(path)
 
 
 def _compared(

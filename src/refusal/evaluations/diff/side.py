@@ -84,11 +84,11 @@ def keep(side: Side) -> Kept:
 def compare_makes(base: Kept, model: ChatModel) -> dict[str, str]:
     """What cannot be compared of a candidate, and why.
 
-    KL needs the same tokens and as many of them; cross-entropy along given texts the same tokens;
-    what is in the stream the same tokens, width and number of blocks.
+    KL needs the same tokens and as many rows of them; cross-entropy along given texts the same
+    tokens; what is in the stream the same tokens, width and number of blocks.
     """
     found: dict[str, str] = {}
-    if base.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+    if not _one_holds_the_other(base.tokenizer.get_vocab(), model.tokenizer.get_vocab()):
         why = "its tokenizer has other tokens than the base's"
         return dict.fromkeys((KL, TEXTS, STREAM), why)
     if (rows := vocabulary(model.hf)) != base.vocabulary:
@@ -101,6 +101,14 @@ def compare_makes(base: Kept, model: ChatModel) -> dict[str, str]:
             f"it has {shape[0]} blocks of width {shape[1]}, the base {base.layers} of {base.width}"
         )
     return found
+
+
+def _one_holds_the_other(first: Mapping[str, int], second: Mapping[str, int]) -> bool:
+    """Whether one vocabulary has all tokens of the other under their ids: a GGUF file names rows
+    that are only there to fill up, a fine-tuned model may have new tokens.
+    """
+    small, large = sorted((first, second), key=len)
+    return all(large.get(token) == index for token, index in small.items())
 
 
 def notes_on(base: Kept, identity: Mapping[str, Any]) -> Iterator[str]:
