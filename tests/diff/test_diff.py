@@ -9,6 +9,7 @@ from typing import Any
 import planted
 import pytest
 import saved
+import tiny_models
 import torch
 from diffing import Made, made
 
@@ -216,6 +217,9 @@ def test_never_two_models_at_once(
 
 def test_another_vocabulary_and_width_leave_behaviour(found: Made, tmp_path: Path) -> None:
     small = saved.save_model(tmp_path / "small", template="chatml")
+    other = tiny_models.tokenizer("chatml")
+    other.add_tokens(["<|other|>"])  # where the base's has its refusal
+    other.save_pretrained(small)
     wide = load(str(found.base), dtype="float32")
     wide.hf.resize_token_embeddings(wide.hf.config.vocab_size + 8)
     wide.hf.save_pretrained(tmp_path / "resized")
