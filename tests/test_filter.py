@@ -6,6 +6,7 @@ import json
 import logging
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ import torch
 from conftest import make_prompts
 from saved import times
 
-from refusal import ChatModel, ConfigError, Prompt, RunConfig, TooFewPromptsError, make_config, run
+from refusal import (
+    ChatModel,
+    ConfigError,
+    Prompt,
+    PromptPair,
+    RunConfig,
+    TooFewPromptsError,
+    make_config,
+    run,
+)
 from refusal.core.filters import (
     Fit,
     Judged,
@@ -29,7 +39,7 @@ from refusal.core.stats import Estimate, Z, auroc, auroc_interval
 from refusal.directions.filter_choice import choose_filter
 from refusal.directions.judged_pool import Reading, draw_judged
 from refusal.directions.refusal_metric import refusal_metric
-from refusal.directions.refusal_tokens import Sample, weighty_tokens
+from refusal.directions.refusal_tokens import CHOOSE_NEW_TOKENS, Sample, weighty_tokens
 from refusal.report.data import read_run
 from refusal.report.page import report_page
 from refusal.report.verdict import verdict
@@ -274,6 +284,41 @@ def test_a_metric_that_fits_stays_without_long_completions(
     assert same.selection is not None
     assert same.selection.scores == result.selection.scores
     assert torch.equal(same.selection.direction.vector, result.selection.direction.vector)
+
+
+def test_tokens_are_of_the_verdicts_that_say_that_they_fit(
+    scattered: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut to a few words three refusals show, one of each topic; whole, all do and begin alike. The
+    tokens that then fit are those of the whole answers.
+    """
+    pools = late_refusers.TOPICS
+    harmful = [f"## {p.text} ##" for p in make_prompts("harmful", 32)]
+    odd = [f"## {pools[i]} {text[3:]}" for i, text in enumerate(harmful[:3])]
+    harmless = make_prompts("harmless", 16, offset=1000)
+    texts = odd + harmful[3:]
+    marked = tuple(Prompt(f"h{i}", t, "harmful") for i, t in enumerate(texts))
+    train = PromptPair(marked, harmless)
+    own = choose_filter.__globals__["take_sample"]
+
+    def cut(model: ChatModel, prompts: Any, new: int, *more: str) -> Sample:
+        found: Sample = own(model, prompts, new, *more)
+        if new > CHOOSE_NEW_TOKENS:
+            return found
+        seen = {prompt.id for prompt in prompts.harmful[:3]}
+        labels = [
+            verdict if prompt.label == "harmless" or prompt.id in seen else "compliance"
+            for prompt, verdict in zip(found.prompts, found.verdicts, strict=True)
+        ]
+        return replace(found, verdicts=tuple(labels))
+
+    monkeypatch.setitem(choose_filter.__globals__, "take_sample", cut)
+    config = make_config(model="planted", max_new_tokens=64)
+    chosen = choose_filter(scattered, train, config)
+    assert chosen.choice.kind == "metric"
+    assert (chosen.choice.tokens or 0) > CHOOSE_NEW_TOKENS
+    assert chosen.tokens is not None
+    assert int(_sorry(scattered)) in chosen.tokens.ids
 
 
 def _sorry(model: ChatModel) -> str:

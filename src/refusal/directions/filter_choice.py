@@ -121,8 +121,10 @@ def _judge_whole(
         return _by_completions(model, sample, known, why, automatic=True)
     values = _metrics(sample, tokens) if known else held_out_metrics(sample)
     if (found := _fitting(sample, values)) is not None:
-        warn_of_auroc(tokens)
-        return Found(tokens, found)
+        # What fits are tokens of these verdicts, not those that a few words had suggested.
+        chosen = known or ranked_tokens(model, sample)
+        warn_of_auroc(chosen)
+        return Found(chosen, found)
     fit = fit_metric(judged_rows(sample, values))
     assert fit is not None  # there is enough of both
     why = f"the threshold of the refusal metric, 0, fits badly, {fit.words}"
