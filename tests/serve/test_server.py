@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,20 @@ def test_a_key_is_asked_for() -> None:
             assert here.get(path, {"Authorization": "Bearer k3y"})[0] == 200
         for wrong in ("Bearer k3", "k3y", "Bearer k3y2", "Bearer é"):
             assert here.post(asking("Hi"), headers={"Authorization": wrong})[0] == 401
-        assert here.get("/health")[0] == 200
+        for path in ("/health", "/", "/page/page.js"):
+            assert here.get(path)[0] == 200
+
+
+def test_the_page_may_load_nothing_but_its_own_files(here: Running) -> None:
+    with urllib.request.urlopen(f"{here.url}/", timeout=10) as answer:
+        policy = answer.headers["Content-Security-Policy"]
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert b"<html" in answer.read()
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
+    for path in ("/page/nothing.js", "/page/../service.py", "/page/%2e%2e/service.py"):
+        status, error = here.get(path)
+        assert status == 404
+        assert is_error(error)
 
 
 def test_others_are_not_listened_to_without_a_key() -> None:
