@@ -2,7 +2,6 @@
 
     python benchmarks/serve.py                          # a tiny model
     python benchmarks/serve.py --model ./my-model --requests 64 --tokens 64
-    python benchmarks/serve.py --rounds 4 --batching    # transformers' continuous batching too
 
 Each server is a process of its own, asked over HTTP by as many clients at once, greedily; in turns,
 the order reversed every round, and the best round counts. Tokens are what the servers say they have
@@ -47,7 +46,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--batching", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(options.model or save_model(Path(made) / "tiny", "chatml"))
@@ -58,8 +56,6 @@ def main() -> None:
             "refusal serve, mixed": ours(folder, along),
             "transformers serve": theirs(folder),
         }
-        if options.batching:
-            servers["transformers serve, batching"] = [*theirs(folder), "--continuous-batching"]
         best: dict[tuple[str, int], float] = defaultdict(float)
         for turn in range(options.rounds):
             for name in list(servers)[:: 1 if turn % 2 == 0 else -1]:
