@@ -13,7 +13,9 @@ from typing import Any
 import browser
 import page_peer
 import pytest
+import tiny_models
 from page_peer import INFO, Peer, answer, error, peer
+from running import Running, asking, direction, running
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
@@ -130,7 +132,7 @@ def test_one_prompt_is_asked_under_every_condition_and_streamed(opened: Open) ->
         assert [one.text(i) for i in range(3)] == [TEXT] * 3
         assert one.answer().get_attribute("aria-busy") == "false"
         assert "done, 5 tokens" in one.answer().locator(".state").text_content()
-        assert one.answer().locator(".badge").text_content() == "answers"
+        assert one.answer().locator(".badge").text_content() == "no refusal"
         assert one.complaints == []
         assert all(url.startswith(server.url) for url in one.requests)
         bodies = sorted(server.bodies, key=lambda body: str(body["model"]))
@@ -180,23 +182,18 @@ def test_tokens_have_the_colour_the_line_and_the_number_of_their_projection(open
     values = [-50.0, -4.1, -3.9, -1.2, 0.1, 1.0, 1.9, 2.1, 4.4, 5.9, 6.1, 1e4]
     tokens = [(f" t{i}", x) for i, x in enumerate(values)]
     with asked(opened, lambda _: answer(tokens)) as (one, _):
-        spans = one.answer().locator(".text span").all()
-        looks = [
-            one.page.evaluate(
-                "([i]) => { const s = getComputedStyle(document.querySelectorAll('article:first-child .text span')[i]);"
-                "return [s.backgroundColor, s.borderBottomStyle] }",
-                [i],
-            )
-            for i in range(len(spans))
-        ]
-        by_level: dict[int, set[tuple[str, ...]]] = {}
-        for span, x, look in zip(spans, values, looks, strict=True):
-            assert span.get_attribute("title").endswith(f"{x:.2f}".replace("-", "−"))
-            by_level.setdefault(level(x), set()).add(tuple(look))
-        assert all(len(found) == 1 for found in by_level.values())
-        assert len({found.copy().pop()[0] for found in by_level.values()}) == 7
-        lines = {at: found.copy().pop()[1] for at, found in by_level.items()}
-        assert lines == {at: "none" if at == 0 else "dotted" if at < 0 else "solid" for at in lines}
+        looks = one.page.evaluate(
+            "[...document.querySelectorAll('article:first-child .text span')].map(span => {"
+            "const look = getComputedStyle(span);"
+            "return [span.title, look.backgroundColor, look.borderBottomStyle] })"
+        )
+        background: dict[int, str] = {}
+        for (title, colour, line), x in zip(looks, values, strict=True):
+            at = level(x)
+            assert title.endswith(f"{x:.2f}".replace("-", "−"))
+            assert background.setdefault(at, colour) == colour
+            assert line == ("none" if at == 0 else "dotted" if at < 0 else "solid")
+        assert len(set(background.values())) == 7
         legend = [box.text_content() for box in one.page.locator("#scale-levels li").all()]
         assert legend == [
             "below −4.00",
@@ -367,24 +364,31 @@ def test_where_the_clipboard_is_closed_the_json_is_in_a_box(opened: Open) -> Non
         assert chosen == len(box.input_value())
 
 
-@pytest.mark.parametrize(
-    ("reply", "words"),
-    [
-        ((400, error("The prompt has 3,011 tokens.")), "The prompt has 3,011 tokens."),
-        ((413, error("At most 9 bytes.")), "That is too long for this server. At most 9 bytes."),
-        ((429, error("Wait 5 s.")), "The server has too much to do just now; try again in a moment. Wait 5 s."),
-        ((500, {"detail": "?"}), "The server answered with status 500 and no word why."),
-        ([*answer(TOKENS)[:3], error("The model ran out of memory.")], "The model ran out of memory."),
-    ],
-)  # fmt: skip
-def test_an_error_is_said_in_plain_words(opened: Open, reply: Any, words: str) -> None:
-    with asked(opened, lambda _: reply) as (one, _):
-        for i in range(3):
-            assert one.answer(i).locator(".error").text_content() == words
-            assert one.answer(i).locator(".error").get_attribute("role") == "alert"
-        written = isinstance(reply, list)
-        assert one.answer(1).locator(".veil").is_visible() == written  # nothing to be hidden
-        assert one.text() == ("Hello there" if written else "")
+# What the server says, and what a reader of the page is told.
+ERRORS: list[tuple[Any, str]] = [
+    ((400, error("The prompt has 3,011 tokens.")), "The prompt has 3,011 tokens."),
+    ((413, error("At most 9 bytes.")), "That is too long for this server. At most 9 bytes."),
+    (
+        (429, error("Wait 5 s.")),
+        "The server has too much to do just now; try again in a moment. Wait 5 s.",
+    ),
+    ((500, {"detail": "?"}), "The server answered with status 500 and no word why."),
+    ([*answer(TOKENS)[:3], error("It ran out of memory.")], "It ran out of memory."),
+]
+
+
+def test_an_error_is_said_in_plain_words(opened: Open) -> None:
+    with asked(opened) as (one, server):
+        for reply, words in ERRORS:
+            server.reply = lambda _, reply=reply: reply
+            one.page.click("#run")
+            one.wait()
+            for i in range(3):
+                assert one.answer(i).locator(".error").text_content() == words
+                assert one.answer(i).locator(".error").get_attribute("role") == "alert"
+            written = isinstance(reply, list)
+            assert one.answer(1).locator(".veil").is_visible() == written  # nothing to be hidden
+            assert one.text() == ("Hello there" if written else "")
 
 
 def test_a_stream_that_breaks_off_is_said_and_what_was_written_stays(opened: Open) -> None:
@@ -467,8 +471,8 @@ def test_a_screen_reader_hears_the_beginning_and_the_end_and_no_token(opened: Op
         one.wait()
         assert one.page.evaluate("heard") == [
             "Writing 3 answers …",
-            "baseline: done, 50 tokens, answers; ablation: done, 50 tokens, answers; "
-            "addition: done, 50 tokens, answers.",
+            "baseline: done, 50 tokens, no refusal; ablation: done, 50 tokens, no refusal; "
+            "addition: done, 50 tokens, no refusal.",
         ]
         live = "[aria-live], [role=status], [role=alert], [role=log]"
         assert one.page.evaluate(f"document.querySelector('.text').closest('{live}')") is None
@@ -506,12 +510,7 @@ def test_axe_finds_nothing_serious(opened: Open, scheme: str) -> None:
     values = [("token ", float(x)) for x in range(-6, 9)]
     with asked(opened, lambda _: answer(values), {"color_scheme": scheme}) as (one, server):
         one.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
-        assert browser.seriously_wrong(one.page) == []  # with an answer hidden
-        one.answer(1).locator(".veil button").click()
-        server.reply = lambda _: (429, error("Busy."))
-        assert browser.seriously_wrong(one.page) == []
-        one.page.click("#run")
-        one.page.wait_for_selector("article .error", state="visible")
+        assert browser.seriously_wrong(one.page) == []  # an answer is hidden, two are coloured
         server.key = "secret"
         one.page.click("#run")
         one.page.wait_for_selector("#connect", state="visible")
@@ -541,3 +540,87 @@ def test_the_files_name_no_other_host_and_hold_no_script_or_style_of_their_own()
     assert " style=" not in files["index.html"]
     assert "innerHTML" not in files["page.js"]
     assert set(page_peer.TYPES) == {name.rpartition(".")[2] for name in files}
+
+
+# --- the server itself
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Running]:
+    with running(tiny_models.chat_model(), direction(), most_tokens=400) as found:
+        yield found
+
+
+def test_the_server_and_the_page_agree(opened: Open, here: Running) -> None:
+    """What is on the page is what the server says without streaming, in every column."""
+    one = opened(here.url)
+    one.page.wait_for_selector("#ask", state="visible")
+    assert "layer 2, position −1, norm 4.00" in one.page.locator("#facts").text_content()
+    offered = one.page.locator("select").first.locator("option").all_text_contents()
+    assert offered == [found["condition"] for found in here.get("/refusal/info")[1]["conditions"]]
+    one.page.locator("input[type=range]").nth(2).fill("1.5")
+    one.page.fill("#most", "20")
+    one.ask()
+    one.wait()
+    models = ("tiny", "tiny:ablation", "tiny:addition@1.5")
+    wanted = {"monitor": False, "verdict": True, "projection": True}
+    for i, model in enumerate(models):
+        body = asking(PROMPT, model, max_tokens=20, temperature=0, refusal=wanted)
+        status, whole, _ = here.post(body)
+        assert status == 200
+        assert one.text(i) == whole["choices"][0]["message"]["content"]
+        assert "after 20 tokens" in one.answer(i).locator(".state").text_content()
+        summary = one.answer(i).locator("details.numbers summary")
+        if i == 1:
+            assert not one.shown(1)
+            one.answer(1).locator(".veil button").click()
+        summary.click()
+        rows = one.answer(i).locator("tbody td.number").all_text_contents()
+        told = [f"{x:.2f}".replace("-", "−") for _, x in whole["refusal"]["projections"]]
+        assert len(rows) == len(told) == 20
+        assert [row.replace("−0.00", "0.00") for row in rows] == [
+            x.replace("−0.00", "0.00") for x in told
+        ]
+        assert one.answer(i).locator(".badge").is_visible()
+    assert one.complaints == []
+    assert all(url.startswith(here.url) for url in one.requests)
+
+
+def test_the_servers_errors_are_read(opened: Open, here: Running) -> None:
+    one = opened(here.url)
+    one.page.wait_for_selector("#ask", state="visible")
+    one.ask("word " * 600)
+    one.wait()
+    body = asking("word " * 600, max_tokens=256)
+    status, found, _ = here.post(body)
+    assert status == 400
+    assert one.answer().locator(".error").text_content() == found["error"]["message"]
+
+
+def test_stop_takes_the_answers_out_of_the_servers_batch(opened: Open, here: Running) -> None:
+    one = opened(here.url)
+    one.page.wait_for_selector("#ask", state="visible")
+    one.page.fill("#most", "400")
+    one.ask("Go on.")
+    expect(one.answer().locator(".text span").nth(3)).to_be_visible()
+    one.page.click("#stop")
+    one.wait()
+    assert one.answer().locator(".state").text_content().startswith("stopped after ")
+    until = time.monotonic() + 10
+    while here.service.answering and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not here.service.answering
+
+
+def test_the_server_takes_the_key_of_the_page(opened: Open) -> None:
+    with running(tiny_models.chat_model(), None, key="secret") as locked:
+        one = opened(locked.url)
+        one.page.wait_for_selector("#connect", state="visible")
+        one.page.fill("#key", "secret")
+        one.page.keyboard.press("Enter")
+        one.page.wait_for_selector("#ask", state="visible")
+        one.page.fill("#most", "3")
+        one.ask()
+        one.wait()
+        assert one.page.locator("article").count() == 1  # no direction: the baseline alone
+        assert "3 tokens" in one.answer().locator(".state").text_content()

@@ -1,7 +1,7 @@
 // The page of `refusal serve`: one prompt under two or three conditions, side by side, as it is written.
 // Nothing is stored, and nothing is asked of another host.
 
-import { Complaint, call, complaint, events, useKey } from "./server.js";
+import { call, complaint, events, useKey } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 const COLUMNS = 3;
@@ -9,7 +9,7 @@ const FIRST = ["baseline", "ablation", "addition"];  // chosen at first, where t
 const LEVELS = [-3, -2, -1, 0, 1, 2, 3];
 const GAUGE = 6;  // how far a monitor's score may be from its threshold before its mark stands at the end
 const KINDS = {
-  refusal: "refusal", partial: "partial refusal", compliance: "answers", degenerate: "degenerate text", unfinished: "unfinished thought",
+  refusal: "refusal", partial: "partial refusal", compliance: "no refusal", degenerate: "degenerate text", unfinished: "unfinished thought",
 };
 
 let info = null;
@@ -20,7 +20,8 @@ let answers = [];
 // --- numbers and colours
 
 const number = (x, digits = 2) => (typeof x === "number" ? x.toFixed(digits).replace("-", "−") : "unknown");
-const visible = (token) => token.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "␣");
+// A token is shown with its spaces; one whose character is not whole yet, as dots.
+const visible = (token) => token.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "␣") || "…";
 const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 
 // The middle is between what harmful and harmless prompts read on average; two steps lead to either.
@@ -155,12 +156,12 @@ class Answer {
     this.part(".gauge").style.setProperty("--at", `${50 + 50 * off}%`);
   }
 
-  verdict({ kind, by }) {
+  verdict({ kind, by, evidence }) {
     const badge = this.part(".badge");
     this.judged = KINDS[kind] ?? kind;
     badge.textContent = this.judged;
     badge.className = `badge ${kind}`;
-    badge.title = `judged by ${by}`;
+    badge.title = [`Judged by: ${by}`, evidence].filter(Boolean).join("\n");
     badge.hidden = false;
   }
 
@@ -314,7 +315,8 @@ function facts() {
   const found = [];
   if (direction) found.push(`direction of layer ${direction.layer}, position ${number(direction.position, 0)}, norm ${number(direction.norm)}`);
   if (monitor) found.push(`monitor with threshold ${number(monitor.threshold)}, at most ${Number((100 * monitor.eps).toFixed(2))} % false alarms`);
-  found.push(`prompts up to ${plural(limits.max_prompt_tokens, "token")}, answers up to ${limits.max_tokens}`);
+  if (limits.max_prompt_tokens) found.push(`prompts up to ${plural(limits.max_prompt_tokens, "token")}`);
+  found.push(`answers up to ${plural(limits.max_tokens, "token")}`);
   return found.join("; ") + ".";
 }
 
