@@ -17,6 +17,8 @@ import tiny_models
 from page_peer import INFO, Peer, answer, error, peer
 from running import Running, asking, direction, running
 
+from refusal.core.text import sanitised
+
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 
@@ -235,6 +237,14 @@ def test_tokens_that_are_told_before_their_character_is_whole_share_a_span(opene
         spans = one.answer().locator(".text span").all()
         assert [span.get_attribute("class") for span in spans] == ["more-2", "more-2"]
         assert spans[1].get_attribute("title").count("\n") == 1
+
+
+def test_what_cannot_be_seen_is_shown_as_everywhere_else(opened: Open) -> None:
+    nasty = "a\x1b[2J b\u202ec\u2066 d\u200be\ue000 f\u2028g\x7f\x85 <b>h</b> \u0633\u200c\u0639 👩\u200d💻 \t\r\n."
+    with asked(opened, lambda _: answer([(nasty, 1.0)])) as (one, _):
+        assert one.text() == sanitised(nasty)
+        assert one.answer().locator("b").count() == 0
+        assert one.complaints == []
 
 
 def test_the_monitor_stands_against_its_threshold(opened: Open) -> None:
@@ -533,12 +543,12 @@ def test_nothing_moves_for_those_who_want_no_motion(opened: Open) -> None:
 def test_the_files_name_no_other_host_and_hold_no_script_or_style_of_their_own() -> None:
     folder = resources.files("refusal.engines.serve") / "page"
     files = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
-    assert set(files) == {"index.html", "page.css", "page.js", "server.js"}
+    assert set(files) == {"index.html", "page.css", "page.js", "server.js", "words.js"}
     assert not any("//" in text.replace("// ", "") for text in files.values())
     assert "@import" not in files["page.css"]
     assert "@font-face" not in files["page.css"]
     assert " style=" not in files["index.html"]
-    assert "innerHTML" not in files["page.js"]
+    assert not any("innerHTML" in text for text in files.values())
     assert set(page_peer.TYPES) == {name.rpartition(".")[2] for name in files}
 
 
@@ -568,7 +578,7 @@ def test_the_server_and_the_page_agree(opened: Open, here: Running) -> None:
         body = asking(PROMPT, model, max_tokens=20, temperature=0, refusal=wanted)
         status, whole, _ = here.post(body)
         assert status == 200
-        assert one.text(i) == whole["choices"][0]["message"]["content"]
+        assert one.text(i) == sanitised(whole["choices"][0]["message"]["content"])
         assert "after 20 tokens" in one.answer(i).locator(".state").text_content()
         summary = one.answer(i).locator("details.numbers summary")
         if i == 1:

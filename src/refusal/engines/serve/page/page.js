@@ -2,6 +2,7 @@
 // Nothing is stored, and nothing is asked of another host.
 
 import { call, complaint, events, useKey } from "./server.js";
+import { number, plural, sanitised, visible } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const COLUMNS = 3;
@@ -17,12 +18,7 @@ let running = null;  // AbortController of the answers that are being written
 let seen = null;  // the prompt whose hidden answers were asked for
 let answers = [];
 
-// --- numbers and colours
-
-const number = (x, digits = 2) => (typeof x === "number" ? x.toFixed(digits).replace("-", "−") : "unknown");
-// A token is shown with its spaces; one whose character is not whole yet, as dots.
-const visible = (token) => token.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "␣") || "…";
-const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+// --- colours
 
 // The middle is between what harmful and harmless prompts read on average; two steps lead to either.
 function scaleOf(direction) {
@@ -188,7 +184,7 @@ class Answer {
 
 function span(text, projections) {
   const found = document.createElement("span");
-  found.textContent = text;
+  found.textContent = sanitised(text);
   if (projections.length) {
     const mean = projections.reduce((sum, [, x]) => sum + x, 0) / projections.length;
     found.className = levelClass(level(mean));
