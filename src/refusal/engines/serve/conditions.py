@@ -27,12 +27,13 @@ MOST = 12  # conditions whose hooks stay in place; each costs a little at every 
 
 @dataclass(frozen=True)
 class Offered:
-    """A condition as it is listed: its name, whether numbers may stand behind it, and what it
-    does.
+    """A condition as it is listed: its name, whether numbers may stand behind it, whether it is
+    meant to stop refusal, and what it does.
     """
 
     name: str
     takes_number: bool
+    stops: bool
     about: str
 
 
@@ -62,7 +63,7 @@ class Conditions:
         """The baseline, and every intervention that can be made of the direction as it is; by a
         monitor those of the method.
         """
-        found = [Offered(BASELINE, False, "The model as it is.")]
+        found = [Offered(BASELINE, False, False, "The model as it is.")]
         names = [] if self.direction is None else list(INTERVENTIONS)
         if names and self.gate is not None:
             names += [f"{when}-{name}" for when in WHEN for name in CLAIMED]
@@ -75,7 +76,8 @@ class Conditions:
             except DirectionError:
                 continue
             where = "" if action.when is None else ABOUT[action.when]
-            found.append(Offered(name, 1 in action.counts, where + _about(action.made_by)))
+            about = where + _about(action.made_by)
+            found.append(Offered(name, 1 in action.counts, action.stops, about))
         return tuple(found)
 
     def check(self, name: str) -> None:

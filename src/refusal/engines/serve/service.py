@@ -155,7 +155,7 @@ class Service:
         """What is served, for a page that shows it."""
         offered = []
         for one in self.offered:
-            about = {"takes_number": one.takes_number, "about": one.about}
+            about = {"takes_number": one.takes_number, "stops": one.stops, "about": one.about}
             offered.append({"id": self._id(one.name), "condition": one.name, **about})
         prompt = self.options.most_prompt_tokens
         context = context_length(self.model_.hf.config)
