@@ -2,7 +2,7 @@
 of it is what was done.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,28 @@ def test_every_edit_by_projection_is_flagged_in_every_layer(tiny: Tiny) -> None:
             assert layer.holds, (name, layer)
             assert layer.along[0].strength == pytest.approx(strength, abs=0.05), (name, layer)
             assert layer.cosines[0] > 0.99, (name, layer)
+
+
+@pytest.mark.parametrize("keep", ["", "row"])
+def test_components_edited_along_directions_of_their_own(llama: Tiny, keep: str) -> None:
+    """As Tema_Q exports: attention and MLP of a layer each along its own."""
+
+    def only(component: str, strength: float) -> Callable[[Place], float]:
+        return lambda place: strength if place.component == component else 0.0
+
+    attention = projection(llama.u, only("attention", 0.7), keep)
+    found = examine(llama, then(attention, projection(llama.v, only("MLP", 0.6), keep)))
+    blocks = [one for one in found.layers if one.layer.layer is not None]
+    n = len({one.layer.layer for one in blocks})
+    assert len(blocks) == 2 * n
+    for one in blocks:
+        assert one.directions is not None
+        (part,) = one.layer.parts
+        meant = {"attention": (llama.u, 0.7), "MLP": (llama.v, 0.6)}[part.component]
+        assert abs(float(one.directions[:, 0].float() @ meant[0])) > 0.99
+        assert part.along[0].strength == pytest.approx(meant[1], abs=0.05)
+    assert any("for each component of a layer" in line for line in found.record.recipe)
+    assert found.record.recipe[0] == f"All {n} blocks are edited."
 
 
 def others(tiny: Tiny) -> Iterator[tuple[str, Edit]]:

@@ -122,6 +122,10 @@ def compare_weights(
     return Examination(record, directions, tuple(examined), writers, changes)
 
 
+ONE_ALIKE = 0.95  # an R^2 below which a component is looked at by itself
+SAME_AXIS = 0.98  # cosine from which two components have one direction
+
+
 def folder_of(name: str) -> Path:
     """The folder of a model or adapter; a hub model's files are fetched."""
     path = Path(name).expanduser()
@@ -140,9 +144,33 @@ def examine_layers(writers: Sequence[Writer], changes: Changes) -> list[Examined
     with task("compare the weights", total=len(by_layer), unit="layers") as advance:
         for number, group in by_layer.items():
             if any(writer.matrix for writer in group):
-                found.append(_with_norms(examine_layer(number, group, changes), group, changes))
+                for one, own in _apart(number, group, changes):
+                    found.append(_with_norms(one, own, changes))
             advance(1)
     return found
+
+
+def _apart(
+    number: int | None, group: list[Writer], changes: Changes
+) -> list[tuple[Examined, list[Writer]]]:
+    """A layer as one; or each of its components, where the identity holds of every changed one by
+    itself, and along another direction than the layer's.
+    """
+    whole = examine_layer(number, group, changes)
+    changed = [part for part in whole.layer.parts if part.changed]
+    poor = [part for part in changed if max((a.r2 for a in part.along), default=0.0) < ONE_ALIKE]
+    if len(changed) < 2 or not poor or len(whole.layer.along) > 1:
+        return [(whole, group)]
+    alone = []
+    for part in whole.layer.parts:
+        own = [writer for writer in group if writer.component == part.component]
+        one = examine_layer(number, own, changes)
+        if part.changed and not one.layer.holds:
+            return [(whole, group)]
+        alone.append((one, own))
+    axes = [one.directions[:, 0] for one, _ in alone if one.directions is not None]
+    agree = all(abs(float(axes[0] @ axis)) > SAME_AXIS for axis in axes)
+    return [(whole, group)] if agree else alone
 
 
 def pool(examined: Sequence[Examined]) -> tuple[Float[Tensor, "n d_model"], float | None]:

@@ -38,8 +38,9 @@ def strength_of(layer: Layer) -> float:
 
 def _which(layers: Sequence[Layer]) -> str:
     """All blocks, or a window of them."""
-    blocks = [layer for layer in layers if layer.layer is not None]
-    numbers = [layer.layer for layer in blocks if layer.holds and layer.layer is not None]
+    blocks = {layer.layer for layer in layers if layer.layer is not None}
+    edited = {layer.layer for layer in layers if layer.holds and layer.layer is not None}
+    numbers = sorted(edited)
     if not numbers:
         return "No block is edited."
     if len(numbers) == len(blocks):
@@ -106,6 +107,9 @@ def _meaning(strength: float) -> str:
 def _directions(edited: Sequence[Layer], agreement: float | None) -> str:
     count = mode(sum(one.holds for one in layer.along) or 1 for layer in edited)
     many = "One direction" if count == 1 else f"{count} directions"
+    apart = {layer.layer for layer in edited if len(layer.parts) == 1 and layer.layer is not None}
+    if len(apart) < sum(layer.layer in apart for layer in edited):
+        return f"{many} for each component of a layer (mean cosine {agreement or 0:.3f})."
     if agreement is None or len(edited) < 2:
         return f"{many}."
     if agreement >= AGREE:

@@ -95,7 +95,7 @@ def repair(candidate: str, base: str, out: Path, *, known: Known = FOUND) -> Rep
         write_json(folder / "config.json", {**config, "refusal_repair": note})
         write_text(folder / "README.md", card(found, lost))
         check_loading(folder, checkpoint.config.get("architectures", [""])[0])
-    layers = len(found.record.edited)
+    layers = len({layer.layer for layer in found.record.edited})
     return Repaired(out, len(corrections), layers, lost)
 
 
@@ -146,11 +146,12 @@ def card(found: Examination, lost: Sequence[str]) -> str:
     base = _named(record.base or "")
     head = f"base_model: {base}\n" if "/" in base else ""
     lines = "\n".join(f"- {line}" for line in (*record.recipe, *lost))
+    layers = len({layer.layer for layer in record.edited})
     return (
         f"---\n{head}library_name: transformers\ntags:\n- refusal-direction\n---\n\n"
         f"# {_named(record.candidate)}, a projection undone\n\n"
-        f"Beside {base}, {len(record.edited)} layers were found to be edited by projection. What "
-        "was taken along the recovered directions was put back from the base; nothing was "
+        f"Beside {base}, {layers} layers were found to be edited by projection. "
+        "What was taken along the recovered directions was put back from the base; nothing was "
         f"trained.\n\n{lines}\n\nThis restores weights, and is no promise of how the model "
         "behaves: measure it. The licences of both models go on applying.\n"
     )

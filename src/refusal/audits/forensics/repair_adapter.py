@@ -80,7 +80,8 @@ def repair_adapter(candidate: str, base: str, out: Path, *, known: Known = FOUND
         write_json(folder / CONFIG, config)
         write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
         write_text(folder / "README.md", card(found, lost))
-    return Repaired(out, len(matrices), len(found.record.edited), lost)
+    layers = len({layer.layer for layer in found.record.edited})
+    return Repaired(out, len(matrices), layers, lost)
 
 
 def _factors(
