@@ -45,7 +45,7 @@ class Tokens(Stage):
     """
 
     name = "tokens"
-    version = 2  # 1 knew of no filter but the metric's
+    version = 3  # 2 kept the tokens of short completions where whole ones were judged
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
