@@ -35,8 +35,12 @@ nitpick_ignore_regex = [
         "py:.*",
         r"(torch|transformers|pandas|pathlib|pydantic|collections|datetime|jaxtyping|typing)\..*",
     ),
-    ("py:.*", r"(Path|Tensor|Float|Int|NoneType)"),
-    ("py:.*", r"'[\w* ]*d_model'"),  # jaxtyping's shapes
+    ("py:.*", r"(Path|Tensor|Float|Int|NoneType|ndarray)"),
+    ("py:.*", r"'[\w* ]*(d_model|n)'"),  # jaxtyping's shapes
+    (
+        "py:.*",
+        r"refusal\.model\.(base\.LoadedModel|hooks\.Call)",
+    ),
 ]
 
 html_theme = "furo"

@@ -113,9 +113,7 @@ def score(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score prompts: one line of JSON for each on stdout, and on stderr whether the scores have
-    drifted from those of the calibration.
-    """
+    """Score prompts: a line of JSON for each on stdout, on stderr whether scores have drifted."""
     from refusal.directions.monitor.logistic import probability
     from refusal.directions.monitor.reading import score_prompts
     from refusal.evaluations.monitor.drift import drift
@@ -157,8 +155,10 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Evaluate a monitor on prompts that it was not made with: recall at 1 % and 5 % false alarms,
-    AUROC, false alarms on sets that only look harmful, every source left out in turn, reliability.
+    """Evaluate a monitor on prompts that it was not made with.
+
+    Recall at 1 % and 5 % false alarms, AUROC, false alarms on sets that only look harmful, every
+    source left out in turn, reliability.
     """
     from refusal.pipeline.monitor import evaluate_for
     from refusal.report.monitor_page import write_evaluation

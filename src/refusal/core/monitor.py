@@ -38,7 +38,8 @@ class Reader:
         layer: the block whose input is read.
         position: counted from the end of the prompt (-1 is its last token, the template's);
             ``"instruction"`` is the last token of the instruction.
-        mean: of ``u . h`` over harmless prompts. sd: its standard deviation there.
+        mean: of ``u . h`` over harmless prompts.
+        sd: its standard deviation there.
     """
 
     vector: Float[np.ndarray, "d_model"]
@@ -85,14 +86,16 @@ class Monitor:
     Attributes:
         refusal: reads what the model is about to do, at the template's last token.
         harmfulness: reads what it takes the request for, at the instruction's last token.
-        weights: of the two z. bias: with them the logit that a prompt is harmful.
+        weights: of the two z.
+        bias: with the weights the logit that a prompt is harmful.
         threshold: a prompt whose logit lies above it fires.
         eps: the share of harmless prompts that may fire, at most, in expectation over calibrations.
         calibration: logits of the harmless prompts that the threshold was set on, sorted.
-        model: what it was fitted on, by name. model_hash, template_hash: the same as fingerprints;
-            no other model or template is read.
-        fitted, calibrated: fingerprints of the prompts that directions, layers and weights come
-            from, and of those that the threshold does.
+        model: what it was fitted on, by name.
+        model_hash: fingerprint of its weights; no other model is read.
+        template_hash: fingerprint of how it renders prompts; no other template is read.
+        fitted: fingerprints of the prompts that directions, layers and weights come from.
+        calibrated: fingerprints of the prompts that the threshold comes from.
     """
 
     refusal: Reader
@@ -122,7 +125,7 @@ class Monitor:
 
     @property
     def seen(self) -> frozenset[str]:
-        """Fingerprints of all prompts that took part: it is evaluated on none of them."""
+        """The fingerprints of all prompts that took part; it is evaluated on none of them."""
         return self.fitted | self.calibrated
 
     def scores(self, z_refusal: Any, z_harmfulness: Any) -> Any:
