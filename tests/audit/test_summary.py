@@ -147,6 +147,17 @@ def test_the_summary_and_the_verdict_say_what_is_left() -> None:
     assert any("textbook leaves less" in line for line in notes(records, refused, summary))
 
 
+def test_few_refusals_decide_nothing_and_that_is_said() -> None:
+    """None of 18 is left: up to 18 % may be, and that nothing stays surely is no finding."""
+    records = [record("textbook", arm("textbook", refused=0.0))]
+    refused = {"baseline": hits(18)[:20], "textbook": hits(0)[:20]}
+    metrics = [rate_of("refusal_rate", sum(x) / 20, a) for a, x in refused.items()]
+    said = verdict(records, tuple(summarise(records, refused, metrics)), metrics)
+    assert "not decided by 18 refusals" in said
+    high = binomtest(0, 18).proportion_ci(0.95, "wilson").high
+    assert f"leaves 0% of them, 0% to {high:.0%} (95%)" in said
+
+
 def test_a_single_direction_that_removes_it_all_is_said_with_its_cost() -> None:
     records = [record("textbook", arm("textbook", refused=0.0))]
     refused = {"baseline": hits(40), "textbook": hits(0)}
