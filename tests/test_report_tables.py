@@ -163,13 +163,13 @@ def test_the_figure_of_rates_is_where_its_numbers_are(run: Path) -> None:
 def test_a_methods_own_score_has_its_map_until_it_is_gone(run: Path) -> None:
     path = run / "scores.json"
     before = path.read_text(encoding="utf-8")
-    rows = [{**row, "more": {"loudness": 0.5}} for row in json.loads(before)]
+    rows = [{**row, "more": {"cosmic": 0.5}} for row in json.loads(before)]
     path.write_text(json.dumps(rows), encoding="utf-8")
     write_report(run)
-    assert (run / "figures" / "map-loudness.svg").is_file()
+    assert (run / "figures" / "map-cosmic.svg").is_file()
     path.write_text(before, encoding="utf-8")
     write_report(run)
-    assert not (run / "figures" / "map-loudness.svg").exists()
+    assert not (run / "figures" / "map-cosmic.svg").exists()
     assert (run / "figures" / "map-kl.svg").is_file()
 
 
