@@ -1,15 +1,12 @@
 """An audit as files: one page, its tables as CSV."""
 
-from dataclasses import asdict
 from pathlib import Path
 
-from refusal.core.records import finite
 from refusal.core.storage import check_page, write_text
-from refusal.core.tables import Table
 from refusal.evaluations.audit.result import Audited
 from refusal.report.audit_tables import audit_tables, removability
-from refusal.report.csv_tables import to_csv
-from refusal.report.draw import draw
+from refusal.report.csv_tables import metric_rows, write_tables
+from refusal.report.draw import captioned
 from refusal.report.page import render
 
 PAGE = "audit.html"
@@ -24,11 +21,8 @@ def write_audit_page(found: Audited) -> Path:
     """
     folder = Path(found.folder)
     check_page(folder / PAGE)
-    for title, rows in (("summary", found.summary), ("metrics", found.metrics)):
-        records = [finite(asdict(row)) for row in rows]
-        columns = tuple(records[0]) if records else ()
-        cells = tuple(tuple(record.values()) for record in records)
-        write_text(folder / "tables" / f"{title}.csv", to_csv(Table(title, columns, cells)))
+    numbers = {"summary": found.summary, "metrics": found.metrics}
+    write_tables(folder, (metric_rows(title, rows) for title, rows in numbers.items()))
     write_text(folder / PAGE, audit_page(found))
     return folder / PAGE
 
@@ -40,7 +34,7 @@ def audit_page(found: Audited) -> str:
         title=f"Audit: {found.model}",
         found=found,
         tables=tuple(audit_tables(found)),
-        pictures=[(f.title, f.caption, draw(f)) for f in removability(found)],
+        pictures=captioned(removability(found)),
         tried=tuple(_tried(found)),
     )
 

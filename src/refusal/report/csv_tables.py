@@ -2,11 +2,13 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from refusal.core.records import finite
+from refusal.core.records import Metric, finite
+from refusal.core.storage import write_text
 from refusal.core.tables import Table
 from refusal.core.text import sanitised
 from refusal.report.data import ReportData
@@ -40,7 +42,7 @@ def csv_tables(data: ReportData) -> dict[str, str]:
     stability = data.selection.stability if data.selection is not None else None
     stages = data.manifest["stages"].items()
     made = (
-        _records("metrics", [finite(asdict(m)) for m in data.metrics]),
+        metric_rows("metrics", data.metrics),
         _records("scores", scores),
         _records("stability", [asdict(w) for w in stability.winners] if stability else []),
         _lengths(data),
@@ -54,6 +56,21 @@ def csv_tables(data: ReportData) -> dict[str, str]:
         ),
     )
     return {table.title: to_csv(table) for table in made if table.rows}
+
+
+def write_tables(folder: Path, tables: Iterable[Table]) -> None:
+    """Write each as ``tables/<title>.csv``.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    for table in tables:
+        write_text(folder / "tables" / f"{table.title}.csv", to_csv(table))
+
+
+def metric_rows(title: str, metrics: Iterable[Metric]) -> Table:
+    """A row for each metric, unrounded; what is infinite is empty."""
+    return _records(title, [finite(asdict(m)) for m in metrics])
 
 
 def _records(title: str, records: Sequence[Mapping[str, Any]]) -> Table:

@@ -31,6 +31,11 @@ def draw(figure: Figure) -> Markup:
             return plots.intervals(figure)
 
 
+def captioned(figures: Iterable[Figure]) -> tuple[tuple[str, str, Markup], ...]:
+    """Title, caption and drawing of each, as templates take them."""
+    return tuple((figure.title, figure.caption, draw(figure)) for figure in figures)
+
+
 def _values(figure: Grid) -> list[list[str]]:
     """What a cell's tip says: where it is and its value or sign."""
     tips = []

@@ -8,7 +8,7 @@ from refusal.audits.forensics.records import Floor, Forensics, Identity, Layer, 
 from refusal.core.records import finite
 from refusal.core.storage import check_page, write_json, write_text
 from refusal.core.tables import Cell, Table, minus, table
-from refusal.report.draw import draw, write_figure
+from refusal.report.draw import captioned, write_figure
 from refusal.report.kinds import Line, Lines
 from refusal.report.page import render
 
@@ -45,14 +45,13 @@ def write_forensics(record: Forensics, out: Path) -> Path:
 
 def forensics_page(record: Forensics) -> str:
     """The page of an examination."""
-    pictures = [(f.title, f.caption, draw(f)) for f in kernels(record)]
     return render(
         "forensics.html.j2",
         title=f"Weights: {record.candidate}",
         record=record,
         said=[minus(one) for one in record.recipe],
         beside=beside(record),
-        pictures=pictures,
+        pictures=captioned(kernels(record)),
         tables=tuple(forensics_tables(record)),
     )
 

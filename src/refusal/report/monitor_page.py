@@ -9,7 +9,7 @@ from refusal.core.stats import Estimate
 from refusal.core.storage import check_page, write_json, write_text
 from refusal.core.tables import Cell, Table, minus, table
 from refusal.evaluations.monitor.records import Contrast, Evaluated, LeftOut
-from refusal.report.draw import draw
+from refusal.report.draw import captioned
 from refusal.report.kinds import Line, Lines
 from refusal.report.page import render
 
@@ -47,7 +47,7 @@ def write_evaluation(record: Evaluated, out: Path) -> Path:
         title=f"Monitor: {record.model}",
         record=record,
         tables=tuple(monitor_tables(record)),
-        pictures=[(f.title, f.caption, draw(f)) for f in curves(record)],
+        pictures=captioned(curves(record)),
     )
     write_text(out / PAGE, page)
     return out / PAGE

@@ -21,7 +21,7 @@ from refusal.core.text import sanitised
 from refusal.evaluations.refusal.curves import without_lengths
 from refusal.report import content, run_tables, svg
 from refusal.report.data import ReportData
-from refusal.report.draw import draw
+from refusal.report.draw import captioned
 from refusal.report.figures import curves, own_scores, separation
 from refusal.report.grids import GridGroup, cosine_group, score_group
 from refusal.report.tables import style_of, tables_by_section
@@ -182,7 +182,7 @@ def _rates(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
 
 
 def _lengths(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
-    pictures = tuple((f.title, f.caption, draw(f)) for f in curves(data))
+    pictures = captioned(curves(data))
     text = ""
     if tables:
         text = (
@@ -255,7 +255,7 @@ def _group(group: GridGroup, title: str, text: str) -> dict[str, Any]:
 
 
 def _separation(data: ReportData, tables: tuple[Table, ...]) -> Iterator[Section]:
-    pictures = tuple((f.title, f.caption, draw(f)) for f in separation(data))
+    pictures = captioned(separation(data))
     group = cosine_group(data)
     if not pictures and group is None:
         return

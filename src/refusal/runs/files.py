@@ -4,8 +4,7 @@ How files are read is in ``core/strict_files``; here is what each holds, and wha
 its fields.
 """
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from refusal.core.records import (
     RefusalTokens,
     Stability,
 )
+from refusal.core.results import SavedMetric
 from refusal.core.strict_files import (
     Saved,
     damaged,
@@ -41,13 +41,6 @@ from refusal.runs.manifest import Manifest, Number
 FORMAT = 2  # of the manifest
 MOST = 100_000  # layers or positions: more than any model has, and little enough to count and draw
 OTHER_FOLDER = "Delete it, or give another run folder (--out)."
-
-
-@dataclass(frozen=True)
-class _SavedMetric(Metric):
-    value: float | None  # type: ignore[assignment]
-    low: float | None  # type: ignore[assignment]
-    high: float | None  # type: ignore[assignment]
 
 
 def _gathered(row: Any) -> Any:
@@ -168,13 +161,7 @@ def read_metrics(path: Path) -> tuple[Metric, ...]:
     Raises:
         RunFolderError: the file cannot be read or holds something else.
     """
-    unknown = {"value": math.nan, "low": -math.inf, "high": math.inf}
-    rows = map(asdict, read_list(path, _SavedMetric))
-    found = []
-    for row in rows:
-        given = {key: value for key, value in row.items() if value is not None}
-        found.append(Metric(**{**row, **unknown, **given}))
-    return tuple(found)
+    return read_list(path, SavedMetric)
 
 
 def read_tokens(folder: Path) -> RefusalTokens | None:

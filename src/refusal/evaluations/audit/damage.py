@@ -21,8 +21,8 @@ from refusal.evaluations.audit.search import attacks_of
 from refusal.evaluations.capability.rates import capability_metrics
 from refusal.evaluations.capability.results import TaskRun
 from refusal.evaluations.capability.stage import (
+    Benchmarking,
     Under,
-    benchmarks_of,
     do_benchmark,
     sized_tasks,
     work_of,
@@ -35,18 +35,11 @@ from refusal.evaluations.drift.measure import (
     measure_drift,
     own_answers,
 )
-from refusal.evaluations.drift.stage import OWN_ANSWERS, WRITTEN, check_names, read_drift
-from refusal.evaluations.drift.texts import read_corpus
+from refusal.evaluations.drift.stage import OWN_ANSWERS, WRITTEN, corpora_of, read_drift
 from refusal.model.edits import Intervention
 from refusal.runs.files import read_completions
 from refusal.runs.folder import Step
 from refusal.runs.stage import Asked, Plan, Run, Stage
-
-
-def data_folder(asked: Asked) -> Path | None:
-    """Where already downloaded data are."""
-    given = asked.config.data_dir
-    return Path(given).expanduser() if given is not None else None
 
 
 def edited(run: Run) -> list[Ready]:
@@ -63,11 +56,7 @@ class AuditDrift(Stage):
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
-        config = asked.config
-        files = list(dict.fromkeys(config.texts))
-        about = (config.n_texts, config.seed, data_folder(asked))
-        self.corpora = [read_corpus(file, *about) for file in files]
-        check_names([corpus.name for corpus in self.corpora], files)
+        self.corpora = corpora_of(asked.config)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
@@ -131,14 +120,8 @@ class AuditDrift(Stage):
         return {name: read_drift(path) for name, path in paths.items()}
 
 
-class AuditCapability(Stage):
+class AuditCapability(Benchmarking):
     """Benchmarks under the best arm of each attack that edits the model."""
-
-    name = "capability"
-
-    def __init__(self, asked: Asked) -> None:
-        super().__init__(asked)
-        self.benchmarks = benchmarks_of(asked.config)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:

@@ -1,15 +1,14 @@
 """``audit.json``: all that an audit has found, read back without torch."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from refusal.core.errors import RunFolderError
 from refusal.core.frames import NotebookRecord
-from refusal.core.records import Metric, finite, to_json
-from refusal.core.storage import write_json
-from refusal.core.strict_files import damaged, read_one
+from refusal.core.records import Metric
+from refusal.core.results import SavedMetric, read_result, write_result
 from refusal.evaluations.audit.records import AttackRecord
 
 FORMAT = 1
@@ -44,8 +43,8 @@ class Audited(NotebookRecord):
     options: dict[str, Any]
     attacks: tuple[AttackRecord, ...]
     spent: dict[str, Spent]
-    summary: tuple[Metric, ...]
-    metrics: tuple[Metric, ...]
+    summary: tuple[SavedMetric, ...]
+    metrics: tuple[SavedMetric, ...]
     verdict: str
     notes: tuple[str, ...]
 
@@ -64,31 +63,15 @@ class Audited(NotebookRecord):
         return None
 
 
-@dataclass(frozen=True)
-class _SavedMetric(Metric):
-    value: float | None  # type: ignore[assignment]
-    low: float | None  # type: ignore[assignment]
-    high: float | None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True)
-class _Saved:
+@dataclass(frozen=True, kw_only=True)
+class _Saved(Audited):
+    folder: str = field(init=False, default="")
     format: int
-    model: str
-    prompts: str
-    options: dict[str, Any]
-    attacks: tuple[AttackRecord, ...]
-    spent: dict[str, Spent]
-    summary: tuple[_SavedMetric, ...]
-    metrics: tuple[_SavedMetric, ...]
-    verdict: str
-    notes: tuple[str, ...]
 
 
 def write_audit(folder: Path, found: Audited) -> None:
     """Write ``audit.json``; what is infinite is null."""
-    about = {key: value for key, value in to_json(found).items() if key != "folder"}
-    write_json(folder / FILE, finite({"format": FORMAT, **about}))
+    write_result(folder / FILE, found, FORMAT)
 
 
 def is_audit_folder(path: Path) -> bool:
@@ -111,17 +94,13 @@ def read_audit(folder: Path) -> Audited:
             f"{folder} holds no {FILE}. Make it first: refusal audit MODEL, which leaves it in "
             "RUN/audit."
         )
-    saved: _Saved = read_one(path, _Saved)
-    if saved.format != FORMAT:
-        raise damaged(path, f"format {saved.format}, where this version has {FORMAT}")
-    about = {key: value for key, value in vars(saved).items() if key != "format"}
-    about["summary"] = tuple(map(_known, saved.summary))
-    about["metrics"] = tuple(map(_known, saved.metrics))
-    return Audited(str(folder), **about)
+    found = Audited(**read_result(path, _Saved, FORMAT))
+    summary, metrics = (tuple(map(_beyond, rows)) for rows in (found.summary, found.metrics))
+    return replace(found, summary=summary, metrics=metrics)
 
 
-def _known(row: _SavedMetric) -> Metric:
-    unknown = math.inf if row.name in BEYOND else math.nan
-    given = {key: value for key, value in asdict(row).items() if value is not None}
-    high = {"value": unknown, "low": unknown if row.name in BEYOND else -math.inf, "high": math.inf}
-    return Metric(**{"p_value": None, **high, **given})
+def _beyond(m: Metric) -> Metric:
+    if m.name not in BEYOND:
+        return m
+    value, low = (x if math.isfinite(x) else math.inf for x in (m.value, m.low))
+    return replace(m, value=value, low=low)

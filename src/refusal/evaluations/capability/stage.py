@@ -41,14 +41,21 @@ WRITTEN_TASKS = ("gsm8k", "drop", "triviaqa", "ifeval", "minerva", "bbh", "human
 log = logging.getLogger(__name__)
 
 
-class Capability(Stage):
-    """Every benchmark under the direction's conditions and those of its controls."""
+class Benchmarking(Stage):
+    """The benchmarks that are asked for."""
 
     name = "capability"
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
         self.benchmarks = benchmarks_of(asked.config)
+
+
+class Capability(Benchmarking):
+    """Every benchmark under the direction's conditions and those of its controls."""
+
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
         self.monitor = monitor_of(asked.config) if self.benchmarks else None
         self.gate: Gate | None = None
         if self.monitor is not None and not asked.config.task_chat:

@@ -11,8 +11,8 @@ from refusal.core.records import Completion, Metric, to_json
 from refusal.core.storage import write_jsonl
 from refusal.core.work import Work, Write, side_by_side
 from refusal.evaluations.capability.stage import (
+    Benchmarking,
     Under,
-    benchmarks_of,
     do_benchmark,
     sized_tasks,
     work_of,
@@ -25,7 +25,7 @@ from refusal.model.chat_model import ChatModel
 from refusal.runs.files import read_completions
 from refusal.runs.folder import Step, prompts_hash
 from refusal.runs.inputs import check_prompts
-from refusal.runs.stage import Asked, Plan, Run, Stage
+from refusal.runs.stage import Plan, Run, Stage
 
 
 class Completed(Stage):
@@ -74,14 +74,8 @@ class Completed(Stage):
         return ()
 
 
-class Ability(Stage):
+class Ability(Benchmarking):
     """Benchmarks, where some are asked for."""
-
-    name = "capability"
-
-    def __init__(self, asked: Asked) -> None:
-        super().__init__(asked)
-        self.benchmarks = benchmarks_of(asked.config)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:

@@ -27,8 +27,8 @@ from refusal.evaluations.diff.logits import (
 )
 from refusal.evaluations.diff.side import KL, TEXTS, Kept, Side, asked_like
 from refusal.evaluations.drift.measure import Drift, drift_metrics, own_answers
-from refusal.evaluations.drift.stage import OWN_ANSWERS, WRITTEN, check_names, read_drift
-from refusal.evaluations.drift.texts import Corpus, read_corpus
+from refusal.evaluations.drift.stage import OWN_ANSWERS, WRITTEN, corpora_of, read_drift
+from refusal.evaluations.drift.texts import Corpus
 from refusal.evaluations.refusal.rates import metric
 from refusal.interventions.conditions import BASELINE
 from refusal.runs.stage import Asked, Plan, Run, Stage
@@ -44,11 +44,7 @@ class Divergence(Stage):
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
-        config = asked.config
-        folder = Path(config.data_dir).expanduser() if config.data_dir is not None else None
-        files = list(dict.fromkeys(config.texts))
-        self.corpora = [read_corpus(file, config.n_texts, config.seed, folder) for file in files]
-        check_names([corpus.name for corpus in self.corpora], files)
+        self.corpora = corpora_of(asked.config)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:

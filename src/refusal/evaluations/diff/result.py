@@ -1,15 +1,13 @@
 """``diff.json``: all that a comparison has found, read back without torch."""
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from refusal.core.errors import RunFolderError
 from refusal.core.frames import NotebookRecord
-from refusal.core.records import Metric, finite, to_json
-from refusal.core.storage import write_json
-from refusal.core.strict_files import damaged, read_one
+from refusal.core.records import Metric
+from refusal.core.results import SavedMetric, read_result, write_result
 
 FORMAT = 1
 FILE = "diff.json"
@@ -53,8 +51,8 @@ class Compared:
     label: str
     name: str
     folder: str
-    summary: tuple[Metric, ...]
-    metrics: tuple[Metric, ...]
+    summary: tuple[SavedMetric, ...]
+    metrics: tuple[SavedMetric, ...]
     stream: StreamDiff | None
     missing: dict[str, str]
     notes: tuple[str, ...]
@@ -85,7 +83,7 @@ class Diffed(NotebookRecord):
     run: str
     prompts: str
     options: dict[str, Any]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[SavedMetric, ...]
     candidates: tuple[Compared, ...]
 
     def candidate(self, label: str) -> Compared:
@@ -100,40 +98,15 @@ class Diffed(NotebookRecord):
         raise KeyError(label)
 
 
-@dataclass(frozen=True)
-class _SavedMetric(Metric):
-    value: float | None  # type: ignore[assignment]
-    low: float | None  # type: ignore[assignment]
-    high: float | None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True)
-class _SavedCandidate:
-    label: str
-    name: str
-    folder: str
-    summary: tuple[_SavedMetric, ...]
-    metrics: tuple[_SavedMetric, ...]
-    stream: StreamDiff | None
-    missing: dict[str, str]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Saved:
+@dataclass(frozen=True, kw_only=True)
+class _Saved(Diffed):
+    folder: str = field(init=False, default="")
     format: int
-    base: str
-    run: str
-    prompts: str
-    options: dict[str, Any]
-    metrics: tuple[_SavedMetric, ...]
-    candidates: tuple[_SavedCandidate, ...]
 
 
 def write_diff(folder: Path, found: Diffed) -> None:
     """Write ``diff.json``; what is infinite is null."""
-    about = {key: value for key, value in to_json(found).items() if key != "folder"}
-    write_json(folder / FILE, finite({"format": FORMAT, **about}))
+    write_result(folder / FILE, found, FORMAT)
 
 
 def read_diff(folder: Path) -> Diffed:
@@ -147,23 +120,4 @@ def read_diff(folder: Path) -> Diffed:
         raise RunFolderError(
             f"{folder} holds no {FILE}. Make it first: refusal diff BASE CANDIDATE --out {folder}."
         )
-    saved: _Saved = read_one(path, _Saved)
-    if saved.format != FORMAT:
-        raise damaged(path, f"format {saved.format}, where this version has {FORMAT}")
-    candidates = []
-    for one in saved.candidates:
-        numbers = {"summary": _known(one.summary), "metrics": _known(one.metrics)}
-        candidates.append(Compared(**{**vars(one), **numbers}))
-    about = {key: value for key, value in vars(saved).items() if key != "format"}
-    about |= {"metrics": _known(saved.metrics), "candidates": tuple(candidates)}
-    return Diffed(str(folder), **about)
-
-
-def _known(rows: tuple[_SavedMetric, ...]) -> tuple[Metric, ...]:
-    """Metrics; a bound that is not known is infinite."""
-    unknown = {"value": math.nan, "low": -math.inf, "high": math.inf, "p_value": None}
-    found = []
-    for row in rows:
-        given = {key: value for key, value in asdict(row).items() if value is not None}
-        found.append(Metric(**{**unknown, **given}))
-    return tuple(found)
+    return Diffed(**read_result(path, _Saved, FORMAT))

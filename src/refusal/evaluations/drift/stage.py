@@ -10,6 +10,7 @@ from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any
 
+from refusal.config.run_config import RunConfig
 from refusal.core.direction import Direction
 from refusal.core.errors import PromptError
 from refusal.core.records import Metric, to_json
@@ -53,11 +54,7 @@ class DriftStage(Stage):
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
-        config = asked.config
-        folder = Path(config.data_dir).expanduser() if config.data_dir is not None else None
-        files = list(dict.fromkeys(config.texts))
-        self.corpora = [read_corpus(file, config.n_texts, config.seed, folder) for file in files]
-        check_names([corpus.name for corpus in self.corpora], files)
+        self.corpora = corpora_of(asked.config)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
@@ -199,6 +196,19 @@ def _passes(plan: Plan, n: int, controls: int) -> float:
         READ.get(action.partition("@")[0], 1.0) for action in _actions(plan.config.interventions)
     ]
     return (1 + sum(each)) * n + controls * sum(each) * some
+
+
+def corpora_of(config: RunConfig) -> list[Corpus]:
+    """The texts that a configuration names, each file once.
+
+    Raises:
+        PromptError: a file cannot be read, or its results have no name of their own.
+    """
+    folder = Path(config.data_dir).expanduser() if config.data_dir is not None else None
+    files = list(dict.fromkeys(config.texts))
+    corpora = [read_corpus(file, config.n_texts, config.seed, folder) for file in files]
+    check_names([corpus.name for corpus in corpora], files)
+    return corpora
 
 
 def check_names(names: Sequence[str], files: Sequence[str]) -> None:
