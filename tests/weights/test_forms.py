@@ -34,7 +34,7 @@ from refusal.weights.agreement import Agreement
 from refusal.weights.checkpoint_stream import stream_model
 from refusal.weights.edit import edit_of
 from refusal.weights.parameters import find_parameters
-from refusal.weights.projection import Removal, check_kept, project_weight, share_read
+from refusal.weights.projection import Removal, check_kept, project_weight, share_read, size_before
 from refusal.weights.verify import check_lost
 
 PROMPTS = ("Why?", "Name three rivers of Europe, please.", "How do birds find their way home?")
@@ -231,13 +231,14 @@ def test_an_edit_that_leaves_another_share_is_refused() -> None:
     weight, removal = drawn(1, 32, 64).bfloat16(), Removal.of(orthonormal(drawn(2, 2, 32)), 0.5)
     half = project_weight(weight, 0, removal)
     check_kept("x", weight, half, 0, removal, None)
-    check_lost("x", half, 0, removal)  # nothing is said of it here
+    size = size_before(weight, 0, removal)
+    check_lost("x", half, 0, removal, size)  # nothing is said of it here
     for wrong in (weight, project_weight(half, 0, removal)):
         with pytest.raises(UnsupportedModelError, match=r"than an ablation of strength 0\.5"):
             check_kept("x", weight, wrong, 0, removal, None)
     whole = replace(removal, strength=1.0)
     with pytest.raises(ExportError, match="has kept"):
-        check_lost("x", half, 0, whole)
+        check_lost("x", half, 0, whole, size)
 
 
 @pytest.mark.parametrize(("width", "low", "high"), [(256, 5e-4, 4e-3), (1536, 2e-3, 8e-3)])

@@ -7,23 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import planted
 import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 from saved import save_model
+from test_forms import drawn
 from test_stream import DIRECTION
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from refusal import (
     ChatModel,
+    Direction,
     ExportError,
     export_direction,
     export_lora,
     export_model,
     orthogonalise,
 )
+from refusal.config.exports import NormRule
 from refusal.core import storage
 from refusal.core.storage import write_tensors
 from refusal.weights import checkpoint_stream as stream
@@ -31,7 +35,7 @@ from refusal.weights import gguf_control_vector as control_vector
 from refusal.weights import save, verify
 from refusal.weights.checkpoint_stream import stream_model
 from refusal.weights.gguf_control_vector import write_control_vector
-from refusal.weights.projection import Removal, left_over, project_weight
+from refusal.weights.projection import Removal, left_over, project_weight, size_before
 
 Fault = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 NAME = "model.layers.2.mlp.down_proj.weight"
@@ -241,17 +245,55 @@ def test_rounding_is_told_from_a_direction_that_is_still_there(
         random = torch.Generator().manual_seed(seed)
         unit = torch.nn.functional.normalize(torch.randn(64, generator=random), dim=0)
         removal, weight = Removal.of(unit), torch.randn(shape, generator=random).to(dtype)
-        left, limit = left_over(project_weight(weight, axis, removal), axis, removal)
+        size = size_before(weight, axis, removal)
+        left, limit = left_over(project_weight(weight, axis, removal), axis, removal, size)
         assert left <= limit
-        left, limit = left_over(weight, axis, removal)
+        left, limit = left_over(weight, axis, removal, size)
         assert left == pytest.approx(
             float((weight.float().movedim(axis, -1) @ unit).norm()), rel=1e-3, abs=1e-4
         )
         assert len(shape) == 1 or left > 10 * limit
         tenth = (weight.float() + 9 * project_weight(weight, axis, removal).float()) / 10
-        assert len(shape) == 1 or left_over(tenth.to(dtype), axis, removal)[0] > limit
+        assert len(shape) == 1 or left_over(tenth.to(dtype), axis, removal, size)[0] > limit
 
 
 def test_a_weight_that_has_kept_the_direction_is_named() -> None:
     with pytest.raises(ExportError, match=r"x has kept .* of the direction"):
-        verify.check_lost("x", torch.eye(4), 0, Removal.of(torch.tensor([1.0, 0, 0, 0])))
+        verify.check_lost("x", torch.eye(4), 0, Removal.of(torch.tensor([1.0, 0, 0, 0])), 2.0)
+
+
+@pytest.mark.parametrize("norm", [None, "column"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_is_almost_all_direction_is_exported(
+    dtype: torch.dtype, norm: NormRule | None, tmp_path: Path
+) -> None:
+    """All that the planted model's first attention writes is the direction and a hundredth: what
+    rounding leaves of it is large beside what is left of the weight.
+    """
+    found = planted.planted(1)
+    found.model.hf.to(dtype)  # type: ignore[arg-type]
+    direction = Direction(found.rows[0], 1.0, -1, 1)
+    export_model(found.model, direction, tmp_path / "out", norm=norm)
+    (layer,) = [m for n, m in found.model.hf.named_parameters() if "0.self_attn.o_proj" in n]
+    assert float(layer.detach().norm()) < 1 < planted.GAIN
+
+
+@pytest.mark.parametrize("norm", [None, "column"])
+@pytest.mark.parametrize("most", [0.0, 0.02, 1.0, 100.0])
+def test_what_is_not_rounding_is_named_however_much_lies_along_the_direction(
+    most: float, norm: NormRule | None
+) -> None:
+    """A strength that is off by a thousandth or a direction by a hundredth (of what lies along the
+    direction that leaves a ten-thousandth), in float32.
+    """
+    width, along = 1024, drawn(2, 300)
+    unit = torch.nn.functional.normalize(drawn(1, width), dim=0)
+    weight = drawn(3, width, 300) / width**0.5 + most * unit[:, None] * along
+    removal = Removal.of(unit)
+    size = size_before(weight, 0, removal, norm)
+    verify.check_lost("x", project_weight(weight, 0, removal, norm), 0, removal, size, norm)
+    other = torch.nn.functional.normalize(unit + 1e-2 * drawn(4, width) / width**0.5, dim=0)
+    for wrong in (Removal.of(unit, 0.999), Removal.of(unit, 1.001), Removal.of(other)):
+        edited = project_weight(weight, 0, wrong, norm)
+        with pytest.raises(ExportError, match=r"x has kept .* of the direction"):
+            verify.check_lost("x", edited, 0, removal, size, norm)

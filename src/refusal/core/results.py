@@ -1,7 +1,6 @@
 """What a command has found, as one JSON file: written, and read back strictly without torch."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,7 @@ def _known(row: Any, validate: ValidatorFunctionWrapHandler) -> Metric:
     """Have a number in the place of each null, which only these fields may be."""
     nulls = {k: v for k, v in UNKNOWN.items() if isinstance(row, dict) and row.get(k, 0) is None}
     found: Metric = validate({**row, **dict.fromkeys(nulls, 0.0)} if nulls else row)
-    return replace(found, **nulls)
+    return Metric(**{**vars(found), **nulls})
 
 
 SavedMetric = Annotated[Metric, WrapValidator(_known)]

@@ -31,7 +31,7 @@ def draw(figure: Figure) -> Markup:
             return plots.intervals(figure)
 
 
-def captioned(figures: Iterable[Figure]) -> tuple[tuple[str, str, Markup], ...]:
+def captioned(figures: Iterable[Grid | Lines | Points]) -> tuple[tuple[str, str, Markup], ...]:
     """Title, caption and drawing of each, as templates take them."""
     return tuple((figure.title, figure.caption, draw(figure)) for figure in figures)
 

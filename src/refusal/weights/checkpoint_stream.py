@@ -43,7 +43,7 @@ from refusal.weights.checkpoint_plan import load_norm, make_plan
 from refusal.weights.edit import as_ablation
 from refusal.weights.norms import before_norm
 from refusal.weights.orthogonalise import OrthogonalisationReport
-from refusal.weights.projection import Removal, check_kept, project_weight, share_read
+from refusal.weights.projection import Removal, check_kept, project_weight, share_read, size_before
 from refusal.weights.save import SLACK, Exported, model_card, what_was_done
 from refusal.weights.verify import Meant, check_loading, check_shard, deleted_if_wrong
 
@@ -233,7 +233,7 @@ def _blocks(
                     advance(len(piece))
             else:
                 removal = removals[output.edit.place, output.edit.norm]
-                yield as_bytes(_edited(file, output.entry, output.edit.axis, removal, norm))
+                yield as_bytes(_edited(file, output.entry, output.edit.axis, removal, norm)[0])
                 advance(output.entry.nbytes)
 
 
@@ -253,12 +253,14 @@ def _meant(
                 yield Meant(output.entry, output.name, read_pieces(file, output.entry))
             else:
                 axis, removal = output.edit.axis, removals[output.edit.place, output.edit.norm]
+                edited, size = _edited(file, output.entry, axis, removal, norm, read)
                 yield Meant(
                     output.entry,
                     output.name,
-                    edited=_edited(file, output.entry, axis, removal, norm, read),
+                    edited=edited,
                     axis=axis,
                     removal=removal,
+                    size=size,
                     norm=norm,
                 )
 
@@ -271,14 +273,14 @@ def _edited(
     removal: Removal,
     norm: NormRule | None,
     read: list[float] | None = None,
-) -> Tensor:
-    """An edited tensor; the original is gone when this returns."""
+) -> tuple[Tensor, float]:
+    """An edited tensor and the size of the original, which is gone when this returns."""
     old = read_tensor(file, entry)
     new = project_weight(old, axis, removal, norm)
     check_kept(entry.name, old, new, axis, removal, norm)
     if read is not None:
         read[:] = [a + b for a, b in zip(read, share_read(old, new, axis, removal), strict=True)]
-    return new
+    return new, size_before(old, axis, removal, norm)
 
 
 def _write_rest(

@@ -175,8 +175,8 @@ def check_kept(
     for before, after in pairs:
         kept = (1 - removal.strength) * component(before, axis, removal)
         squares += float((component(after, axis, removal) - kept).double().square().sum())
-    off, rounding = squares**0.5, left_over(new, axis, removal)[1]
-    rounding += abs(removal.strength) * left_over(old, axis, removal)[1]  # arithmetic in float32
+    off, size = squares**0.5, size_before(old, axis, removal)
+    rounding = left_over(new, axis, removal, size)[1]
     if not off <= rounding:
         raise UnsupportedModelError(
             f"{name} has {off:.2g} more or less of the direction than an ablation of strength "
@@ -185,27 +185,60 @@ def check_kept(
         )
 
 
-def left_over(weight: Tensor, axis: int, removal: Removal) -> tuple[float, float]:
-    """How much of the direction ``removal`` still reads in an edited weight, and how much rounding
-    may leave.
+def size_before(weight: Tensor, axis: int, removal: Removal, norm: NormRule | None = None) -> float:
+    """Frobenius norm of a weight that is to be edited, as `left_over` is told it.
 
-    The weight's dtype rounds every element by itself, so what is read adds up like noise: the limit
-    is twice the dtype's precision of ``read * weight`` (about seven standard deviations), and some
-    float32 arithmetic.
+    With ``norm = "column"`` every vector counts as much more as the edit makes what is left of it
+    longer: so does it with what rounding has left there.
+    """
+    if weight.dim() == 1:
+        return float(weight.double().norm())
+    other, step = _pieces(weight, axis)
+    squares = 0.0
+    for piece in weight.split(step, other):
+        old = piece.float()
+        if norm == "column":
+            new = _projected(piece, axis, removal)
+            longer = _rescaled(new, old, axis).norm(dim=axis) / new.norm(dim=axis).clamp_min(1e-30)
+            old = old.norm(dim=axis) * longer.clamp_min(1)
+        squares += float(old.square().sum(dtype=torch.float64))
+    return float(squares**0.5)
+
+
+def left_over(weight: Tensor, axis: int, removal: Removal, size: float) -> tuple[float, float]:
+    """How much of the direction ``removal`` still reads in an edited weight, and how much rounding
+    may leave; both as Frobenius norms.
+
+    Of a written vector ``w`` with ``c = read w`` the edit stores ``w' = w - strength c write``. The
+    limit has two parts:
+
+    - Storing rounds every element of ``w'`` by itself, by at most half of ``eps |w'_i|`` with
+      ``eps`` the precision of its dtype: ``0.29 eps`` is the standard deviation. What is read of
+      that adds up like noise, to ``0.29 eps |read * w'|``; ``2 eps`` is seven of them.
+    - The arithmetic is in float32, on elements as large as those of ``w`` and of ``strength c
+      write``, however little of them is left: summing ``c`` (in about 8 levels, each off by half of
+      float32's ``eps`` of what is summed, at most ``|w|``), the product, the difference, ``read``
+      and ``write`` themselves (``read write' = 1`` to ``eps``), and reading ``w'`` here. With
+      ``|c| <= |w|`` each is at most ``eps / 2`` of ``|w|`` or of ``strength |write| |w|``; 16 of
+      both are allowed, ``8 eps (1 + strength |write|) |w|``. That is 2e-6 of a weight that lies
+      along the direction, and 1e-4 of what is read of a random one of width 4096.
+
+    Args:
+        weight: as it is now. axis: the dimension on the stream's side.
+        removal: what was removed.
+        size: of the weight before the edit, see `size_before`.
     """
     wide, precision = weight.dim() if weight.dim() > 1 else 0, torch.finfo(weight.dtype)
-    other = max(
-        (dim for dim in range(wide) if dim != axis % wide), key=weight.shape.__getitem__, default=0
-    )
-    step = max(1, CHUNK // (weight.numel() // weight.shape[other])) if wide else weight.numel()
-    sums = torch.zeros(3, dtype=torch.float64)
+    other, step = _pieces(weight, axis) if wide else (0, weight.numel())
+    sums = torch.zeros(2, dtype=torch.float64)
     for part in weight.split(step, other):
         values = part.float().movedim(axis, -1)
         for row in removal.read:
             read = values * row
             both = [x.square().sum(dtype=torch.float64).cpu() for x in (read.sum(-1), read)]
-            sums[:2] += torch.stack(both)
-        sums[2] += values.square().sum(dtype=torch.float64).cpu()
-    left, each, size = sums.sqrt().tolist()
+            sums += torch.stack(both)
+    left, each = sums.sqrt().tolist()
+    arithmetic = 1 + abs(removal.strength) * float(removal.write.norm())
     smallest = precision.smallest_normal * precision.eps * weight.numel() ** 0.5
-    return left, 2 * precision.eps * each + 1e-6 * size + smallest
+    single = torch.finfo(torch.float32).eps
+    return left, 2 * precision.eps * each + 8 * single * arithmetic * size + smallest

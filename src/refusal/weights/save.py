@@ -35,6 +35,7 @@ from refusal.weights.orthogonalise import (
     report_of,
 )
 from refusal.weights.parameters import find_parameters
+from refusal.weights.projection import size_before
 from refusal.weights.verify import check_direction_file, check_model
 
 SLACK = 64 * 2**20  # tokenizer, configs, headers
@@ -85,6 +86,10 @@ def export_model(
     check_room(out, needed)  # before the work
     parameters = find_parameters(model.hf, model.sites)
     edit = plan(model, direction, parameters)  # behind a norm of the unedited model
+    sizes = {}
+    for p in edit.parameters:
+        old = hf.get_parameter(p.name).detach()
+        sizes[p.name] = size_before(old, p.axis, edit.removals[p.name], norm)
     report = orthogonalise(model, direction, prompts, norm=norm, parameters=parameters)
     note = what_was_done(model.name, model_revision(model), edit.ablation, report)
     with (
@@ -100,7 +105,7 @@ def export_model(
         model.tokenizer.save_pretrained(folder)
         _copy_processor(model, folder)
         write_text(folder / "README.md", model_card("model", note))
-        check_model(folder, hf, edit, norm)
+        check_model(folder, hf, edit, sizes, norm)
     return Exported("model", out, report)
 
 

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Meant:
     """What a tensor of a written shard should be: the bytes in ``pieces``, or the tensor
-    ``edited``.
+    ``edited``, made of one of the ``size``.
     """
 
     entry: Entry
@@ -55,6 +55,7 @@ class Meant:
     edited: Tensor | None = None
     axis: int = 0
     removal: Removal | None = None
+    size: float = 0.0
     norm: NormRule | None = None
 
 
@@ -62,9 +63,15 @@ def check_model(
     folder: Path,
     model: PreTrainedModel,
     edit: WeightEdit,
+    sizes: Mapping[str, float],
     norm: NormRule | None = None,
 ) -> None:
     """Compare a written folder with the edited ``model`` in memory, tensor by tensor.
+
+    Args:
+        folder: what was written. model: what was meant. edit: what was done to it.
+        sizes: of each edited parameter before that (``size_before``).
+        norm: whose norms were kept.
 
     Raises:
         ExportError: a tensor is missing, unexpected or another, or an edited one has kept the
@@ -81,7 +88,7 @@ def check_model(
             if name not in state or not same_bits(tensor, state[name]):
                 raise wrong(f"{name} is not what it is in memory")
             if (parameter := edited.get(name)) is not None:
-                check_lost(name, tensor, parameter.axis, edit.removals[name], norm)
+                check_lost(name, tensor, parameter.axis, edit.removals[name], sizes[name], norm)
             seen.add(state[name].data_ptr())
     except (ModelLoadError, UnsupportedModelError) as error:
         raise wrong(str(error)) from error
@@ -146,7 +153,7 @@ def check_shard(path: Path, meant: Iterable[Meant]) -> None:
                     tensor = read_tensor(file, entry)
                     same = same_bits(tensor, each.edited)
                     assert each.removal is not None
-                    check_lost(entry.name, tensor, each.axis, each.removal, each.norm)
+                    check_lost(entry.name, tensor, each.axis, each.removal, each.size, each.norm)
                 if not same:
                     raise wrong(f"{entry.name} in {path.name} is not what was written")
     except ValueError as error:  # one of the lists is longer
@@ -156,17 +163,23 @@ def check_shard(path: Path, meant: Iterable[Meant]) -> None:
 
 
 def check_lost(
-    name: str, weight: Tensor, axis: int, removal: Removal, norm: NormRule | None = None
+    name: str,
+    weight: Tensor,
+    axis: int,
+    removal: Removal,
+    size: float,
+    norm: NormRule | None = None,
 ) -> None:
-    """Make sure that an edited weight has lost the direction, to its dtype's rounding. What an edit
-    of another strength leaves is compared when it is made (``check_kept``).
+    """Make sure that an edited weight has lost the direction, to the rounding of what it was
+    (``size`` is from ``size_before``) and of what it is: see ``left_over``. What an edit of another
+    strength leaves is compared when it is made (``check_kept``).
 
     Raises:
         ExportError: it has not.
     """
     if removal.strength != 1 or norm == "row":
         return
-    left, rounding = left_over(weight, axis, removal)
+    left, rounding = left_over(weight, axis, removal, size)
     if not left <= rounding:
         raise wrong(
             f"{name} has kept {left:.2g} of the direction, where rounding leaves at most "

@@ -7,7 +7,6 @@ capability/<task>.<arm>.jsonl      one row an item and metric; the aggregates ar
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from refusal.config.audit import AuditConfig
 from refusal.core.records import Metric, to_json
