@@ -15,7 +15,8 @@ from refusal.detector.verdict import refusal_verdict
 from refusal.engines.serve.answers import DONE, Extras, event
 from refusal.engines.serve.errors import FAULT, INVALID, ApiError, as_answer
 from refusal.engines.serve.events import Began, Ended, Failed, Grown
-from refusal.engines.serve.guard import Guard, Rate, Receive, Scope, Send, is_loopback
+from refusal.engines.serve.guard import Guard, Rate, is_loopback
+from refusal.engines.serve.linger import Receive, Scope, Send
 from refusal.engines.serve.requests import ChatRequest, read_request
 from refusal.engines.serve.service import Answering, Service
 

@@ -4,17 +4,14 @@ import hmac
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from fastapi.responses import JSONResponse
 
 from refusal.core.errors import ConfigError
 from refusal.engines.serve.errors import ApiError
+from refusal.engines.serve.linger import Linger, Message, Receive, Scope, Send
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 KEY = "REFUSAL_API_KEY"
@@ -66,7 +63,7 @@ class Rate:
 
 
 class Guard:
-    """Lets requests through to the app that may be answered.
+    """Lets requests through to the app that may be answered, and lets every answer be read.
 
     Args:
         local: the server has no key and listens on loopback. A page of another site could reach it
@@ -91,22 +88,23 @@ class Guard:
             await self.app(scope, receive, send)
             return
         path, headers = scope["path"], dict(scope["headers"])
+        linger = Linger(scope, receive, send)
 
-        async def counted(message: MutableMapping[str, Any]) -> None:
+        async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.count(path, message["status"])
                 there = {name for name, _ in message["headers"]}
                 more = [pair for pair in HEADERS if pair[0] not in there]
                 message["headers"] = [*message["headers"], *more]
-            await send(message)
+            await linger.send(message)
 
         try:
             self._check(scope, path, headers)
         except ApiError as error:
             response = JSONResponse(error.body, error.status, error.headers)
-            await response(scope, receive, counted)
+            await response(scope, linger.receive, counted)
             return
-        await self.app(scope, receive, counted)
+        await self.app(scope, linger.receive, counted)
 
     def _check(self, scope: Scope, path: str, headers: dict[bytes, bytes]) -> None:
         """Raise ApiError where a request may not be answered."""
