@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
 
+from running import LONG
+
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:"
@@ -72,7 +74,8 @@ class Peer:
     """``reply`` gives the events of a request's answer, or a status and an error's body.
 
     Each event waits for ``pause`` seconds, all after the first ``holds`` wait for ``go``; a stream
-    in ``breaks`` ends without ``[DONE]``.
+    in ``breaks`` ends without ``[DONE]``. ``gone`` has the events after which a client was found to
+    have hung up.
     """
 
     reply: Callable[[dict[str, Any]], list[dict[str, Any]] | tuple[int, dict[str, Any]]]
@@ -83,9 +86,8 @@ class Peer:
     breaks: bool = False
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    left: int = 0
     go: threading.Event = field(default_factory=threading.Event)
-    gone: threading.Event = field(default_factory=threading.Event)
+    gone: list[int] = field(default_factory=list)
 
 
 @contextmanager
@@ -137,14 +139,13 @@ def peer(made: Peer) -> Iterator[Peer]:
                 for i, event in enumerate(reply):
                     time.sleep(made.pause)
                     if i == made.holds:
-                        made.go.wait(60)
+                        made.go.wait(LONG)
                     self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
                     self.wfile.flush()
-                    made.left += 1
                 if not made.breaks:
                     self.wfile.write(b"data: [DONE]\n\n")
             except (BrokenPipeError, ConnectionResetError):
-                made.gone.set()
+                made.gone.append(i)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

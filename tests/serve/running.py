@@ -2,9 +2,10 @@
 
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,36 @@ from refusal.engines.serve.server import Server
 from refusal.engines.serve.service import Service
 from refusal.interventions.conditional import Gate
 
+LONG = 120  # seconds: whatever takes longer hangs, also on a machine that has much else to do
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + LONG
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@contextmanager
+def held(model: ChatModel, passes: int) -> Iterator[threading.Event]:
+    """After so many passes the model waits for the event, or for the end of the block: what it
+    writes cannot end before the test has seen to it.
+    """
+    go, made = threading.Event(), 0
+
+    def wait(*_: object) -> None:
+        nonlocal made
+        made += 1
+        assert made <= passes or go.wait(LONG)
+
+    handle = model.hf.register_forward_pre_hook(wait)
+    try:
+        yield go
+    finally:
+        go.set()
+        handle.remove()
+
 
 def direction(seed: int = 5, norm: float = 4.0) -> Direction:
     """A random one, with all that any intervention needs."""
@@ -30,11 +61,12 @@ def direction(seed: int = 5, norm: float = 4.0) -> Direction:
 
 @dataclass
 class Running:
-    """A server under way; ``model`` is its own: nothing else may run it meanwhile."""
+    """A server under way; its model is its own: nothing else may run it meanwhile."""
 
     url: str
     service: Service
     server: Server
+    model: ChatModel
 
     def post(
         self, body: Any, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None
@@ -61,7 +93,7 @@ class Running:
         data = json.dumps({**body, "stream": True}).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + "/v1/chat/completions", data, headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=LONG) as answer:
             assert answer.headers["Content-Type"].startswith("text/event-stream")
             lines = [line for line in answer.read().decode().split("\n\n") if line]
         assert all(line.startswith("data: ") for line in lines)
@@ -83,7 +115,7 @@ def content(events: list[dict[str, Any]]) -> str:
 
 def _answer(request: urllib.request.Request) -> tuple[int, Any, dict[str, str]]:
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=LONG) as answer:
             return answer.status, _value(answer.read()), dict(answer.headers)
     except urllib.error.HTTPError as error:
         with error:
@@ -113,11 +145,11 @@ def running(
     server = Server(service, lambda address: there.set())
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    assert there.wait(20)
+    assert there.wait(LONG)
     try:
-        yield Running(server.address, service, server)
+        yield Running(server.address, service, server, model)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(LONG)
         assert not thread.is_alive()
         assert not service.worker.thread.is_alive()

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import saved
 import tiny_models
-from running import Running, asking, content, direction, running
+from running import LONG, Running, asking, content, direction, held, running, until
 
 from refusal import ChatModel, ConfigError
 from refusal.config.serve import ServeOptions
@@ -224,7 +223,7 @@ def test_a_key_is_asked_for() -> None:
 
 
 def test_the_page_may_load_nothing_but_its_own_files(here: Running) -> None:
-    with urllib.request.urlopen(f"{here.url}/", timeout=10) as answer:
+    with urllib.request.urlopen(f"{here.url}/", timeout=LONG) as answer:
         policy = answer.headers["Content-Security-Policy"]
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert b"<html" in answer.read()
@@ -273,7 +272,7 @@ def test_a_client_may_ask_so_often() -> None:
 def test_too_many_that_wait_are_turned_away() -> None:
     model = tiny_models.chat_model()
     model.batch_size.value = 1
-    with running(model, None, most_waiting=1) as here:
+    with running(model, None, most_waiting=1) as here, held(model, 0) as go:
         found: list[int] = []
         bodies = [asking(f"Hi {i}", max_tokens=40) for i in range(12)]
         threads = [
@@ -282,6 +281,8 @@ def test_too_many_that_wait_are_turned_away() -> None:
         ]
         for thread in threads:
             thread.start()
+        until(lambda: 503 in found)
+        go.set()
         for thread in threads:
             thread.join()
         assert set(found) == {200, 503}
@@ -294,23 +295,21 @@ def _hang_up(here: Running, body: dict[str, Any], wait_for: bytes) -> None:
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     )
-    with socket.create_connection((host, int(port))) as connection:
+    with socket.create_connection((host, int(port)), timeout=LONG) as connection:
         connection.sendall(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
         seen = b""
         while wait_for not in seen:
             seen += connection.recv(4096)
+        until(lambda: here.service.worker.rows)
 
 
 def test_who_hangs_up_is_not_written_for(here: Running) -> None:
     for stream, wait_for in ((True, b'"content":"'), (False, b"")):
-        _hang_up(here, asking("Hi", max_tokens=300, stream=stream), wait_for)
-        written = here.service.worker.figures.steps
-        for _ in range(100):
-            time.sleep(0.03)
-            if not here.service.worker.rows and not here.service.answering:
-                break
-        assert not here.service.worker.rows
-        assert not here.service.answering
+        with held(here.model, 50):
+            _hang_up(here, asking("Hi", max_tokens=300, stream=stream), wait_for)
+            until(lambda: not here.service.answering)
+            written = here.service.worker.figures.steps
+        until(lambda: not here.service.worker.rows)
         assert here.service.worker.figures.steps - written < 250
     assert here.say("Hi", max_tokens=2)
 
@@ -328,9 +327,10 @@ def test_numbers_for_prometheus(here: Running) -> None:
 
 
 def test_told_to_stop_streams_end_with_an_error_and_new_ones_are_turned_away() -> None:
-    with running(tiny_models.chat_model(), None, grace_seconds=0) as here:
+    model = tiny_models.chat_model()
+    with running(model, None, grace_seconds=0) as here, held(model, 50) as go:
         host, port = here.url.removeprefix("http://").split(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection = http.client.HTTPConnection(host, int(port), timeout=LONG)
         body = json.dumps(asking("Hi", max_tokens=400, stream=True))
         connection.request(
             "POST", "/v1/chat/completions", body, {"Content-Type": "application/json"}
@@ -338,6 +338,8 @@ def test_told_to_stop_streams_end_with_an_error_and_new_ones_are_turned_away() -
         answer = connection.getresponse()
         assert answer.readline().startswith(b"data: ")
         here.server.should_exit = True
+        until(lambda: here.service.worker.ends is not None)
+        go.set()
         last = answer.read().decode().rstrip().rpartition("\n\n")[2]
         connection.close()
     error = json.loads(last.removeprefix("data: "))
@@ -360,13 +362,13 @@ def test_as_a_program_it_is_killed_and_started_again_and_ends_with_zero(tmp_path
             for line in process.stderr:
                 if f"http://127.0.0.1:{port}" in line:
                     break
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG)
             headers = {"Content-Type": "application/json"}
             body = json.dumps(asking("Hi", max_tokens=8))
             connection.request("POST", "/v1/chat/completions", body, headers)
             texts.append(json.loads(connection.getresponse().read())["choices"])
             process.send_signal(how)
-            assert process.wait(30) == code
+            assert process.wait(LONG) == code
             connection.close()
         finally:
             process.kill()

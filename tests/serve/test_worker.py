@@ -1,7 +1,6 @@
 """The worker without HTTP: what it writes is what the library writes, whatever runs beside it."""
 
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from running import direction
+from running import LONG, direction, held, until
 from thinkers import BREAD, LOCK, thinker
 
 from refusal import ChatModel, Direction
@@ -43,7 +42,7 @@ class Heard:
                 self.events[number].append(event)
             self.changed.notify_all()
 
-    def wait(self, number: int, seconds: float = 60) -> Ended:
+    def wait(self, number: int, seconds: float = LONG) -> Ended:
         """The end of a request."""
         with self.changed:
             assert self.changed.wait_for(lambda: self._over(number), seconds)
@@ -92,18 +91,19 @@ def test_a_mixed_batch_writes_what_each_writes_alone(family: str) -> None:
     """Conditions, lengths, temperatures, streams and projections side by side; more conditions than
     keep their hooks. Mamba's rows cannot be padded, and run one by one.
     """
-    few = family != "llama"
-    conditions = CONDITIONS[:4] if few else CONDITIONS
+    conditions = CONDITIONS if family == "llama" else CONDITIONS[:4]
     drawn = Sampling(0.8, 1, 3)
     asked = []
     for i, condition in enumerate(conditions):
         how = {"streams": i % 2 == 0, "projects": i % 3 == 0}
         sampling = drawn if i % 4 == 1 else Sampling()
-        for j, text in enumerate(TEXTS[:2] if few else TEXTS):
+        for j, text in enumerate(TEXTS[:2]):
             asked.append(user(text, condition, 3 + 4 * j + i % 3, sampling=sampling, **how))
     ref, found = tiny_models.chat_model(family), direction()
-    with working(tiny_models.chat_model(family), found) as (worker, heard):
-        numbers = [worker.submit(one) for one in asked]
+    model = tiny_models.chat_model(family)
+    with working(model, found) as (worker, heard):
+        with held(model, 0):
+            numbers = [worker.submit(one) for one in asked]
         ends = [heard.wait(number) for number in numbers]
         events = [heard.events[number] for number in numbers]
     for one, end, said in zip(asked, ends, events, strict=True):
@@ -182,19 +182,17 @@ def test_a_model_that_thinks_is_given_its_thought() -> None:
 
 def test_rows_that_nobody_waits_for_leave_and_the_others_do_not_notice() -> None:
     ref, found = tiny_models.chat_model(), direction()
-    with working(tiny_models.chat_model(), found) as (worker, heard):
-        long = [worker.submit(user(TEXTS[1], "ablation", 400, streams=True)) for _ in range(3)]
-        short = worker.submit(user(TEXTS[0], "addition", 60))
-        with heard.changed:
-            assert heard.changed.wait_for(lambda: all(heard.events[n] for n in long), 30)
-        for number in long:
-            worker.cancel(number)
+    model = tiny_models.chat_model()
+    with working(model, found) as (worker, heard):
+        with held(model, 50):
+            long = [worker.submit(user(TEXTS[1], "ablation", 400, streams=True)) for _ in range(3)]
+            short = worker.submit(user(TEXTS[0], "addition", 60))
+            with heard.changed:
+                assert heard.changed.wait_for(lambda: all(heard.events[n] for n in long), LONG)
+            for number in long:
+                worker.cancel(number)
         assert heard.wait(short).text == written(ref, found, user(TEXTS[0], "addition", 60))
-        for _ in range(100):
-            if not worker.rows:
-                break
-            time.sleep(0.05)
-        assert not worker.rows
+        until(lambda: not worker.rows)
         assert not any(isinstance(heard.events[n][-1], Ended) for n in long)
         assert not worker.began
     assert not worker.wanted.wanted
@@ -222,11 +220,12 @@ def test_only_so_many_may_wait() -> None:
     model.batch_size.value = 1
     with working(model, None, waiting=3) as (worker, heard):
         numbers, turned_away = [], 0
-        for _ in range(20):
-            try:
-                numbers.append(worker.submit(user(TEXTS[1], most=30)))
-            except Busy:
-                turned_away += 1
+        with held(model, 0):
+            for _ in range(20):
+                try:
+                    numbers.append(worker.submit(user(TEXTS[1], most=30)))
+                except Busy:
+                    turned_away += 1
         assert turned_away
         assert len({heard.wait(number).text for number in numbers}) == 1
 
@@ -252,7 +251,8 @@ def test_when_memory_runs_out_rows_are_written_anew_and_told_once(
 
     with working(model, found) as (worker, heard):
         monkeypatch.setattr(prefill.Standing, "step", failing)
-        numbers = [worker.submit(one) for one in asked]
+        with held(model, 0):
+            numbers = [worker.submit(one) for one in asked]
         for number, one in zip(numbers, asked, strict=True):
             assert heard.wait(number).text == written(ref, found, one)
             assert streamed(heard.events[number]) == heard.wait(number).text
@@ -285,15 +285,17 @@ def test_a_step_that_fails_ends_its_rows_and_the_next_are_served(
 def test_told_to_stop_it_ends_what_it_writes_within_the_grace() -> None:
     with working(tiny_models.chat_model(), None) as (worker, heard):
         short = worker.submit(user("Hi", most=5))
-        worker.stop(30)
+        worker.stop(LONG)
         assert heard.wait(short).tokens == 5
         worker.join()
         with pytest.raises(Error, match="being stopped"):
             worker.submit(user("Hi"))
-    with working(tiny_models.chat_model(), None) as (worker, heard):
-        long = worker.submit(user("Hi", most=400, streams=True))
-        with heard.changed:
-            assert heard.changed.wait_for(lambda: bool(heard.events[long]), 30)
-        worker.stop(0)
+    model = tiny_models.chat_model()
+    with working(model, None) as (worker, heard):
+        with held(model, 50):
+            long = worker.submit(user("Hi", most=400, streams=True))
+            with heard.changed:
+                assert heard.changed.wait_for(lambda: bool(heard.events[long]), LONG)
+            worker.stop(0)
         with pytest.raises(Error, match="was stopped"):
             heard.wait(long)

@@ -15,7 +15,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MOST_BYTES = 16 * 2**20  # thrown away of one request
-MOST_SECONDS = 10.0
+MOST_SECONDS = 30.0
 CLOSE = (b"connection", b"close")
 
 
