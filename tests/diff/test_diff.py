@@ -20,13 +20,11 @@ from refusal import (
     Direction,
     DirectionError,
     ModelLoadError,
-    PromptPair,
     load,
 )
 from refusal.cli.entry import main
 from refusal.config.diff import diff_config
 from refusal.core.records import Completion
-from refusal.directions.pool import Draw, collect_drawn
 from refusal.evaluations.diff.result import Diffed, read_diff
 from refusal.evaluations.drift.measure import drift_metrics, measure_drift, own_answers
 from refusal.evaluations.refusal.completions import generate_under
@@ -88,34 +86,6 @@ def test_the_edited_model_does_what_the_hooks_do(found: Made, edited: Diffed) ->
     mean = sum(d.kl[0] for d in drift) / len(drift)
     assert mean > 1  # the refusal is gone
     assert _value(one, "kl_first_token_harmful") == pytest.approx(mean, abs=1e-4)
-
-
-def test_what_is_left_in_the_stream_is_what_the_hooks_leave(found: Made, edited: Diffed) -> None:
-    model, direction, config = found.load(), found.direction, found.config()
-    val = prompts_of(config).val
-    pair = PromptPair(val.harmful[: config.n_val], val.harmless[: config.n_val])
-    apart = []
-    for edits in ((), (Ablate(direction),)):
-        with model.apply(*edits):
-            means = collect_drawn(model, pair, Draw(None, False))
-        apart.append((means.harmful - means.harmless) @ direction.vector.double())
-    stream = edited.candidate("edited").stream
-    assert stream is not None
-    assert (stream.position, stream.layer) == (direction.position, direction.layer)
-    known = 0
-    for p, row in enumerate(stream.left):
-        for layer, share in enumerate(row):
-            if share is not None:
-                known += 1
-                expected = float(apart[1][p, layer] / apart[0][p, layer])
-                assert share == pytest.approx(expected, abs=1e-4)
-                assert abs(share) < 1e-4
-    assert known > 0
-    assert stream.at_place[0] == pytest.approx(0.0, abs=1e-4)
-    own = edited.candidate("base").stream
-    assert own is not None
-    assert own.at_place == pytest.approx((1.0, 1.0))
-    assert {share for row in own.left for share in row if share is not None} == {1.0}
 
 
 def test_the_base_beside_itself_differs_in_nothing(edited: Diffed) -> None:

@@ -20,6 +20,19 @@ def test_the_options_that_a_comparison_has_no_use_for(capsys: pytest.CaptureFixt
     assert "refusal_change" in " ".join(capsys.readouterr().err.split())
 
 
+def test_what_would_be_left_aside_in_silence_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["diff", "embedded", "other", "--seeds", "3", "--quiet"]) == 2
+    assert "--seeds 3 is not for refusal diff" in " ".join(capsys.readouterr().err.split())
+    for name in ("run.toml", "manifest.json"):
+        (tmp_path / name).write_text("")
+    assert main(["diff", str(tmp_path), "other", "--run", "elsewhere", "--quiet"]) == 2
+    assert "is a run already, and --run names elsewhere" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_what_was_not_compared_stands_in_the_tables_and_the_file(tmp_path: Path) -> None:
     rates = {"refusal": ("refusal_rate", "harmful"), "xstest-safe": ("refusal_rate", "xstest-safe")}
     base = tuple(Metric(n, s, "baseline", 0.9, 0.8, 1.0, 40) for n, s in rates.values())

@@ -102,6 +102,7 @@ def test_few_prompts_say_nothing_of_drift() -> None:
     found = drift(monitor, np.full(5, 50.0))
     assert found.drifted == ()
     assert "say nothing of drift" in found.line
+    assert "  " not in found.line
 
 
 # --- sources left out: planted directions, one that all sources share and one of each source
@@ -124,7 +125,7 @@ def source(name: str, label: Label, seed: int, shared: float, own: float, n: int
 
 def test_what_all_sources_share_is_found_without_any_one_of_them() -> None:
     sources = [source(f"s{i}", "harmful", i, 4.0, 0.0) for i in range(3)]
-    found = list(leave_one_out(drawn(WIDTH), [*sources, source("good", "harmless", 9, 0, 0)]))
+    found = list(leave_one_out(drawn(WIDTH), [*sources, source("good", "harmless", 9, 0, 0)], []))
     assert [one.source for one in found] == [
         "s0",
         "s1",
@@ -138,7 +139,7 @@ def test_what_all_sources_share_is_found_without_any_one_of_them() -> None:
 
 def test_what_is_a_sources_own_is_not() -> None:
     sources = [source(f"s{i}", "harmful", i, 0.0, 8.0) for i in range(3)]
-    for one in leave_one_out(drawn(WIDTH), [*sources, source("good", "harmless", 9, 0, 0)]):
+    for one in leave_one_out(drawn(WIDTH), [*sources, source("good", "harmless", 9, 0, 0)], []):
         assert one.same.auroc.value > 0.95
         assert one.without.auroc.value < 0.75  # chance, but for the other sources' noise
 
@@ -152,14 +153,21 @@ def test_near_duplicates_of_the_source_left_out_do_not_stand_in_for_it() -> None
     )
     other = source("s1", "harmful", 1, 0.0, 8.0)
     good = source("good", "harmless", 9, 0, 0)
-    found = {one.source: one for one in leave_one_out(drawn(WIDTH), [first, again, other, good])}
+    sources, notes = [first, again, other, good], list[str]()
+    found = {one.source: one for one in leave_one_out(drawn(WIDTH), sources, notes)}
+    assert notes == []
     assert found["s0"].without.auroc.value < 0.75
+    assert list(leave_one_out(drawn(WIDTH), [first, again, good], notes)) == []
+    assert [note.partition(" was not left out: 0 harmful prompts")[0] for note in notes] == [
+        "s0",
+        "copy",
+    ]
 
 
 def test_harmless_sources_are_left_out_in_the_same_way() -> None:
     goods = [source(f"g{i}", "harmless", 20 + i, 0, 0) for i in range(2)]
     bads = [source("s0", "harmful", 0, 4.0, 0.0)]
-    found = list(leave_one_out(drawn(WIDTH), [*bads, *goods]))
+    found = list(leave_one_out(drawn(WIDTH), [*bads, *goods], []))
     assert [one.source for one in found] == ["g0", "g1"]
     assert all(one.without.auroc.value > 0.95 for one in found)
     assert found[0].without.harmless == "g0"

@@ -1,5 +1,6 @@
 """The monitor as a hook: what it reads during any pass is what it reads in a pass of its own."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -9,12 +10,14 @@ from monitors import drawn
 from torch import Tensor
 
 from refusal import Ablate, ChatModel, Direction, Monitor, MonitorError
+from refusal.core.errors import NonFiniteError
 from refusal.directions.monitor.reading import score_prompts
 from refusal.directions.monitor.watch import watch
 from refusal.interventions.side_by_side import SideBySide
 from refusal.model.fingerprint import template_fingerprint
 from refusal.model.forward import last_logits, packs, plan
 from refusal.model.generation import batching, generate_each, generate_rows
+from refusal.model.hooks import Edit, hooked
 from refusal.model.prompt_ends import prompt_ends
 
 TEXTS = (
@@ -177,6 +180,17 @@ def test_what_was_not_read_is_said() -> None:
     assert seen.of([]).logits.shape == (0,)
     seen.forget()
     with pytest.raises(MonitorError):
+        seen.of(TEXTS[:1])
+
+
+def test_what_is_not_finite_is_no_score() -> None:
+    """NaN lies above no threshold: without a word it would be a prompt that does not fire."""
+    model, monitor = made()
+    block = model.hf.get_submodule(model.sites.blocks[0])
+    broken = hooked([Edit(block, "input", lambda x: x * math.nan)])
+    with watch(model, monitor) as seen, broken, torch.no_grad():
+        model.hf(input_ids=torch.tensor(model.tokenize(TEXTS[:1])))
+    with pytest.raises(NonFiniteError, match="float32"):
         seen.of(TEXTS[:1])
 
 

@@ -10,7 +10,7 @@ from refusal.cli.options import RUN_DEFAULTS, Json, Quiet, Run, Verbose, default
 from refusal.cli.progress_bars import reporting
 from refusal.config.diff import DiffOptions, diff_config, without_unused
 from refusal.config.run_config import added, make_config
-from refusal.core.errors import RunFailure
+from refusal.core.errors import ConfigError, RunFailure
 
 
 class Comparing(DiffOptions):
@@ -58,12 +58,17 @@ def diff(
     from refusal.pipeline.diff import run_of
     from refusal.report.diff_page import write_diff_page
 
+    if comparing.run is not None and run_of(base) is not None:
+        raise ConfigError(
+            f"{base} is a run already, and --run names {comparing.run}. Give one of them: the base "
+            "as a model beside --run, or a run's folder as the base."
+        )
     run = Path(comparing.run) if comparing.run is not None else run_of(base)
     if run is None:
         config = settings.make(base)
     else:
         config = added(without_unused(make_config(file=run / "run.toml")), settings.given)
-        if run_of(base) is None:
+        if comparing.run is not None:
             config = config.model_copy(update={"model": base})
     typed = comparing.model_fields_set & set(DiffOptions.model_fields)
     asked = diff_config(config, **{name: getattr(comparing, name) for name in typed})

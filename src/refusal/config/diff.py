@@ -36,7 +36,12 @@ UNUSED = {
     "engine": "every model is loaded here",
     "tp_plan": "it runs in one process",
     "interventions": "nothing is done to the models",
+    "condition_on": "nothing is done to the models",
     "judges": "refusals are told by the built-in detector",
+    "seeds": "one direction of the base is looked for",
+    "transfer_systems": "the models are asked in one context",
+    "transfer_turns": "the models are asked in one context",
+    "transfer_languages": "the models are asked in one context",
 }
 
 

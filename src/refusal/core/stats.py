@@ -13,13 +13,11 @@ from statistics import fmean
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import brentq
 from scipy.stats import binomtest, bootstrap, mannwhitneyu, norm
 
 CONFIDENCE = 0.95
 Z = float(norm.ppf((1 + CONFIDENCE) / 2))
 RESAMPLES = 4000
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -285,25 +283,9 @@ def _bootstrapped(data: Float[np.ndarray, "kind item"], statistic: object) -> Es
 
 
 def auroc_estimate(positive: list[float], negative: list[float]) -> Estimate:
-    """``auroc`` with Newcombe's interval (2006, Statistics in Medicine 25:559, method 5); (0, 1)
-    when a class is empty.
-
-    The bounds are those values ``t`` that are ``Z`` standard errors from the estimate, by Hanley
-    and McNeil's error of ``t`` itself. So it has a width where nothing overlaps.
-    """
-    value = auroc(positive, negative)
-    if value is None:
-        return Estimate(math.nan, 0.0, 1.0)
-    m, n = len(positive), len(negative)
-    extra = (m + n) / 2 - 1
-
-    def beyond(t: float) -> float:
-        spread = 1 + extra * ((1 - t) / (2 - t) + t / (1 + t))
-        return (t - value) ** 2 - Z**2 * t * (1 - t) * spread / (m * n)
-
-    low = 0.0 if value == 0 else float(brentq(beyond, 0.0, min(value, 1 - TINY)))
-    high = 1.0 if value == 1 else float(brentq(beyond, max(value, TINY), 1.0))
-    return Estimate(value, low, high)
+    """``auroc`` with the interval of ``auroc_interval``; NaN in (0, 1) when a class is empty."""
+    area = auroc(positive, negative)
+    return auroc_interval(math.nan if area is None else area, len(positive), len(negative))
 
 
 def auroc(positive: list[float], negative: list[float]) -> float | None:

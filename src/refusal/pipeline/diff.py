@@ -40,7 +40,7 @@ from refusal.evaluations.diff.side import (
     keep,
     notes_on,
 )
-from refusal.evaluations.diff.stream import Streamed, stream_diff
+from refusal.evaluations.diff.stream import Streamed, shares_left, stream_diff
 from refusal.evaluations.diff.summary import (
     Sizes,
     base_metrics,
@@ -266,10 +266,10 @@ def _compared(
     one: Candidate, folder: Path, base: _Base, missing: dict[str, str], notes: Sequence[str]
 ) -> Compared:
     sizes, where = sizes_of(base.asked), base.kept.folder
-    stream = None
+    stream, metrics = None, [*candidate_metrics(where, folder, sizes, missing)]
     if STREAM not in missing:
         stream = stream_diff(where, folder, base.direction, base.asked.config.n_val)
-    metrics = [*candidate_metrics(where, folder, sizes, missing), *stream_metrics(stream)]
+        metrics += stream_metrics(stream, shares_left(where, folder, base.direction))
     labelled = [replace(m, condition=one.label) for m in metrics if m.condition == CANDIDATE]
     summary = tuple(summarise(labelled, sizes))
     about = (str(folder), summary, tuple(labelled), stream)

@@ -10,6 +10,7 @@ from refusal.core.tables import (
     Found,
     Table,
     bar,
+    minus,
     number,
     p_value,
     points,
@@ -27,7 +28,7 @@ RULE = (
     "95% Wilson intervals; changes from the base in points, paired by prompt (Newcombe's interval, "
     "McNemar's exact p). KL: mean over tokens along the base's own answers, nats, with a bootstrap "
     "interval over prompts. Direction left: of the base's difference between harmful and harmless "
-    "prompts along its refusal direction, where that was found."
+    "prompts along its refusal direction, where that was found, with a bootstrap interval too."
 )
 PREDICTED = (
     "KL from the base in nats, harmless prompts but where it says harmful. CE: change of "
@@ -114,7 +115,10 @@ def _further_tables(found: Diffed) -> Iterator[Table]:
 
 def _left(one: Compared, name: str) -> str:
     left = one.number(name)
-    return _share(None if left is None else left.value)
+    said = _share(None if left is None else left.value)
+    if left is None or math.isinf(left.low):
+        return said
+    return minus(f"{said} ({100 * left.low:.1f}–{100 * left.high:.1f})")
 
 
 def _nats(m: Metric | None) -> str:

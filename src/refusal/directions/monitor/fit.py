@@ -106,7 +106,6 @@ def fit_monitor(
     *,
     eps: float = 0.01,
     layer: int | None = None,
-    n_layers: int | None = None,
 ) -> Fitted:
     """Fit and calibrate a monitor.
 
@@ -117,8 +116,7 @@ def fit_monitor(
 
     Args:
         eps: the share of harmless prompts that may fire.
-        layer: read both directions there, instead of choosing.
-        n_layers: choose among the first so many; default 80 % of them.
+        layer: read both directions there, instead of choosing among the first 80 % of the layers.
 
     Raises:
         MonitorError: too few calibration prompts for ``eps``, no such layer, or no layer tells the
@@ -126,7 +124,7 @@ def fit_monitor(
         NonFiniteError: an activation is NaN or infinite.
     """
     conformal_threshold(np.zeros(len(prompts.calibration)), eps)  # before anything slow
-    layers = _layers(model, layer, n_layers)
+    layers = _layers(model, layer)
     harmful, harmless = (_streams(model, pool, layers) for pool in _classes(prompts.train))
     val_harmful, val_harmless = (_streams(model, pool, layers) for pool in _classes(prompts.val))
     readers: list[Reader] = []
@@ -170,8 +168,9 @@ def fit_monitor(
     )
     logits = monitor.scores(features[:, 0], features[:, 1])
     area = auroc(logits[positive].tolist(), logits[~positive].tolist())
+    assert area is not None  # there are prompts of both classes
     monitor = calibrated(model, monitor, prompts.calibration, eps)
-    return Fitted(monitor, tuple(table), float(area or 0.0), prompts.counts)
+    return Fitted(monitor, tuple(table), area, prompts.counts)
 
 
 def calibrated(
@@ -233,16 +232,17 @@ def _layer_score(
     what: What, layer: int, harmful: Float[Tensor, "_"], harmless: Float[Tensor, "_"]
 ) -> LayerScore:
     area = auroc(harmful.tolist(), harmless.tolist())
+    assert area is not None  # there are prompts of both classes
     spread = torch.sqrt((harmful.var() + harmless.var()) / 2)
     distance = (harmful.mean() - harmless.mean()) / spread.clamp_min(1e-12)
-    return LayerScore(what, layer, float(area or 0.0), float(distance))
+    return LayerScore(what, layer, area, float(distance))
 
 
-def _layers(model: ChatModel, layer: int | None, n_layers: int | None) -> list[int]:
+def _layers(model: ChatModel, layer: int | None) -> list[int]:
     """The layers to choose from."""
     last = model.sites.n_layers
     if layer is None:
-        return list(range(max(1, n_layers or Rule().eligible_layers(last))))
+        return list(range(max(1, Rule().eligible_layers(last))))
     if not 0 <= layer < last:
         raise MonitorError(
             f"The model has no layer {layer}: its layers are 0 to {last - 1}. Give one of them."

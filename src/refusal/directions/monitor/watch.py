@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refusal.core.errors import MonitorError
+from refusal.core.errors import MonitorError, NonFiniteError
 from refusal.core.monitor import Monitor
 from refusal.core.turns import Question
 from refusal.directions.monitor.reading import Scored
@@ -46,6 +46,7 @@ class Watch:
 
         Raises:
             MonitorError: one was not read, or not whole.
+            NonFiniteError: what was read of one is NaN or infinite.
         """
         self._sort()
         rows = [tuple(row) for row in self.model.tokenize(questions)]
@@ -59,6 +60,11 @@ class Watch:
             )
         width = (0, 2)
         z = torch.stack([self._by_ids[row] for row in rows]) if rows else torch.empty(width)
+        if not torch.isfinite(z).all():  # NaN is above no threshold: it would never fire
+            raise NonFiniteError(
+                f"What the monitor has read of {self.model.name} is not finite. Try --dtype "
+                "float32."
+            )
         return Scored(z, self.monitor.scores(z[:, 0], z[:, 1]))
 
     def forget(self) -> None:

@@ -34,11 +34,11 @@ from refusal.evaluations.drift.measure import (
     measure_drift,
     own_answers,
 )
-from refusal.evaluations.drift.stage import OWN_ANSWERS, WRITTEN, corpora_of, read_drift
+from refusal.evaluations.drift.stage import OWN_ANSWERS, WRITTEN, OnTexts, read_drift
 from refusal.model.edits import Intervention
 from refusal.runs.files import read_completions
 from refusal.runs.folder import Step
-from refusal.runs.stage import Asked, Plan, Run, Stage
+from refusal.runs.stage import Plan, Run
 
 
 def edited(run: Run) -> list[Ready]:
@@ -48,14 +48,10 @@ def edited(run: Run) -> list[Ready]:
     return [arm for arm in arms if arm.setting.condition != BASELINE and arm.name in best]
 
 
-class AuditDrift(Stage):
+class AuditDrift(OnTexts):
     """Cross-entropy and KL along the model's own answers and along given texts."""
 
     name = "drift"
-
-    def __init__(self, asked: Asked) -> None:
-        super().__init__(asked)
-        self.corpora = corpora_of(asked.config)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:

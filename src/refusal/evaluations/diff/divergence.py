@@ -27,24 +27,20 @@ from refusal.evaluations.diff.logits import (
 )
 from refusal.evaluations.diff.side import KL, TEXTS, Kept, Side, asked_like
 from refusal.evaluations.drift.measure import Drift, drift_metrics, own_answers
-from refusal.evaluations.drift.stage import OWN_ANSWERS, WRITTEN, corpora_of, read_drift
+from refusal.evaluations.drift.stage import OWN_ANSWERS, WRITTEN, OnTexts, read_drift
 from refusal.evaluations.drift.texts import Corpus
 from refusal.evaluations.refusal.rates import metric
 from refusal.interventions.conditions import BASELINE
-from refusal.runs.stage import Asked, Plan, Run, Stage
+from refusal.runs.stage import Plan, Run
 
 HARMFUL = "harmful"
 CANDIDATE = "candidate"
 
 
-class Divergence(Stage):
+class Divergence(OnTexts):
     """What a model predicts along texts."""
 
     name = "divergence"
-
-    def __init__(self, asked: Asked) -> None:
-        super().__init__(asked)
-        self.corpora = corpora_of(asked.config)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:

@@ -29,7 +29,7 @@ class Kept:
     Attributes:
         folder: of its results. identity: as a manifest has it.
         tokenizer, chat: how it is asked. vocabulary: rows of its embedding.
-        layers, width: of its stream. direction: its refusal direction.
+        layers, width: of its stream.
         token_budget, batch_size: how much ran at once, so that rounding is alike.
     """
 

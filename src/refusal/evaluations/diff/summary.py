@@ -1,5 +1,6 @@
 """The numbers that a candidate is read by, from the files of its side and the base's."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,20 +157,21 @@ def _task_run(folder: Path, task: str) -> TaskRun:
     return read_task_run(rows, rows.with_suffix(".json"))
 
 
-def stream_metrics(stream: StreamDiff | None) -> Iterator[Metric]:
-    """What is left at the place of the base's direction and over all, and the cosine."""
-    if stream is None:
-        return
+def stream_metrics(stream: StreamDiff, shares: Mapping[str, Estimate]) -> Iterator[Metric]:
+    """What is left at the place of the base's direction and over all, with the intervals of
+    ``shares``; and the cosine of the differences there, which has none (see ``stream.py``).
+    """
     left, cosine = stream.at_place
     named = {
         "direction_left": left,
         "direction_left_everywhere": stream.everywhere,
         "direction_cosine": cosine,
     }
+    unknown = Estimate(math.nan, -math.inf, math.inf)
     for name, value in named.items():
         if value is not None:
-            unknown = Estimate(value, -float("inf"), float("inf"))
-            yield metric(name, "stream", CANDIDATE, unknown, stream.prompts)
+            found = replace(shares.get(name, unknown), value=value)
+            yield metric(name, "stream", CANDIDATE, found, stream.prompts)
 
 
 def summarise(metrics: Sequence[Metric], sizes: Sizes) -> Iterator[Metric]:

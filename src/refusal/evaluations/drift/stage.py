@@ -10,7 +10,6 @@ from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any
 
-from refusal.config.run_config import RunConfig
 from refusal.core.direction import Direction
 from refusal.core.errors import PromptError
 from refusal.core.records import Metric, to_json
@@ -47,14 +46,27 @@ READ = {"subtraction": 0.5}  # of the blocks, those behind the layer where the d
 log = logging.getLogger(__name__)
 
 
-class DriftStage(Stage):
+class OnTexts(Stage):
+    """A stage that reads the texts that a run names, each file once."""
+
+    def __init__(self, asked: Asked) -> None:
+        """Read the files.
+
+        Raises:
+            PromptError: one cannot be read, or its results have no name of their own.
+        """
+        super().__init__(asked)
+        config = asked.config
+        folder = Path(config.data_dir).expanduser() if config.data_dir is not None else None
+        files = list(dict.fromkeys(config.texts))
+        self.corpora = [read_corpus(file, config.n_texts, config.seed, folder) for file in files]
+        check_names([corpus.name for corpus in self.corpora], files)
+
+
+class DriftStage(OnTexts):
     """Cross-entropy and KL along texts under each condition and control."""
 
     name = "drift"
-
-    def __init__(self, asked: Asked) -> None:
-        super().__init__(asked)
-        self.corpora = corpora_of(asked.config)
 
     @classmethod
     def costs(cls, plan: Plan) -> Sequence[Work]:
@@ -196,19 +208,6 @@ def _passes(plan: Plan, n: int, controls: int) -> float:
         READ.get(action.partition("@")[0], 1.0) for action in _actions(plan.config.interventions)
     ]
     return (1 + sum(each)) * n + controls * sum(each) * some
-
-
-def corpora_of(config: RunConfig) -> list[Corpus]:
-    """The texts that a configuration names, each file once.
-
-    Raises:
-        PromptError: a file cannot be read, or its results have no name of their own.
-    """
-    folder = Path(config.data_dir).expanduser() if config.data_dir is not None else None
-    files = list(dict.fromkeys(config.texts))
-    corpora = [read_corpus(file, config.n_texts, config.seed, folder) for file in files]
-    check_names([corpus.name for corpus in corpora], files)
-    return corpora
 
 
 def check_names(names: Sequence[str], files: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ class Drift:
             f"{self.n} prompts beside {self.n_calibration} of the calibration: distance "
             f"{self.distance:.3f} (Kolmogorov-Smirnov, p = {self.p_value:.2g}), "
             f"{self.fired.value:.1%} fire ({low:.1f}–{high:.1f}), at most "
-            f" {self.eps:.1%} promised of harmless ones."
+            f"{self.eps:.1%} promised of harmless ones."
         )
         if self.n < FEW:
             return f"{found} Fewer than {FEW} prompts say nothing of drift."

@@ -64,6 +64,7 @@ def evaluate_monitor(
             f"Of {len(negative)} harmless test prompts none may fire at 1 %: what is found there "
             "is coarse."
         )
+    left_out = tuple(leave_one_out(monitor, sources, said))
     return Evaluated(
         model=monitor.model,
         refusal=(monitor.refusal.layer, monitor.refusal.position),
@@ -74,7 +75,7 @@ def evaluate_monitor(
         sets=tuple(_result(monitor, one, logits[one.name]) for one in sets),
         contrasts=tuple(_contrasts(sets, logits, positive, negative)),
         reliability=reliability(np.concatenate([positive, negative]), truth),
-        left_out=tuple(leave_one_out(monitor, sources)),
+        left_out=left_out,
         notes=tuple(said),
     )
 

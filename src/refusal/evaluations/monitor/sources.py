@@ -41,19 +41,29 @@ class Source:
         return self.streams[which::2]
 
 
-def leave_one_out(monitor: Monitor, sources: Sequence[Source]) -> Iterator[LeftOut]:
-    """Each source that another of its class can stand in for."""
+def leave_one_out(
+    monitor: Monitor, sources: Sequence[Source], notes: list[str]
+) -> Iterator[LeftOut]:
+    """Each source that another of its class can stand in for; of one that none can, ``notes`` says
+    why.
+    """
     large = [source for source in sources if len(source.prompts) >= LEAST]
     for source in large:
         same = [one for one in large if one.label == source.label]
         other = [one for one in large if one.label != source.label]
         if len(same) < 2 or not other:
             continue
-        rest = [_apart(one, source) for one in same if one is not source]
+        rest = torch.cat([_apart(one, source) for one in same if one is not source])
+        if len(rest) < LEAST // 2:
+            notes.append(
+                f"{source.name} was not left out: {len(rest)} {source.label} prompts of other sets "
+                f"are unlike its own, and {LEAST // 2} are needed."
+            )
+            continue
         known, unknown = (torch.cat([one.half(i) for one in other]) for i in (0, 1))
         halves = torch.cat([one.half(0) for one in same])
         scored = (source.half(1), unknown)
-        without = _refitted(monitor, source, (torch.cat(rest), known), scored)
+        without = _refitted(monitor, source, (rest, known), scored)
         yield LeftOut(
             source.name,
             source.label,
