@@ -28,7 +28,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # benchmarks, a recipe's toy, of everything.
 FOREIGN = {
     "--accuracy",
+    "--additional-config",
     "--bootstrap",
+    "--compilation-config",
     "--control-vector-scaled",
     "--enable-lora",
     "--entropy",
@@ -36,6 +38,7 @@ FOREIGN = {
     "--hash",
     "--help",
     "--lora-modules",
+    "--max-loras",
     "--memory",
     "--no-deps",
     "--nproc-per-node",
