@@ -47,20 +47,11 @@ def chromium() -> Iterator[Any]:
         yield found
 
 
-class Opened:
-    """A page that is open, and everything that it complained of or asked for."""
+class Opened(browser.Opened):
+    """A page from disk, with the network off."""
 
     def __init__(self, chromium: Any, file: Path, width: int = 1100, scheme: str = "light") -> None:
-        self.context = chromium.new_context(
-            offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme
-        )
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri())
+        super().__init__(chromium, file.as_uri(), width, offline=True, color_scheme=scheme)
 
     def cell(self, at: str, mapping: int = 1) -> Any:
         """A cell of one of the score maps."""
@@ -77,16 +68,8 @@ class Opened:
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Any]:
     """Open a page; closed at the end."""
-    contexts = []
-
-    def call(file: Path, **how: Any) -> Opened:
-        found = Opened(chromium, file, **how)
-        contexts.append(found.context)
-        return found
-
-    yield call
-    for context in contexts:
-        context.close()
+    with browser.opening(chromium, Opened) as found:
+        yield found
 
 
 @pytest.mark.parametrize("name", ["report", "unfinished", "comparison"])

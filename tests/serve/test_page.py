@@ -36,19 +36,13 @@ def chromium() -> Iterator[Any]:
         yield found
 
 
-class Opened:
-    """The page of a server, and everything that it complained of or asked for."""
+class Opened(browser.Opened):
+    """The page of a server."""
+
+    patience = LONG
 
     def __init__(self, chromium: Any, url: str, width: int = 1400, **how: Any) -> None:
-        self.context = chromium.new_context(viewport={"width": width, "height": 900}, **how)
-        self.context.set_default_timeout(1000 * LONG)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(url)
+        super().__init__(chromium, url, width, **how)
 
     def ask(self, prompt: str | None = PROMPT) -> None:
         """Or what stands there."""
@@ -93,16 +87,8 @@ Open = Callable[..., Opened]
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Open]:
     """Open a page; closed at the end."""
-    contexts = []
-
-    def call(url: str, **how: Any) -> Opened:
-        found = Opened(chromium, url, **how)
-        contexts.append(found.context)
-        return found
-
-    yield call
-    for context in contexts:
-        context.close()
+    with browser.opening(chromium, Opened) as found:
+        yield found
 
 
 def same(_: dict[str, Any]) -> list[dict[str, Any]]:
