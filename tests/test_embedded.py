@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from cores import all_cores
-from fresh import reload
 
 import refusal
 from refusal import CandidateScore, ChatModel
@@ -80,41 +79,3 @@ def test_the_whole_job(real: ChatModel, tmp_path: Path) -> None:
     assert rate["harmless", "baseline"] <= 0.25
     assert rate["harmless", "ablation"] <= 0.25
     assert rate["harmless", "addition"] >= 0.75
-
-
-@pytest.fixture(scope="module")
-def exact(real: ChatModel) -> Iterator[ChatModel]:
-    """In float32, where weights and hooks must agree; two copies of that would be too much for a
-    small machine.
-    """
-    with all_cores():
-        yield real if real.hf.dtype == torch.float32 else refusal.load("embedded", dtype="float32")
-
-
-def test_weights_agree_with_the_hooks_and_exports_with_the_weights(
-    exact: ChatModel, tmp_path: Path
-) -> None:
-    prompts = refusal.load_prompts("builtin", seed=42)
-    texts = [prompt.text for prompt in (*prompts.test.harmful[:8], *prompts.test.harmless[:8])]
-    tokens = refusal.tokens_for(exact, prompts.train, ("I",))
-    means = refusal.collect(exact, prompts.train, n=8, filtered=False, tokens=tokens, layers=17)
-    direction = refusal.difference_in_means(means).at(-1, 16)
-
-    with exact.apply(refusal.Ablate(direction)):
-        hooked = exact.generate(texts, 8)
-    adapter = refusal.export_lora(exact, direction, tmp_path / "adapter", texts[4:12])
-    edited = refusal.export_model(exact, direction, tmp_path / "edited")
-    assert exact.generate(texts, 8) == hooked
-    assert adapter.report is not None
-    assert edited.report is not None
-    assert adapter.report.parameters == edited.report.parameters
-    assert adapter.report.gap is not None
-    assert adapter.report.gap.logits < 1e-2
-    assert adapter.report.gap.same_argmax == 1
-
-    some, expected = [texts[0], texts[-1]], [hooked[0], hooked[-1]]
-    assert reload(tmp_path / "edited", None, "float32", some, 8) == expected
-    assert (
-        reload(Path(str(exact.hf.name_or_path)), tmp_path / "adapter", "float32", some, 8)
-        == expected
-    )
