@@ -9,28 +9,34 @@ from refusal.interventions.conditions import BASELINE
 
 SET = "finders"
 NUMBERS = ("position", "layer", "qualified", "bypass", "induce", "kl", "auroc")
+SCORES = ("at", "bypass", "induce", "KL")
+EFFECTS = ("reads (AUROC)", "refused", "0 to 100%", "change, points", "degenerate")
 RATES = ("refusal_rate", "refusal_rate_change", "degenerate_rate")
 
 
 def finder_tables(found: Found) -> Iterator[Table]:
-    """Place, scores, reading and writing of each finder; then the cosines of every two."""
-    rows = []
+    """Place and scores of each finder; what it reads and writes; the cosines of every two.
+
+    Two tables, since one is wider than a terminal.
+    """
+    places, effects = [], []
     for name in _names(found):
         of = {key: found.get(f"finder_{key}", SET, name) for key in (*NUMBERS, *RATES)}
-        rates = [of[key] for key in RATES]
-        refused = rates[0]
-        cells = (_place(of), *_scores(of), number(of["auroc"]), share(refused))
+        if of["layer"] is not None:
+            places.append((name, _place(of), *_scores(of)))
+        refused, change, degenerate = (of[key] for key in RATES)
         shown = "" if refused is None else bar(refused, "harmful")
-        rows.append((name, *cells, shown, points(rates[1]), percent(rates[2])))
-    columns = ("at", "bypass", "induce", "KL", "reads (AUROC)", "refused", "0 to 100%")
+        rates = (share(refused), shown, points(change), percent(degenerate))
+        effects.append((name, number(of["auroc"]), *rates))
+    note = "On validation prompts. *: no candidate qualified, the closest stands in."
+    yield table("Finders: what they choose", ("method",), SCORES, places, note=note)
     note = (
         "Reads: harmful against harmless test prompts of the unmodified model, by the component "
         "along the direction at its place (Newcombe's interval). Refused: harmful test prompts "
         "under its ablation (Wilson; the change is paired). 95% intervals. A random direction "
-        "reads by chance to either side of 0.5. *: no candidate qualified, the closest stands in."
+        "reads by chance to either side of 0.5."
     )
-    more = ("change, points", "degenerate")
-    yield table("Finders", ("method",), (*columns, *more), rows, note=note)
+    yield table("Finders: what they read and write", ("method",), EFFECTS, effects, note=note)
     yield _cosines(found)
 
 
