@@ -33,6 +33,7 @@ FOREIGN = {
     "--compilation-config",
     "--control-vector-scaled",
     "--enable-lora",
+    "--enforce-eager",
     "--entropy",
     "--generation-config",
     "--hash",
