@@ -111,6 +111,8 @@ def test_safetensors_are_read_back_by_the_library(tmp_path: Path) -> None:
         "odd": torch.arange(7).bfloat16(),
         "view": torch.randn(4, 6).T,
         "empty": torch.zeros(0, 3),
+        "whole": (rows := torch.randn(2, 3)),
+        "part of it": rows[0],
     }
     metadata = {"name": "mödel", "n": "1"}
     write_tensors(tmp_path / "t.safetensors", tensors, metadata)

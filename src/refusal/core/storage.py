@@ -61,10 +61,12 @@ def write_tensors(
 ) -> None:
     """Write safetensors, the same content always as the same bytes."""
     from safetensors.torch import save  # brings torch, which reading a run does without
+    from torch import contiguous_format
 
-    data = save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata or {})
-    )
+    # Copies, since two names may stand for one memory (a direction, and the first row of its
+    # basis), which the library refuses.
+    apart = {name: x.clone(memory_format=contiguous_format) for name, x in tensors.items()}
+    data = save(apart, dict(metadata or {}))
     # The library writes metadata in random order; stages tell by the hash of a file whether it
     # changed.
     start = 8 + int.from_bytes(data[:8], "little")
