@@ -211,3 +211,16 @@ def test_controls_over_refusal_drift_and_seeds_get_tables_of_their_own() -> None
         assert part in text
     assert "44%" not in text  # not the main metric
     assert "12%" not in text  # one of several random directions
+
+
+def test_in_a_narrow_terminal_numbers_are_broken_and_names_are_not() -> None:
+    conditions = ("baseline", "unless-ablation", "ablation@0.35")
+    names = ("refusal_rate", "refusal_rate_corrected", "refusal_rate_change", "degenerate_rate")
+    metrics = [Metric(m, "xstest-unsafe", c, 0.5, 0.4, 0.6, 150) for c in conditions for m in names]
+    (one,) = (t for t in all_tables(metrics) if "corrected" in t.columns)
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(drawn(one))
+    lines = stream.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    for name in conditions:
+        assert sum(f"xstest-unsafe  {name} " in line for line in lines) == 1
