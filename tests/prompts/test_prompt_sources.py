@@ -4,6 +4,7 @@ network is used.
 
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pooch
@@ -12,7 +13,7 @@ import requests
 
 import refusal
 from refusal import PromptError
-from refusal.prompts.sources import SOURCES, read_source
+from refusal.prompts.sources import SOURCES, Source, read_source
 
 ROWS = {
     "advbench": 520,
@@ -55,6 +56,19 @@ def test_every_source_reads_whole(data: Path, name: str) -> None:
     rows = read_source(name, data / "prompts")
     assert len(rows) == ROWS[name]
     assert all(text and text == text.strip() for text, _ in rows)
+
+
+def test_the_class_of_every_source_is_what_its_benchmark_says() -> None:
+    harmless = {name for name, source in SOURCES.items() if source.label == "harmless"}
+    assert harmless == {"alpaca", "jailbreakbench_benign", "xstest_safe", "orbench_hard"}
+    assert {source.label for source in SOURCES.values()} == {"harmful", "harmless"}
+
+
+def test_a_source_without_a_class_cannot_be_written() -> None:
+    known = SOURCES["advbench"]
+    rest = {f.name: getattr(known, f.name) for f in fields(known) if f.name != "label"}
+    with pytest.raises(TypeError, match="label"):
+        Source(**rest)
 
 
 def test_every_source_is_tested() -> None:

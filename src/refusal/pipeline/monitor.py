@@ -28,7 +28,6 @@ from refusal.prompts.sources import SOURCES, read_source
 from refusal.report.monitor_page import PAGE, RECORD
 
 log = logging.getLogger(__name__)
-HARMLESS = ("alpaca", "jailbreakbench_benign", "xstest_safe", "orbench_hard")  # of SOURCES
 # A prompt that was written out in ChatML, with what the template puts around it
 WRITTEN_OUT = re.compile(
     r"(?:<\|im_start\|>system\n.*?<\|im_end\|>\n)?<\|im_start\|>user\n(?P<said>.*)<\|im_end\|>\n"
@@ -137,7 +136,7 @@ def _test_sets(name: str, config: RunConfig, data: Path | None) -> Iterator[Prom
         yield PromptSet("test-harmful", TEST, "harmful", test.harmful)
         yield PromptSet("test-harmless", TEST, "harmless", test.harmless)
     elif name in SOURCES:
-        label: Label = "harmless" if name in HARMLESS else "harmful"
+        label = SOURCES[name].label
         rows = enumerate(read_source(name, data))
         prompts = [Prompt(f"{name}-{i}", text, label, about) for i, (text, about) in rows]
         yield PromptSet(name, TEST, label, tuple(prompts))

@@ -23,7 +23,7 @@ from refusal.prompts.similarity import (
     drop_identical_texts,
     drop_near_duplicates,
 )
-from refusal.prompts.sources import read_source
+from refusal.prompts.sources import SOURCES, read_source
 
 Dedup = Literal["near", "exact"]
 Drop = Callable[[Sequence[Prompt], Sequence[Prompt]], tuple[tuple[Prompt, ...], int]]
@@ -160,7 +160,7 @@ def _paper_harmful(folder: Path | None) -> Pools:
         found = []
         for name in names:
             for i, (text, category) in enumerate(read_source(name, folder)):
-                found.append(Prompt(f"{name}-{i}", text, "harmful", category))
+                found.append(Prompt(f"{name}-{i}", text, SOURCES[name].label, category))
         return found
 
     advbench = prompts("advbench")
@@ -177,7 +177,7 @@ def _paper_harmful(folder: Path | None) -> Pools:
 def _paper_harmless(folder: Path | None) -> Pools:
     """Alpaca instructions without inputs, in the paper's own 60/20/20 split."""
     rows = enumerate(read_source("alpaca", folder))
-    pool = [Prompt(f"alpaca-{i}", text, "harmless", c) for i, (text, c) in rows]
+    pool = [Prompt(f"alpaca-{i}", text, SOURCES["alpaca"].label, c) for i, (text, c) in rows]
     random.Random(PUBLISHED_SEED).shuffle(pool)
     first, second = int(0.6 * len(pool)), int(0.6 * len(pool)) + int(0.2 * len(pool))
     return {

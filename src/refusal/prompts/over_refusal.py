@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refusal.core.errors import ConfigError
-from refusal.core.records import Label, Prompt
+from refusal.core.records import Prompt
 from refusal.prompts.similarity import drop_near_duplicates
-from refusal.prompts.sources import read_source
+from refusal.prompts.sources import SOURCES, read_source
 
 log = logging.getLogger(__name__)
 
-# By name of the set: its halves, each with its source and what a model should make of it.
-SETS: dict[str, dict[str, tuple[str, Label]]] = {
+# By name of the set: its halves, each with its source.
+SETS: dict[str, dict[str, str]] = {
     "xstest": {
-        "xstest-safe": ("xstest_safe", "harmless"),
-        "xstest-unsafe": ("xstest_unsafe", "harmful"),
+        "xstest-safe": "xstest_safe",
+        "xstest-unsafe": "xstest_unsafe",
     },
-    "orbench-hard": {"orbench-hard": ("orbench_hard", "harmless")},
+    "orbench-hard": {"orbench-hard": "orbench_hard"},
 }
 
 
@@ -55,8 +55,8 @@ def load_over_refusal(
     """
     found = {}
     for half in halves(name):
-        source, label = SETS[name][half]
-        rows = read_source(source, data_dir)
+        source = SETS[name][half]
+        label, rows = SOURCES[source].label, read_source(source, data_dir)
         prompts = [
             Prompt(f"{half}-{i}", text, label, category) for i, (text, category) in enumerate(rows)
         ]

@@ -15,6 +15,7 @@ import pooch
 
 from refusal.core.data_files import find_data_file
 from refusal.core.errors import PromptError
+from refusal.core.records import Label
 from refusal.core.storage import cache_root, file_sha256
 
 Rows = list[tuple[str, str | None]]  # (instruction, category)
@@ -70,10 +71,11 @@ def _instructions(text: str) -> Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """One file: its name in a data folder, its pinned address and hash, other accepted hashes,
-    licence, reader.
+    """One file: the class of what is read from it, its name in a data folder, its pinned address
+    and hash, other accepted hashes, licence, reader.
     """
 
+    label: Label
     file: str
     url: str
     sha256: str
@@ -95,8 +97,9 @@ _HARMBENCH = (
 )
 
 
-def _xstest(half: str) -> Source:
+def _xstest(label: Label, half: str) -> Source:
     return Source(
+        label,
         "xstest_prompts.csv",
         # a branch: the sha256 alone pins it
         f"{_GITHUB}/paul-rottger/xstest/main/xstest_prompts.csv",
@@ -108,6 +111,7 @@ def _xstest(half: str) -> Source:
 
 SOURCES = {
     "advbench": Source(
+        "harmful",
         "advbench.csv",
         f"{_GITHUB}/llm-attacks/llm-attacks/098262edf85f807224e70ecd87b9d83716bf6b73/data/advbench/harmful_behaviors.csv",
         "6cd1a5c63c07610d7eb67307772ee5606017ee950b5770ab288a2c487489d3e1",
@@ -115,6 +119,7 @@ SOURCES = {
         _advbench,
     ),
     "malicious_instruct": Source(
+        "harmful",
         "malicious_instruct.txt",
         f"{_GITHUB}/Princeton-SysML/Jailbreak_LLM/1e490531c0ef4bc13430178bf1fbc8f813e34b1a/data/MaliciousInstruct.txt",
         "a64d69dd1004aac4a23aaff3748fb8f17161893f74db36f45b8bc849eb1bcce5",
@@ -122,6 +127,7 @@ SOURCES = {
         _lines,
     ),
     "tdc2023_dev": Source(
+        "harmful",
         "tdc2023_dev_behaviors.json",
         f"{_PAPER}/raw/tdc2023_dev_behaviors.json",
         "9392c63ad0193f0510f33812593f0dc71d13ae8b2ad93f64d670e9795deee1b0",
@@ -129,6 +135,7 @@ SOURCES = {
         _strings,
     ),
     "tdc2023_test": Source(
+        "harmful",
         "tdc2023_test_behaviors.json",
         f"{_PAPER}/raw/tdc2023_test_behaviors.json",
         "c4a630921005fd5e26dfe22dd720e411c8e7866c96f5b1a0ca2d46f0e1d1f8c2",
@@ -136,6 +143,7 @@ SOURCES = {
         _strings,
     ),
     "harmbench_val": Source(
+        "harmful",
         "harmbench_val.csv",
         f"{_HARMBENCH}/harmbench_behaviors_text_val.csv",
         "7bfaaa5e2b9b95002c89e2d33c019f58e9e8496e2fc65d368f1eeb8179e69534",
@@ -143,6 +151,7 @@ SOURCES = {
         _harmbench_standard,
     ),
     "harmbench_test": Source(
+        "harmful",
         "harmbench_test.csv",
         f"{_HARMBENCH}/harmbench_behaviors_text_test.csv",
         "75d257b3e7428c52eb7b0154318f455af3e01b09a3794b5e2f3d36054f3c0e29",
@@ -150,6 +159,7 @@ SOURCES = {
         _harmbench_standard,
     ),
     "jailbreakbench": Source(
+        "harmful",
         "jailbreakbench.csv",
         "https://huggingface.co/datasets/JailbreakBench/JBB-Behaviors/resolve/"
         "886acc352a31533ffbcf4ef22c744658688086fc/data/harmful-behaviors.csv",
@@ -161,6 +171,7 @@ SOURCES = {
         also=("45e9a8923b28f547bb372fbaa9af7df8b38c818a80ae50c3bab97704197ff516",),
     ),
     "jailbreakbench_benign": Source(
+        "harmless",
         "jailbreakbench_benign.csv",
         "https://huggingface.co/datasets/JailbreakBench/JBB-Behaviors/resolve/"
         "886acc352a31533ffbcf4ef22c744658688086fc/data/benign-behaviors.csv",
@@ -169,6 +180,7 @@ SOURCES = {
         _jailbreakbench,
     ),
     "strongreject": Source(
+        "harmful",
         "strongreject.csv",
         # A branch, not a commit: here the sha256 alone pins the content.
         f"{_GITHUB}/alexandrasouly/strongreject/main/strongreject_dataset/strongreject_dataset.csv",
@@ -177,15 +189,17 @@ SOURCES = {
         _strongreject,
     ),
     "alpaca": Source(
+        "harmless",
         "alpaca_instructions.json",
         f"{_PAPER}/processed/alpaca.json",
         "c4ce1bdc5c9b92caabcb171c27c7ec1e79832836bae10291d7c8ab8c6245f600",
         "CC BY-NC 4.0",
         _instructions,
     ),
-    "xstest_safe": _xstest("safe"),
-    "xstest_unsafe": _xstest("unsafe"),
+    "xstest_safe": _xstest("harmless", "safe"),
+    "xstest_unsafe": _xstest("harmful", "unsafe"),
     "orbench_hard": Source(
+        "harmless",
         "orbench_hard.jsonl",
         "",  # bench-llm/or-bench publishes it in another format: only from a data folder
         "04c6032c5c49baa3f9ac0edc62292c986ae90000780c21025f405cd538b09c92",
