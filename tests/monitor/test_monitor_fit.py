@@ -118,6 +118,15 @@ def test_the_threshold_is_the_highest_of_99_harmless_scores(
     assert int(again.fires(logits).sum()) == 4
 
 
+def test_a_monitor_of_another_model_is_not_calibrated(fitted: Fitted) -> None:
+    for other, what in (
+        (tiny_models.chat_model(template="chatml", seed=5), "weights"),
+        (tiny_models.chat_model(template="bare"), "chat template"),
+    ):
+        with pytest.raises(MonitorError, match=f"with the {what}"):
+            calibrated(other, fitted.monitor, PROMPTS.calibration, 0.05)
+
+
 def test_a_batch_is_one_by_one_and_order_is_irrelevant(chat: ChatModel, fitted: Fitted) -> None:
     texts = [text(i % 2 == 0, 400 + 7 * i) for i in range(9)]
     together = score_prompts(chat, fitted.monitor, texts)

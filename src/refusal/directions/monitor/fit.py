@@ -20,7 +20,7 @@ from refusal.directions.monitor.conformal import conformal_threshold
 from refusal.directions.monitor.logistic import fit_logistic
 from refusal.directions.monitor.reading import Place, places_of, read_at, scored
 from refusal.model.chat_model import ChatModel
-from refusal.model.fingerprint import template_fingerprint
+from refusal.model.fingerprint import check_monitor, template_fingerprint
 
 LEAST = 8  # prompts of a class to fit with
 What = Literal["refusal", "harmfulness"]
@@ -169,7 +169,7 @@ def fit_monitor(
     logits = monitor.scores(features[:, 0], features[:, 1])
     area = auroc(logits[positive].tolist(), logits[~positive].tolist())
     assert area is not None  # there are prompts of both classes
-    monitor = calibrated(model, monitor, prompts.calibration, eps)
+    monitor = _calibrated(model, monitor, prompts.calibration, eps)
     return Fitted(monitor, tuple(table), area, prompts.counts)
 
 
@@ -180,9 +180,17 @@ def calibrated(
     which it is to watch.
 
     Raises:
-        MonitorError: too few of them for ``eps``.
+        MonitorError: the monitor is of another model or template, or too few of them for ``eps``.
         LeakageError: the monitor was fitted with one.
     """
+    check_monitor(monitor, model)
+    return _calibrated(model, monitor, prompts, eps)
+
+
+def _calibrated(
+    model: ChatModel, monitor: Monitor, prompts: Sequence[Prompt], eps: float
+) -> Monitor:
+    """The calibration of a monitor that is known to be of this model."""
     check_unseen(monitor.fitted, prompts, "to calibrate on")
     questions = [prompt.question for prompt in prompts]
     streams = read_at(model, questions, places_of(monitor, model), "calibration prompts")
