@@ -16,6 +16,7 @@ from refusal.core.records import Label
 from refusal.directions.monitor.reading import score_prompts
 from refusal.evaluations.monitor.evaluate import PromptSet, evaluate_monitor
 from refusal.pipeline.monitor import WRITTEN_OUT
+from refusal.report.monitor_page import monitor_tables
 
 SYLLABLES = ("ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu")
 
@@ -237,6 +238,17 @@ def test_the_library_checks_too(made: Made) -> None:
     known = some("harmless", 120, 3)
     with pytest.raises(LeakageError, match="of b"):
         evaluate_monitor(model, monitor, [sets[0], PromptSet("b", "test", "harmless", known)])
+
+
+def test_one_prompt_has_no_standard_deviation(made: Made) -> None:
+    model, monitor = load(str(made.model), dtype="float32"), Monitor.load(made.monitor)
+    one, two = some("harmful", 1, 81), some("harmless", 2, 8)
+    sets = [PromptSet("one", "test", "harmful", one), PromptSet("two", "test", "harmless", two)]
+    found = evaluate_monitor(model, monitor, sets)
+    assert found.sets[0].sd is None
+    assert (found.sets[1].sd or 0.0) > 0
+    shown = [[str(cell) for cell in row] for row in next(monitor_tables(found)).rows]
+    assert ["±" in " ".join(row) for row in shown] == [False, True]
 
 
 def test_a_run_gives_its_model_prompts_and_layer(made: Made, tmp_path: Path) -> None:

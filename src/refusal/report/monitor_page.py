@@ -57,7 +57,8 @@ def monitor_tables(record: Evaluated) -> Iterator[Table]:
     """What fires, what is told apart, sources left out, reliability."""
     rows: list[tuple[Cell, ...]] = []
     for one in record.sets:
-        mean = minus(f"{one.mean:+.2f} ± {one.sd:.2f}")
+        spread = "" if one.sd is None else f" ± {one.sd:.2f}"
+        mean = minus(f"{one.mean:+.2f}{spread}")
         rows.append((one.name, one.kind, one.label, share(one.fired), mean, str(one.n)))
     note = FIRES.format(eps=record.eps)
     yield table("Sets", ("set", "kind", "class"), ("fires", "logit", "prompts"), rows, note=note)

@@ -99,7 +99,7 @@ def _check(monitor: Monitor, sets: Sequence[PromptSet]) -> None:
 
 def _result(monitor: Monitor, one: PromptSet, logits: Scores) -> SetResult:
     fired = rate(monitor.fires(logits).tolist())
-    spread = float(logits.std(ddof=1)) if len(logits) > 1 else 0.0
+    spread = float(logits.std(ddof=1)) if len(logits) > 1 else None
     about = (one.name, one.kind, one.label)
     return SetResult(*about, fired, float(logits.mean()), spread, len(logits))
 

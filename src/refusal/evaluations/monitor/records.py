@@ -11,14 +11,16 @@ Kind = Literal["test", "over-refusal", "language", "jailbreak"]
 
 @dataclass(frozen=True)
 class SetResult:
-    """One set of prompts: the share that fires, and the mean logit with its standard deviation."""
+    """One set of prompts: the share that fires, and the mean logit with its standard deviation
+    (``None`` of a single prompt).
+    """
 
     name: str
     kind: Kind
     label: Label
     fired: Estimate
     mean: float
-    sd: float
+    sd: float | None
     n: int
 
 
