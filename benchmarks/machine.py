@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from refusal import ChatModel, load
+from refusal.runs.machine import peak_resident
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import tiny_models
@@ -96,6 +97,6 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: of the process, or allocated on the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident()
+    assert peak is not None
+    return peak

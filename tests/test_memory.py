@@ -4,6 +4,8 @@ there.
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from refusal.directions.selection.score import Scorer
 from refusal.evaluations.refusal.generate import Generate
 from refusal.model.memory import Memory, Room, memory_of, room_of
 from refusal.model.sizes import held_bytes, size_of
+from refusal.runs.machine import peak_resident
 from refusal.runs.stage import Plan
 
 
@@ -121,3 +124,14 @@ def test_what_a_server_writes_is_not_held_here() -> None:
     assert all(needs())
     # Of the six (set, condition) pairs subtraction and addition are left to the model here.
     assert len([need for need in needs(engine="openai") if need is None]) == 4
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
+    """By ``getrusage`` it would be: the count begins before the program does."""
+    code = "from refusal.runs.machine import peak_resident as peak; print(peak())"
+    held = torch.ones(3 * 2**27)  # 1.5 GiB, for a moment
+    own = peak_resident()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert own is not None
+    assert own > held.numel() * 4
+    assert 2**26 < int(done.stdout) < 2**30

@@ -14,6 +14,7 @@ from weight_edits import Tensors, everywhere, projection
 
 import refusal
 from refusal import ModelLoadError, NonFiniteError, QuantisedModelError, UnsupportedModelError
+from refusal.audits.forensics import pairs
 from refusal.audits.forensics.alone import examine_weights
 from refusal.audits.forensics.examine import compare_weights
 from refusal.cli.entry import main
@@ -39,6 +40,25 @@ def test_the_base_as_the_candidate(tiny: Tiny, tmp_path: Path) -> None:
     shutil.copytree(tiny.folder, tmp_path / "copy")
     record = compare_weights(str(tmp_path / "copy"), str(tiny.folder)).record
     assert record.verdict == "unchanged"
+
+
+def test_an_embedding_is_read_in_rows_and_comes_whole(
+    tiny: Tiny, whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "CHUNK", 5 * 32)
+    changes = pairs.Folders(
+        pairs.open_candidate(tiny.folder), pairs.open_candidate(Path(whole)), tiny.writers
+    )
+    writer = next(one for one in tiny.writers if one.layer is None)
+    base, delta = zip(*changes.load(writer).blocks(), strict=True)
+    before, after = (
+        load_file(Path(folder) / "model.safetensors")[writer.name].float()
+        for folder in (tiny.folder, whole)
+    )
+    assert len(base) == -(-len(before) // 5)
+    assert torch.equal(torch.cat(base, 1), before.T)
+    assert torch.equal(torch.cat(delta, 1), (after - before).T)
+    assert not changes.load(writer).unchanged
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,19 @@ def peak_memory(model: ChatModel) -> int | None:
     """Most memory that this process has held: of its GPUs, or resident; not known on Windows."""
     if model.device.type == "cuda":
         return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return peak_resident()
+
+
+def peak_resident() -> int | None:
+    """Most bytes that this process has held resident; not known on Windows.
+
+    Linux counts it in ``/proc`` from the program's start. ``getrusage`` would begin with what the
+    process had that started it.
+    """
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:

@@ -7,7 +7,7 @@ process holds what it asked for and no more, and tensors lie where torch wants t
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,15 @@ def read_tensor(file: BufferedReader, entry: Entry) -> Tensor:
     if file.readinto(as_bytes(tensor)) != entry.nbytes:
         raise ModelLoadError(f"The data of {entry.name} is cut off. Fetch the model again.")
     return tensor
+
+
+def read_rows(file: BufferedReader, entry: Entry, first: int, last: int) -> Tensor:
+    """Rows ``first`` to ``last`` (which is left out) of the tensor of an entry."""
+    row = entry.nbytes // entry.shape[0]
+    start, end = entry.start + first * row, entry.start + last * row
+    return read_tensor(
+        file, replace(entry, shape=(last - first, *entry.shape[1:]), start=start, end=end)
+    )
 
 
 def read_pieces(file: BufferedReader, entry: Entry) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.audits.forensics.blocks import columns, common, rounded_alike
+from refusal.audits.forensics.blocks import CHUNK, columns, common, rounded_alike
 from refusal.audits.forensics.writers import Writer
 from refusal.core.errors import ModelLoadError, UnsupportedModelError
 from refusal.weights.checkpoint import (
@@ -17,6 +17,7 @@ from refusal.weights.checkpoint import (
     Entry,
     open_checkpoint,
     read_pieces,
+    read_rows,
     read_tensor,
 )
 from refusal.weights.checkpoint_plan import find_targets, read_config
@@ -70,6 +71,25 @@ class Dense(Change):
             yield base, candidate - base
 
 
+@dataclass(frozen=True)
+class Rows(Change):
+    """A matrix that has a row for each input, read some rows at a time: an embedding may be the
+    largest tensor by far, and is never held whole.
+    """
+
+    parts: Callable[[], Iterator[Dense]]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the values are the same."""
+        return all(part.unchanged for part in self.parts())
+
+    def blocks(self) -> Iterator[Block]:
+        """The base's columns and the difference."""
+        for part in self.parts():
+            yield from part.blocks()
+
+
 class Files:
     """The tensors of a checkpoint by name."""
 
@@ -84,6 +104,13 @@ class Files:
         path, entry = self.places[name]
         with path.open("rb") as file:
             return read_tensor(file, entry)
+
+    def rows(self, name: str, step: int, count: int) -> Iterator[Tensor]:
+        """The first ``count`` rows of one tensor, ``step`` at a time."""
+        path, entry = self.places[name]
+        with path.open("rb") as file:
+            for first in range(0, count, step):
+                yield read_rows(file, entry, first, min(first + step, count))
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """One tensor's bytes."""
@@ -112,12 +139,21 @@ class Folders(Changes):
             _, other = self.candidate.places[self.names[writer.name]]
             _check_shape(writer, one, other)
 
-    def load(self, writer: Writer) -> Dense:
+    def load(self, writer: Writer) -> Change:
         """Both tensors, the base's rounded as the candidate's is."""
-        base, candidate = common(
-            self.base.read(writer.name), self.candidate.read(self.names[writer.name])
-        )
-        return Dense(rounded_alike(base, candidate), candidate, writer.axis)
+        name, own, axis = writer.name, self.names[writer.name], writer.axis
+        if len(self.base.places[name][1].shape) == 2 and axis == 1:
+            return Rows(lambda: self._rows(name, own))
+        base, candidate = common(self.base.read(name), self.candidate.read(own))
+        return Dense(rounded_alike(base, candidate), candidate, axis)
+
+    def _rows(self, name: str, own: str) -> Iterator[Dense]:
+        """Rows of both, as many at a time as make a block."""
+        shapes = self.base.places[name][1].shape, self.candidate.places[own][1].shape
+        step, count = max(1, CHUNK // shapes[0][1]), min(shape[0] for shape in shapes)
+        both = (self.base.rows(name, step, count), self.candidate.rows(own, step, count))
+        for base, candidate in zip(*both, strict=True):
+            yield Dense(rounded_alike(base, candidate), candidate, 1)
 
     def compare(self, writers: tuple[Writer, ...]) -> tuple[int, int, tuple[str, ...]]:
         """Compare every tensor; a head that was untied or a larger vocabulary is told."""
