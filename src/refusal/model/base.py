@@ -5,11 +5,12 @@ on.
 import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Literal, Self
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
@@ -29,7 +30,8 @@ from refusal.model.chat_template import (
 )
 from refusal.model.contexts import check_ids, vocabulary
 from refusal.model.edits import Intervention, all_edits, by_prompt
-from refusal.model.hooks import hooked
+from refusal.model.hooks import Edit, hooked, narrowed
+from refusal.model.last_block import find_by_itself
 from refusal.model.placement import input_device, whole_weights
 from refusal.model.sites import Sites, find_sites
 from refusal.model.sizes import activation_bytes, widest
@@ -65,6 +67,7 @@ class LoadedModel:
         self.batch_size = BatchSize(batch_size or BUSY_ROWS.get(self.device.type, BUSY_ROWS["cpu"]))
         self.packs: bool | None = None
         self.pads: bool | None = None
+        self.by_itself = find_by_itself(hf, self.sites.blocks[-1])
         self.batching: Batching | None = None
         self.arguments = frozenset(inspect.signature(hf.forward).parameters)
         self.forward_tokens = 0
@@ -116,6 +119,22 @@ class LoadedModel:
                 yield self
             finally:
                 self.watched, self.apart = self.watched - n, self.apart - n
+
+    @contextmanager
+    def only_at(self, row: Int[Tensor, " kept"], column: Int[Tensor, " kept"]) -> Iterator[None]:
+        """Have the head see the tokens ``column`` of rows ``row`` alone, each as a row of its own,
+        inside the block, and compute for no others what only the head reads (`last_block.py`).
+        """
+
+        def kept(x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "kept 1 d_model"]:
+            return x[row.to(x.device), column.to(x.device)][:, None]
+
+        head = Edit(self.hf.get_submodule(self.sites.head), "input", kept)
+        with ExitStack() as stack:
+            for name in self.by_itself:
+                stack.enter_context(narrowed(self.hf.get_submodule(name), row, column))
+            stack.enter_context(hooked([head]))
+            yield
 
     def weight_hash(self, samples: int = 4096) -> str:
         """Sha256 over every tensor's name, shape, bit sum and up to ``samples`` evenly spaced

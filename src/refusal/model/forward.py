@@ -28,6 +28,7 @@ from refusal.model.base import LoadedModel
 from refusal.model.batch_size import is_out_of_memory, too_large
 from refusal.model.contexts import check_rows
 from refusal.model.hooks import Edit, hooked
+from refusal.model.row_attention import attending
 from refusal.model.rows import Batch, Planned, groups, packed, padded
 from refusal.model.sizes import narrowest_window
 from refusal.model.token_tree import grow
@@ -84,15 +85,11 @@ def read(
     that differ by copy.
     """
     n_rows = batch.ids.shape[0]
-    head = model.hf.get_submodule(model.sites.head)
     rows = (torch.arange(copies, device=batch.row.device)[:, None] * n_rows + batch.row).flatten()
     last = batch.last.repeat(copies)
     model.forward_tokens += copies * batch.ids.numel()
 
-    def last_only(x: Tensor) -> Tensor:  # before the vocabulary product, its largest tensor by far
-        return x[rows.to(x.device), last.to(x.device)][:, None]
-
-    with torch.inference_mode(), hooked([*edits, Edit(head, "input", last_only)]):
+    with torch.inference_mode(), hooked(edits), model.only_at(rows, last), attending(batch.pieces):
         given = (batch.ids, batch.mask, batch.positions)
         logits = call(model, *(t.repeat(copies, *[1] * (t.dim() - 1)) for t in given))
     return logits.view(copies, len(batch.prompts), -1)
@@ -104,7 +101,6 @@ def read_from(
     """For each prompt ``p`` of a batch, the logits that predict its tokens from ``starts[p]`` (at
     least 1) on.
     """
-    head = model.hf.get_submodule(model.sites.head)
     before = [path[start - 1 : -1] for path, start in zip(batch.paths, starts, strict=True)]
     row = torch.cat(
         [r.expand(len(index)) for r, index in zip(batch.row.cpu(), before, strict=True)]
@@ -112,10 +108,7 @@ def read_from(
     column = torch.cat(before)
     model.forward_tokens += batch.ids.numel()
 
-    def predicting(x: Tensor) -> Tensor:
-        return x[row.to(x.device), column.to(x.device)][:, None]
-
-    with torch.inference_mode(), hooked([Edit(head, "input", predicting)]):
+    with torch.inference_mode(), model.only_at(row, column), attending(batch.pieces):
         logits = call(model, batch.ids, batch.mask, batch.positions)[:, 0]
     return list(logits.split([len(index) for index in before]))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 EditFunction = Callable[[Tensor], Tensor | None]
@@ -74,6 +76,37 @@ def skipped(modules: Iterable[nn.Module], in_tuple: int = 0) -> Iterator[None]:
                 partial(_pass_through_in_tuple, in_tuple) if in_tuple else _pass_through
             )
         yield
+
+
+@contextmanager
+def narrowed(
+    module: nn.Module, row: Int[Tensor, " kept"], column: Int[Tensor, " kept"]
+) -> Iterator[None]:
+    """Have a module that takes one vector a token, and treats each by itself, compute those at
+    tokens ``column`` of rows ``row`` only and give zeros for all others.
+
+    It computes all of them where something inside it is hooked, which would see other rows than it
+    expects.
+    """
+    own, before = module.forward, module.__dict__.get("forward")
+
+    def forward(x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
+        if any(_is_hooked(inner) for inner in module.modules() if inner is not module):
+            every: Tensor = own(x)
+            return every
+        at = row.to(x.device), column.to(x.device)
+        some = own(x[at][:, None])[:, 0]
+        return torch.zeros_like(x).index_put(at, some)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        _restore_forward(module, before)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -6,6 +6,7 @@ token to every row.
 """
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,6 @@ from refusal.model.base import LoadedModel
 from refusal.model.caches import Part, cache_of, close_gaps, join, keep_rows, row_of
 from refusal.model.edits import RowWise
 from refusal.model.forward import call
-from refusal.model.hooks import Edit, hooked
 from refusal.model.sizes import narrowest_window
 
 
@@ -100,7 +100,7 @@ class Starts:
         positions = torch.arange(shared, device=model.device).expand(len(which), -1)
         cache = DynamicCache(config=model.hf.config)
         model.forward_tokens += ids.numel()
-        with hooked([_last_only(model)]):
+        with _last_only(model, ids):
             call(model, ids, torch.ones_like(ids, dtype=torch.bool), positions, cache)
         self._read.update((one, row_of(cache, row)) for row, one in enumerate(which))
 
@@ -128,7 +128,7 @@ def read_tails(
     mask = torch.cat([start, columns >= padding[:, None]], dim=1)
     ids, positions, mask = ids.to(model.device), positions.to(model.device), mask.to(model.device)
     model.forward_tokens += ids.numel()
-    with hooked([_last_only(model)]):
+    with _last_only(model, ids):
         logits = call(model, ids, mask, positions, cache)[:, -1]
     if shared and len({len(tail) for tail in tails}) > 1:  # padding lies behind the start
         close_gaps(cache, mask)
@@ -136,9 +136,10 @@ def read_tails(
     return Standing(logits, mask, positions[:, -1:], cache)
 
 
-def _last_only(model: LoadedModel) -> Edit:
+def _last_only(model: LoadedModel, ids: Int[Tensor, "row token"]) -> AbstractContextManager[None]:
     """The head sees one token a row: the vocabulary product is the largest tensor by far."""
-    return Edit(model.hf.get_submodule(model.sites.head), "input", lambda x: x[:, -1:])
+    rows = torch.arange(len(ids))
+    return model.only_at(rows, torch.full_like(rows, ids.shape[1] - 1))
 
 
 def shared_start(rows: Sequence[Sequence[int]], new_tokens: int, config: PreTrainedConfig) -> int:

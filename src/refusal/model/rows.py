@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refusal.model.base import LoadedModel
+from refusal.model.row_attention import Piece, pieces
 from refusal.model.token_tree import TokenTree
 
 
@@ -18,7 +19,7 @@ class Batch:
     ``mask`` is boolean with one prompt a row (which tokens are real); additive with packed rows.
     ``prompts`` are indices into the list that was laid out, in the order of ``row``, ``last`` and
     ``paths``: the row of a prompt, the index of its last token in the row, and those of all of its
-    tokens (on the CPU).
+    tokens (on the CPU). ``pieces``: how attention may look at the one packed row there is.
     """
 
     ids: Int[Tensor, "row token"]
@@ -28,6 +29,7 @@ class Batch:
     last: Int[Tensor, "prompt"]
     prompts: tuple[int, ...]
     paths: tuple[Int[Tensor, "_"], ...]
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def packed(model: LoadedModel, trees: Sequence[TokenTree]) -> Batch:
     row = torch.tensor([r for r, tree in enumerate(trees) for _ in tree.paths])
     paths = tuple(torch.tensor(path) for tree in trees for path in tree.paths.values())
     tensors = (ids, positions, mask, row, torch.stack([path[-1] for path in paths]))
-    return Batch(*on_device(model, tensors), tuple(i for tree in trees for i in tree.paths), paths)
+    apart = pieces(sees[0]) if len(trees) == 1 and model.device.type == "cpu" else ()
+    prompts = tuple(i for tree in trees for i in tree.paths)
+    return Batch(*on_device(model, tensors), prompts, paths, apart)
 
 
 def on_device(
