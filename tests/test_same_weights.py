@@ -56,6 +56,30 @@ def test_a_direction_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert again.seen == {"a"}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_rounding_took_from_a_direction_is_given_back(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """An ablation with a row of length 1 - e would leave 2 e of what it is to take out."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(512, 2, generator=draw, dtype=torch.float64))[0].T
+    kept = {"direction": rows[0], "basis": rows, "by_layer": torch.stack([rows[1], 0 * rows[0]])}
+    off = 1.0 if dtype == torch.bfloat16 else 1.0002  # its own rounding is as far
+    rounded = {name: (off * x).to(dtype) for name, x in kept.items()}
+    meta = {**GOOD, "row_places": "[[-1, 1], [-1, 2]]"}
+    write_tensors(tmp_path / "d.safetensors", rounded, meta)
+    found = Direction.load(tmp_path / "d.safetensors")
+    assert found.basis is not None
+    assert found.by_layer is not None
+    basis, vector = found.basis.double(), found.vector.double()
+    torch.testing.assert_close(basis @ basis.T, torch.eye(2).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        found.by_layer.double().norm(dim=1), torch.tensor([1.0, 0.0]).double()
+    )
+    assert torch.equal(vector, basis[0])
+    assert float(vector @ rows[0]) > 1 - 1e-4
+
+
 @pytest.mark.parametrize(
     ("vector", "message"),
     [
@@ -99,12 +123,13 @@ def test_what_it_says_of_itself_is_checked(
         Direction.load(written(tmp_path, changes=changes))
 
 
-def test_rounding_to_bfloat16_is_no_fault(tmp_path: Path) -> None:
+def test_rounding_to_bfloat16_is_no_fault_and_is_mended(tmp_path: Path) -> None:
     unit = torch.nn.functional.normalize(
         torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0
     )
     found = Direction.load(written(tmp_path, unit.bfloat16())).vector
-    assert torch.equal(found, unit.bfloat16().float())
+    rounded = unit.bfloat16().double()
+    torch.testing.assert_close(found.double(), rounded / rounded.norm(), atol=1e-7, rtol=0)
 
 
 # --- the hash of files

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from refusal.core.direction import Direction
 from refusal.core.errors import DirectionError, UnsupportedModelError
-from refusal.core.valid import UNIT, check_width
+from refusal.core.valid import EXACT, check_width
 from refusal.interventions.ablate_add import Ablate
 from refusal.interventions.stream import Place, part_of
 from refusal.model.sites import Sites
@@ -113,15 +113,16 @@ def check_direction(what: Direction | Ablate, name: str, d_model: int) -> None:
             "to this name."
         )
     check_width(direction.vector, d_model)
-    length = float(direction.vector.float().norm())
-    if not abs(length - 1) < UNIT:
+    length = float(direction.vector.double().norm())
+    if not abs(length - 1) < EXACT:
         raise DirectionError(
-            f"The direction has length {length:.3g}, not 1. Divide it by its norm."
+            f"The direction has length {length:.7g}, not 1: an edit would leave some of it. Divide "
+            "it by its norm, in float32."
         )
     rows = direction.rows.double()
     gram = rows @ rows.T
     gram.fill_diagonal_(0.0)
-    if not float(gram.abs().max()) < UNIT:
+    if not float(gram.abs().max()) < EXACT:
         raise DirectionError(
             "The rows of the direction's subspace are not orthonormal. Make it with "
             "refusal.core.subspace.spanned."
