@@ -221,6 +221,15 @@ def test_a_resized_vocabulary_is_told_and_compared_as_far_as_it_goes(llama: Tiny
     assert len(both.edited) == 6
 
 
+def test_what_the_base_lacks_is_a_change(llama: Tiny) -> None:
+    def steered(tensors: Any, places: Any) -> Tensors:
+        return {**tensors, "model.layers.1.steering.bias": torch.ones(llama.width)}
+
+    record = examine(llama, steered).record
+    assert (record.verdict, record.tensors_changed) == ("changed, not by projection", 1)
+    assert record.notes == ("Only the candidate has model.layers.1.steering.bias.",)
+
+
 def test_a_base_that_is_edited_itself_is_told(llama: Tiny) -> None:
     edited = llama.candidate(projection(llama.u, everywhere(1.0)), "edited")
     record = compare_weights(str(llama.folder), str(edited)).record

@@ -1,7 +1,7 @@
 """A candidate beside its base: which tensor is which, and what is changed, one tensor at a time."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,7 +156,9 @@ class Folders(Changes):
             yield Dense(rounded_alike(base, candidate), candidate, 1)
 
     def compare(self, writers: tuple[Writer, ...]) -> tuple[int, int, tuple[str, ...]]:
-        """Compare every tensor; a head that was untied or a larger vocabulary is told."""
+        """Compare every tensor; a head that was untied or a larger vocabulary is told, and what the
+        base lacks (a bias, say) is a change.
+        """
         back = {own: name for name, own in self.names.items()}
         ours, theirs = self.base.places, self.candidate.places
         changed, notes = 0, []
@@ -167,12 +169,19 @@ class Folders(Changes):
                 notes.append(f"{name} is {entry.shape}, in the base {ours[name][1].shape}.")
             elif name in ours:
                 changed += not self._same(name, own)
-        for files, others, whose in ((theirs, ours, "candidate"), (ours, theirs, "base")):
-            only = [n for n in files if n not in others and n not in back and n not in self.names]
-            if only:
-                more = f" and {len(only) - 1} more" if len(only) > 1 else ""
-                notes.append(f"Only the {whose} has {only[0]}{more}{_tied(only, files)}.")
+        new, gone = self._only(theirs, ours, back), self._only(ours, theirs, back)
+        for names, whose in ((new, "candidate"), (gone, "base")):
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                notes.append(f"Only the {whose} has {names[0]}{more}{_tied(names)}.")
+        if not gone and not _tied(new):  # else they may be the base's under other names
+            changed += len(new)
         return len(theirs), changed, tuple(notes)
+
+    def _only(
+        self, files: Collection[str], others: Collection[str], back: Collection[str]
+    ) -> list[str]:
+        return [n for n in files if n not in others and n not in back and n not in self.names]
 
     def _same(self, name: str, own: str) -> bool:
         one, other = self.base.places[name][1], self.candidate.places[own][1]
@@ -263,7 +272,7 @@ def _check_shape(writer: Writer, one: Entry, other: Entry) -> None:
         )
 
 
-def _tied(names: list[str], files: Mapping[str, object]) -> str:
+def _tied(names: list[str]) -> str:
     """What a lone head means."""
     heads = [name for name in names if name.endswith(("lm_head.weight", "embed_out.weight"))]
     return (
