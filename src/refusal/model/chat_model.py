@@ -57,6 +57,7 @@ class ChatModel(LoadedModel):
         batch_size: most rows at once when generating, chosen and halved in the same way.
         packs: whether prompts may share a row of tokens; measured at first use.
         pads: whether rows may be padded when reading; measured at first use.
+        by_itself: modules of the last block that need not see every token (`last_block.py`).
         batching: how rows are put together when generating; measured at first use
             (``generation.batching``).
         arguments: names of the arguments that the model's ``forward`` takes.
