@@ -65,7 +65,13 @@ def kl_from(
     p: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]
 ) -> Float[Tensor, "prompt"]:
     """``kl_divergence`` with the base's probabilities already at hand, float64."""
-    q = softmax64(other)
+    return kl_between(p, softmax64(other))
+
+
+def kl_between(
+    p: Float[Tensor, "prompt vocab"], q: Float[Tensor, "prompt vocab"]
+) -> Float[Tensor, "prompt"]:
+    """``kl_divergence`` with both probabilities already at hand, float64."""
     return (p * ((p + KL_EPSILON) / (q + KL_EPSILON)).log()).sum(-1)
 
 

@@ -22,7 +22,7 @@ from refusal.core.progress import task
 from refusal.core.records import Completion, Metric
 from refusal.core.stats import Estimate, mean, ratio, ratio_change
 from refusal.core.turns import Question, asked
-from refusal.directions.refusal_metric import kl_from, softmax64
+from refusal.directions.refusal_metric import kl_between, softmax64
 from refusal.evaluations.refusal.rates import metric, random_together
 from refusal.interventions.conditions import BASELINE
 from refusal.interventions.stream import StreamEdit
@@ -271,5 +271,5 @@ def text_drift(
         nats += (
             (-p.gather(1, target.to(p.device)[:, None]).clamp_min(1e-300).log()).flatten().tolist()
         )
-        kl += [0.0] * len(target) if logits is base else kl_from(softmax64(theirs), mine).tolist()
+        kl += [0.0] * len(target) if logits is base else kl_between(softmax64(theirs), p).tolist()
     return Drift(text.id, tuple(round(x, 6) for x in nats), tuple(round(x, 6) for x in kl))
