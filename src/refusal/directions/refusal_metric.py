@@ -6,13 +6,16 @@ The epsilons are those of the method: they bound the metric to about +-18.42.
 import math
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from refusal.core.errors import ConfigError
+from refusal.model.batch_size import FORCED_CHUNK
 
 METRIC_EPSILON = 1e-8
 KL_EPSILON = 1e-6
+CACHED = 1 << 19  # numbers in float64 that stay in a processor's cache (docs/performance.md)
 
 # Of the refusal metric: it is largest in size where p is 0 or 1.
 METRIC_BOUND = math.log1p(METRIC_EPSILON) - math.log(METRIC_EPSILON)
@@ -45,9 +48,20 @@ def refusal_metric(
         raise ConfigError(
             f"Refusal tokens {chosen[:8]} are not in the vocabulary of {size}. Give ids below that."
         )
+    return torch.cat([_log_odds(few, chosen) for few in logits.split(rows_at_once(logits))])
+
+
+def _log_odds(logits: Float[Tensor, "prompt vocab"], chosen: list[int]) -> Float[Tensor, "prompt"]:
     wide = _float64(logits)
     probability = (wide[:, chosen] - wide.logsumexp(-1, keepdim=True)).exp().sum(-1)
     return (probability + METRIC_EPSILON).log() - (1 - probability + METRIC_EPSILON).log()
+
+
+def rows_at_once(logits: Float[Tensor, "row vocab"]) -> int:
+    """How many rows are looked at together in float64: on a processor as many as stay in its cache,
+    six times as fast as all of them; elsewhere as many as there is memory for.
+    """
+    return max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else FORCED_CHUNK
 
 
 def kl_divergence(
@@ -58,14 +72,16 @@ def kl_divergence(
     The epsilon makes it a hair less than the true divergence, so single values may be slightly
     negative.
     """
-    return kl_from(softmax64(base), other)
+    parts = [part.split(rows_at_once(base)) for part in (base, other)]
+    return torch.cat([kl_from(softmax64(p), q) for p, q in zip(*parts, strict=True)])
 
 
 def kl_from(
     p: Float[Tensor, "prompt vocab"], other: Float[Tensor, "prompt vocab"]
 ) -> Float[Tensor, "prompt"]:
     """``kl_divergence`` with the base's probabilities already at hand, float64."""
-    return kl_between(p, softmax64(other))
+    parts = [part.split(rows_at_once(other)) for part in (p, other)]
+    return torch.cat([kl_between(p, softmax64(q)) for p, q in zip(*parts, strict=True)])
 
 
 def kl_between(

@@ -13,7 +13,7 @@ from torch import Tensor
 from refusal.core import parallel
 from refusal.core.errors import LeakageError
 from refusal.core.records import Prompt
-from refusal.directions.refusal_metric import kl_floor, kl_from, softmax64
+from refusal.directions.refusal_metric import kl_floor, kl_from, rows_at_once, softmax64
 from refusal.model.chat_model import ChatModel
 from refusal.model.edits import Intervention
 from refusal.model.forward import read, run_batches
@@ -139,7 +139,10 @@ def log_odds(
     The refusal metric without its epsilons: that one ends at 18.4, and a search would not see an
     attack that takes away half of what is far beyond.
     """
-    wide = logits.cpu().double()
-    others = torch.ones(wide.shape[-1], dtype=torch.bool)
-    others[list(tokens)] = False
-    return wide[:, list(tokens)].logsumexp(-1) - wide[:, others].logsumexp(-1)
+    chosen, others = list(tokens), torch.ones(logits.shape[-1], dtype=torch.bool)
+    others[chosen] = False
+    found = []
+    for few in logits.cpu().split(rows_at_once(logits)):
+        wide = few.double()
+        found.append(wide[:, chosen].logsumexp(-1) - wide[:, others].logsumexp(-1))
+    return torch.cat(found)

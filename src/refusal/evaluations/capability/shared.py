@@ -31,7 +31,7 @@ from refusal.model.batch_size import MOST_SCORED, keeping_memory
 from refusal.model.chat_model import ChatModel
 from refusal.model.forward import call, share_batches
 from refusal.model.generation import generate_rows
-from refusal.model.hooks import Edit, hooked
+from refusal.model.row_attention import attending
 from refusal.model.rows import Batch
 
 log = logging.getLogger(__name__)
@@ -223,12 +223,7 @@ def _score(model: ChatModel, batch: Batch, scored: Sequence[Sequence[int]]) -> l
     rows = batch.row.cpu().repeat_interleave(torch.tensor(lengths))
     tokens = torch.cat([path[-n:] for path, n in zip(batch.paths, lengths, strict=True)])
     model.forward_tokens += batch.ids.numel()
-
-    def predicting(x: Tensor) -> Tensor:  # before the vocabulary product, its largest tensor by far
-        return x[rows.to(x.device), tokens.to(x.device)][:, None]
-
-    head = model.hf.get_submodule(model.sites.head)
-    with torch.inference_mode(), hooked([Edit(head, "input", predicting)]):
+    with torch.inference_mode(), model.only_at(rows, tokens), attending(batch.pieces):
         logits = call(model, batch.ids, batch.mask, batch.positions)[:, 0]
     parts = zip(batch.prompts, logits.split(lengths), strict=True)
     return [_answer(part, scored[i]) for i, part in parts]

@@ -22,11 +22,11 @@ from refusal.core.progress import task
 from refusal.core.records import Completion, Metric
 from refusal.core.stats import Estimate, mean, ratio, ratio_change
 from refusal.core.turns import Question, asked
-from refusal.directions.refusal_metric import kl_between, softmax64
+from refusal.directions.refusal_metric import kl_between, rows_at_once, softmax64
 from refusal.evaluations.refusal.rates import metric, random_together
 from refusal.interventions.conditions import BASELINE
 from refusal.interventions.stream import StreamEdit
-from refusal.model.batch_size import FORCED_CHUNK, FORCED_TOKENS
+from refusal.model.batch_size import FORCED_TOKENS
 from refusal.model.chat_model import ChatModel
 from refusal.model.edits import Intervention
 from refusal.model.endings import thought_opened
@@ -265,7 +265,7 @@ def text_drift(
     targets = torch.tensor(text.ids[text.start :])
     nats: list[float] = []
     kl: list[float] = []
-    chunks = (part.split(FORCED_CHUNK) for part in (logits, base, targets))
+    chunks = (part.split(rows_at_once(logits)) for part in (logits, base, targets))
     for mine, theirs, target in zip(*chunks, strict=True):
         p = softmax64(mine)
         nats += (
