@@ -1,6 +1,10 @@
 """The house keeps its shape: what import-linter does not look at."""
 
 import ast
+import json
+import subprocess
+import sys
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +106,23 @@ def test_a_benchmark_without_a_number_of_items_is_counted_in_its_data() -> None:
     }
     assert kinds == {Score, Write}
     assert Ask not in kinds
+
+
+def test_every_name_is_defined() -> None:
+    """ruff's F821 and mypy's name-defined are off for jaxtyping's shapes, which are strings: so here
+    all that is said of anything but strings counts.
+    """
+    asked = ["check", "--isolated", "--select", "F821", "--output-format", "json", "."]
+    said = subprocess.run([sys.executable, "-m", "ruff", *asked], capture_output=True, cwd=ROOT)
+    strings: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
+    undefined = []
+    for one in json.loads(said.stdout):
+        name, at = one["filename"], (one["location"]["row"], one["location"]["column"] - 1)
+        if name not in strings:
+            with Path(name).open("rb") as file:
+                tokens = tokenize.tokenize(file.readline)
+                strings[name] = [(t.start, t.end) for t in tokens if t.type == tokenize.STRING]
+        if not any(start <= at < end for start, end in strings[name]):
+            undefined.append(f"{name}:{at[0]}: {one['message']}")
+    assert strings  # shapes are found, so something was looked at
+    assert undefined == []

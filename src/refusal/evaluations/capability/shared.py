@@ -31,6 +31,7 @@ from refusal.model.batch_size import MOST_SCORED, keeping_memory
 from refusal.model.chat_model import ChatModel
 from refusal.model.forward import call, share_batches
 from refusal.model.generation import generate_rows
+from refusal.model.hooks import Edit, hooked
 from refusal.model.row_attention import attending
 from refusal.model.rows import Batch
 
