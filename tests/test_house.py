@@ -112,7 +112,16 @@ def test_every_name_is_defined() -> None:
     """ruff's F821 and mypy's name-defined are off for jaxtyping's shapes, which are strings: so here
     all that is said of anything but strings counts.
     """
-    asked = ["check", "--isolated", "--select", "F821", "--output-format", "json", "."]
+    asked = [
+        "check",
+        "--isolated",
+        "--no-cache",
+        "--select",
+        "F821",
+        "--output-format",
+        "json",
+        ".",
+    ]
     said = subprocess.run([sys.executable, "-m", "ruff", *asked], capture_output=True, cwd=ROOT)
     strings: dict[str, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
     undefined = []

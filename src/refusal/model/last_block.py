@@ -6,7 +6,7 @@ says what that saves). Which modules these are is measured: those that make of o
 make of it among others.
 """
 
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,40 +26,48 @@ def find_by_itself(model: PreTrainedModel, block: str) -> tuple[str, ...]:
     that depends on no other token.
     """
     parent = model.get_submodule(block)
-    weights = sum(p.numel() for p in parent.parameters())
-    large = {
-        name: child
-        for name, child in parent.named_children()
-        if sum(p.numel() for p in child.parameters()) >= SHARE * weights
-    }
-    given: dict[str, list[Any]] = {name: [] for name in large}
-    back: dict[str, list[Any]] = {name: [] for name in large}
-    watch: list[Call | Edit] = []
-    for name, child in large.items():
-        watch.append(Call(child, partial(_note, given[name])))
-        watch.append(Edit(child, "result", back[name].append))
+    least = SHARE * _weights(parent)
+    calls = [_Calls(n, child) for n, child in parent.named_children() if _weights(child) >= least]
+    watch = [hook for one in calls for hook in one.hooks]
     with torch.inference_mode():
         with hooked(watch):
             model(input_ids=probe_ids(model), use_cache=False)
-        return tuple(
-            f"{block}.{name}"
-            for name, child in large.items()
-            if len(given[name]) == 1 and _treats_tokens_apart(child, given[name][0], back[name][0])
-        )
+        return tuple(f"{block}.{one.name}" for one in calls if one.treats_tokens_apart())
 
 
-def _note(calls: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    calls.append((args, kwargs))
+def _weights(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
-def _treats_tokens_apart(child: nn.Module, given: Any, back: Any) -> bool:
-    """Whether the last token alone comes out as it did among the others."""
-    args, kwargs = given
-    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not isinstance(back, Tensor):
-        return False
-    x = args[0]
-    if x.dim() != 3 or not x.is_floating_point() or back.shape != x.shape:
-        return False
-    alone, among = child(x[:, -1:]).float(), back[:, -1:].float()
-    gap = (alone - among).norm() / among.norm().clamp_min(1e-12)
-    return bool(gap <= SAME.get(x.dtype, HALF))
+@dataclass
+class _Calls:
+    """What a child was called with and gave back, each time."""
+
+    name: str
+    child: nn.Module
+    given: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    back: list[Any] = field(default_factory=list)
+
+    @property
+    def hooks(self) -> tuple[Call, Edit]:
+        """What notes them."""
+        return Call(self.child, self._note), Edit(self.child, "result", self.back.append)
+
+    def _note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.given.append((args, kwargs))
+
+    def treats_tokens_apart(self) -> bool:
+        """Whether it was called once, with one vector a token and nothing else, and the last token
+        alone comes out as it did among the others.
+        """
+        if len(self.given) != 1:
+            return False
+        (args, kwargs), back = self.given[0], self.back[0]
+        x = args[0] if len(args) == 1 and not kwargs else None
+        if not isinstance(x, Tensor) or not isinstance(back, Tensor) or back.shape != x.shape:
+            return False
+        if x.dim() != 3 or not x.is_floating_point():
+            return False
+        alone, among = self.child(x[:, -1:]).float(), back[:, -1:].float()
+        gap = (alone - among).norm() / among.norm().clamp_min(1e-12)
+        return bool(gap <= SAME.get(x.dtype, HALF))

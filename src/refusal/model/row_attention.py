@@ -39,13 +39,12 @@ def pieces(sees: Bool[Tensor, "token token"], size: int = PIECE) -> tuple[Piece,
     """The pieces of a row whose token ``i`` sees token ``j`` where ``sees[i, j]``; none where they
     would save nothing.
     """
-    n = len(sees)
-    found = tuple(
-        Piece(start, min(start + size, n), sees[start : start + size].any(dim=0).nonzero()[:, 0])
-        for start in range(0, n, size)
-    )
+    n, found = len(sees), []
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        found.append(Piece(start, stop, sees[start:stop].any(dim=0).nonzero()[:, 0]))
     looked = sum((piece.stop - piece.start) * len(piece.keys) for piece in found)
-    return found if 2 * looked < n * n else ()
+    return tuple(found) if 2 * looked < n * n else ()
 
 
 @contextmanager
