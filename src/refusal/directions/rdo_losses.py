@@ -20,8 +20,7 @@ from refusal.core.direction import Direction
 from refusal.interventions.ablate_add import Ablate, Add
 from refusal.interventions.stream import StreamEdit, wide
 from refusal.model.base import LoadedModel
-from refusal.model.forward import call, plan, read_from
-from refusal.model.hooks import Edit, hooked
+from refusal.model.forward import logits_at, plan, read_from
 from refusal.model.rows import Batch
 
 Term = Literal["answer", "refuse", "retain"]
@@ -118,19 +117,8 @@ def differentiable(
     model: LoadedModel, batch: Batch, starts: Sequence[int]
 ) -> list[Float[Tensor, "token vocab"]]:
     """What ``read_from`` gives, with the graph that leads to an intervention's vectors."""
-    head = model.hf.get_submodule(model.sites.head)
-    before = [path[start - 1 : -1] for path, start in zip(batch.paths, starts, strict=True)]
-    pairs = zip(batch.row.cpu(), before, strict=True)
-    row = torch.cat([r.expand(len(index)) for r, index in pairs])
-    column = torch.cat(before)
-    model.forward_tokens += batch.ids.numel()
-
-    def predicting(x: Tensor) -> Tensor:
-        return x[row.to(x.device), column.to(x.device)][:, None]
-
-    with hooked([Edit(head, "input", predicting)]):
-        logits = call(model, batch.ids, batch.mask, batch.positions)[:, 0]
-    return list(logits.split([len(index) for index in before]))
+    pairs = zip(batch.paths, starts, strict=True)
+    return logits_at(model, batch, [path[start - 1 : -1] for path, start in pairs])
 
 
 @contextmanager

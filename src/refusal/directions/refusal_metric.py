@@ -73,7 +73,7 @@ def kl_divergence(
     negative.
     """
     parts = [part.split(rows_at_once(base)) for part in (base, other)]
-    return torch.cat([kl_from(softmax64(p), q) for p, q in zip(*parts, strict=True)])
+    return torch.cat([kl_between(softmax64(p), softmax64(q)) for p, q in zip(*parts, strict=True)])
 
 
 def kl_from(

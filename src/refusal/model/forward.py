@@ -101,16 +101,21 @@ def read_from(
     """For each prompt ``p`` of a batch, the logits that predict its tokens from ``starts[p]`` (at
     least 1) on.
     """
-    before = [path[start - 1 : -1] for path, start in zip(batch.paths, starts, strict=True)]
-    row = torch.cat(
-        [r.expand(len(index)) for r, index in zip(batch.row.cpu(), before, strict=True)]
-    )
-    column = torch.cat(before)
-    model.forward_tokens += batch.ids.numel()
+    pairs = zip(batch.paths, starts, strict=True)
+    with torch.inference_mode():
+        return logits_at(model, batch, [path[start - 1 : -1] for path, start in pairs])
 
-    with torch.inference_mode(), model.only_at(row, column), attending(batch.pieces):
+
+def logits_at(
+    model: LoadedModel, batch: Batch, tokens: Sequence[Int[Tensor, "_"]]
+) -> list[Float[Tensor, "token vocab"]]:
+    """For each prompt of a batch, the logits at some of its tokens, given as indices in its row."""
+    counts = [len(some) for some in tokens]
+    row = batch.row.cpu().repeat_interleave(torch.tensor(counts))
+    model.forward_tokens += batch.ids.numel()
+    with model.only_at(row, torch.cat(list(tokens))), attending(batch.pieces):
         logits = call(model, batch.ids, batch.mask, batch.positions)[:, 0]
-    return list(logits.split([len(index) for index in before]))
+    return list(logits.split(counts))
 
 
 def call(

@@ -15,10 +15,9 @@ from transformers import PreTrainedModel
 
 from refusal.model.hooks import Call, Edit, hooked
 from refusal.model.probe import probe_ids
+from refusal.model.writers import tolerance_of
 
 SHARE = 0.25  # of the block's parameters, that a module must have to be worth it
-SAME = {torch.float32: 1e-4, torch.float64: 1e-4}  # relative; half precisions: HALF
-HALF = 2e-2
 
 
 def find_by_itself(model: PreTrainedModel, block: str) -> tuple[str, ...]:
@@ -70,4 +69,4 @@ class _Calls:
             return False
         alone, among = self.child(x[:, -1:]).float(), back[:, -1:].float()
         gap = (alone - among).norm() / among.norm().clamp_min(1e-12)
-        return bool(gap <= SAME.get(x.dtype, HALF))
+        return bool(gap <= tolerance_of(x.dtype))

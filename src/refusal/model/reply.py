@@ -61,14 +61,10 @@ def along(model: LoadedModel, ids: Sequence[int], direction: Direction) -> Float
     def keep(x: Tensor) -> None:
         found.append((x.float() @ unit.to(x.device)).reshape(-1).cpu())
 
-    def last_only(x: Tensor) -> Tensor:
-        return x[:, -1:]
-
-    head = model.hf.get_submodule(model.sites.head)
     reads = model.hf.get_submodule(model.sites.reading(direction.layer))
     tokens = torch.tensor([list(ids)], device=model.device)
     positions = torch.arange(len(ids), device=model.device)[None]
-    edits = [Edit(reads, "input", keep), Edit(head, "input", last_only)]
-    with torch.inference_mode(), hooked(edits):
+    last = model.only_at(torch.tensor([0]), torch.tensor([len(ids) - 1]))
+    with torch.inference_mode(), hooked([Edit(reads, "input", keep)]), last:
         call(model, tokens, torch.ones_like(tokens, dtype=torch.bool), positions)
     return found[-1]

@@ -4,7 +4,9 @@ The tokens of a packed row see their ancestors only, so nearly all of the row's 
 masked out and was computed for nothing: on a processor a tenth of a pass. Here a piece of
 neighbouring tokens looks at the keys that any of its tokens sees, which are its own and what its
 prompts begin with. The mask is the model's own, cut to the piece, so only sums are taken in another
-order. It applies to models whose attention is transformers' ``sdpa``, on a processor.
+order. It applies to models whose attention is transformers' ``sdpa``, on a processor: in
+transformers' table of attention functions this one takes that one's place at first use, and does
+what it did for all other calls.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -87,9 +87,9 @@ def packed(model: LoadedModel, trees: Sequence[TokenTree]) -> Batch:
     row = torch.tensor([r for r, tree in enumerate(trees) for _ in tree.paths])
     paths = tuple(torch.tensor(path) for tree in trees for path in tree.paths.values())
     tensors = (ids, positions, mask, row, torch.stack([path[-1] for path in paths]))
-    apart = pieces(sees[0]) if len(trees) == 1 and model.device.type == "cpu" else ()
+    looks = pieces(sees[0]) if len(trees) == 1 and model.device.type == "cpu" else ()
     prompts = tuple(i for tree in trees for i in tree.paths)
-    return Batch(*on_device(model, tensors), prompts, paths, apart)
+    return Batch(*on_device(model, tensors), prompts, paths, looks)
 
 
 def on_device(

@@ -29,10 +29,9 @@ from transformers import PreTrainedModel
 
 from refusal.model.batch_size import MOST_SCORED, keeping_memory
 from refusal.model.chat_model import ChatModel
-from refusal.model.forward import call, share_batches
+from refusal.model.forward import logits_at, share_batches
 from refusal.model.generation import generate_rows
 from refusal.model.hooks import Edit, hooked
-from refusal.model.row_attention import attending
 from refusal.model.rows import Batch
 
 log = logging.getLogger(__name__)
@@ -221,12 +220,10 @@ def _ties_kept(hf: PreTrainedModel) -> Iterator[None]:
 def _score(model: ChatModel, batch: Batch, scored: Sequence[Sequence[int]]) -> list[Answer]:
     """Log-likelihood of the tokens that each prompt's last ones predict; softmax in float32."""
     lengths = [len(scored[i]) for i in batch.prompts]
-    rows = batch.row.cpu().repeat_interleave(torch.tensor(lengths))
-    tokens = torch.cat([path[-n:] for path, n in zip(batch.paths, lengths, strict=True)])
-    model.forward_tokens += batch.ids.numel()
-    with torch.inference_mode(), model.only_at(rows, tokens), attending(batch.pieces):
-        logits = call(model, batch.ids, batch.mask, batch.positions)[:, 0]
-    parts = zip(batch.prompts, logits.split(lengths), strict=True)
+    tokens = [path[-n:] for path, n in zip(batch.paths, lengths, strict=True)]
+    with torch.inference_mode():
+        logits = logits_at(model, batch, tokens)
+    parts = zip(batch.prompts, logits, strict=True)
     return [_answer(part, scored[i]) for i, part in parts]
 
 
