@@ -22,7 +22,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not embedded'
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m '$(SELECT)'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m '$(SELECT)' --durations=25
 
 # -E: everything is read anew, since warnings about pages that did not change would not be given again.
 # Not `python -m sphinx`: the command line's page would take its usage lines from that name.
